@@ -1,0 +1,95 @@
+"""What tests share: real data where it is, and small volumes on disk."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from vnet_fast import command_line
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder of real volumes beside the project."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"the real volumes are not there ({SHARED_DATA})")
+    return SHARED_DATA
+
+
+def make_image(array, spacing=(1, 1, 1), origin=(0, 0, 0), direction=(1, 0, 0, 0, 1, 0, 0, 0, 1)):
+    """A SimpleITK image of a (z, y, x) array."""
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing([float(s) for s in spacing])
+    image.SetOrigin([float(o) for o in origin])
+    image.SetDirection([float(d) for d in direction])
+    return image
+
+
+def write_case(folder, name, seed=0, size=(20, 18, 16), spacing=(1.2, 1.1, 2.0), suffix=".mhd", labels=1):
+    """Writes a bright ball in noise, X and X_segmentation, and returns their paths."""
+    generator = np.random.default_rng(seed)
+    z, y, x = np.ogrid[: size[2], : size[1], : size[0]]
+    centre = np.array(size) / 2 + generator.uniform(-1, 1, 3)
+    distance = np.sqrt(((x - centre[0]) / 6) ** 2 + ((y - centre[1]) / 6) ** 2 + ((z - centre[2]) / 4) ** 2)
+    mask = (distance < 1).astype(np.uint8)
+    if labels == 2:
+        mask[(mask > 0) & (np.broadcast_to(x, mask.shape) > centre[0])] = 2
+    image = (100 + 80 * (mask > 0) + generator.normal(0, 10, mask.shape)).astype(np.int16)
+    paths = folder / f"{name}{suffix}", folder / f"{name}_segmentation{suffix}"
+    for array, path in zip((image, mask), paths, strict=True):
+        sitk.WriteImage(make_image(array, spacing), str(path), useCompression=True)
+    return paths
+
+
+@pytest.fixture
+def cases(tmp_path):
+    """A folder of six small cases in PROMISE12's layout."""
+    folder = tmp_path / "cases"
+    folder.mkdir()
+    for index in range(6):
+        write_case(folder, f"Case{index:02d}", seed=index)
+    return folder
+
+
+@pytest.fixture
+def run_verb(capsys):
+    """Runs a verb's command line in this process: returns (exit code, stdout, stderr)."""
+
+    def run(verb, *arguments):
+        module = verb.__name__
+        with pytest.raises(SystemExit) as stopped:
+            command_line.run(
+                verb.main, command_line.parser_of(verb.Config, module), [str(argument) for argument in arguments]
+            )
+        captured = capsys.readouterr()
+        return stopped.value.code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    """Tests never write to the user's cache of prepared volumes."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture(autouse=True)
+def _restored_signals():
+    """Training in this process handles SIGINT and SIGTERM; the next test starts without."""
+    import signal
+
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    yield
+    for number, handler in before:
+        signal.signal(number, handler)

@@ -1,0 +1,15 @@
+"""V-Net for volumetric segmentation."""
+
+from pathlib import Path
+
+__version__ = "0.1.0"
+
+# in a checkout the kernels lie beside this package, in kernels/; in an installed package inside it
+_root = Path(__file__).resolve().parent.parent
+if (_root / "pyproject.toml").is_file():
+    __path__.append(str(_root))
+
+from vnet_fast.losses import DiceLoss, WeightedCrossEntropy  # noqa: E402
+from vnet_fast.model import VNet  # noqa: E402
+
+__all__ = ["DiceLoss", "VNet", "WeightedCrossEntropy", "__version__"]

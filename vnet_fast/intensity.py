@@ -1,0 +1,66 @@
+"""Intensities of a volume: normalised, and as ranks with a table of their distribution."""
+
+import numpy as np
+
+LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.5
+# uint16: rank 0 is the darkest level, which the outside of the image has too
+RANK_LEVELS = 1 << 16
+
+
+def normalise(values):
+    """Zero mean and unit variance over the foreground, clipped at its percentiles.
+
+    The foreground are the voxels brighter than the darkest one, so that a constant surround, as
+    scanners and skull stripping leave it, does not count.
+
+    Args:
+        values: array of any shape, NaN outside of the image.
+
+    Returns:
+        float32 array of the same shape; the outside has the darkest value.
+
+    Raises:
+        ValueError: if all voxels have the same value.
+    """
+    values = np.asarray(values, dtype=np.float32)
+    inside = values[~np.isnan(values)]
+    foreground = inside[inside > inside.min()] if inside.size else inside
+    if foreground.size == 0:
+        raise ValueError("all voxels have the same value")
+    low, high = np.percentile(foreground, [LOW_PERCENTILE, HIGH_PERCENTILE])
+    foreground = np.clip(foreground, low, high).astype(np.float64)
+    # a single bright value beside the surround leaves no variance to divide by
+    deviation = foreground.std() or 1.0
+    clipped = np.clip(np.nan_to_num(values, nan=low), low, high)
+    return ((clipped - foreground.mean()) / deviation).astype(np.float32)
+
+
+def to_ranks(values):
+    """The rank of each voxel among those brighter than the darkest, and the table that turns ranks
+    back to values. Looked up in another volume's table, ranks give the volume with the other's
+    histogram.
+
+    Args:
+        values: finite array of any shape.
+
+    Returns:
+        ranks: uint16 of the same shape; 0 for the darkest value; equal values have the rank of the
+            middle of their group.
+        table: float32 (65536,), not decreasing.
+    """
+    darkest = values.min()
+    bright = values > darkest
+    table = np.full(RANK_LEVELS, darkest, dtype=np.float32)
+    ranks = np.zeros(values.shape, dtype=np.uint16)
+    if not bright.any():
+        return ranks, table
+    levels, group, count = np.unique(values[bright], return_inverse=True, return_counts=True)
+    share = (np.cumsum(count) - count / 2) / count.sum()
+    ranks[bright] = (1 + np.rint(share * (RANK_LEVELS - 2))).astype(np.uint16)[group.ravel()]
+    table[1:] = np.interp(np.arange(RANK_LEVELS - 1) / (RANK_LEVELS - 2), share, levels)
+    return ranks, table
+
+
+def from_ranks(ranks, table):
+    """The values of ranks: float32 of their shape."""
+    return table[ranks]

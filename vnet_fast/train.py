@@ -1,0 +1,507 @@
+"""Trains a V-Net on a folder of volumes with masks, or on phantoms."""
+
+import csv
+import json
+import math
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from vnet_fast import augment, checkpoint, command_line, dataset, figures
+from vnet_fast.cache import Cache
+from vnet_fast.command_line import natural_float, natural_int, option, positive_float, positive_int
+from vnet_fast.errors import InputError
+from vnet_fast.losses import DiceLoss, WeightedCrossEntropy
+from vnet_fast.metrics import dice_per_class
+from vnet_fast.model import SIZE_MULTIPLE, TOPOLOGIES, VNet
+from vnet_fast.phantom import phantoms
+from vnet_fast.step import Step, TrainingData, choose_device, choose_precision, predict_probabilities
+from vnet_fast.versions import versions
+
+PHANTOMS = 40
+VALIDATIONS = 10
+# how many iterations' losses are read back at once: a look at every one would wait for the GPU
+READ_BACK = 10
+LOG_FIELDS = ("iteration", "loss", "learning_rate", "validation_dice", "volumes_per_second")
+# what a resumed run may change; all else would make it another run
+FREE_ON_RESUME = {"iterations", "val_every", "save_every", "device", "amp", "data", "labels", "cache"}
+RESUME_HINT = "Resume with: python -m vnet_fast.train --resume"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Trains a V-Net. With --data the defaults are the paper's recipe; without it a short
+    demonstration on synthetic phantoms, sized to the device."""
+
+    data: str = option(None, "folder of volumes with masks; without it phantoms are made", metavar="DIR")
+    labels: str = option(None, "folder of the masks, if they are not with the volumes", metavar="DIR")
+    output: str = option(None, "folder of the run (default: runs/ and the time)", metavar="DIR")
+    cache: str = option(None, "folder of prepared volumes (default: ~/.cache/vnet_fast)", metavar="DIR")
+    resume: str = option(None, "goes on with the run in this folder", metavar="RUN")
+    amp: str = option(
+        "off", "mixed precision; --amp alone is auto", nargs="?", const="auto", choices=("auto", "bf16", "fp16", "off")
+    )
+    device: str = option("auto", "where to train", choices=("auto", "cpu", "cuda"))
+    topology: str = option("paper", "figure 2 of the paper, or the released network", choices=tuple(TOPOLOGIES))
+    base_channels: int = option(16, "channels of the first stage", type=positive_int, metavar="N")
+    volume: tuple = option(
+        (128, 128, 64), "size the network works on, voxels", type=positive_int, nargs=3, metavar=("X", "Y", "Z")
+    )
+    spacing: tuple = option(
+        (1.0, 1.0, 1.5), "spacing the network works on, mm", type=positive_float, nargs=3, metavar=("X", "Y", "Z")
+    )
+    batch_size: int = option(2, "volumes an iteration", type=positive_int, metavar="N")
+    iterations: int = option(30_000, "updates of the weights", type=positive_int, metavar="N")
+    optimizer: str = option("sgd", "the paper's SGD with momentum, or AdamW", choices=("sgd", "adamw"))
+    learning_rate: float = option(1e-4, "of the first iteration", type=positive_float, metavar="RATE")
+    momentum: float = option(0.99, "of SGD", type=natural_float, metavar="M")
+    weight_decay: float = option(5e-4, "of weights; biases have none", type=natural_float, metavar="W")
+    lr_step: int = option(
+        25_000, "iterations after which the learning rate is divided by 10", type=positive_int, metavar="N"
+    )
+    loss: str = option("dice", "the paper's Dice loss or its baseline", choices=("dice", "weighted-ce"))
+    binary: bool = option(False, "all labels are one foreground", action="store_true")
+    folds: int = option(5, "parts the cases are dealt to", type=positive_int, metavar="N")
+    fold: int = option(0, "the part to validate on, from 0", type=natural_int, metavar="N")
+    no_augment: bool = option(False, "volumes as they are", action="store_true")
+    val_every: int = option(None, "iterations between validations (default: ten a run)", type=positive_int, metavar="N")
+    save_every: int = option(
+        None, "iterations between checkpoints (default: at every validation)", type=positive_int, metavar="N"
+    )
+    seed: int = option(0, "of folds, weights, order and augmentation", type=natural_int, metavar="N")
+
+
+@dataclass
+class Best:
+    """The best validation so far."""
+
+    iteration: int = 0
+    dice: float = -1.0
+    per_case: dict = None
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run trains and validates on."""
+
+    training: list
+    validation: list
+    num_classes: int
+
+
+def demonstration(device):
+    """The settings of a first run without data: a few minutes on any device."""
+    small = {"volume": (64, 64, 32), "spacing": (2.0, 2.0, 3.0), "base_channels": 8, "iterations": 150}
+    return {"learning_rate": 1e-3, "optimizer": "adamw", **(small if device.type == "cpu" else {"iterations": 300})}
+
+
+def configure(given):
+    """The Config of the options given on the command line.
+
+    Args:
+        given: dict from option to value, only those given.
+
+    Raises:
+        InputError: if options contradict each other or the run to resume.
+    """
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    if "resume" in given:
+        config = _resumed(given)
+    else:
+        defaults = {} if given.get("data") else demonstration(_device(given.get("device", "auto")))
+        config = Config(**{**defaults, **given})
+        if config.output is None:
+            config = replace(config, output=str(Path("runs") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")))
+    if config.labels and not config.data:
+        raise InputError("--labels", "given without --data", "Name the folder of the volumes too")
+    if config.folds < 2:
+        raise InputError("--folds", f"must be at least 2; got {config.folds}", "Keep some cases for validation")
+    if config.fold >= config.folds:
+        raise InputError("--fold", f"must be below --folds ({config.folds}); got {config.fold}", "They count from 0")
+    if min(config.volume) < SIZE_MULTIPLE:
+        size = " ".join(map(str, config.volume))
+        raise InputError("--volume", f"must be at least {SIZE_MULTIPLE} along each axis; got {size}", "Enlarge it")
+    if config.momentum >= 1:
+        raise InputError("--momentum", f"must be below 1; got {config.momentum}", "The paper has 0.99")
+    return config
+
+
+def _resumed(given):
+    path = Path(given["resume"]) / "config.json"
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        known = {field.name for field in fields(Config)}
+        kept = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in kept.items() if name in known
+        }
+        stored = Config(**kept)
+    except FileNotFoundError:
+        raise InputError(path, "no such file", "Name the folder of a run") from None
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise InputError(path, f"can't be read ({error})", "Name the folder of a run") from None
+    for name, value in given.items():
+        if name not in FREE_ON_RESUME | {"resume", "output"} and getattr(stored, name) != value:
+            flag = "--" + name.replace("_", "-")
+            cause = f"is {value} here and {getattr(stored, name)} in {given['resume']}"
+            raise InputError(flag, cause, "Leave it out, or start a new run")
+    return replace(stored, **{**given, "output": given["resume"]})
+
+
+def _device(name):
+    try:
+        return choose_device(name)
+    except RuntimeError as error:
+        raise InputError("--device", str(error), "Use --device cpu") from None
+
+
+def load_data(config):
+    """Finds, splits and prepares the cases; says how many there are.
+
+    Returns:
+        Data.
+    """
+    if not config.data:
+        cases = phantoms(config.seed, PHANTOMS, config.volume, config.spacing)
+        training, validation = dataset.split(cases, config.folds, config.fold, config.seed)
+        print(f"data: {PHANTOMS} synthetic phantoms, {len(training)} to train on, {len(validation)} to validate")
+        return Data(training, validation, 2)
+    cases = dataset.find_cases(config.data, config.labels)
+    if len(cases) < config.folds:
+        cause = f"{len(cases)} cases for {config.folds} folds"
+        raise InputError(config.data, cause, f"Give --folds {max(2, len(cases))} or less, or add cases")
+    cache = Cache(config.cache or Path.home() / ".cache" / "vnet_fast", config.spacing, config.volume)
+    quiet = not sys.stderr.isatty()
+    prepared = cache.load(
+        cases, lambda results: tqdm(results, "preparing", len(cases), leave=False, disable=quiet, unit="case")
+    )
+    num_classes = dataset.count_classes(prepared, cases, config.binary, dataset.declared_labels(config.data))
+    training, validation = dataset.split(prepared, config.folds, config.fold, config.seed)
+    print(
+        f"data: {len(cases)} cases in {config.data}, {len(training)} to train on, {len(validation)} to validate, "
+        f"{num_classes - 1} {'class' if num_classes == 2 else 'classes'} (prepared volumes in {cache.folder})"
+    )
+    return Data(training, validation, num_classes)
+
+
+def make_optimizer(model, config):
+    """The optimiser, its rates as in the authors' release: biases learn twice as fast and do not
+    decay.
+    """
+    biases = [weight for name, weight in model.named_parameters() if name.endswith("bias")]
+    others = [weight for name, weight in model.named_parameters() if not name.endswith("bias")]
+    groups = [
+        {"params": others, "weight_decay": config.weight_decay, "scale": 1.0},
+        {"params": biases, "weight_decay": 0.0, "scale": 2.0},
+    ]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
+    return torch.optim.AdamW([{**group, "scale": 1.0} for group in groups], lr=config.learning_rate)
+
+
+def learning_rate(config, iteration):
+    """The learning rate of an iteration, from 0."""
+    return config.learning_rate * 0.1 ** (iteration // config.lr_step)
+
+
+def validate(model, data, autocast):
+    """Dice of each validation case and foreground class: dict from name to list."""
+    per_case = {}
+    for case in data.validation:
+        labels = predict_probabilities(model, case.image, autocast).argmax(0)
+        reference = np.minimum(case.mask, 1) if data.num_classes == 2 else case.mask
+        per_case[case.name] = dice_per_class(labels, reference, data.num_classes)
+    model.train()
+    return per_case
+
+
+def mean_dice(per_case):
+    """The mean over cases and classes."""
+    return float(np.mean(list(per_case.values())))
+
+
+class StopSignal:
+    """Remembers SIGINT or SIGTERM, so that a step is finished; a second one ends at once."""
+
+    def __init__(self):
+        self.number = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number, frame):
+        self.number = number
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
+
+
+class Log:
+    """`log.csv` of a run and its progress, a bar on a terminal and lines elsewhere.
+
+    Args:
+        path: of the file; lines from `start` on are dropped when a run is resumed.
+        start: the first iteration.
+        config: of the run.
+    """
+
+    def __init__(self, path, start, config):
+        self.config = config
+        kept = []
+        if start and path.exists():
+            with open(path, newline="") as file:
+                kept = [row for row in csv.DictReader(file) if int(row["iteration"]) <= start]
+        self.file = open(path, "w", newline="")  # noqa: SIM115 - closed by close()
+        self.writer = csv.DictWriter(self.file, LOG_FIELDS)
+        self.writer.writeheader()
+        self.writer.writerows(kept)
+        self.bar = tqdm(total=config.iterations, initial=start, unit="it", disable=not sys.stderr.isatty())
+        self.dice, self.said, self.began, self.start = None, time.monotonic(), time.monotonic(), start
+
+    def add(self, first, losses, rate, dice=None):
+        """Iterations from `first` on, counted from 1, with their losses; `rate` volumes/s."""
+        for iteration, loss in enumerate(losses, start=first):
+            last = iteration == first + len(losses) - 1
+            row = (
+                iteration,
+                f"{loss:.6g}",
+                f"{learning_rate(self.config, iteration - 1):.6g}",
+                f"{dice:.6g}" if last and dice is not None else "",
+                f"{rate:.6g}",
+            )
+            self.writer.writerow(dict(zip(LOG_FIELDS, row, strict=True)))
+        self.file.flush()
+        self.dice = self.dice if dice is None else dice
+        shown = f"loss {np.mean(losses):.4f}  validation Dice {'-' if self.dice is None else f'{self.dice:.4f}'}"
+        shown += f"  {rate:.2f} volumes/s"
+        self.bar.set_postfix_str(shown, refresh=False)
+        self.bar.update(len(losses))
+        self._say(first + len(losses) - 1, shown, dice is not None)
+
+    def _say(self, done, shown, always):
+        now = time.monotonic()
+        if not self.bar.disable or not (always or now - self.said > 30):
+            return
+        left = (now - self.began) / (done - self.start) * (self.config.iterations - done)
+        print(f"iteration {done}/{self.config.iterations}  {shown}  {_minutes(left)} left", flush=True)
+        self.said = now
+
+    def close(self):
+        self.bar.close()
+        self.file.close()
+
+
+def _minutes(seconds):
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+class Run:
+    """A training run in its folder.
+
+    Args:
+        config: the Config.
+    """
+
+    def __init__(self, config):
+        self.config = config
+        self.folder = Path(config.output)
+        self.device = _device(config.device)
+        self.autocast, words = choose_precision(config.amp, self.device)
+        print(f"device: {device_name(self.device)}, {words}")
+        if not config.resume and (self.folder / "last.pt").exists():
+            raise InputError(self.folder, "holds a run already", "Choose another --output, or --resume it")
+        self.data = load_data(config)
+        self._make_folder()
+        torch.manual_seed(config.seed)
+        torch.backends.cudnn.benchmark = True
+        self.model = VNet(1, self.data.num_classes, config.base_channels, config.topology).to(self.device)
+        loss = DiceLoss.paper() if config.loss == "dice" else WeightedCrossEntropy()
+        self.step = Step(self.model, loss, make_optimizer(self.model, config), self.autocast)
+        self.batches = TrainingData(self.data.training, self.data.num_classes, self.device)
+        self.iteration, self.best, self.seconds = 0, Best(), 0.0
+        if config.resume:
+            self._restore()
+        print(
+            f"network: {config.topology} topology, {sum(p.numel() for p in self.model.parameters()):,} parameters, "
+            f"{' x '.join(map(str, config.volume))} voxels of {' x '.join(f'{s:g}' for s in config.spacing)} mm"
+        )
+        print(f"run: {self.folder}", flush=True)
+
+    def _make_folder(self):
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            content = json.dumps({**asdict(self.config), "resume": None}, indent=2)
+            (self.folder / "config.json").write_text(content + "\n", encoding="utf-8")
+        except OSError as error:
+            cause = f"can't be written ({error.strerror})"
+            raise InputError(self.folder, cause, "Choose another --output") from None
+
+    def _restore(self):
+        path = self.folder / "last.pt"
+        content = checkpoint.load(path, self.device)
+        checkpoint.fill_model(self.model, content, path)
+        try:
+            self.step.optimizer.load_state_dict(content["optimizer"])
+            self.step.scaler.load_state_dict(content["scaler"])
+            self.iteration, self.seconds = content["iteration"], content["seconds"]
+            self.best = Best(**content["best"])
+        except (KeyError, ValueError, TypeError) as error:
+            raise InputError(path, f"can't be resumed ({error})", "Start a new run") from None
+        if self.iteration >= self.config.iterations:
+            cause = f"is at iteration {self.iteration} of {self.config.iterations}"
+            raise InputError(self.folder, cause, "Give more --iterations")
+        print(f"resuming at iteration {self.iteration}")
+
+    def train(self):
+        """Trains to the last iteration or a signal.
+
+        Returns:
+            the signal's number, or None.
+        """
+        config = self.config
+        stop, log = StopSignal(), Log(self.folder / "log.csv", self.iteration, config)
+        val_every = config.val_every or max(1, math.ceil(config.iterations / VALIDATIONS))
+        save_every = config.save_every or val_every
+        pending, rate, began = [], 0.0, time.monotonic()
+        try:
+            while self.iteration < config.iterations and stop.number is None:
+                pending.append(self._update())
+                self.iteration += 1
+                last = self.iteration == config.iterations
+                validating = last or self.iteration % val_every == 0
+                saving = validating or stop.number is not None or self.iteration % save_every == 0
+                if not saving and len(pending) < READ_BACK:
+                    continue
+                losses = torch.stack(pending).tolist()
+                first = self.iteration - len(losses) + 1
+                self._check_finite(losses, first)
+                spent = time.monotonic() - began
+                self.seconds += spent
+                rate = len(losses) * config.batch_size / spent
+                dice = self._validate() if validating else None
+                log.add(first, losses, rate, dice)
+                if saving:
+                    self._save_last()
+                pending, began = [], time.monotonic()
+        finally:
+            log.close()
+        return stop.number
+
+    def _update(self):
+        config = self.config
+        for group in self.step.optimizer.param_groups:
+            group["lr"] = learning_rate(config, self.iteration) * group["scale"]
+        choice = augment.draw(
+            config.seed,
+            self.iteration,
+            config.batch_size,
+            len(self.data.training),
+            config.volume[::-1],
+            augmented=not config.no_augment,
+        )
+        return self.step(*self.batches.batch(choice))
+
+    def _check_finite(self, losses, first):
+        bad = next((first + i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
+        if bad is not None:
+            cause = f"the loss became NaN or infinite at iteration {bad}"
+            raise InputError(self.folder, cause, "Lower --learning-rate; the last checkpoint is from before")
+
+    def _validate(self):
+        per_case = validate(self.model, self.data, self.autocast)
+        dice = mean_dice(per_case)
+        if dice > self.best.dice:
+            self.best = Best(self.iteration, dice, per_case)
+            checkpoint.save(self.folder / "best.pt", self.model, **self._about())
+        return dice
+
+    def _save_last(self):
+        checkpoint.save(
+            self.folder / "last.pt",
+            self.model,
+            optimizer=self.step.optimizer.state_dict(),
+            scaler=self.step.scaler.state_dict(),
+            seconds=self.seconds,
+            **self._about(),
+        )
+
+    def _about(self):
+        return {
+            "iteration": self.iteration,
+            "best": asdict(self.best),
+            "config": asdict(self.config),
+            "spacing": list(self.config.spacing),
+            "volume": list(self.config.volume),
+            "validation": [case.name for case in self.data.validation],
+        }
+
+    def finish(self):
+        """Writes `summary.json` and, with matplotlib, the pictures; says the result."""
+        best = self.best
+        summary = {
+            "val_dice": best.dice,
+            "val_dice_per_case": {name: float(np.mean(values)) for name, values in best.per_case.items()},
+            "val_dice_per_class": np.mean(list(best.per_case.values()), axis=0).tolist(),
+            "best_iteration": best.iteration,
+            "iterations": self.iteration,
+            "seconds": round(self.seconds, 1),
+            "volumes_per_second": round(self.iteration * self.config.batch_size / self.seconds, 3),
+            "device": device_name(self.device),
+            "precision": "float32" if self.autocast is None else str(self.autocast).removeprefix("torch."),
+            "versions": versions(),
+        }
+        (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        if figures.available():
+            self._draw()
+        else:
+            print("no pictures: matplotlib is not installed (pip install 'vnet_fast[plots]')")
+        classes = ", ".join(f"{dice:.4f}" for dice in summary["val_dice_per_class"])
+        print(
+            f"validation Dice {best.dice:.4f}"
+            + (f" (classes {classes})" if len(summary["val_dice_per_class"]) > 1 else "")
+            + f" at iteration {best.iteration}, {summary['volumes_per_second']:.2f} volumes/s, "
+            f"{_minutes(self.seconds)} of training"
+        )
+        print(f"predict with: python -m vnet_fast.predict --checkpoint {self.folder / 'best.pt'} --input … --output …")
+
+    def _draw(self):
+        figures.curves(self.folder / "log.csv", self.folder / "curves.png")
+        path = self.folder / "best.pt"
+        checkpoint.fill_model(self.model, checkpoint.load(path, self.device), path)
+        # the median case: neither the luckiest nor the worst
+        by_dice = sorted(self.data.validation, key=lambda case: np.mean(self.best.per_case[case.name]))
+        case = by_dice[len(by_dice) // 2]
+        figures.overlay(
+            case.image,
+            np.minimum(case.mask, 1) if self.data.num_classes == 2 else case.mask,
+            predict_probabilities(self.model, case.image, self.autocast).argmax(0),
+            self.config.spacing,
+            f"{case.name}: Dice {np.mean(self.best.per_case[case.name]):.3f}, the median of validation",
+            self.folder / "overlay.png",
+        )
+
+
+def device_name(device):
+    """The name of the processor behind a device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def main(given):
+    """Runs with the options given; returns the exit code."""
+    run = Run(configure(given))
+    number = run.train()
+    if number is not None:
+        print(f"stopped at iteration {run.iteration}. {RESUME_HINT} {run.folder}")
+        return 128 + number
+    run.finish()
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main, command_line.parser_of(Config, "vnet_fast.train"))
