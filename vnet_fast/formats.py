@@ -17,7 +17,7 @@ DICOM_MAGIC, DICOM_MAGIC_OFFSET = b"DICM", 128
 COPY_AGAIN = "Copy or export it again"
 CONVERT = f"Convert it to one of {' '.join(SUFFIXES)}"
 CHUNK = 1 << 20
-# what may follow the voxels in a sound file: padding of some writers
+# what may follow the voxels in a sound NIfTI file: padding of some writers
 TRAILING_BYTES = 1 << 16
 
 META_ELEMENT_BYTES = {
@@ -157,7 +157,7 @@ def _check_nifti(path):
         raise InputError(path, "truncated: the compressed data ends early", COPY_AGAIN) from None
     except (gzip.BadGzipFile, zlib.error) as error:
         raise InputError(path, f"damaged gzip data ({error})", COPY_AGAIN) from None
-    _check_length(path, total, expected)
+    _check_length(path, total, expected, expected + TRAILING_BYTES)
 
 
 def _nifti_bytes(path, header):
@@ -198,7 +198,7 @@ def _check_meta(path):
         total = _inflated_bytes(data, skip)
     else:
         total = data.stat().st_size - skip
-    _check_length(data, total, expected)
+    _check_length(data, total, expected, expected)
 
 
 def _meta_header(path):
@@ -258,8 +258,8 @@ def _check_nrrd(path):
     raise InputError(path, "truncated: its header has no end", COPY_AGAIN)
 
 
-def _check_length(path, total, expected):
+def _check_length(path, total, expected, most):
     if total < expected:
         raise InputError(path, f"truncated: {total} bytes where its header says {expected}", COPY_AGAIN)
-    if total > expected + TRAILING_BYTES:
+    if total > most:
         raise InputError(path, f"longer than the {expected} bytes that its header says", COPY_AGAIN)

@@ -25,7 +25,8 @@ from vnet_fast.phantom import phantoms
 from vnet_fast.step import Step, TrainingData, choose_device, choose_precision, predict_probabilities
 from vnet_fast.versions import versions
 
-PHANTOMS = 40
+PHANTOMS = 100
+LOSSES = {"dice": DiceLoss.paper, "weighted-ce": WeightedCrossEntropy}
 VALIDATIONS = 10
 # how many iterations' losses are read back at once: a look at every one would wait for the GPU
 READ_BACK = 10
@@ -66,7 +67,7 @@ class Config:
     lr_step: int = option(
         25_000, "iterations after which the learning rate is divided by 10", type=positive_int, metavar="N"
     )
-    loss: str = option("dice", "the paper's Dice loss or its baseline", choices=("dice", "weighted-ce"))
+    loss: str = option("dice", "the paper's Dice loss or its baseline", choices=tuple(LOSSES))
     binary: bool = option(False, "all labels are one foreground", action="store_true")
     folds: int = option(5, "parts the cases are dealt to", type=positive_int, metavar="N")
     fold: int = option(0, "the part to validate on, from 0", type=natural_int, metavar="N")
@@ -319,8 +320,7 @@ class Run:
         torch.manual_seed(config.seed)
         torch.backends.cudnn.benchmark = True
         self.model = VNet(1, self.data.num_classes, config.base_channels, config.topology).to(self.device)
-        loss = DiceLoss.paper() if config.loss == "dice" else WeightedCrossEntropy()
-        self.step = Step(self.model, loss, make_optimizer(self.model, config), self.autocast)
+        self.step = Step(self.model, LOSSES[config.loss](), make_optimizer(self.model, config), self.autocast)
         self.batches = TrainingData(self.data.training, self.data.num_classes, self.device)
         self.iteration, self.best, self.seconds = 0, Best(), 0.0
         if config.resume:

@@ -19,6 +19,13 @@ GEOMETRY_TOLERANCE = 1e-3
 MAX_LABEL = 255
 # slices of a DICOM series may lie off their even places by this share of the spacing
 SLICE_TOLERANCE = 0.05
+IMAGE_IO = {
+    ".nii.gz": "NiftiImageIO",
+    ".nii": "NiftiImageIO",
+    ".mhd": "MetaImageIO",
+    ".mha": "MetaImageIO",
+    ".nrrd": "NrrdImageIO",
+}
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
@@ -111,7 +118,10 @@ def _read(path):
         image = _read_dicom(path)
     else:
         formats.check(path)
-        image = _execute(sitk.ImageFileReader(), str(path), path)
+        reader = sitk.ImageFileReader()
+        # named, because ITK goes by the suffix and knows few of them in upper case
+        reader.SetImageIO(IMAGE_IO[formats.suffix_of(path)])
+        image = _execute(reader, str(path), path)
     return _three_dimensional(image, path)
 
 

@@ -1,0 +1,186 @@
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from conftest import make_image, write_case
+
+from vnet_fast import VNet, checkpoint, evaluate, predict, volumes
+from vnet_fast.volumes import Grid
+
+OBLIQUE = (0.96, -0.28, 0.0, 0.28, 0.96, 0.0, 0.0, 0.0, 1.0)
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A checkpoint of a network that calls what is brighter than the mean foreground."""
+    model = VNet(base_channels=2, num_classes=2)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+        # the residuals carry the input through the first stage and over the last skip
+        for module in model.modules():
+            if isinstance(module, torch.nn.PReLU):
+                module.weight.fill_(1)
+        model.head.weight[1, 2:] = 1
+    path = tmp_path / "bright.pt"
+    checkpoint.save(path, model, spacing=[1.5, 1.5, 2.0], volume=[16, 16, 16], validation=["Case01", "Case04"])
+    return path
+
+
+def run(run_verb, trained, source, target, *more):
+    return run_verb(predict, "--checkpoint", trained, "--input", source, "--output", target, "--device", "cpu", *more)
+
+
+def test_network_of_the_fixture_finds_what_is_bright(trained):
+    model = checkpoint.build_model(checkpoint.load(trained), trained, torch.device("cpu"))
+    x = torch.randn(1, 1, 16, 16, 16)
+    assert torch.equal(model(x).argmax(1, keepdim=True) == 1, x > 0)
+
+
+@pytest.mark.parametrize("suffix", [".mhd", ".nii.gz", ".nrrd", ".mha", ".nii"])
+def test_one_file_in_its_own_format_and_grid(tmp_path, run_verb, trained, suffix):
+    generator = np.random.default_rng(0)
+    array = generator.normal(100, 5, (14, 17, 19)).astype(np.int16)
+    array[4:10, 5:12, 6:13] += 200
+    image = make_image(array, (1.1, 1.2, 2.5), (10, -20, 30), OBLIQUE)
+    sitk.WriteImage(image, str(tmp_path / f"scan{suffix}"))
+    target = tmp_path / "out" / f"mask{suffix}"
+    code, out, err = run(run_verb, trained, tmp_path / f"scan{suffix}", target)
+    assert code == 0, err
+    mask = sitk.ReadImage(str(target))
+    assert mask.GetPixelID() == sitk.sitkUInt8
+    for name in ("size", "spacing", "origin", "direction"):
+        np.testing.assert_allclose(getattr(Grid.of(mask), name), getattr(Grid.of(image), name), atol=1e-4)
+    found, truth = sitk.GetArrayFromImage(mask) == 1, array > 200
+    assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.9
+    assert "1 of 1 volumes segmented" in out
+
+
+def test_a_folder(cases, tmp_path, run_verb, trained):
+    code, out, err = run(run_verb, trained, cases, tmp_path / "out")
+    assert code == 0, err
+    names = sorted(path.name for path in (tmp_path / "out").glob("*.mhd"))
+    assert names == [f"Case{i:02d}.mhd" for i in range(6)]
+    assert "6 of 6 volumes segmented" in out
+    # the fixture's balls are bright: the masks are theirs
+    code, out, _ = run_verb(evaluate, "--predictions", tmp_path / "out", "--labels", cases)
+    assert code == 0
+    assert float(out.splitlines()[-1].split()[4]) > 0.9, out
+
+
+def test_validation_cases_only(cases, tmp_path, run_verb, trained):
+    assert run(run_verb, trained, cases, tmp_path / "out", "--validation-only")[0] == 0
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.mhd")) == ["Case01.mhd", "Case04.mhd"]
+    other = tmp_path / "other"
+    other.mkdir()
+    write_case(other, "Unknown")
+    code, _, err = run(run_verb, trained, other, tmp_path / "out", "--validation-only")
+    assert code == 2
+    assert "none of the run's validation cases" in err
+
+
+def test_probabilities_and_components(tmp_path, run_verb, trained):
+    array = np.full((16, 16, 16), 100, np.int16)
+    array[2:6, 2:6, 2:6], array[10:15, 10:15, 10:15] = 200, 200
+    sitk.WriteImage(make_image(array, (1.5, 1.5, 2.0)), str(tmp_path / "x.mha"))
+    assert run(run_verb, trained, tmp_path / "x.mha", tmp_path / "one.mha")[0] == 0
+    assert (
+        run(run_verb, trained, tmp_path / "x.mha", tmp_path / "all.mha", "--all-components", "--probabilities")[0] == 0
+    )
+    one, both = (sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / f"{n}.mha"))) for n in ("one", "all"))
+    np.testing.assert_array_equal(both == 1, array == 200)
+    assert one.sum() == 125
+    probability = sitk.ReadImage(str(tmp_path / "all_probability.mha"))
+    assert probability.GetPixelID() == sitk.sitkFloat32
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(probability) > 0.5, both == 1)
+
+
+def test_one_probability_for_each_class(tmp_path, run_verb):
+    checkpoint.save(
+        tmp_path / "x.pt", VNet(base_channels=2, num_classes=3), spacing=[1, 1, 1], volume=[16, 16, 16], validation=[]
+    )
+    array = np.random.default_rng(0).normal(size=(16, 16, 16)).astype(np.float32)
+    sitk.WriteImage(make_image(array), str(tmp_path / "x.nrrd"))
+    assert run(run_verb, tmp_path / "x.pt", tmp_path / "x.nrrd", tmp_path / "y.nrrd", "--probabilities")[0] == 0
+    assert {path.name for path in tmp_path.glob("y*")} == {"y.nrrd", "y_probability_1.nrrd", "y_probability_2.nrrd"}
+
+
+def test_a_volume_larger_than_the_network_is_said(tmp_path, run_verb, trained):
+    array = np.random.default_rng(0).normal(size=(40, 40, 40)).astype(np.float32)
+    sitk.WriteImage(make_image(array), str(tmp_path / "x.nrrd"))
+    _, out, _ = run(run_verb, trained, tmp_path / "x.nrrd", tmp_path / "y.nrrd")
+    assert "1 of 1 volumes are larger than the network's 24 x 24 x 32 mm: background beyond" in out
+    mask = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "y.nrrd")))
+    assert not mask[:, :7].any()
+
+
+def test_bad_volumes_are_named_and_the_others_predicted(cases, tmp_path, run_verb, trained):
+    (cases / "Case01.zraw").unlink()
+    (cases / "Case03.zraw").write_bytes(b"nonsense")
+    code, out, err = run(run_verb, trained, cases, tmp_path / "out")
+    assert code == 2
+    assert err.count("\n") == 2
+    assert "Case01.mhd: its data file Case01.zraw is missing" in err
+    assert "4 of 6 volumes segmented" in out
+    assert sorted(path.stem for path in (tmp_path / "out").glob("*.mhd")) == ["Case00", "Case02", "Case04", "Case05"]
+
+
+def test_the_volume_itself_is_never_replaced(cases, run_verb, trained):
+    before = (cases / "Case00.mhd").read_bytes()
+    code, _, err = run(run_verb, trained, cases, cases)
+    assert code == 2
+    assert "Case00.mhd: would replace the volume itself" in err
+    assert run(run_verb, trained, cases / "Case00.mhd", cases / "Case00.mhd")[0] == 2
+    assert (cases / "Case00.mhd").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "words"),
+    [
+        ("nowhere.nii", "out", "nowhere.nii: no such file"),
+        ("empty", "out", "empty: no volumes"),
+        ("cases", "mask.nii.gz", "mask.nii.gz: one file for 6 volumes. Name a folder"),
+        ("cases", "bright.pt/out", "can't be made"),
+    ],
+)
+def test_wrong_paths_are_one_line(cases, tmp_path, run_verb, trained, source, target, words):
+    (tmp_path / "empty").mkdir()
+    code, _, err = run(run_verb, trained, tmp_path / source, tmp_path / target)
+    assert code == 2
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_written(cases, tmp_path, run_verb, trained, monkeypatch):
+    def fail(*arguments, **keywords):
+        raise RuntimeError("No space left on device")
+
+    monkeypatch.setattr(sitk, "WriteImage", fail)
+    code, _, err = run(run_verb, trained, cases / "Case00.mhd", tmp_path / "out")
+    assert code == 2
+    assert "can't be written (No space left on device)" in err
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_checkpoint_that_is_none(cases, tmp_path, run_verb):
+    (tmp_path / "x.pt").write_bytes(b"nonsense")
+    code, _, err = run(run_verb, tmp_path / "x.pt", cases, tmp_path / "out")
+    assert code == 2
+    assert "x.pt: damaged, or not a checkpoint" in err
+    checkpoint.save(tmp_path / "x.pt", VNet(base_channels=2))
+    code, _, err = run(run_verb, tmp_path / "x.pt", cases, tmp_path / "out")
+    assert code == 2
+    assert "x.pt: does not say its spacing and size" in err
+
+
+@pytest.mark.parametrize("name", ["dicom/Prostate3T-03-0001", "native/Prostate3T-03-0002.nii.gz"])
+def test_real_oblique_volumes(real_data, tmp_path, run_verb, trained, name):
+    code, _, err = run(run_verb, trained, real_data / name, tmp_path / "out")
+    assert code == 0, err
+    (mask,) = (tmp_path / "out").glob("*.nii.gz")
+    image, mask = volumes.read_image(real_data / name), sitk.ReadImage(str(mask))
+    for quantity in ("size", "spacing", "origin", "direction"):
+        np.testing.assert_allclose(
+            getattr(Grid.of(mask), quantity), getattr(Grid.of(image), quantity), rtol=1e-5, atol=1e-4
+        )
+    assert sitk.GetArrayViewFromImage(mask).any()

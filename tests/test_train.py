@@ -1,0 +1,357 @@
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import write_case
+
+from vnet_fast import checkpoint, evaluate, predict, train
+from vnet_fast.errors import InputError
+from vnet_fast.losses import DiceLoss, WeightedCrossEntropy
+from vnet_fast.train import Config, configure, learning_rate, make_optimizer
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ["--volume", 16, 16, 16, "--spacing", 1.5, 1.5, 2, "--base-channels", 2, "--device", "cpu", "--seed", 1]
+ON_DATA = [*TINY, "--folds", 3, "--iterations", 6, "--val-every", 3]
+# written by the issue: every run leaves these
+FILES = {"config.json", "log.csv", "best.pt", "last.pt", "summary.json", "curves.png", "overlay.png"}
+
+
+def rows_of(run):
+    with open(run / "log.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_its_folder(cases, tmp_path, run_verb):
+    code, out, err = run_verb(train, "--data", cases, "--output", tmp_path / "run", *ON_DATA)
+    assert code == 0, err
+    run = tmp_path / "run"
+    assert {path.name for path in run.iterdir()} == FILES
+    assert "6 cases" in out
+    assert "4 to train on, 2 to validate" in out
+
+    rows = rows_of(run)
+    assert [int(row["iteration"]) for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["iteration"] for row in rows if row["validation_dice"]] == ["3", "6"]
+    assert all(0 <= float(row["loss"]) <= 1 for row in rows)
+    assert all(float(row["learning_rate"]) == 1e-4 and float(row["volumes_per_second"]) > 0 for row in rows)
+
+    summary = json.loads((run / "summary.json").read_text())
+    assert len(summary["val_dice_per_case"]) == 2
+    assert summary["val_dice"] == pytest.approx(sum(summary["val_dice_per_case"].values()) / 2)
+    assert summary["iterations"] == 6
+    assert summary["versions"]["torch"] == torch.__version__.split("+")[0] or summary["versions"]["torch"]
+    assert {"seconds", "volumes_per_second", "device"} <= summary.keys()
+
+    config = json.loads((run / "config.json").read_text())
+    assert config["volume"] == [16, 16, 16]
+    assert config["seed"] == 1
+    for name in ("curves.png", "overlay.png"):
+        assert (run / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_best_is_the_best_validation(cases, tmp_path, run_verb):
+    run = tmp_path / "run"
+    run_verb(train, "--data", cases, "--output", run, *ON_DATA, "--learning-rate", 0.01, "--optimizer", "adamw")
+    validated = {int(row["iteration"]): float(row["validation_dice"]) for row in rows_of(run) if row["validation_dice"]}
+    content = checkpoint.load(run / "best.pt")
+    assert content["iteration"] == max(validated, key=validated.get)
+    assert content["best"]["dice"] == pytest.approx(max(validated.values()), abs=1e-6)
+    last = checkpoint.load(run / "last.pt")
+    assert last["iteration"] == 6
+
+
+def weights_after(run):
+    return checkpoint.load(run / "last.pt")["model"]
+
+
+def test_same_seed_same_weights_and_resuming_changes_nothing(cases, tmp_path, run_verb):
+    arguments = ["--data", cases, *TINY, "--folds", 3, "--val-every", 2, "--learning-rate", 0.01]
+    whole, again, parts, other = (tmp_path / name for name in ("whole", "again", "parts", "other"))
+    for run in (whole, again):
+        assert run_verb(train, *arguments, "--output", run, "--iterations", 6)[0] == 0
+    assert run_verb(train, *arguments, "--output", parts, "--iterations", 4)[0] == 0
+    code, out, _ = run_verb(train, "--resume", parts, "--iterations", 6)
+    assert code == 0
+    assert "resuming at iteration 4" in out
+    assert [int(row["iteration"]) for row in rows_of(parts)] == [1, 2, 3, 4, 5, 6]
+    assert [row["loss"] for row in rows_of(parts)] == [row["loss"] for row in rows_of(whole)]
+    for weights in zip(*(weights_after(run).values() for run in (whole, again, parts)), strict=True):
+        assert torch.equal(weights[0], weights[1])
+        assert torch.equal(weights[0], weights[2])
+    assert run_verb(train, *arguments, "--output", other, "--iterations", 6, "--seed", 2)[0] == 0
+    assert any(
+        not torch.equal(a, b) for a, b in zip(weights_after(whole).values(), weights_after(other).values(), strict=True)
+    )
+
+
+def test_phantoms_without_data(tmp_path, run_verb):
+    code, out, err = run_verb(train, "--output", tmp_path / "run", *TINY, "--iterations", 2)
+    assert code == 0, err
+    assert f"{train.PHANTOMS} synthetic phantoms" in out
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    # the demonstration's recipe where nothing else was asked for
+    assert config["optimizer"] == "adamw"
+    assert config["base_channels"] == 2
+
+
+@pytest.mark.parametrize(("binary", "classes"), [(True, 2), (False, 3)])
+def test_classes_from_the_labels(tmp_path, run_verb, binary, classes):
+    folder = tmp_path / "cases"
+    folder.mkdir()
+    for index in range(3):
+        write_case(folder, f"c{index}", index, labels=2)
+    arguments = ["--data", folder, "--output", tmp_path / "run", *TINY, "--folds", 3, "--iterations", 1]
+    code, _, err = run_verb(train, *arguments, *(["--binary"] if binary else []))
+    assert code == 0, err
+    assert checkpoint.load(tmp_path / "run" / "best.pt")["architecture"]["num_classes"] == classes
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert len(summary["val_dice_per_class"]) == classes - 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--loss", "weighted-ce"],
+        ["--topology", "caffe"],
+        ["--amp"],
+        ["--amp", "bf16"],
+        ["--no-augment"],
+        ["--batch-size", 3],
+    ],
+    ids=str,
+)
+def test_other_settings_run(cases, tmp_path, run_verb, arguments):
+    code, _, err = run_verb(
+        train, "--data", cases, "--output", tmp_path / "run", *TINY, "--folds", 3, "--iterations", 2, *arguments
+    )
+    assert code == 0, err
+    assert all(math.isfinite(float(row["loss"])) for row in rows_of(tmp_path / "run"))
+
+
+def test_whole_chain(cases, tmp_path, run_verb):
+    """Train, predict the validation cases, evaluate: the ball in noise is found."""
+    run, masks = tmp_path / "run", tmp_path / "masks"
+    learn = ["--optimizer", "adamw", "--learning-rate", 2e-3, "--iterations", 60, "--val-every", 30]
+    assert run_verb(train, "--data", cases, "--output", run, *TINY, *["--folds", 3], *learn)[0] == 0
+    code, out, err = run_verb(
+        predict, "--checkpoint", run / "best.pt", "--input", cases, "--output", masks, "--validation-only"
+    )
+    assert code == 0, err
+    assert "2 of 2 volumes segmented" in out
+    code, out, err = run_verb(evaluate, "--predictions", masks, "--labels", cases, "--output", tmp_path / "report.json")
+    assert code == 0, err
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert len(report["cases"]) == 2
+    assert report["summary"]["1"]["dice"]["mean"] > 0.8
+    assert "mean ± SD" in out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_signal_saves_and_says_how_to_resume(cases, tmp_path, number):
+    arguments = ["--data", cases, "--output", tmp_path / "run", *TINY, "--folds", 3, "--iterations", 100_000]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vnet_fast.train", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    deadline = time.monotonic() + 100
+    while not (tmp_path / "run" / "log.csv").exists() or len(rows_of(tmp_path / "run")) < 10:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in err
+    stopped = checkpoint.load(tmp_path / "run" / "last.pt")["iteration"]
+    assert f"stopped at iteration {stopped}. Resume with: python -m vnet_fast.train --resume" in out
+    assert int(rows_of(tmp_path / "run")[-1]["iteration"]) == stopped
+
+
+def test_a_run_is_not_overwritten(cases, tmp_path, run_verb):
+    arguments = ["--data", cases, "--output", tmp_path / "run", *ON_DATA]
+    assert run_verb(train, *arguments)[0] == 0
+    before = (tmp_path / "run" / "last.pt").read_bytes()
+    code, _, err = run_verb(train, *arguments)
+    assert code == 2
+    assert "holds a run already" in err
+    assert (tmp_path / "run" / "last.pt").read_bytes() == before
+
+
+def test_nan_stops_the_run(cases, tmp_path, run_verb):
+    code, _, err = run_verb(
+        train, "--data", cases, "--output", tmp_path / "run", *ON_DATA, "--learning-rate", 1e30, "--iterations", 30
+    )
+    assert code == 2
+    assert "the loss became NaN or infinite at iteration" in err
+
+
+def in_header(path, old, new):
+    """Changes words of a header that must be there."""
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def write_image_of(folder, name, other):
+    """Replaces the image of one case by that of another."""
+    for suffix in (".mhd", ".zraw"):
+        (folder / f"{name}{suffix}").write_bytes(
+            (folder / f"{other}{suffix}").read_bytes().replace(other.encode(), name.encode())
+        )
+
+
+BAD_DATA = {
+    "missing data": (lambda f: (f / "Case02.zraw").unlink(), "Case02.mhd: its data file Case02.zraw is missing"),
+    "truncated": (lambda f: (f / "Case02.zraw").write_bytes(b"x" * 9), "Case02.zraw: damaged compressed data"),
+    "no mask": (lambda f: (f / "Case02_segmentation.mhd").unlink(), "Case02.mhd: no mask for this image"),
+    "mask of another place": (
+        lambda f: in_header(f / "Case02_segmentation.mhd", "Offset = 0 0 0", "Offset = 0 5 0"),
+        "Case02_segmentation.mhd: its origin is 0 5 0, that of Case02.mhd is 0 0 0",
+    ),
+    "mask of another size": (
+        lambda f: write_case(f, "Case02", size=(18, 18, 18)) and write_image_of(f, "Case02", "Case03"),
+        "Case02_segmentation.mhd: its size is 18 18 18, that of Case02.mhd is 20 18 16",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_DATA)
+def test_bad_data_is_one_line(cases, tmp_path, run_verb, kind):
+    change, words = BAD_DATA[kind]
+    change(cases)
+    code, _, err = run_verb(train, "--data", cases, "--output", tmp_path / "run", *ON_DATA)
+    assert code == 2
+    assert words in err
+    assert err.count("\n") == 1
+    assert err.startswith("error: ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_data_without_debug_shows_no_traceback(cases, tmp_path, run_verb):
+    (cases / "Case02.zraw").unlink()
+    for arguments, shown in (([], False), (["--debug"], True)):
+        _, _, err = run_verb(train, "--data", cases, "--output", tmp_path / "run", *ON_DATA, *arguments)
+        assert ("Traceback" in err) == shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--iterations", "0"], "argument --iterations: must be a whole number above 0; got '0'"),
+        (["--learning-rate", "nan"], "argument --learning-rate: must be a number above 0; got 'nan'"),
+        (["--learning-rate", "inf"], "must be a number above 0; got 'inf'"),
+        (["--volume", "64", "-1", "64"], "argument --volume"),
+        (["--volume", "64", "8", "64"], "--volume: must be at least 16 along each axis; got 64 8 64"),
+        (["--spacing", "1", "0", "1"], "argument --spacing"),
+        (["--fold", "5"], "--fold: must be below --folds (5); got 5"),
+        (["--folds", "1"], "--folds: must be at least 2; got 1"),
+        (["--momentum", "1"], "--momentum: must be below 1; got 1.0"),
+        (["--topology", "unet"], "argument --topology: invalid choice: 'unet'"),
+        (["--amp", "fp8"], "argument --amp: invalid choice: 'fp8'"),
+        (["--iteration", "5"], "unrecognized arguments: --iteration 5"),
+        (["--labels", "x"], "--labels: given without --data"),
+        (["--data", "/nowhere"], "/nowhere: no such folder"),
+        (["--resume", "/nowhere"], "/nowhere/config.json: no such file"),
+        (["--device", "cuda"], "--device: no CUDA device is available. Use --device cpu"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_options_are_one_line(tmp_path, run_verb, arguments, words):
+    if "cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    code, _, err = run_verb(train, *arguments, "--output", tmp_path / "run")
+    assert code == 2
+    assert words in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_output_that_cannot_be_written(tmp_path, run_verb):
+    (tmp_path / "file").write_text("x")
+    code, _, err = run_verb(train, "--output", tmp_path / "file" / "run", *TINY)
+    assert code == 2
+    assert "can't be written (Not a directory). Choose another --output" in err
+
+
+def test_fewer_cases_than_folds(cases, tmp_path, run_verb):
+    code, _, err = run_verb(train, "--data", cases, "--output", tmp_path / "run", *TINY, "--folds", 7)
+    assert code == 2
+    assert "6 cases for 7 folds. Give --folds 6 or less, or add cases" in err
+
+
+def test_resume_refuses_what_would_make_another_run(cases, tmp_path, run_verb):
+    run = tmp_path / "run"
+    assert run_verb(train, "--data", cases, "--output", run, *ON_DATA)[0] == 0
+    for arguments, words in (
+        (["--topology", "caffe"], "--topology: is caffe here and paper in"),
+        (["--base-channels", 4], "--base-channels: is 4 here and 2 in"),
+        ([], "is at iteration 6 of 6. Give more --iterations"),
+    ):
+        code, _, err = run_verb(train, "--resume", run, *arguments)
+        assert code == 2
+        assert words in err
+    (run / "last.pt").write_bytes(b"nonsense")
+    code, _, err = run_verb(train, "--resume", run, "--iterations", 9)
+    assert code == 2
+    assert "last.pt: damaged, or not a checkpoint" in err
+
+
+def test_defaults_with_data_are_the_papers():
+    config = configure({"data": "somewhere", "output": "run"})
+    assert config == Config(data="somewhere", output="run")
+    assert (config.volume, config.spacing) == ((128, 128, 64), (1.0, 1.0, 1.5))
+    assert (config.optimizer, config.learning_rate, config.momentum) == ("sgd", 1e-4, 0.99)
+    assert (config.weight_decay, config.lr_step, config.batch_size) == (5e-4, 25_000, 2)
+    assert (config.base_channels, config.topology, config.loss) == (16, "paper", "dice")
+
+
+def test_learning_rate_falls_by_ten_at_every_step():
+    config = Config(learning_rate=1e-4, lr_step=25_000)
+    rates = [learning_rate(config, i) for i in (0, 24_999, 25_000, 49_999, 50_000)]
+    assert rates == pytest.approx([1e-4, 1e-4, 1e-5, 1e-5, 1e-6])
+
+
+def test_biases_learn_twice_as_fast_and_do_not_decay():
+    model = torch.nn.Conv3d(1, 1, 1)
+    weights, biases = make_optimizer(model, Config()).param_groups
+    assert (weights["weight_decay"], biases["weight_decay"]) == (5e-4, 0)
+    assert (weights["scale"], biases["scale"]) == (1, 2)
+    assert weights["momentum"] == 0.99
+
+
+def test_a_second_signal_ends_at_once():
+    stop = train.StopSignal()
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop.number == signal.SIGINT
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+
+
+def test_losses_by_name():
+    assert isinstance(train.LOSSES["dice"](), DiceLoss)
+    assert isinstance(train.LOSSES["weighted-ce"](), WeightedCrossEntropy)
+
+
+def test_resumed_config_must_be_readable(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"config.json: can't be read"):
+        configure({"resume": str(tmp_path)})
+
+
+def test_options_are_documented(capsys):
+    parser = train.command_line.parser_of(Config, "vnet_fast.train")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    shown = capsys.readouterr().out
+    assert "(default: 128 128 64)" in shown
+    assert "--lr-step N" in shown
