@@ -1,6 +1,7 @@
 import io
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -42,6 +43,14 @@ def test_a_failed_save_keeps_the_one_before(saved, monkeypatch):
         checkpoint.save(path, model)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_could_not_be_loaded_is_not_saved(tmp_path):
+    with pytest.raises(
+        TypeError, match=r"state\['best'\]\['dice'\]\[1\] must be a tensor or of a plain type; got float64"
+    ):
+        checkpoint.save(tmp_path / "x.pt", small(), best={"dice": [0.5, np.float64(0.5)]})
+    assert not list(tmp_path.iterdir())
 
 
 def truncated(content):

@@ -99,3 +99,11 @@ def test_one_level_of_brightness():
     np.testing.assert_array_equal(from_ranks(ranks, table), [0, 0, 3, 3])
     ranks, table = to_ranks(np.zeros(4, dtype=np.float32))
     np.testing.assert_array_equal(from_ranks(ranks, table), np.zeros(4))
+
+
+def test_two_values_stay_apart():
+    mask = np.zeros((6, 6, 6), np.float32)
+    mask[2:4, 2:4, 2:4] = 200
+    values = normalise(mask)
+    assert values.std() == pytest.approx(1, abs=1e-5)
+    assert len(np.unique(values)) == 2

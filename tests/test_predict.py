@@ -12,7 +12,7 @@ OBLIQUE = (0.96, -0.28, 0.0, 0.28, 0.96, 0.0, 0.0, 0.0, 1.0)
 
 @pytest.fixture
 def trained(tmp_path):
-    """A checkpoint of a network that calls what is brighter than the mean foreground."""
+    """A checkpoint of a network that calls what is 1.2 standard deviations brighter than the mean."""
     model = VNet(base_channels=2, num_classes=2)
     with torch.no_grad():
         for weight in model.parameters():
@@ -22,6 +22,7 @@ def trained(tmp_path):
             if isinstance(module, torch.nn.PReLU):
                 module.weight.fill_(1)
         model.head.weight[1, 2:] = 1
+        model.head.bias[1] = -2 * 1.2
     path = tmp_path / "bright.pt"
     checkpoint.save(path, model, spacing=[1.5, 1.5, 2.0], volume=[16, 16, 16], validation=["Case01", "Case04"])
     return path
@@ -34,7 +35,7 @@ def run(run_verb, trained, source, target, *more):
 def test_network_of_the_fixture_finds_what_is_bright(trained):
     model = checkpoint.build_model(checkpoint.load(trained), trained, torch.device("cpu"))
     x = torch.randn(1, 1, 16, 16, 16)
-    assert torch.equal(model(x).argmax(1, keepdim=True) == 1, x > 0)
+    assert torch.equal(model(x).argmax(1, keepdim=True) == 1, x > 1.2)
 
 
 @pytest.mark.parametrize("suffix", [".mhd", ".nii.gz", ".nrrd", ".mha", ".nii"])

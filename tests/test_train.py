@@ -352,6 +352,6 @@ def test_options_are_documented(capsys):
     parser = train.command_line.parser_of(Config, "vnet_fast.train")
     with pytest.raises(SystemExit):
         parser.parse_args(["--help"])
-    shown = capsys.readouterr().out
-    assert "(default: 128 128 64)" in shown
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "size the network works on, voxels (default: 128 128 64)" in shown
     assert "--lr-step N" in shown

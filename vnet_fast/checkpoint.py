@@ -15,6 +15,7 @@ from vnet_fast.model import VNet
 
 FORMAT = 1
 ANOTHER = "Name a checkpoint of this program, such as RUN/best.pt"
+PLAIN_TYPES = (torch.Tensor, int, float, bool, str, type(None))
 ARCHITECTURE = ("in_channels", "num_classes", "base_channels", "topology")
 
 
@@ -28,8 +29,10 @@ def save(path, model, **state):
 
     Raises:
         InputError: if the folder can't be written.
+        TypeError: if `state` holds anything that could not be loaded again.
     """
     path = Path(path)
+    _check_plain(state, "state")
     content = {
         "format": FORMAT,
         "architecture": {name: getattr(model, name) for name in ARCHITECTURE},
@@ -51,6 +54,18 @@ def save(path, model, **state):
     finally:
         if temporary is not None:
             os.unlink(temporary)
+
+
+def _check_plain(value, name):
+    """A NumPy number or another object would be refused by `load`, when it is too late."""
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            _check_plain(entry, f"{name}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for index, entry in enumerate(value):
+            _check_plain(entry, f"{name}[{index}]")
+    elif type(value) not in PLAIN_TYPES:
+        raise TypeError(f"{name} must be a tensor or of a plain type; got {type(value).__name__}")
 
 
 def load(path, device="cpu"):

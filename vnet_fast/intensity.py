@@ -24,15 +24,16 @@ def normalise(values):
     """
     values = np.asarray(values, dtype=np.float32)
     inside = values[~np.isnan(values)]
-    foreground = inside[inside > inside.min()] if inside.size else inside
-    if foreground.size == 0:
+    if inside.size == 0 or inside.min() == inside.max():
         raise ValueError("all voxels have the same value")
+    foreground = inside[inside > inside.min()]
     low, high = np.percentile(foreground, [LOW_PERCENTILE, HIGH_PERCENTILE])
+    if low == high:
+        # one bright value: then the surround is all that it stands out from
+        foreground, low, high = inside, inside.min(), inside.max()
     foreground = np.clip(foreground, low, high).astype(np.float64)
-    # a single bright value beside the surround leaves no variance to divide by
-    deviation = foreground.std() or 1.0
     clipped = np.clip(np.nan_to_num(values, nan=low), low, high)
-    return ((clipped - foreground.mean()) / deviation).astype(np.float32)
+    return ((clipped - foreground.mean()) / foreground.std()).astype(np.float32)
 
 
 def to_ranks(values):

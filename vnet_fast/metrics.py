@@ -14,8 +14,8 @@ def dice(prediction, reference):
     Returns:
         0 to 1; 1 if both are empty.
     """
-    total = np.count_nonzero(prediction) + np.count_nonzero(reference)
-    return 2 * np.count_nonzero(prediction & reference) / total if total else 1.0
+    total = int(np.count_nonzero(prediction)) + int(np.count_nonzero(reference))
+    return 2 * int(np.count_nonzero(prediction & reference)) / total if total else 1.0
 
 
 def hausdorff_distance(prediction, reference, spacing):

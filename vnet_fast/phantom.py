@@ -5,6 +5,9 @@ bias field, noise and one of four scanners' laws of intensity. Nothing is anatom
 task is what matters: the gland's brightness overlaps its surroundings', and no threshold finds it.
 """
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
 from vnet_fast.cache import prepare
@@ -12,7 +15,7 @@ from vnet_fast.cache import prepare
 # of each scanner: exponent of its law, darkest and brightest raw value, noise as a share of the range
 LAWS = ((1.0, 0, 500, 0.03), (0.7, -900, 9000, 0.05), (1.3, 0, 1800, 0.03), (1.0, 40, 250, 0.07))
 # mean radius of the gland in mm, and how much single glands vary
-GLAND_RADIUS, GLAND_VARIATION = 22.0, 0.15
+GLAND_RADIUS, GLAND_VARIATION = 25.0, 0.12
 
 
 def phantom(seed, size=(64, 64, 32), spacing=(2.0, 2.0, 3.0)):
@@ -41,17 +44,17 @@ def phantom(seed, size=(64, 64, 32), spacing=(2.0, 2.0, 3.0)):
     body = np.sqrt((y / 85) ** 2 + (x / 120) ** 2)
     muscle = _ellipsoid(z, y + 5, np.abs(x) - 48, (60, 30, 14))
 
-    tissue = np.full(z.shape, 0.42)
+    tissue = np.full(z.shape, 0.4)
     tissue[body > 0.8] = 0.85
     tissue[muscle < 1] = 0.2
     tissue[bladder < 1] = 0.95
     tissue[rectum < 1] = 0.3
     tissue[rectum < 0.7] = 0.08 if generator.random() < 0.5 else 0.6
     inside = gland < 1
-    tissue[inside] = 0.66
-    tissue[inside & (central < 0.75)] = 0.48
+    tissue[inside] = 0.75
+    tissue[inside & (central < 0.75)] = 0.58
     # the capsule: a thin dark rim around the gland
-    tissue[(gland >= 1) & (gland < 1.1)] = 0.2
+    tissue[(gland >= 1) & (gland < 1.12)] = 0.15
     texture = np.where(inside, 0.1, 0.05) * _smooth_noise(generator, z.shape, 2)
     image = _soften(tissue + texture)
     image[body > 1] = 0.02
@@ -70,11 +73,14 @@ def phantoms(seed, count, size, spacing):
     Returns:
         list of `cache.PreparedCase`.
     """
-    cases = []
-    for index in range(count):
+
+    def make(index):
         image, mask = phantom(seed * 100_003 + index, size, spacing)
-        cases.append(prepare(f"phantom{index:02d}", image, mask, np.unique(mask).tolist()))
-    return cases
+        return prepare(f"phantom{index:02d}", image, mask, np.unique(mask).tolist())
+
+    # NumPy's transforms, sorts and arithmetic let other threads run
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        return list(pool.map(make, range(count)))
 
 
 def _coordinates(size, spacing):
@@ -114,7 +120,7 @@ def _soften(image):
 
 def _scan(image, scanner, generator):
     """Raw intensities of one of four scanners: its bias field, law, range and noise."""
-    bias = np.exp((0.25 if scanner == 0 else 0.12) * _smooth_noise(generator, image.shape, 1))
+    bias = np.exp((0.2 if scanner == 0 else 0.1) * _smooth_noise(generator, image.shape, 1))
     exponent, low, high, noise = LAWS[scanner]
     image = np.clip(image * bias, 0, None) ** exponent
     # magnitude images have Rician noise
