@@ -12,10 +12,11 @@ import pytest
 import torch
 from conftest import write_case
 
-from vnet_fast import checkpoint, evaluate, predict, train
+from vnet_fast import checkpoint, configuration, evaluate, predict, train
+from vnet_fast.configuration import Config, configure, learning_rate
 from vnet_fast.errors import InputError
 from vnet_fast.losses import DiceLoss, WeightedCrossEntropy
-from vnet_fast.train import Config, configure, learning_rate, make_optimizer
+from vnet_fast.train import make_optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--volume", 16, 16, 16, "--spacing", 1.5, 1.5, 2, "--base-channels", 2, "--device", "cpu", "--seed", 1]
@@ -338,8 +339,8 @@ def test_a_second_signal_ends_at_once():
 
 
 def test_losses_by_name():
-    assert isinstance(train.LOSSES["dice"](), DiceLoss)
-    assert isinstance(train.LOSSES["weighted-ce"](), WeightedCrossEntropy)
+    assert isinstance(configuration.LOSSES["dice"](), DiceLoss)
+    assert isinstance(configuration.LOSSES["weighted-ce"](), WeightedCrossEntropy)
 
 
 def test_resumed_config_must_be_readable(tmp_path):

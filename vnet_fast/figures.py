@@ -50,7 +50,7 @@ def curves(log, path):
     axes.set(xlabel="iteration", ylabel="loss, Dice", ylim=(0, max(1.0, float(np.nanmax(loss)))))
     axes.margins(x=0.01)
     axes.grid(color="0.92")
-    axes.legend(loc="center right", frameon=False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=120)
 
 

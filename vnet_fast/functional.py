@@ -1,28 +1,236 @@
-"""The operations that are worth a kernel, each defined in plain PyTorch."""
+"""The operations that are worth a kernel: operators of `torch.library`, run by their Triton kernels on
+CUDA devices and by their definitions in plain PyTorch elsewhere.
+"""
+
+import functools
+import importlib
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vnet_fast import definitions
 
 ACTIVATIONS = ("none", "sigmoid", "softmax")
 
 
-def add_prelu(x, slope, residual=None):
-    """PReLU of `x`, or of `x + residual`.
+@functools.cache
+def _module(name):
+    """The kernels of an operation, or None where Triton is not installed."""
+    try:
+        return importlib.import_module(f"vnet_fast.kernels.{name}")
+    except ImportError:
+        return None
+
+
+def _runs_kernels(tensor):
+    return tensor.is_cuda
+
+
+def _kernels(name, tensor):
+    """The kernels of an operation if they can run where `tensor` is, else None."""
+    return _module(name) if _runs_kernels(tensor) else None
+
+
+# Convolution
+
+
+def convolve(convolution, x):
+    """A convolution, and its bias if that is still to be added.
+
+    Where the kernels run, the epilogue adds the bias in a pass that it makes anyway; elsewhere the
+    convolution adds it.
+
+    The CPU's half-precision weight gradient is wrong where the kernel is longer than the input along
+    an axis: oneDNN (torch 2.13, AVX-512 BF16) leaves part of it unwritten, which shows as errors of
+    70 % of its norm, or NaN, at the coarse stages of small volumes. There it is done in float32.
+
+    Args:
+        convolution: `nn.Conv3d` or `nn.ConvTranspose3d` with a bias, padding by zeros.
+        x: (N, C, D, H, W).
+
+    Returns:
+        (N, C', D', H', W'), and None or the bias (C',).
+    """
+    deferred = _kernels("add_prelu", x) is not None
+    weight, bias = convolution.weight, None if deferred else convolution.bias
+    left = convolution.bias if deferred else None
+    if isinstance(convolution, nn.ConvTranspose3d):
+        return F.conv_transpose3d(x, weight, bias, convolution.stride), left
+    larger = convolution.kernel_size[0] > min(x.shape[2:])
+    dtype = _cpu_half_precision(x) if larger and torch.is_grad_enabled() else None
+    if dtype is None:
+        return F.conv3d(x, weight, bias, convolution.stride, convolution.padding), left
+    with torch.autocast("cpu", enabled=False):
+        bias = None if bias is None else bias.float()
+        y = F.conv3d(x.float(), weight.float(), bias, convolution.stride, convolution.padding)
+    return y.to(dtype), left
+
+
+def _cpu_half_precision(x):
+    """The half-precision type that a convolution of `x` runs in on the CPU; None in any other case."""
+    if x.device.type != "cpu":
+        return None
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    return dtype if dtype in (torch.float16, torch.bfloat16) else None
+
+
+# PReLU of a sum
+
+
+def add_prelu(x, slope, bias=None, residual=None):
+    """PReLU of x + bias + residual.
 
     Args:
         x: (N, C, D, H, W), floating point.
         slope: (C,), the factor for negative values of each channel.
-        residual: None, or a tensor that broadcasts to `x`: (N, C, D, H, W) or (N, 1, D, H, W).
+        bias: None or (C,).
+        residual: None, (N, C, D, H, W), or (N, 1, D, H, W) for every channel.
 
     Returns:
-        (N, C, D, H, W) in the layout of `x`.
+        (N, C, D, H, W), the type and layout of `x`.
 
     Source:
         He et al. 2015 (PReLU); the residual of a V-Net stage is added before the activation.
     """
-    if residual is not None:
-        x = x + residual
-    return F.prelu(x, slope.to(x.dtype))
+    if residual is not None and residual.shape[1] == x.shape[1]:
+        residual = residual.to(x.dtype)
+    return torch.ops.vnet_fast.add_prelu(x, slope, bias, residual)[0]
+
+
+def add_prelu_join(x, slope, bias, skip):
+    """PReLU of x + bias, and `skip` behind it along the channels.
+
+    The activation is written straight into its half of the result. The skip is copied: the down
+    convolution, its other reader, needs it dense.
+
+    Args:
+        x: (N, C, D, H, W), floating point.
+        slope: (C,).
+        bias: None or (C,).
+        skip: (N, C', D, H, W).
+
+    Returns:
+        (N, C + C', D, H, W), the type and layout of `x`.
+    """
+    return torch.ops.vnet_fast.add_prelu_join(x, slope, bias, skip.to(x.dtype))[0]
+
+
+def _add_prelu_kernels(x, slope, bias, residual):
+    kernels = _kernels("add_prelu", x)
+    return kernels if kernels is not None and kernels.supports(x, slope, bias, residual) else None
+
+
+@torch.library.custom_op("vnet_fast::add_prelu", mutates_args=())
+def _add_prelu(x: Tensor, slope: Tensor, bias: Tensor | None, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+    """y, and what the kernel keeps for the backward pass: empty where the definition runs."""
+    kernels = _add_prelu_kernels(x, slope, bias, residual)
+    if kernels is not None:
+        return kernels.add_prelu(x, slope, bias, residual)
+    return definitions.add_prelu(x, slope, bias, residual), x.new_empty(0, dtype=torch.uint8)
+
+
+@_add_prelu.register_fake
+def _(x, slope, bias, residual):
+    kernels = _add_prelu_kernels(x, slope, bias, residual)
+    return torch.empty_like(x), x.new_empty(0, dtype=torch.uint8) if kernels is None else kernels.new_negative(x)
+
+
+@torch.library.custom_op("vnet_fast::add_prelu_join", mutates_args=())
+def _add_prelu_join(x: Tensor, slope: Tensor, bias: Tensor | None, skip: Tensor) -> tuple[Tensor, Tensor]:
+    joined = _new_joined(x, skip)
+    y = joined[:, : x.shape[1]]
+    kernels = _add_prelu_kernels(x, slope, bias, None)
+    if kernels is not None:
+        negative = kernels.add_prelu(x, slope, bias, out=y)[1]
+    else:
+        y.copy_(definitions.add_prelu(x, slope, bias, None))
+        negative = x.new_empty(0, dtype=torch.uint8)
+    joined[:, x.shape[1] :] = skip
+    return joined, negative
+
+
+@_add_prelu_join.register_fake
+def _(x, slope, bias, skip):
+    kernels = _add_prelu_kernels(x, slope, bias, None)
+    negative = x.new_empty(0, dtype=torch.uint8) if kernels is None else kernels.new_negative(x)
+    return _new_joined(x, skip), negative
+
+
+def _new_joined(x, skip):
+    shape = (x.shape[0], x.shape[1] + skip.shape[1], *x.shape[2:])
+    last = torch.channels_last_3d if x.ndim == 5 else torch.channels_last
+    channels_last = x.is_contiguous(memory_format=last)
+    return torch.empty(
+        shape, dtype=x.dtype, device=x.device, memory_format=last if channels_last else torch.contiguous_format
+    )
+
+
+@torch.library.custom_op("vnet_fast::add_prelu_backward", mutates_args=())
+def _add_prelu_backward(grad_y: Tensor, y: Tensor, negative: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _module("add_prelu").add_prelu_backward(grad_y, y, negative, slope)
+
+
+@_add_prelu_backward.register_fake
+def _(grad_y, y, negative, slope):
+    last = torch.channels_last_3d if y.ndim == 5 else torch.channels_last
+    grad_x = torch.empty(y.shape, dtype=y.dtype, device=y.device, memory_format=last)
+    return grad_x, *(torch.empty(y.shape[1], dtype=torch.float32, device=y.device) for _ in range(2))
+
+
+def _save_add_prelu(ctx, inputs, output):
+    x, slope, bias, residual = inputs
+    y, negative = output
+    ctx.mark_non_differentiable(negative)
+    _save(ctx, x, slope, bias, residual, y, negative)
+
+
+def _save_add_prelu_join(ctx, inputs, output):
+    x, slope, bias, _ = inputs
+    joined, negative = output
+    ctx.mark_non_differentiable(negative)
+    ctx.channels = x.shape[1]
+    _save(ctx, x, slope, bias, None, joined, negative)
+
+
+def _save(ctx, x, slope, bias, residual, y, negative):
+    ctx.types = [None if tensor is None else tensor.dtype for tensor in (slope, bias, residual)]
+    ctx.one_channel = residual is not None and residual.shape[1] != x.shape[1]
+    ctx.by_kernel = negative.shape[0] > 0
+    # the kernel needs neither x nor the residual again, the definition not y
+    if ctx.by_kernel:
+        ctx.save_for_backward(slope, y, negative)
+    else:
+        ctx.save_for_backward(slope, x, bias, residual)
+
+
+def _add_prelu_gradients(ctx, grad_y):
+    """Of x, slope, bias and residual; None where one is not there."""
+    if ctx.by_kernel:
+        slope, y, negative = ctx.saved_tensors
+        y = y[:, : grad_y.shape[1]]
+        grad_x, grad_slope, grad_bias = torch.ops.vnet_fast.add_prelu_backward(grad_y, y, negative, slope)
+    else:
+        slope, x, bias, residual = ctx.saved_tensors
+        grad_x, grad_slope, grad_bias = definitions.add_prelu_gradients(grad_y, x, slope, bias, residual)
+    slope_type, bias_type, residual_type = ctx.types
+    grad_residual = None
+    if residual_type is not None and ctx.needs_input_grad[3]:
+        grad_residual = grad_x.sum(1, keepdim=True) if ctx.one_channel else grad_x
+        grad_residual = grad_residual.to(residual_type)
+    return grad_x, grad_slope.to(slope_type), None if bias_type is None else grad_bias.to(bias_type), grad_residual
+
+
+def _add_prelu_join_gradients(ctx, grad_joined, _):
+    grads = _add_prelu_gradients(ctx, grad_joined[:, : ctx.channels])
+    return *grads[:3], grad_joined[:, ctx.channels :]
+
+
+_add_prelu.register_autograd(lambda ctx, grad_y, _: _add_prelu_gradients(ctx, grad_y), setup_context=_save_add_prelu)
+_add_prelu_join.register_autograd(_add_prelu_join_gradients, setup_context=_save_add_prelu_join)
+
+
+# Sums of the Dice loss
 
 
 def dice_sums(
@@ -51,49 +259,91 @@ def dice_sums(
 
     Raises:
         ValueError: if `activation` is none of the three.
-        RuntimeError: if a label lies outside 0 … C - 1 and is not ignored (on the CPU).
+        RuntimeError: if a label lies outside 0 … C - 1 and is not ignored (on the CPU; the kernel
+            takes it for no class).
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {activation!r}")
-    num_classes = input.shape[1]
-    probability = input.to(torch.promote_types(input.dtype, torch.float32))
-    if activation == "softmax":
-        probability = torch.softmax(probability, 1)
-    elif activation == "sigmoid":
-        probability = torch.sigmoid(probability)
-    counted = None if ignore_index is None else _counted(target, ignore_index, probability.dtype)
-    if labels:
-        target = _one_hot(target, num_classes, ignore_index, probability.dtype)
-    target = target.to(probability.dtype)
-    probability, target = probability[:, first_class:], target[:, first_class:]
-    if counted is not None:
-        probability, target = probability * counted, target * counted
-
-    voxels = tuple(range(2, input.ndim))
-    if soft and not squared:
-        prediction, ground = probability.abs().sum(voxels), target.abs().sum(voxels)
-        intersection = (prediction + ground - (probability - target).abs().sum(voxels)) / 2
-    else:
-        intersection = (probability * target).sum(voxels)
-        if squared:
-            probability, target = probability.square(), target.square()
-        prediction, ground = probability.sum(voxels), target.sum(voxels)
-    return torch.stack([intersection, prediction, ground])
+    options = (activation, bool(labels), int(first_class), bool(squared), bool(soft and not squared), ignore_index)
+    if target.requires_grad:
+        # a target that is learnt itself: rare, and not worth a kernel
+        return definitions.dice_sums(input, target, *options)
+    return torch.ops.vnet_fast.dice_sums(input, target, *options)
 
 
-def _counted(target, ignore_index, dtype):
-    """(N, 1, *spatial): 1 where a voxel counts, 0 where it is ignored."""
-    num_channels = target.shape[1]
-    if num_channels == 1:
-        return (target != ignore_index).to(dtype)
-    if 0 <= ignore_index < num_channels:
-        return 1 - target[:, ignore_index : ignore_index + 1].to(dtype)
-    return (target.sum(1, keepdim=True) > 0).to(dtype)
+def _dice_kernels(input, target, *options):
+    kernels = _kernels("dice", input)
+    return kernels if kernels is not None and kernels.supports(input, target, **_named(*options)) else None
 
 
-def _one_hot(labels, num_classes, ignore_index, dtype):
-    index = labels.long()
-    if ignore_index is not None and not 0 <= ignore_index < num_classes:
-        index = index.masked_fill(labels == ignore_index, 0)
-    shape = (labels.shape[0], num_classes, *labels.shape[2:])
-    return torch.zeros(shape, dtype=dtype, device=labels.device).scatter_(1, index, 1)
+def _named(activation, labels, first_class, squared, soft, ignore_index):
+    return {
+        "activation": activation,
+        "labels": labels,
+        "first_class": first_class,
+        "squared": squared,
+        "soft": soft,
+        "ignore_index": ignore_index,
+    }
+
+
+@torch.library.custom_op("vnet_fast::dice_sums", mutates_args=())
+def _dice_sums(
+    input: Tensor,
+    target: Tensor,
+    activation: str,
+    labels: bool,
+    first_class: int,
+    squared: bool,
+    soft: bool,
+    ignore_index: int | None,
+) -> Tensor:
+    options = (activation, labels, first_class, squared, soft, ignore_index)
+    kernels = _dice_kernels(input, target, *options)
+    if kernels is not None:
+        return kernels.dice_sums(input, target, **_named(*options))
+    return definitions.dice_sums(input, target, *options)
+
+
+@_dice_sums.register_fake
+def _(input, target, activation, labels, first_class, squared, soft, ignore_index):
+    shape = (3, input.shape[0], input.shape[1] - first_class)
+    return input.new_empty(shape, dtype=torch.promote_types(input.dtype, torch.float32))
+
+
+@torch.library.custom_op("vnet_fast::dice_sums_backward", mutates_args=())
+def _dice_sums_backward(
+    grad_sums: Tensor,
+    input: Tensor,
+    target: Tensor,
+    activation: str,
+    labels: bool,
+    first_class: int,
+    squared: bool,
+    soft: bool,
+    ignore_index: int | None,
+) -> Tensor:
+    options = (activation, labels, first_class, squared, soft, ignore_index)
+    kernels = _dice_kernels(input, target, *options)
+    if kernels is not None:
+        return kernels.dice_sums_backward(grad_sums, input, target, **_named(*options))
+    return definitions.dice_sums_gradient(grad_sums, input, target, *options)
+
+
+@_dice_sums_backward.register_fake
+def _(grad_sums, input, target, activation, labels, first_class, squared, soft, ignore_index):
+    return torch.empty_like(input)
+
+
+def _save_dice_sums(ctx, inputs, output):
+    input, target, *ctx.options = inputs
+    ctx.save_for_backward(input, target)
+
+
+def _dice_sums_gradients(ctx, grad_sums):
+    input, target = ctx.saved_tensors
+    grad = torch.ops.vnet_fast.dice_sums_backward(grad_sums, input, target, *ctx.options)
+    return grad, None, *[None] * len(ctx.options)
+
+
+_dice_sums.register_autograd(_dice_sums_gradients, setup_context=_save_dice_sums)

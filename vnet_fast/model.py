@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vnet_fast.functional import add_prelu
+from vnet_fast.functional import add_prelu, add_prelu_join, convolve
 
 KERNEL_SIZE = 5
 DOWN_FACTOR = 2
@@ -44,7 +44,7 @@ def initialise(module):
 
 
 class Activated(nn.Module):
-    """A convolution and the PReLU behind it, with a residual added between the two if given."""
+    """A convolution and the PReLU behind it."""
 
     def __init__(self, convolution):
         super().__init__()
@@ -52,27 +52,12 @@ class Activated(nn.Module):
         self.convolution = convolution
         self.activation = nn.PReLU(convolution.out_channels, init=INITIAL_SLOPE)
 
-    def forward(self, x, residual=None):
-        return add_prelu(convolve(self.convolution, x), self.activation.weight, residual)
-
-
-def convolve(convolution, x):
-    """`convolution(x)`, in float32 where the CPU's half-precision weight gradient is wrong.
-
-    oneDNN (of torch 2.13, AVX-512 BF16) leaves part of a 3-D bfloat16 weight gradient unwritten
-    where the kernel is longer than the input along an axis: errors of 70 % of its norm, or NaN, at
-    the coarse stages of small volumes. Those layers are cheap; the others keep their precision.
-    """
-    larger = isinstance(convolution, nn.Conv3d) and convolution.kernel_size[0] > min(x.shape[2:])
-    if not larger or x.device.type != "cpu" or not torch.is_grad_enabled():
-        return convolution(x)
-    autocast = torch.is_autocast_enabled("cpu")
-    dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
-    if dtype in (torch.float32, torch.float64):
-        return convolution(x)
-    with torch.autocast("cpu", enabled=False):
-        weight, bias = convolution.weight.float(), convolution.bias.float()
-        return F.conv3d(x.float(), weight, bias, convolution.stride, convolution.padding).to(dtype)
+    def forward(self, x, residual=None, skip=None):
+        """PReLU(convolution(x) + residual), followed by `skip` along the channels if that is given."""
+        x, bias = convolve(self.convolution, x)
+        if skip is not None:
+            return add_prelu_join(x, self.activation.weight, bias, skip)
+        return add_prelu(x, self.activation.weight, bias, residual)
 
 
 class Stage(nn.Module):
@@ -196,7 +181,7 @@ class VNet(nn.Module):
                 skips.append(x)
                 x = residual = down(x)
         for up, stage in zip(self.up, self.right, strict=True):
-            x = torch.cat([up(x), skips.pop()], dim=1)
+            x = up(x, skip=skips.pop())
             x = stage(x, x)
         if self.wide_head is not None:
             x = self.wide_head(x)

@@ -9,10 +9,10 @@ from tqdm import tqdm
 
 from vnet_fast import checkpoint, command_line, dataset, formats, volumes
 from vnet_fast.command_line import option
+from vnet_fast.configuration import find_device
 from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.intensity import normalise
-from vnet_fast.step import choose_device, choose_precision, predict_probabilities
-from vnet_fast.train import device_name
+from vnet_fast.step import choose_precision, device_name, predict_probabilities
 
 # a folder of DICOM slices has no single file's format
 DICOM_OUTPUT = ".nii.gz"
@@ -117,10 +117,7 @@ def write_probabilities(probabilities, image, path):
 def main(given):
     """Runs with the options given; returns the exit code."""
     config = Config(**given)
-    try:
-        device = choose_device(config.device)
-    except RuntimeError as error:
-        raise InputError("--device", str(error), "Use --device cpu") from None
+    device = find_device(config.device)
     content = checkpoint.load(config.checkpoint, device)
     model = checkpoint.build_model(content, config.checkpoint, device)
     try:

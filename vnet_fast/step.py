@@ -113,6 +113,13 @@ def choose_device(name):
     return torch.device(name)
 
 
+def device_name(device):
+    """The name of the processor behind a device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
 def choose_precision(name, device):
     """The dtype of mixed precision.
 

@@ -1,13 +1,11 @@
 """Trains a V-Net on a folder of volumes with masks, or on phantoms."""
 
-import csv
 import json
 import math
 import signal
 import sys
 import time
-from dataclasses import asdict, dataclass, fields, replace
-from datetime import datetime
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,67 +14,20 @@ from tqdm import tqdm
 
 from vnet_fast import augment, checkpoint, command_line, dataset, figures
 from vnet_fast.cache import Cache
-from vnet_fast.command_line import natural_float, natural_int, option, positive_float, positive_int
+from vnet_fast.configuration import LOSSES, Config, configure, find_device, learning_rate
 from vnet_fast.errors import InputError
-from vnet_fast.losses import DiceLoss, WeightedCrossEntropy
 from vnet_fast.metrics import dice_per_class
-from vnet_fast.model import SIZE_MULTIPLE, TOPOLOGIES, VNet
+from vnet_fast.model import VNet
 from vnet_fast.phantom import phantoms
-from vnet_fast.step import Step, TrainingData, choose_device, choose_precision, predict_probabilities
+from vnet_fast.step import Step, TrainingData, choose_precision, device_name, predict_probabilities
+from vnet_fast.training_log import Log, minutes
 from vnet_fast.versions import versions
 
 PHANTOMS = 100
-LOSSES = {"dice": DiceLoss.paper, "weighted-ce": WeightedCrossEntropy}
 VALIDATIONS = 10
 # how many iterations' losses are read back at once: a look at every one would wait for the GPU
 READ_BACK = 10
-LOG_FIELDS = ("iteration", "loss", "learning_rate", "validation_dice", "volumes_per_second")
-# what a resumed run may change; all else would make it another run
-FREE_ON_RESUME = {"iterations", "val_every", "save_every", "device", "amp", "data", "labels", "cache"}
 RESUME_HINT = "Resume with: python -m vnet_fast.train --resume"
-
-
-@dataclass(frozen=True)
-class Config:
-    """Trains a V-Net. With --data the defaults are the paper's recipe; without it a short
-    demonstration on synthetic phantoms, sized to the device."""
-
-    data: str = option(None, "folder of volumes with masks; without it phantoms are made", metavar="DIR")
-    labels: str = option(None, "folder of the masks, if they are not with the volumes", metavar="DIR")
-    output: str = option(None, "folder of the run (default: runs/ and the time)", metavar="DIR")
-    cache: str = option(None, "folder of prepared volumes (default: ~/.cache/vnet_fast)", metavar="DIR")
-    resume: str = option(None, "goes on with the run in this folder", metavar="RUN")
-    amp: str = option(
-        "off", "mixed precision; --amp alone is auto", nargs="?", const="auto", choices=("auto", "bf16", "fp16", "off")
-    )
-    device: str = option("auto", "where to train", choices=("auto", "cpu", "cuda"))
-    topology: str = option("paper", "figure 2 of the paper, or the released network", choices=tuple(TOPOLOGIES))
-    base_channels: int = option(16, "channels of the first stage", type=positive_int, metavar="N")
-    volume: tuple = option(
-        (128, 128, 64), "size the network works on, voxels", type=positive_int, nargs=3, metavar=("X", "Y", "Z")
-    )
-    spacing: tuple = option(
-        (1.0, 1.0, 1.5), "spacing the network works on, mm", type=positive_float, nargs=3, metavar=("X", "Y", "Z")
-    )
-    batch_size: int = option(2, "volumes an iteration", type=positive_int, metavar="N")
-    iterations: int = option(30_000, "updates of the weights", type=positive_int, metavar="N")
-    optimizer: str = option("sgd", "the paper's SGD with momentum, or AdamW", choices=("sgd", "adamw"))
-    learning_rate: float = option(1e-4, "of the first iteration", type=positive_float, metavar="RATE")
-    momentum: float = option(0.99, "of SGD", type=natural_float, metavar="M")
-    weight_decay: float = option(5e-4, "of weights; biases have none", type=natural_float, metavar="W")
-    lr_step: int = option(
-        25_000, "iterations after which the learning rate is divided by 10", type=positive_int, metavar="N"
-    )
-    loss: str = option("dice", "the paper's Dice loss or its baseline", choices=tuple(LOSSES))
-    binary: bool = option(False, "all labels are one foreground", action="store_true")
-    folds: int = option(5, "parts the cases are dealt to", type=positive_int, metavar="N")
-    fold: int = option(0, "the part to validate on, from 0", type=natural_int, metavar="N")
-    no_augment: bool = option(False, "volumes as they are", action="store_true")
-    val_every: int = option(None, "iterations between validations (default: ten a run)", type=positive_int, metavar="N")
-    save_every: int = option(
-        None, "iterations between checkpoints (default: at every validation)", type=positive_int, metavar="N"
-    )
-    seed: int = option(0, "of folds, weights, order and augmentation", type=natural_int, metavar="N")
 
 
 @dataclass
@@ -95,80 +46,6 @@ class Data:
     training: list
     validation: list
     num_classes: int
-
-
-def demonstration(device, dtype):
-    """The settings of a first run without data, sized to the device: about three minutes on two
-    CPU cores, in `dtype` of mixed precision or None for float32.
-    """
-    settings = {"optimizer": "adamw", "learning_rate": 3e-4, "iterations": 240, "lr_step": 180}
-    if device.type == "cuda":
-        # the paper's size; a wider network is less patient with large steps
-        return {**settings, "learning_rate": 2e-4}
-    if dtype is None:
-        settings |= {"iterations": 180, "lr_step": 135}
-    return {**settings, "volume": (48, 48, 32), "spacing": (2.5, 2.5, 3.0), "base_channels": 8}
-
-
-def configure(given):
-    """The Config of the options given on the command line.
-
-    Args:
-        given: dict from option to value, only those given.
-
-    Raises:
-        InputError: if options contradict each other or the run to resume.
-    """
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    if "resume" in given:
-        config = _resumed(given)
-    else:
-        config = Config(**given)
-        if config.data is None:
-            device = _device(config.device)
-            config = Config(**{**demonstration(device, choose_precision(config.amp, device)[0]), **given})
-        if config.output is None:
-            config = replace(config, output=str(Path("runs") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")))
-    if config.labels and not config.data:
-        raise InputError("--labels", "given without --data", "Name the folder of the volumes too")
-    if config.folds < 2:
-        raise InputError("--folds", f"must be at least 2; got {config.folds}", "Keep some cases for validation")
-    if config.fold >= config.folds:
-        raise InputError("--fold", f"must be below --folds ({config.folds}); got {config.fold}", "They count from 0")
-    if min(config.volume) < SIZE_MULTIPLE:
-        size = " ".join(map(str, config.volume))
-        raise InputError("--volume", f"must be at least {SIZE_MULTIPLE} along each axis; got {size}", "Enlarge it")
-    if config.momentum >= 1:
-        raise InputError("--momentum", f"must be below 1; got {config.momentum}", "The paper has 0.99")
-    return config
-
-
-def _resumed(given):
-    path = Path(given["resume"]) / "config.json"
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        known = {field.name for field in fields(Config)}
-        kept = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in kept.items() if name in known
-        }
-        stored = Config(**kept)
-    except FileNotFoundError:
-        raise InputError(path, "no such file", "Name the folder of a run") from None
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise InputError(path, f"can't be read ({error})", "Name the folder of a run") from None
-    for name, value in given.items():
-        if name not in FREE_ON_RESUME | {"resume", "output"} and getattr(stored, name) != value:
-            flag = "--" + name.replace("_", "-")
-            cause = f"is {value} here and {getattr(stored, name)} in {given['resume']}"
-            raise InputError(flag, cause, "Leave it out, or start a new run")
-    return replace(stored, **{**given, "output": given["resume"]})
-
-
-def _device(name):
-    try:
-        return choose_device(name)
-    except RuntimeError as error:
-        raise InputError("--device", str(error), "Use --device cpu") from None
 
 
 def load_data(config):
@@ -215,11 +92,6 @@ def make_optimizer(model, config):
     return torch.optim.AdamW([{**group, "scale": 1.0} for group in groups], lr=config.learning_rate)
 
 
-def learning_rate(config, iteration):
-    """The learning rate of an iteration, from 0."""
-    return config.learning_rate * 0.1 ** (iteration // config.lr_step)
-
-
 def validate(model, data, autocast):
     """Dice of each validation case and foreground class: dict from name to list."""
     per_case = {}
@@ -250,65 +122,6 @@ class StopSignal:
             signal.signal(each, signal.SIG_DFL)
 
 
-class Log:
-    """`log.csv` of a run and its progress, a bar on a terminal and lines elsewhere.
-
-    Args:
-        path: of the file; lines from `start` on are dropped when a run is resumed.
-        start: the first iteration.
-        config: of the run.
-    """
-
-    def __init__(self, path, start, config):
-        self.config = config
-        kept = []
-        if start and path.exists():
-            with open(path, newline="") as file:
-                kept = [row for row in csv.DictReader(file) if int(row["iteration"]) <= start]
-        self.file = open(path, "w", newline="")  # noqa: SIM115 - closed by close()
-        self.writer = csv.DictWriter(self.file, LOG_FIELDS)
-        self.writer.writeheader()
-        self.writer.writerows(kept)
-        self.bar = tqdm(total=config.iterations, initial=start, unit="it", disable=not sys.stderr.isatty())
-        self.dice, self.said, self.began, self.start = None, time.monotonic(), time.monotonic(), start
-
-    def add(self, first, losses, rate, dice=None):
-        """Iterations from `first` on, counted from 1, with their losses; `rate` volumes/s."""
-        for iteration, loss in enumerate(losses, start=first):
-            last = iteration == first + len(losses) - 1
-            row = (
-                iteration,
-                f"{loss:.6g}",
-                f"{learning_rate(self.config, iteration - 1):.6g}",
-                f"{dice:.6g}" if last and dice is not None else "",
-                f"{rate:.6g}",
-            )
-            self.writer.writerow(dict(zip(LOG_FIELDS, row, strict=True)))
-        self.file.flush()
-        self.dice = self.dice if dice is None else dice
-        shown = f"loss {np.mean(losses):.4f}  validation Dice {'-' if self.dice is None else f'{self.dice:.4f}'}"
-        shown += f"  {rate:.2f} volumes/s"
-        self.bar.set_postfix_str(shown, refresh=False)
-        self.bar.update(len(losses))
-        self._say(first + len(losses) - 1, shown, dice is not None)
-
-    def _say(self, done, shown, always):
-        now = time.monotonic()
-        if not self.bar.disable or not (always or now - self.said > 30):
-            return
-        left = (now - self.began) / (done - self.start) * (self.config.iterations - done)
-        print(f"iteration {done}/{self.config.iterations}  {shown}  {_minutes(left)} left", flush=True)
-        self.said = now
-
-    def close(self):
-        self.bar.close()
-        self.file.close()
-
-
-def _minutes(seconds):
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
 class Run:
     """A training run in its folder.
 
@@ -319,7 +132,7 @@ class Run:
     def __init__(self, config):
         self.config = config
         self.folder = Path(config.output)
-        self.device = _device(config.device)
+        self.device = find_device(config.device)
         self.autocast, words = choose_precision(config.amp, self.device)
         print(f"device: {device_name(self.device)}, {words}")
         if not config.resume and (self.folder / "last.pt").exists():
@@ -473,7 +286,7 @@ class Run:
             f"validation Dice {best.dice:.4f}"
             + (f" (classes {classes})" if len(summary["val_dice_per_class"]) > 1 else "")
             + f" at iteration {best.iteration}, {summary['volumes_per_second']:.2f} volumes/s, "
-            f"{_minutes(self.seconds)} of training"
+            f"{minutes(self.seconds)} of training"
         )
         print(f"predict with: python -m vnet_fast.predict --checkpoint {self.folder / 'best.pt'} --input … --output …")
 
@@ -492,13 +305,6 @@ class Run:
             f"{case.name}: Dice {np.mean(self.best.per_case[case.name]):.3f}, the median of validation",
             self.folder / "overlay.png",
         )
-
-
-def device_name(device):
-    """The name of the processor behind a device."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
 
 
 def main(given):

@@ -1,0 +1,228 @@
+"""Compiles the launches of V-Net's main path for three GPU generations, without a GPU, and prints what
+the machine code of each needs, as a JSON list.
+
+The launchers themselves run, on tensors without memory, with every kernel replaced by a recorder: what
+is compiled is what they launch. Run in a process of its own, since Triton's interpreter, which other
+tests use, replaces the kernels when they are imported.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ["TRITON_INTERPRET"] = "0"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from vnet_fast.kernels import add_prelu, dice
+
+ARCHITECTURES = (80, 90, 100)
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+TYPES = {
+    torch.bool: "*i1",
+    torch.uint8: "*u8",
+    torch.int64: "*i64",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+}
+# what Triton assumes of pointers and numbers that are multiples of it
+DIVISOR = 16
+BATCH = 2
+# (D, H, W) of the input; each stage has half the resolution of the one above
+VOLUME = (64, 128, 128)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel and what a launcher gave it."""
+
+    name: str
+    kernel: triton.JITFunction
+    signature: dict[str, str]
+    constexprs: dict[str, object]
+    # arguments that are multiples of 16
+    divisible: tuple[str, ...]
+    options: dict[str, int]
+
+
+class Recorder:
+    """Stands for a kernel: `recorder[grid](...)` keeps the launch."""
+
+    def __init__(self, kernel, name, launches):
+        self.kernel, self.name, self.launches = kernel, name, launches
+
+    def __getitem__(self, grid):
+        return self.launch
+
+    def launch(self, *args, **kwargs):
+        parameters = {parameter.name: parameter for parameter in self.kernel.params}
+        given = dict(zip(parameters, args, strict=False)) | kwargs
+        options = {name: given.pop(name) for name in kwargs if name not in parameters}
+        signature, constexprs, divisible = {}, {}, []
+        for name, parameter in parameters.items():
+            value = given[name]
+            is_tensor = isinstance(value, torch.Tensor)
+            # Triton compiles None and 1 in, like what is declared so
+            if parameter.is_constexpr or (not is_tensor and value in (None, 1)):
+                signature[name] = "constexpr"
+                constexprs[name] = value
+                continue
+            signature[name] = TYPES[value.dtype] if is_tensor else "i32" if value < 2**31 else "i64"
+            if (value.data_ptr() if is_tensor else value) % DIVISOR == 0:
+                divisible.append(name)
+        name = f"{self.kernel.__name__.strip('_')}: {self.name}"
+        self.launches.append(Launch(name, self.kernel, signature, constexprs, tuple(divisible), options))
+
+
+def record(module, name, run):
+    """The launches of `module`'s kernels while `run` runs."""
+    launches = []
+    kernels = {key: kernel for key, kernel in vars(module).items() if isinstance(kernel, triton.JITFunction)}
+    for key, kernel in kernels.items():
+        setattr(module, key, Recorder(kernel, name, launches))
+    try:
+        run()
+    finally:
+        for key, kernel in kernels.items():
+            setattr(module, key, kernel)
+    return launches
+
+
+def empty(channels, dtype, level=0, layout=torch.channels_last_3d):
+    """(N, C, D, H, W) at `level` halvings of the resolution, without memory."""
+    shape = (BATCH, channels, *(length >> level for length in VOLUME))
+    return torch.empty(shape, dtype=dtype, device="meta").to(memory_format=layout)
+
+
+def add_prelu_launches():
+    # level, channels, type, form: each stage of the network, and the outputs of its up-convolutions
+    cases = [
+        (0, 16, torch.bfloat16, "one-channel residual"),
+        (1, 32, torch.bfloat16, "residual"),
+        (2, 64, torch.bfloat16, "residual"),
+        (3, 128, torch.bfloat16, "residual"),
+        (4, 256, torch.bfloat16, "residual"),
+        (0, 32, torch.bfloat16, "residual"),
+        (1, 32, torch.bfloat16, "no residual"),
+        (0, 16, torch.bfloat16, "into a slice"),
+        (3, 128, torch.bfloat16, "into a slice"),
+        (0, 16, torch.float32, "one-channel residual"),
+        (0, 32, torch.float32, "residual"),
+    ]
+    launches = []
+    for level, channels, dtype, form in cases:
+        x = empty(channels, dtype, level)
+        vector = torch.empty(channels, device="meta")
+        residual, out = None, None
+        if form == "residual":
+            residual = x
+        elif form == "one-channel residual":
+            residual = empty(1, torch.float32, level)
+        elif form == "into a slice":
+            out = empty(2 * channels, dtype, level)[:, :channels]
+        assert add_prelu.supports(x, vector, vector, residual, out)
+
+        def run(x=x, vector=vector, residual=residual, out=out):
+            y, negative = add_prelu.add_prelu(x, vector, vector, residual, out)
+            add_prelu.add_prelu_backward(y, y, negative, vector)
+
+        size = "x".join(str(length >> level) for length in VOLUME)
+        name = f"{channels} x {size} {str(dtype).removeprefix('torch.')}, {form}"
+        launches += record(add_prelu, name, run)
+    return launches
+
+
+def dice_launches():
+    # type of the logits, their layout and their classes, type of the labels
+    cases = [
+        (torch.bfloat16, torch.channels_last_3d, 2, torch.uint8),
+        (torch.bfloat16, torch.channels_last_3d, 2, torch.int64),
+        (torch.float32, torch.channels_last_3d, 2, torch.uint8),
+        (torch.bfloat16, torch.contiguous_format, 2, torch.uint8),
+        (torch.bfloat16, torch.channels_last_3d, 8, torch.uint8),
+    ]
+    options = {
+        "activation": "softmax",
+        "labels": True,
+        "first_class": 1,
+        "squared": True,
+        "soft": False,
+        "ignore_index": None,
+    }
+    launches = []
+    for dtype, layout, classes, label_type in cases:
+        logits, labels = empty(classes, dtype, layout=layout), empty(1, label_type)
+        assert dice.supports(logits, labels, **options)
+
+        def run(logits=logits, labels=labels):
+            sums = dice.dice_sums(logits, labels, **options)
+            dice.dice_sums_backward(sums, logits, labels, **options)
+
+        types = " and ".join(str(kind).removeprefix("torch.") for kind in (dtype, label_type))
+        layout = str(layout).removeprefix("torch.")
+        launches += record(dice, f"{classes} classes, {types}, {layout}", run)
+    return launches
+
+
+def compile_launch(launch, architecture, hints):
+    """The cubin of a launch; without `hints` nothing is known of alignment."""
+    index = launch.kernel.arg_names.index
+    attributes = {(index(name),): [["tt.divisibility", DIVISOR]] for name in launch.divisible if hints}
+    constexprs = {(index(name),): value for name, value in launch.constexprs.items()}
+    source = ASTSource(launch.kernel, launch.signature, constexprs, attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=dict(launch.options))
+    return compiled.asm["cubin"]
+
+
+def inspect(cubin):
+    """Registers, bytes of stack and shared memory, and the memory instructions of a kernel by width in bits."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage, code = (
+            subprocess.run([str(TOOLS / tool), option, file.name], capture_output=True, text=True, check=True).stdout
+            for tool, option in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
+        )
+    sizes = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
+    counts = {operation: Counter() for operation in ("LDG", "STG", "LDL", "STL")}
+    for operation, modifiers in re.findall(r"\b(LDG|LDGSTS|STG|LDL|STL)((?:\.\w+)*) ", code):
+        width = re.search(r"\.[US]?(8|16|64|128|256)\b", modifiers)
+        counts["LDG" if operation == "LDGSTS" else operation][int(width[1]) if width else 32] += 1
+    return {
+        "registers": sizes["REG"],
+        "stack": sizes["STACK"] + sizes["LOCAL"],
+        "shared": sizes["SHARED"],
+        "spills": counts["LDL"].total() + counts["STL"].total(),
+        "loads": counts["LDG"],
+        "stores": counts["STG"],
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument("--only", default="", help="compile only launches whose name contains this")
+    parser.add_argument("--architectures", type=int, nargs="+", default=ARCHITECTURES)
+    parser.add_argument("--no-hints", action="store_true", help="compile as if nothing were aligned")
+    config = parser.parse_args()
+    rows = []
+    for launch in add_prelu_launches() + dice_launches():
+        for architecture in config.architectures if config.only in launch.name else ():
+            cubin = compile_launch(launch, architecture, hints=not config.no_hints)
+            rows.append({"name": launch.name, "architecture": architecture} | inspect(cubin))
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()

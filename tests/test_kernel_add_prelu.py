@@ -1,0 +1,387 @@
+"""The fused bias + residual + PReLU kernels, against plain PyTorch in float64."""
+
+import os
+
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+
+from vnet_fast.kernels import add_prelu  # noqa: E402
+
+TYPES = [
+    pytest.param(torch.float32, id="float32"),
+    pytest.param(torch.float16, id="float16"),
+    pytest.param(torch.bfloat16, id="bfloat16"),
+]
+CHANNELS = [2, 3, 8, 16, 32, 256]
+SIZES = ["one_voxel", "primes", "one_block", "one_block_and_one", "real"]
+# bias, residual
+FORMS = {
+    "plain": (False, None),
+    "bias": (True, None),
+    "residual": (False, "full"),
+    "bias_residual": (True, "full"),
+    "one_channel": (False, "one_channel"),
+    "bias_one_channel": (True, "one_channel"),
+    "bias_one_channel_float32": (True, "one_channel_float32"),
+}
+# 2⁻⁴³ is below the smallest slope of every type, 2⁻¹³ below that of float16 alone; whole powers of
+# two, so that they are the same number in every type but float16, where 2⁻⁴³ is zero
+SLOPES = {
+    "positive": [0.25, 0.5, 0.125],
+    "above_one": [3.0, 1.5, 1.0],
+    "negative": [-0.25, -2.0, -0.5],
+    "zero": [0.0, -0.0, 0.0],
+    "tiny": [2.0**-43, 2.0**-13, 2.0**-12],
+    "tiny_negative": [-(2.0**-43), -(2.0**-13), -(2.0**-12)],
+    "mixed": [0.25, 0.0, -0.25, 2.0**-13, -(2.0**-13), 1.0],
+}
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory(monkeypatch):
+    """New memory holds NaN, and 255 in bytes, until it is written."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def _rounded_to_nearest(monkeypatch):
+    """The interpreter cuts float32 off to bfloat16, where a GPU rounds to nearest."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return
+    from triton.runtime import interpreter
+
+    original = interpreter._convert_float
+
+    def convert(data, source, target, rounding):
+        if (source, target) != (triton.language.float32, triton.language.bfloat16):
+            return original(data, source, target, rounding)
+        narrow = torch.from_numpy(np.ascontiguousarray(data)).bfloat16()
+        return narrow.view(torch.int16).numpy().reshape(data.shape)
+
+    monkeypatch.setattr(interpreter, "_convert_float", convert)
+
+
+def shape_of(size, channels, dtype):
+    rows = add_prelu._tile(channels, dtype.itemsize)[1]
+    spatial = {
+        "one_voxel": (1, 1, 1, 1),
+        "primes": (1, 3, 5, 7),
+        "one_block": (1, 1, 1, rows),
+        "one_block_and_one": (1, 1, 1, rows + 1),
+        "real": (2, 6, 8, 10),
+    }[size]
+    return spatial[0], channels, *spatial[1:]
+
+
+def channels_last(tensor):
+    return tensor.contiguous(memory_format=add_prelu.MEMORY_FORMAT[tensor.ndim])
+
+
+def make_inputs(shape, dtype, form="bias_residual", slope="mixed"):
+    """x, slope, bias, residual and grad_y; numbers of `dtype`, so that rounding them is no error."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*size):
+        return torch.randn(size, generator=generator).to(dtype).to(DEVICE)
+
+    channels = shape[1]
+    has_bias, residual_form = FORMS[form]
+    slopes = torch.tensor(SLOPES[slope], device=DEVICE)
+    slopes = slopes.repeat(-(-channels // len(slopes)))[:channels]
+    bias = draw(channels).float() if has_bias else None
+    residual = None
+    if residual_form == "full":
+        residual = channels_last(draw(*shape))
+    elif residual_form:
+        residual = draw(shape[0], 1, *shape[2:])
+        if residual_form == "one_channel_float32":
+            residual = residual.float()
+    return channels_last(draw(*shape)), slopes, bias, residual, channels_last(draw(*shape))
+
+
+def definition(x, slope, bias, residual, grad_y, dtype):
+    """y, grad_x, grad_slope and grad_bias of plain PyTorch in `dtype`, in float64; and z."""
+    x, slope, bias, residual, grad_y = (
+        None if tensor is None else tensor.detach().to(dtype) for tensor in (x, slope, bias, residual, grad_y)
+    )
+    if bias is None:
+        bias = torch.zeros_like(slope)
+    for tensor in (x, slope, bias):
+        tensor.requires_grad_()
+    z = x + bias.view(-1, *[1] * (x.ndim - 2))
+    if residual is not None:
+        z = z + residual
+    y = F.prelu(z, slope)
+    gradients = torch.autograd.grad(y, (x, slope, bias), grad_y)
+    return [tensor.detach().double() for tensor in (y, *gradients)], z.detach().double()
+
+
+def voxels_of(x):
+    return 0, *range(2, x.ndim)
+
+
+def slope_floor(z, grad_y):
+    """(C,): y is kept in its type, half an ulp of random sign in each term; the sum is in float32."""
+    terms = torch.where(z > 0, 0, grad_y.double() * z)
+    half_ulp = torch.finfo(grad_y.dtype).eps / 2
+    added = torch.finfo(torch.float32).eps * terms.abs().sum(voxels_of(z))
+    return half_ulp * terms.square().sum(voxels_of(z)).sqrt() + added
+
+
+def check(inputs):
+    """Runs both kernels and compares with the definition; returns what they gave."""
+    x, slope, bias, residual, grad_y = inputs
+    assert add_prelu.supports(x, slope, bias, residual)
+    y, negative = add_prelu.add_prelu(x, slope, bias, residual)
+    grad_x, grad_slope, grad_bias = add_prelu.add_prelu_backward(grad_y, y, negative, slope)
+    reference, z = definition(*inputs, torch.float64)
+    plain, _ = definition(*inputs, x.dtype)
+
+    assert y.dtype == grad_x.dtype == x.dtype
+    assert grad_slope.dtype == grad_bias.dtype == torch.float32
+    half_ulp = torch.finfo(x.dtype).eps / 2
+    floors = {
+        # rounding the exact result, and the deviation that the kernel's file states
+        "y": half_ulp * reference[0].abs().amax() + add_prelu.SMALLEST_SLOPE[x.dtype] * z.abs().amax(),
+        "grad_x": half_ulp * reference[1].abs().amax(),
+        "grad_slope": slope_floor(z, grad_y).amax(),
+        # exact terms, added in float32
+        "grad_bias": torch.finfo(torch.float32).eps * reference[1].abs().sum(voxels_of(x)).amax(),
+    }
+    results = y, grad_x, grad_slope, grad_bias
+    for (name, floor), ours, theirs, exact in zip(floors.items(), results, plain, reference, strict=True):
+        error = (ours.double() - exact).abs().amax()
+        allowed = 2 * (theirs - exact).abs().amax() + floor
+        assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
+    return results
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", TYPES)
+def test_sizes(dtype, size, channels):
+    check(make_inputs(shape_of(size, channels, dtype), dtype))
+
+
+@pytest.mark.parametrize("channels", [3, 16])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", TYPES)
+def test_forms(dtype, form, channels):
+    check(make_inputs((2, channels, 3, 5, 7), dtype, form=form))
+
+
+@pytest.mark.parametrize("slope", SLOPES)
+@pytest.mark.parametrize("dtype", TYPES)
+def test_slopes(dtype, slope):
+    inputs = make_inputs((2, 16, 6, 8, 10), dtype, slope=slope)
+    _, _, grad_slope, _ = check(inputs)
+    # every channel for itself, to four standard deviations, whatever plain PyTorch's error is
+    exact, z = definition(*inputs, torch.float64)
+    assert ((grad_slope.double() - exact[2]).abs() <= 2 * slope_floor(z, inputs[-1])).all()
+
+
+@pytest.mark.parametrize("part", [0.0, 0.75, -0.75])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_slope_near_zero_changes_y_by_less_than_its_rounding_error(dtype, part):
+    smallest, precision = add_prelu.SMALLEST_SLOPE[dtype], torch.finfo(dtype)
+    assert smallest <= precision.eps / 4
+    x = make_inputs((2, 16, 6, 8, 10), dtype, form="plain")[0]
+    slope = torch.full((16,), part * smallest, device=DEVICE)
+    y, _ = add_prelu.add_prelu(x, slope)
+    exact = F.prelu(x.double(), slope.double())
+    # y may be subnormal itself, a multiple of tiny · eps
+    allowed = smallest * x.double().abs() + precision.tiny * precision.eps / 2
+    assert ((y.double() - exact).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize("dtype", TYPES[1:])
+def test_half_precision_is_rounded_once(dtype):
+    x, _, bias, residual, grad_y = make_inputs((2, 16, 6, 8, 10), dtype)
+    # not a number of the narrow type
+    slope = torch.full((16,), 0.3, device=DEVICE)
+    y, negative = add_prelu.add_prelu(x, slope, bias, residual)
+    grad_x, _, _ = add_prelu.add_prelu_backward(grad_y, y, negative, slope)
+    reference, _ = definition(x, slope, bias, residual, grad_y, torch.float64)
+    precision = torch.finfo(dtype)
+    for ours, exact in ((y, reference[0]), (grad_x, reference[1])):
+        # half an ulp of the result, the float32 sum of numbers below 8, half the smallest subnormal
+        allowed = 0.5 * precision.eps * exact.abs() + 8 * torch.finfo(torch.float32).eps
+        assert ((ours.double() - exact).abs() <= allowed + precision.tiny * precision.eps / 2).all()
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("channels", [3, 16])
+def test_programs_that_take_several_blocks(monkeypatch, dtype, channels):
+    monkeypatch.setattr(add_prelu, "MAX_BACKWARD_PROGRAMS", 2)
+    rows = add_prelu._tile(channels, dtype.itemsize)[1]
+    check(make_inputs((1, channels, 1, 5, rows + 1), dtype))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_two_dimensional_images(dtype):
+    check(make_inputs((2, 16, 9, 11), dtype))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_zero_is_on_the_side_of_the_slope(dtype):
+    x = channels_last(torch.zeros(1, 16, 2, 3, 4, dtype=dtype, device=DEVICE))
+    slope = torch.full((16,), 0.25, device=DEVICE)
+    y, negative = add_prelu.add_prelu(x, slope)
+    grad_x, grad_slope, grad_bias = add_prelu.add_prelu_backward(torch.ones_like(x), y, negative, slope)
+    assert (y == 0).all()
+    assert (negative == 255).all()
+    assert (grad_x == 0.25).all()
+    assert (grad_slope == 0).all()
+    assert (grad_bias == 24 * 0.25).all()
+
+
+@pytest.mark.parametrize("where", ["x", "residual", "bias", "grad_y"])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_nan_goes_where_plain_pytorch_has_it(dtype, where):
+    inputs = make_inputs((2, 16, 3, 5, 7), dtype, slope="positive")
+    x, slope, bias, residual, grad_y = inputs
+    if where == "bias":
+        bias[5] = torch.nan
+    else:
+        {"x": x, "residual": residual, "grad_y": grad_y}[where][1, 5, 2, 3, 4] = torch.nan
+    y, negative = add_prelu.add_prelu(x, slope, bias, residual)
+    results = y, *add_prelu.add_prelu_backward(grad_y, y, negative, slope)
+    expected, _ = definition(*inputs, dtype)
+    assert any(result.isnan().any() for result in results)
+    for ours, theirs in zip(results, expected, strict=True):
+        assert torch.equal(ours.isnan(), theirs.isnan())
+
+
+@pytest.mark.parametrize("channels", [3, 16])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_channel_slice_of_a_wider_tensor(dtype, channels):
+    x, slope, bias, residual, grad_y = make_inputs((2, channels, 3, 5, 7), dtype)
+    y, negative = add_prelu.add_prelu(x, slope, bias, residual)
+    expected = add_prelu.add_prelu_backward(grad_y, y, negative, slope)
+
+    def widened(value):
+        wide = channels_last(torch.full((2, 2 * channels, 3, 5, 7), value, dtype=dtype, device=DEVICE))
+        return wide, wide[:, channels:]
+
+    wide, out = widened(7)
+    assert add_prelu.supports(x, slope, bias, residual, out)
+    in_place, bits = add_prelu.add_prelu(x, slope, bias, residual, out=out)
+    assert in_place is out
+    assert torch.equal(out, y)
+    assert torch.equal(bits, negative)
+    assert (wide[:, :channels] == 7).all()
+
+    wide_grad, grad_slice = widened(torch.nan)
+    grad_slice.copy_(grad_y)
+    results = add_prelu.add_prelu_backward(grad_slice, out, bits, slope)
+    assert results[0].is_contiguous(memory_format=torch.channels_last_3d)
+    assert wide_grad[:, :channels].isnan().all()
+    for ours, theirs in zip(results, expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_y_may_overwrite_x(dtype):
+    x, slope, bias, residual, _ = make_inputs((2, 16, 3, 5, 7), dtype)
+    expected, bits = add_prelu.add_prelu(x.clone(), slope, bias, residual)
+    y, negative = add_prelu.add_prelu(x, slope, bias, residual, out=x)
+    assert y is x
+    assert torch.equal(y, expected)
+    assert torch.equal(negative, bits)
+
+
+@pytest.mark.parametrize("layout", ["expanded", "contiguous", "cropped"])
+def test_gradients_of_any_stride(layout):
+    x, slope, bias, residual, grad_y = make_inputs((2, 16, 3, 5, 7), torch.float32)
+    if layout == "expanded":
+        grad_y = torch.ones((), device=DEVICE).expand(x.shape)
+    elif layout == "contiguous":
+        grad_y = grad_y.contiguous()
+    else:
+        grad_y = F.pad(grad_y, (1, 1)).contiguous(memory_format=torch.channels_last_3d)[..., 1:-1]
+    check((x, slope, bias, residual, grad_y))
+
+
+def test_two_runs_are_bit_equal():
+    inputs = make_inputs((2, 32, 6, 8, 10), torch.bfloat16)
+    for first, second in zip(check(inputs), check(inputs), strict=True):
+        assert torch.equal(first, second)
+
+
+def test_bits_are_packed_along_the_channels():
+    x = channels_last(torch.ones(1, 11, 1, 1, 2, device=DEVICE))
+    x[0, [0, 9], 0, 0, 0] = -1
+    x[0, 7, 0, 0, 1] = -1
+    _, negative = add_prelu.add_prelu(x, torch.ones(11, device=DEVICE))
+    inside = torch.tensor([255, 0b111], dtype=torch.uint8, device=DEVICE)
+    assert (negative & inside).tolist() == [[1, 2], [128, 0]]
+
+
+def wide_slice(channels=8):
+    return channels_last(torch.zeros(2, 2 * channels, 3, 4, 5, device=DEVICE))[:, :channels]
+
+
+def supports_cases():
+    x = channels_last(torch.zeros(2, 8, 3, 4, 5, device=DEVICE))
+    half, slope = x.bfloat16(), torch.zeros(8, device=DEVICE)
+    one = torch.zeros(2, 1, 3, 4, 5, device=DEVICE)
+    yes = {
+        "channels_last": (x, slope),
+        "two_dimensional": (x[..., 0].contiguous(memory_format=torch.channels_last), slope),
+        "one_voxel_contiguous": (torch.zeros(2, 8, 1, 1, 1, device=DEVICE), slope),
+        "one_channel": (torch.zeros(2, 1, 3, 4, 5, device=DEVICE), slope[:1]),
+        "widest": (channels_last(torch.zeros(1, 512, 1, 2, 2, device=DEVICE)), torch.zeros(512, device=DEVICE)),
+        "parameters_in_half": (half, slope.bfloat16(), slope.bfloat16()),
+        "residual": (x, slope, None, x),
+        "residual_of_one_channel": (x, slope, slope, one),
+        "residual_of_one_channel_in_half": (half, slope, None, one.bfloat16()),
+        "residual_of_one_channel_in_float32": (half, slope, None, one),
+        "out": (x, slope, None, None, torch.empty_like(x)),
+        "out_is_x": (x, slope, None, None, x),
+        "out_is_a_slice": (x, slope, None, None, wide_slice()),
+    }
+    no = {
+        "float64": (x.double(), slope),
+        "contiguous": (torch.zeros(2, 8, 3, 4, 5, device=DEVICE), slope),
+        "empty": (x[:0], slope),
+        "no_channels": (x[:, :0], slope[:0]),
+        "three_dimensions": (x[..., 0, 0], slope),
+        "x_is_a_slice": (wide_slice(), slope),
+        "expanded": (one.expand(2, 8, 3, 4, 5), slope),
+        "too_wide": (channels_last(torch.zeros(1, 513, 1, 2, 2, device=DEVICE)), torch.zeros(513, device=DEVICE)),
+        "one_slope_for_all": (x, slope[:1]),
+        "slope_in_float64": (x, slope.double()),
+        "slope_in_half_of_float32": (x, slope.half()),
+        "strided_slope": (x, torch.zeros(16, device=DEVICE)[::2]),
+        "bias_of_another_length": (x, slope, slope[:4]),
+        "residual_of_another_type": (half, slope, None, x),
+        "residual_contiguous": (x, slope, None, x.contiguous()),
+        "residual_a_slice": (x, slope, None, wide_slice()),
+        "residual_for_every_batch": (x, slope, None, one[:1]),
+        "residual_of_one_channel_strided": (x, slope, None, wide_slice()[:, :1]),
+        "residual_of_one_channel_in_float64": (x, slope, None, one.double()),
+        "out_of_another_type": (x, slope, None, None, half),
+        "out_of_another_shape": (x, slope, None, None, x[:1]),
+        "out_contiguous": (x, slope, None, None, x.contiguous()),
+        "out_cropped": (x[..., 1:].contiguous(memory_format=torch.channels_last_3d), slope, None, None, x[..., 1:]),
+    }
+    return [pytest.param(case, True, id=name) for name, case in yes.items()] + [
+        pytest.param(case, False, id=name) for name, case in no.items()
+    ]
+
+
+@pytest.mark.parametrize(("case", "expected"), supports_cases())
+def test_supports(case, expected):
+    assert add_prelu.supports(*case) is expected

@@ -1,0 +1,74 @@
+"""The log of a training run, and its progress on the screen."""
+
+import csv
+import sys
+import time
+
+import numpy as np
+from tqdm import tqdm
+
+from vnet_fast.configuration import learning_rate
+
+LOG_FIELDS = ("iteration", "loss", "learning_rate", "validation_dice", "volumes_per_second")
+# between two lines where there is no terminal
+SECONDS_BETWEEN_LINES = 30
+
+
+class Log:
+    """`log.csv` of a run and its progress, a bar on a terminal and lines elsewhere.
+
+    Args:
+        path: of the file; lines from `start` on are dropped when a run is resumed.
+        start: the first iteration.
+        config: of the run.
+    """
+
+    def __init__(self, path, start, config):
+        self.config = config
+        kept = []
+        if start and path.exists():
+            with open(path, newline="") as file:
+                kept = [row for row in csv.DictReader(file) if int(row["iteration"]) <= start]
+        self.file = open(path, "w", newline="")  # noqa: SIM115 - closed by close()
+        self.writer = csv.DictWriter(self.file, LOG_FIELDS)
+        self.writer.writeheader()
+        self.writer.writerows(kept)
+        self.bar = tqdm(total=config.iterations, initial=start, unit="it", disable=not sys.stderr.isatty())
+        self.dice, self.said, self.began, self.start = None, time.monotonic(), time.monotonic(), start
+
+    def add(self, first, losses, rate, dice=None):
+        """Iterations from `first` on, counted from 1, with their losses; `rate` volumes/s."""
+        for iteration, loss in enumerate(losses, start=first):
+            last = iteration == first + len(losses) - 1
+            row = (
+                iteration,
+                f"{loss:.6g}",
+                f"{learning_rate(self.config, iteration - 1):.6g}",
+                f"{dice:.6g}" if last and dice is not None else "",
+                f"{rate:.6g}",
+            )
+            self.writer.writerow(dict(zip(LOG_FIELDS, row, strict=True)))
+        self.file.flush()
+        self.dice = self.dice if dice is None else dice
+        shown = f"loss {np.mean(losses):.4f}  validation Dice {'-' if self.dice is None else f'{self.dice:.4f}'}"
+        shown += f"  {rate:.2f} volumes/s"
+        self.bar.set_postfix_str(shown, refresh=False)
+        self.bar.update(len(losses))
+        self._say(first + len(losses) - 1, shown, dice is not None)
+
+    def _say(self, done, shown, always):
+        now = time.monotonic()
+        if not self.bar.disable or not (always or now - self.said > SECONDS_BETWEEN_LINES):
+            return
+        left = (now - self.began) / (done - self.start) * (self.config.iterations - done)
+        print(f"iteration {done}/{self.config.iterations}  {shown}  {minutes(left)} left", flush=True)
+        self.said = now
+
+    def close(self):
+        self.bar.close()
+        self.file.close()
+
+
+def minutes(seconds):
+    """Seconds as minutes:seconds."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
