@@ -17,17 +17,15 @@ each element that says where z <= 0. x is free at once, and may be overwritten b
 keeps z and y. The sign of y alone would not do, since a slope may become negative. Where the bit is
 set, z is y / slope_c, and the division is taken out of the sum: grad_slope_c = Σ grad_y · y / slope_c.
 
-Layout: channels-last volumes, read as rows (N·D·H·W, C). y, and in the backward pass grad_y, may be
-a channel slice of a wider tensor: rows of C channels, a constant stride from row to row.
+Layout: channels-last volumes, as rows (N·D·H·W, C). y and grad_y may be channel slices of a wider
+tensor: rows of C channels, a constant stride from row to row.
 
 Bytes for each element of b bytes: forward 2 b + 1/8, and b more with a full residual; backward
-3 b + 1/8. Plain PyTorch: 2 b for the bias, 3 b for the residual, 2 b for the PReLU; backward 5 b, and
-b for the bias.
+3 b + 1/8. In plain PyTorch the three operations move 2 b, 3 b and 2 b; backward 6 b.
 
 Source:
-    He, Zhang, Ren, Sun 2015, arXiv 1502.01852, equations 1 to 3. Deviation: a slope too small to
-    find z again from y counts as `SMALLEST_SLOPE` with its sign, in y and in grad_slope; grad_x has
-    the true slope.
+    He, Zhang, Ren, Sun 2015, arXiv 1502.01852. Deviation: a slope too small to find z again from y
+    counts as `SMALLEST_SLOPE` with its sign, in y and in grad_slope; grad_x has the true slope.
 """
 
 import torch
@@ -35,21 +33,23 @@ import triton
 import triton.language as tl
 
 # Below it slope · z underflows and grad_slope is lost. float32 and bfloat16 have exponents to spare: z
-# is found down to 2⁻⁸⁶, and y differs from slope · z by less than 1e-12 |z|. float16 ends at 2⁻²⁴; with
-# eps/4 (eps = 2⁻¹⁰) y differs by at most eps/4 |z|, half the rounding error of a positive z of that
-# size, and z is found to within 2⁻²⁵ / (eps/4) = eps/8.
+# is found down to 2⁻⁸⁶, and y differs by less than 1e-12 |z|. float16 ends at 2⁻²⁴: with eps/4 = 2⁻¹² y
+# differs by at most half the rounding error of a positive z of that size, and z is found to within eps/8.
 SMALLEST_SLOPE = {torch.float32: 2.0**-40, torch.bfloat16: 2.0**-40, torch.float16: 2.0**-12}
 
-# a tile of 4 rows at the least, for the rows of a thread in float32; V-Net's widest stage has 256
+# a tile of 2 rows at the least, for the rows of a thread in float32; V-Net's widest stage has 256
 MAX_CHANNELS = 512
 NUM_WARPS = 4
-# of each tensor, before the first store: 32 half-precision elements a thread, or 16 of float32
-LOADS_PER_THREAD = 4
-BYTES_PER_LOAD = 16
-# 4 programs of 128 threads on a multiprocessor of 65536 registers; without the limit sm_100 has 3
-MAX_BACKWARD_REGISTERS = 128
-# each has a row of partial sums, below 1 % of the bytes at full resolution; 128 multiprocessors filled twice
-MAX_BACKWARD_PROGRAMS = 1024
+# of 16 bytes, of each tensor, before the first store: 64 bytes in flight for each thread
+FORWARD_LOADS = 4
+BACKWARD_LOADS = 2
+# 5 programs on a multiprocessor of 65536; without a limit the compiler spills some on sm_100, to fit 6
+BACKWARD_REGISTERS = 96
+# each has a row of partial sums, below 1 % of the bytes at full resolution; fills the largest GPUs three times
+MAX_BACKWARD_PROGRAMS = 2048
+# rows and channels of partial sums that a program adds at a time: 32 for each of 256 threads
+PARTIAL_TILE = (1024, 8)
+PARTIAL_WARPS = 8
 
 MEMORY_FORMAT = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -114,8 +114,7 @@ def _add_prelu_backward_kernel(
     negative_ptr,
     slope_ptr,
     grad_x_ptr,
-    grad_slope_ptr,
-    grad_bias_ptr,
+    partials_ptr,
     num_rows,
     CHANNELS: tl.constexpr,
     PADDED: tl.constexpr,
@@ -155,8 +154,26 @@ def _add_prelu_backward_kernel(
 
     grad_slope = tl.sum(slope_sums, axis=0) / _recoverable(slope, SMALLEST)
     partial = tl.program_id(0) * CHANNELS + channel
-    tl.store(grad_slope_ptr + partial, grad_slope, mask=channel_inside)
-    tl.store(grad_bias_ptr + partial, tl.sum(bias_sums, axis=0), mask=channel_inside)
+    tl.store(partials_ptr + partial, grad_slope, mask=channel_inside)
+    partial += tl.num_programs(0) * CHANNELS
+    tl.store(partials_ptr + partial, tl.sum(bias_sums, axis=0), mask=channel_inside)
+
+
+@triton.jit
+def _sum_partials_kernel(partials_ptr, grad_slope_ptr, grad_bias_ptr, num_partials, channels, TILE: tl.constexpr):
+    channel = tl.program_id(0) * TILE[1] + tl.arange(0, TILE[1])
+    inside = channel < channels
+    sums = tl.zeros(TILE, tl.float32)
+    # (2, partials, channels): of the slope, of the bias
+    partials_ptr += tl.program_id(1) * num_partials * channels
+    for first in range(0, num_partials, TILE[0]):
+        row = first + tl.arange(0, TILE[0])[:, None]
+        mask = (row < num_partials) & inside[None, :]
+        sums += tl.load(partials_ptr + row * channels + channel[None, :], mask=mask, other=0)
+    if tl.program_id(1) == 0:
+        tl.store(grad_slope_ptr + channel, tl.sum(sums, axis=0), mask=inside)
+    else:
+        tl.store(grad_bias_ptr + channel, tl.sum(sums, axis=0), mask=inside)
 
 
 def supports(x, slope, bias=None, residual=None, out=None):
@@ -190,8 +207,7 @@ def supports(x, slope, bias=None, residual=None, out=None):
 
 def new_negative(x):
     """Memory for the bits of an (N, C, *spatial) tensor: (N·spatial, bytes), uint8."""
-    padded, _ = _tile(x.shape[1], x.element_size())
-    return torch.empty((x.numel() // x.shape[1], padded // 8), dtype=torch.uint8, device=x.device)
+    return torch.empty((x.numel() // x.shape[1], _padded_channels(x.shape[1]) // 8), dtype=torch.uint8, device=x.device)
 
 
 def add_prelu(x, slope, bias=None, residual=None, out=None):
@@ -209,28 +225,14 @@ def add_prelu(x, slope, bias=None, residual=None, out=None):
         negative: as from `new_negative`; bit i of byte j of a voxel is set where channel 8 j + i is
             zero, negative or NaN before the activation.
     """
-    channels = x.shape[1]
-    padded, rows = _tile(channels, x.element_size())
     y = torch.empty_like(x) if out is None else out
     negative = new_negative(x)
-    num_rows = negative.shape[0]
+    num_rows = len(negative)
+    constants = _tile(x, FORWARD_LOADS) | {"Y_STRIDE": _row_stride(y)}
+    constants["ONE_CHANNEL_RESIDUAL"] = residual is not None and residual.shape[1] == 1
     with torch.cuda.device_of(x):
-        _add_prelu_forward_kernel[(triton.cdiv(num_rows, rows),)](
-            x,
-            slope,
-            bias,
-            residual,
-            y,
-            negative,
-            num_rows,
-            CHANNELS=channels,
-            PADDED=padded,
-            ROWS=rows,
-            Y_STRIDE=_row_stride(y),
-            ONE_CHANNEL_RESIDUAL=residual is not None and residual.shape[1] == 1,
-            SMALLEST=SMALLEST_SLOPE[x.dtype],
-            num_warps=NUM_WARPS,
-        )
+        grid = (triton.cdiv(num_rows, constants["ROWS"]),)
+        _add_prelu_forward_kernel[grid](x, slope, bias, residual, y, negative, num_rows, **constants)
     return y, negative
 
 
@@ -238,7 +240,7 @@ def add_prelu_backward(grad_y, y, negative, slope):
     """Gradients of `add_prelu`.
 
     Args:
-        grad_y: (N, C, *spatial), the type of `y`; copied if it is not rows of C channels (expanded).
+        grad_y: (N, C, *spatial), the type of `y`; copied if it is not rows of C channels.
         y, negative: what `add_prelu` returned.
         slope: (C,), as it was then.
 
@@ -246,43 +248,40 @@ def add_prelu_backward(grad_y, y, negative, slope):
         grad_x: (N, C, *spatial), dense channels-last, the type of `y`; also the full residual's.
         grad_slope, grad_bias: (C,), float32.
     """
-    channels = y.shape[1]
-    num_rows = negative.shape[0]
-    padded, rows = _tile(channels, y.element_size())
-    memory_format = MEMORY_FORMAT[y.ndim]
     if _row_stride(grad_y) is None:
-        grad_y = grad_y.contiguous(memory_format=memory_format)
-    grad_x = torch.empty(y.shape, dtype=y.dtype, device=y.device, memory_format=memory_format)
-    programs = min(triton.cdiv(num_rows, rows), MAX_BACKWARD_PROGRAMS)
+        grad_y = grad_y.contiguous(memory_format=MEMORY_FORMAT[y.ndim])
+    grad_x = torch.empty(y.shape, dtype=y.dtype, device=y.device, memory_format=MEMORY_FORMAT[y.ndim])
+    channels, num_rows = y.shape[1], len(negative)
+    constants = _tile(y, BACKWARD_LOADS) | {"LOADS": BACKWARD_LOADS}
+    constants |= {"GRAD_Y_STRIDE": _row_stride(grad_y), "Y_STRIDE": _row_stride(y)}
+    programs = min(triton.cdiv(num_rows, constants["ROWS"]), MAX_BACKWARD_PROGRAMS)
     partials = torch.empty((2, programs, channels), dtype=torch.float32, device=y.device)
+    grad_slope, grad_bias = (torch.empty(channels, dtype=torch.float32, device=y.device) for _ in range(2))
     with torch.cuda.device_of(y):
         _add_prelu_backward_kernel[(programs,)](
-            grad_y,
-            y,
-            negative,
-            slope,
-            grad_x,
-            partials[0],
-            partials[1],
-            num_rows,
-            CHANNELS=channels,
-            PADDED=padded,
-            ROWS=rows,
-            GRAD_Y_STRIDE=_row_stride(grad_y),
-            Y_STRIDE=_row_stride(y),
-            SMALLEST=SMALLEST_SLOPE[y.dtype],
-            LOADS=LOADS_PER_THREAD,
-            num_warps=NUM_WARPS,
-            maxnreg=MAX_BACKWARD_REGISTERS,
+            grad_y, y, negative, slope, grad_x, partials, num_rows, **constants, maxnreg=BACKWARD_REGISTERS
         )
-    return grad_x, partials[0].sum(0), partials[1].sum(0)
+        _sum_partials_kernel[(triton.cdiv(channels, PARTIAL_TILE[1]), 2)](
+            partials, grad_slope, grad_bias, programs, channels, PARTIAL_TILE, num_warps=PARTIAL_WARPS
+        )
+    return grad_x, grad_slope, grad_bias
 
 
-def _tile(channels, element_size):
-    """Channels, padded to a power of two and whole bytes of bits, and rows of a program's tile."""
-    padded = max(8, triton.next_power_of_2(channels))
-    threads = 32 * NUM_WARPS
-    return padded, threads * LOADS_PER_THREAD * BYTES_PER_LOAD // element_size // padded
+def _padded_channels(channels):
+    """A power of two, of whole bytes of bits."""
+    return max(8, triton.next_power_of_2(channels))
+
+
+def _tile(x, loads):
+    """What both kernels are compiled with, for tensors of the shape and type of `x`."""
+    padded = _padded_channels(x.shape[1])
+    return {
+        "CHANNELS": x.shape[1],
+        "PADDED": padded,
+        "ROWS": loads * 16 * 32 * NUM_WARPS // x.element_size() // padded,
+        "SMALLEST": SMALLEST_SLOPE[x.dtype],
+        "num_warps": NUM_WARPS,
+    }
 
 
 def _row_stride(tensor):

@@ -1,0 +1,106 @@
+"""What the kernels of the main path compile to, on three GPU generations (`compile_kernels.py`)."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("compile_kernels.py")
+ARCHITECTURES = (80, 90, 100)
+# The least share of the bytes that a thread loads, and stores, by instructions of 16 bytes or more. What
+# is left are bits, labels and partial sums; were a whole tensor loaded or stored in smaller pieces, the
+# share would be under it. The sums of Dice's forward pass, and of `sum_partials`, are all they store;
+# its backward pass loads the gradients of the sums one by one.
+WIDE_SHARE = {
+    "add_prelu_forward_kernel": (0.75, 0.5),
+    "add_prelu_backward_kernel": (0.75, 0.5),
+    "sum_partials_kernel": (0.75, 0),
+    "dice_forward_kernel": (0.75, 0),
+    "dice_backward_kernel": (0.5, 0.75),
+}
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    """Runs the script: returns a function from its arguments to its rows."""
+    # Triton must not be imported here: other tests decide whether it interprets
+    found = importlib.util.find_spec("triton")
+    if found is None:
+        pytest.skip("Triton is not installed")
+    tools = Path(found.origin).parent / "backends" / "nvidia" / "bin"
+    for tool in ("cuobjdump", "nvdisasm"):
+        if not (tools / tool).is_file():
+            pytest.skip(f"this Triton comes without {tool} ({tools})")
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
+
+    def run(*arguments):
+        command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def rows(compiled):
+    return compiled("--architectures", *ARCHITECTURES)
+
+
+def kernel_of(row):
+    return row["name"].partition(":")[0]
+
+
+def widths(counts):
+    """As in `8 x 128, 2 x 16`: instructions and their bits."""
+    return ", ".join(f"{count} x {bits}" for bits, count in sorted(counts.items(), key=lambda item: -int(item[0])))
+
+
+def wide_share(counts):
+    total = sum(int(bits) * count for bits, count in counts.items())
+    return sum(int(bits) * count for bits, count in counts.items() if int(bits) >= 128) / total
+
+
+def narrow(rows):
+    """The rows whose loads or stores are too narrow."""
+    return [
+        f"sm_{row['architecture']} {row['name']}: loads {widths(row['loads'])}, stores {widths(row['stores'])}"
+        for row in rows
+        if wide_share(row["loads"]) < WIDE_SHARE[kernel_of(row)][0]
+        or wide_share(row["stores"]) < WIDE_SHARE[kernel_of(row)][1]
+    ]
+
+
+def test_table(rows, capsys):
+    with capsys.disabled():
+        print(f"\n\n{'kernel':88} {'sm':>3} {'registers':>9} {'shared':>6}  {'loads':24} stores")
+        for row in rows:
+            print(
+                f"{row['name']:88} {row['architecture']:3} {row['registers']:9} {row['shared']:6}  "
+                f"{widths(row['loads']):24} {widths(row['stores'])}"
+            )
+
+
+def test_every_kernel_is_compiled_for_every_architecture(rows):
+    assert {kernel_of(row) for row in rows} == set(WIDE_SHARE)
+    for kernel in WIDE_SHARE:
+        assert {row["architecture"] for row in rows if kernel_of(row) == kernel} == set(ARCHITECTURES)
+
+
+def test_no_registers_are_spilled(rows):
+    assert [row for row in rows if row["spills"] or row["stack"]] == []
+
+
+def test_tensors_are_read_and_written_16_bytes_at_a_time(rows):
+    assert narrow(rows) == []
+
+
+def test_without_alignment_the_accesses_are_found_too_narrow(compiled):
+    launches = "one-channel residual", "bfloat16 and uint8, channels_last_3d"
+    rows = compiled("--no-hints", "--architectures", 90, "--only", *launches)
+    assert {kernel_of(row) for row in rows} == set(WIDE_SHARE)
+    assert len(narrow(rows)) == len(rows)
