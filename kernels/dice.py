@@ -195,8 +195,7 @@ def _sign(x):
 
 @triton.jit
 def _write_block(a, b, input_ptr, target_ptr, grad_input_ptr, start, remaining, voxels, FORM: tl.constexpr):
-    probability, g, counted = _load_block(input_ptr, target_ptr, start, remaining, voxels, FORM)
-    p = probability * counted
+    p, g, counted = _load_block(input_ptr, target_ptr, start, remaining, voxels, FORM)
     if FORM.terms == "squared":
         d = a * g + 2 * b * p
     elif FORM.terms == "soft":
@@ -205,9 +204,9 @@ def _write_block(a, b, input_ptr, target_ptr, grad_input_ptr, start, remaining, 
         d = a * g + b
     d = tl.where(_classes(FORM) >= FORM.first_class, d * counted, 0.0)
     if FORM.activation == "softmax":
-        d = probability * (d - tl.expand_dims(tl.sum(probability * d, FORM.axis), FORM.axis))
+        d = p * (d - tl.expand_dims(tl.sum(p * d, FORM.axis), FORM.axis))
     elif FORM.activation == "sigmoid":
-        d = probability * (1 - probability) * d
+        d = p * (1 - p) * d
     offset, mask = _offsets(remaining, voxels, FORM)
     grad = tl.reshape(d.to(grad_input_ptr.dtype.element_ty), offset.shape)
     tl.store(grad_input_ptr + start * FORM.step + offset, grad, mask=mask)

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 os.environ["TRITON_INTERPRET"] = "0"
@@ -195,8 +196,9 @@ def inspect(cubin):
         file.write(cubin)
         file.flush()
         usage, code = (
-            subprocess.run([str(TOOLS / tool), option, file.name], capture_output=True, text=True, check=True).stdout
-            for tool, option in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
+            subprocess.run([TOOLS / tool, *options, file.name], capture_output=True, text=True, check=True).stdout
+            # without the analysis of data flow, which takes the most time
+            for tool, *options in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c", "-ndf"))
         )
     sizes = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
     counts = {operation: Counter() for operation in ("LDG", "STG", "LDL", "STL")}
@@ -221,13 +223,16 @@ def main():
     parser.add_argument("--architectures", type=int, nargs="+", default=[80, 90, 100])
     parser.add_argument("--no-hints", action="store_true", help="compile as if nothing were aligned")
     config = parser.parse_args()
-    rows = []
-    for launch in distinct(add_prelu_launches() + dice_launches()):
-        if any(part in launch.name for part in config.only):
+    launches = distinct(add_prelu_launches() + dice_launches())
+    wanted = [launch for launch in launches if any(part in launch.name for part in config.only)]
+    rows, inspected = [], []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for launch in wanted:
             for architecture in config.architectures:
                 cubin = compile_launch(launch, architecture, hints=not config.no_hints)
-                rows.append({"name": launch.name, "architecture": architecture} | inspect(cubin))
-    print(json.dumps(rows))
+                rows.append({"name": launch.name, "architecture": architecture})
+                inspected.append(pool.submit(inspect, cubin))
+    print(json.dumps([row | result.result() for row, result in zip(rows, inspected, strict=True)]))
 
 
 if __name__ == "__main__":

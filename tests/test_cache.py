@@ -117,6 +117,30 @@ def test_two_runs_at_once_leave_whole_entries(cases, tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == len(found)
 
 
+def test_an_entry_is_replaced_not_written_over(cases, tmp_path):
+    """A reader that has the old entry open keeps it whole."""
+    cache = Cache(tmp_path / "cache", SPACING, SIZE)
+    case = find_cases(cases)[0]
+    cache.load([case])
+    (entry,) = (tmp_path / "cache").iterdir()
+    entry.write_bytes(b"damaged")
+    with open(entry, "rb") as reader:
+        cache.load([case])
+        assert reader.read() == b"damaged"
+    assert entry.read_bytes() != b"damaged"
+
+
+def test_two_processes_at_once(cases, tmp_path):
+    code = (
+        "from vnet_fast.cache import Cache; from vnet_fast.dataset import find_cases; "
+        f"assert len(Cache({str(tmp_path / 'cache')!r}, {SPACING}, {SIZE}).load(find_cases({str(cases)!r}))) == 6"
+    )
+    root = os.path.dirname(os.path.dirname(__file__))
+    running = [subprocess.Popen([sys.executable, "-c", code], cwd=root) for _ in range(2)]
+    assert [process.wait() for process in running] == [0, 0]
+    assert len(list((tmp_path / "cache").iterdir())) == 6
+
+
 def test_all_bad_cases_are_named_at_once(cases, tmp_path):
     for name in ("Case01", "Case03"):
         data = cases / f"{name}.zraw"
@@ -134,7 +158,7 @@ def test_a_failed_write_leaves_no_part(cases, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", fail)
-    with pytest.raises(InputErrors, match=r"can't be written \(No space left on device\)"):
+    with pytest.raises(InputErrors, match=r"^[^\n]*can't be written \(No space left on device\)[^\n]*$"):
         Cache(tmp_path / "cache", SPACING, SIZE).load(find_cases(cases))
     assert not list((tmp_path / "cache").iterdir())
 
@@ -144,7 +168,7 @@ def test_constant_volume_is_named(tmp_path):
 
     image, _ = write_case(tmp_path, "A")
     sitk.WriteImage(sitk.ReadImage(str(image)) * 0, str(image), useCompression=True)
-    with pytest.raises(InputErrors, match=r"A.mhd: all voxels have the same value"):
+    with pytest.raises(InputErrors, match=r"A.mhd: all voxels have the same value on the network's grid"):
         Cache(tmp_path / "cache", SPACING, SIZE).load(find_cases(tmp_path))
 
 

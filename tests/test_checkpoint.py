@@ -1,4 +1,5 @@
 import io
+import os
 import pickle
 
 import numpy as np
@@ -43,6 +44,18 @@ def test_a_failed_save_keeps_the_one_before(saved, monkeypatch):
         checkpoint.save(path, model)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_checkpoint_is_replaced_not_written_over(saved):
+    path, model = saved
+    with open(path, "rb") as reader:
+        before = path.read_bytes()
+        checkpoint.save(path, model, iteration=8)
+        assert reader.read() == before
+    assert checkpoint.load(path)["iteration"] == 8
+    mask = os.umask(0)
+    os.umask(mask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~mask
 
 
 def test_what_could_not_be_loaded_is_not_saved(tmp_path):

@@ -42,6 +42,11 @@ def test_two_folders(tmp_path, endings):
     assert [(case.name, case.mask.name) for case in cases] == [(n, f"{n}{endings[1]}.mha") for n in ("one", "two")]
 
 
+def test_decathlon_with_other_masks(tmp_path):
+    touch(tmp_path / "imagesTr" / "a.nii.gz", tmp_path / "others" / "a.nii.gz")
+    assert dataset.find_cases(tmp_path, tmp_path / "others")[0].mask == tmp_path / "others" / "a.nii.gz"
+
+
 def test_a_folder_whose_path_says_segmentation(tmp_path):
     folder = tmp_path / "prostate_segmentation"
     touch(folder / "A.mhd", folder / "A_segmentation.mhd")
@@ -93,7 +98,8 @@ def test_images_to_predict(tmp_path):
 def test_predictions_and_references_pair(tmp_path):
     touch(tmp_path / "p" / "A.mhd", tmp_path / "p" / "A_probability.mhd", tmp_path / "p" / "B.mhd")
     touch(*[tmp_path / "l" / f"{name}{end}.mhd" for name in "ABC" for end in ("", "_segmentation")])
-    pairs = dataset.pair_masks(tmp_path / "p", tmp_path / "l")
+    pairs, unpredicted = dataset.pair_masks(tmp_path / "p", tmp_path / "l")
+    assert unpredicted == 1
     assert [(name, reference.name) for name, _, reference in pairs] == [
         ("A", "A_segmentation.mhd"),
         ("B", "B_segmentation.mhd"),
@@ -146,6 +152,8 @@ def test_classes_are_counted_from_the_labels(tmp_path):
         counted([(0, 1), (0, 255)], tmp_path)
     with pytest.raises(InputError, match=r"1_mask.mha: has label 2, which dataset.json does not name"):
         counted([(0, 1), (0, 2)], tmp_path, declared={0: "b", 1: "x"})
+    with pytest.raises(InputError, match=r"dataset.json: names label 3 but not 2"):
+        counted([(0, 1)], tmp_path, declared={0: "b", 1: "x", 3: "y"})
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"labels": {"a": "b"}}'])

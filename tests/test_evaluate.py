@@ -51,6 +51,27 @@ def test_binary_takes_all_labels_as_one(folders, tmp_path, run_verb):
     assert report["cases"]["a2"]["1"]["dice"] == pytest.approx(0.8)
 
 
+def test_labels_that_are_in_some_cases_only(folders, tmp_path, run_verb):
+    """Every label counts in every case: where neither mask has it, they agree. Others do not appear."""
+    for folder in folders:
+        sitk.WriteImage(make_image(np.zeros((10, 20, 20), np.uint8)), str(folder / "empty.nii.gz"))
+        for path in folder.iterdir():
+            image = sitk.ReadImage(str(path))
+            sitk.WriteImage(sitk.Cast((image == 2) * 2, sitk.sitkUInt8), str(path))
+    path = tmp_path / "report.json"
+    run_verb(evaluate, "--predictions", folders[0], "--labels", folders[1], "--output", path)
+    report = json.loads(path.read_text())
+    assert list(report["summary"]) == ["2"]
+    assert report["summary"]["2"]["dice"]["cases"] == 4
+    assert report["cases"]["empty"]["2"] == {"dice": 1.0, "hausdorff_mm": 0.0}
+
+
+def test_references_without_a_prediction_are_counted(folders, run_verb):
+    (folders[0] / "b.nii.gz").unlink()
+    _, out, _ = run_verb(evaluate, "--predictions", folders[0], "--labels", folders[1])
+    assert "1 more reference masks have no prediction" in out
+
+
 def test_masks_on_other_grids_are_all_named(folders, run_verb):
     for name in ("a2", "b"):
         sitk.WriteImage(make_image(np.zeros((10, 20, 20), np.uint8), (1, 1, 2)), str(folders[0] / f"{name}.nii.gz"))

@@ -110,6 +110,7 @@ def test_damaged_nifti_header(tmp_path, place, value):
         ("DimSize = 32 32 20", "DimSize = 32 -32 20", "its header says a size of"),
         ("DimSize = 32 32 20", "DimSize = 32 32 x", "damaged header"),
         ("MET_SHORT", "MET_STRANGE", "damaged header"),
+        ("NDims = 3", "NDims = 3\nHeaderSize = abc", "damaged header"),
         ("ElementDataFile", "Elsewhere", "not a MetaImage header"),
     ],
 )
@@ -140,6 +141,19 @@ def test_upper_case_suffixes(tmp_path, name):
     path.rename(tmp_path / name)
     assert volumes.read_image(tmp_path / name).GetSize() == (32, 32, 20)
     assert formats.stem_of(name) == name[: name.index(".")]
+
+
+def test_what_cannot_be_opened_is_no_dicom(tmp_path, monkeypatch):
+    (tmp_path / "x").write_bytes(b"\0" * 128 + b"DICM")
+    assert formats.is_dicom_folder(tmp_path)
+
+    def refuse(*arguments):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    assert not formats.is_dicom_file(tmp_path / "x")
+    monkeypatch.setattr(type(tmp_path), "iterdir", refuse)
+    assert not formats.is_dicom_folder(tmp_path)
 
 
 def test_names():

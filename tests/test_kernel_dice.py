@@ -268,7 +268,7 @@ def test_options(layout, activation, labels, terms, first_class):
 @pytest.mark.parametrize("dtype", dice.TARGET_TYPES, ids=name_of)
 def test_ignored_labels(dtype, ignore_index):
     shape = (2, 3, 3, 5, 7)
-    layout, terms = ("channels_last", "squared") if ignore_index > 0 else ("contiguous", "soft")
+    layout, terms = ("channels_last", "squared") if ignore_index > 0 else ("contiguous", "plain")
     squared, soft = TERMS[terms]
     options = {**PAPER, "squared": squared, "soft": soft, "ignore_index": ignore_index}
     check(make_logits(shape, torch.float32, layout), make_labels(shape, dtype, ignore_index), options)
@@ -343,7 +343,7 @@ def test_nan_and_infinity(layout, classes, activation, value):
     shape = (2, classes, 3, 5, 7)
     target = make_labels(shape, ignore_index=255)
     ignored, counts = (where.nonzero()[0].tolist() for where in (target[0, 0] == 255, target[0, 0] != 255))
-    for (z, y, x), channel, terms in [(ignored, 1, "squared"), (counts, 0, "plain"), (counts, 1, "soft")]:
+    for (z, y, x), channel, terms in [(ignored, 1, "plain"), (counts, 0, "squared"), (counts, 1, "soft")]:
         logits = make_logits(shape, torch.float32, layout)
         logits[0, channel, z, y, x] = value
         squared, soft = TERMS[terms]

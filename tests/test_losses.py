@@ -248,6 +248,18 @@ def test_gradcheck(labels):
             )
 
 
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_gradient_of_the_gradient(activation):
+    logits, target = inputs((1, 3, 2, 2), labels=True)
+    loss = DiceLoss(to_onehot_y=True, squared_pred=True, **{activation: True})
+    assert torch.autograd.gradgradcheck(lambda x: loss(x, target), logits.clone().requires_grad_())
+
+
+def test_no_spatial_axis():
+    with pytest.raises(ValueError, match=r"input must have shape \(N, C, \*spatial\); got \(2, 3\)"):
+        DiceLoss()(torch.zeros(2, 3), torch.zeros(2, 3))
+
+
 def test_unknown_activation():
     with pytest.raises(ValueError, match="activation must be one of none, sigmoid, softmax; got 'relu'"):
         dice_sums(torch.zeros(1, 1, 2), torch.zeros(1, 1, 2), activation="relu")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from vnet_fast.phantom import LAWS, phantom, phantoms
+from vnet_fast.phantom import LAWS, _scan, phantom, phantoms
 
 SIZE, SPACING = (64, 64, 32), (2.0, 2.0, 3.0)
 
@@ -50,6 +50,38 @@ def test_no_threshold_finds_the_gland():
                 chosen = (image >= low) & (image <= high)
                 best = max(best, 2 * (chosen & inside).sum() / (chosen.sum() + inside.sum()))
         assert best < 0.5
+
+
+def beside_the_gland(seed, offset):
+    """Mean brightness over the gland's, in a ball of 6 mm at an offset in mm (z, y, x) from its edge."""
+    image, mask = phantom(seed)
+    places = np.argwhere(mask) * SPACING[::-1]
+    centre, half = places.mean(0), np.ptp(places, axis=0) / 2
+    at = centre + np.sign(offset) * half + offset
+    distance = np.sqrt(((np.argwhere(mask >= 0) * SPACING[::-1] - at) ** 2).sum(1)).reshape(mask.shape)
+    low = image.min()
+    return (image[distance < 6].mean() - low) / (image[mask > 0].mean() - low)
+
+
+def test_bladder_and_rectum():
+    above = [beside_the_gland(seed, np.array([14.0, 0, 0])) for seed in range(8)]
+    beside = [beside_the_gland(seed, np.array([0, 0, 14.0])) for seed in range(8)]
+    behind = [beside_the_gland(seed, np.array([0, 12.0, 0])) for seed in range(8)]
+    # the bladder is bright, the rectum dark or bright, the tissue at the gland's sides neither
+    assert np.median(above) > 1.15
+    assert np.median(beside) < 0.9
+    assert np.std(behind) > 2 * np.std(beside)
+
+
+def test_bias_field_is_smooth_and_strongest_with_the_coil_of_the_first_scanner():
+    flat = np.full((32, 64, 64), 0.5)
+    spread = []
+    for scanner in range(len(LAWS)):
+        image = _scan(flat, scanner, np.random.default_rng(1))
+        smooth = ndimage.uniform_filter(image, 9)[5:-5, 5:-5, 5:-5]
+        spread.append(np.std(smooth) / np.mean(smooth - LAWS[scanner][1]))
+    assert min(spread) > 0.04
+    assert spread[0] > 1.5 * spread[1]
 
 
 def test_prepared_phantoms():

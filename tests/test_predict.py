@@ -126,6 +126,67 @@ def test_bad_volumes_are_named_and_the_others_predicted(cases, tmp_path, run_ver
     assert sorted(path.stem for path in (tmp_path / "out").glob("*.mhd")) == ["Case00", "Case02", "Case04", "Case05"]
 
 
+def test_its_voxels_in_another_file_are_never_replaced(cases, run_verb, trained):
+    header = cases / "Case00.mhd"
+    header.write_text(header.read_text().replace("Case00.zraw", "voxels.zraw"))
+    (cases / "Case00.zraw").rename(cases / "voxels.zraw")
+    before = (cases / "voxels.zraw").read_bytes()
+    code, _, err = run(run_verb, trained, header, cases / "voxels.mhd")
+    assert code == 2
+    assert "voxels.zraw: would replace the volume itself" in err
+    assert (cases / "voxels.zraw").read_bytes() == before
+
+
+def test_a_single_file_must_be_one_of_the_validation_cases(cases, tmp_path, run_verb, trained):
+    code, _, err = run(run_verb, trained, cases / "Case00.mhd", tmp_path / "out", "--validation-only")
+    assert code == 2
+    assert "Case00.mhd: none of the run's validation cases" in err
+    assert run(run_verb, trained, cases / "Case01.mhd", tmp_path / "out", "--validation-only")[0] == 0
+
+
+def test_the_current_folder_has_a_name(real_data, tmp_path, run_verb, trained, monkeypatch):
+    monkeypatch.chdir(real_data / "dicom" / "Prostate3T-03-0001")
+    assert run(run_verb, trained, ".", tmp_path / "out")[0] == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["Prostate3T-03-0001.nii.gz"]
+
+
+@pytest.mark.parametrize(("words", "dtype"), [([], None), (["--amp", "bf16"], torch.bfloat16)], ids=str)
+def test_amp_reaches_the_network(cases, tmp_path, run_verb, trained, monkeypatch, words, dtype):
+    seen, original = [], predict.predict_probabilities
+    monkeypatch.setattr(
+        predict, "predict_probabilities", lambda *arguments: (seen.append(arguments[2]), original(*arguments))[1]
+    )
+    assert run(run_verb, trained, cases / "Case00.mhd", tmp_path / "out", *words)[0] == 0
+    assert seen == [dtype]
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"spacing": ["a", "b", "c"]},
+        {"spacing": [1.0, 1.0]},
+        {"volume": [16, 16, 16.5]},
+        {"volume": 16},
+        {"validation": None},
+    ],
+    ids=str,
+)
+def test_checkpoint_with_an_odd_grid(cases, tmp_path, run_verb, state):
+    sound = {"spacing": [1.0, 1.0, 1.0], "volume": [16, 16, 16], "validation": []}
+    checkpoint.save(tmp_path / "x.pt", VNet(base_channels=2), **{**sound, **state})
+    code, _, err = run(run_verb, tmp_path / "x.pt", cases, tmp_path / "out")
+    assert code == 2
+    assert "x.pt: does not say its spacing and size" in err
+
+
+def test_checkpoint_of_several_channels(cases, tmp_path, run_verb):
+    sound = {"spacing": [1.0, 1.0, 1.0], "volume": [16, 16, 16], "validation": []}
+    checkpoint.save(tmp_path / "x.pt", VNet(in_channels=2, base_channels=2), **sound)
+    code, _, err = run(run_verb, tmp_path / "x.pt", cases, tmp_path / "out")
+    assert code == 2
+    assert "is of a network for several input channels" in err
+
+
 def test_the_volume_itself_is_never_replaced(cases, run_verb, trained):
     before = (cases / "Case00.mhd").read_bytes()
     code, _, err = run(run_verb, trained, cases, cases)
@@ -142,6 +203,7 @@ def test_the_volume_itself_is_never_replaced(cases, run_verb, trained):
         ("empty", "out", "empty: no volumes"),
         ("cases", "mask.nii.gz", "mask.nii.gz: one file for 6 volumes. Name a folder"),
         ("cases", "bright.pt/out", "can't be made"),
+        ("cases/Case00.mhd", "mask.txt", "mask.txt: not a format that is written"),
     ],
 )
 def test_wrong_paths_are_one_line(cases, tmp_path, run_verb, trained, source, target, words):
@@ -150,6 +212,7 @@ def test_wrong_paths_are_one_line(cases, tmp_path, run_verb, trained, source, ta
     assert code == 2
     assert words in err
     assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_cannot_be_written(cases, tmp_path, run_verb, trained, monkeypatch):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import write_case
 
+import vnet_fast
 from vnet_fast import checkpoint, configuration, evaluate, predict, train
 from vnet_fast.configuration import Config, configure, learning_rate
 from vnet_fast.errors import InputError
@@ -48,7 +49,8 @@ def test_a_run_leaves_its_folder(cases, tmp_path, run_verb):
     assert len(summary["val_dice_per_case"]) == 2
     assert summary["val_dice"] == pytest.approx(sum(summary["val_dice_per_case"].values()) / 2)
     assert summary["iterations"] == 6
-    assert summary["versions"]["torch"] == torch.__version__.split("+")[0] or summary["versions"]["torch"]
+    assert summary["versions"]["torch"] == torch.__version__
+    assert summary["versions"]["vnet_fast"] == vnet_fast.__version__
     assert {"seconds", "volumes_per_second", "device"} <= summary.keys()
 
     config = json.loads((run / "config.json").read_text())
@@ -135,6 +137,92 @@ def test_other_settings_run(cases, tmp_path, run_verb, arguments):
     )
     assert code == 0, err
     assert all(math.isfinite(float(row["loss"])) for row in rows_of(tmp_path / "run"))
+
+
+def test_settings_reach_the_run(cases, tmp_path):
+    """Topology, loss, precision, augmentation, batch and optimiser are those asked for."""
+    common = {"data": str(cases), "volume": (16, 16, 16), "spacing": (1.5, 1.5, 2.0), "base_channels": 2, "folds": 3}
+    common |= {"device": "cpu", "seed": 0, "iterations": 2}
+    plain = train.Run(Config(**common, output=str(tmp_path / "a")))
+    other = train.Run(
+        Config(
+            **common,
+            output=str(tmp_path / "b"),
+            topology="caffe",
+            loss="weighted-ce",
+            amp="bf16",
+            no_augment=True,
+            batch_size=3,
+            optimizer="adamw",
+        )
+    )
+    assert (plain.model.topology, other.model.topology) == ("paper", "caffe")
+    assert (type(plain.step.loss), type(other.step.loss)) == (DiceLoss, WeightedCrossEntropy)
+    assert (plain.step.autocast, other.step.autocast) == (None, torch.bfloat16)
+    assert (type(plain.step.optimizer), type(other.step.optimizer)) == (torch.optim.SGD, torch.optim.AdamW)
+    batches = []
+    for run in (plain, other):
+        run.step = lambda image, mask: batches.append(image)
+        run.step.optimizer = torch.optim.SGD([{"params": run.model.parameters(), "scale": 1.0}], lr=1)
+        for _ in range(4):
+            run._update()
+            run.iteration += 1
+    assert batches[0].shape[0] == 2
+    assert batches[4].shape[0] == 3
+    stored = [torch.from_numpy(case.image) for case in other.data.training]
+
+    def is_stored(volume):
+        return any(torch.equal(volume, image) for image in stored)
+
+    assert all(is_stored(image[0]) for batch in batches[4:] for image in batch)
+    assert not all(is_stored(image[0]) for batch in batches[:4] for image in batch)
+
+
+def test_the_schedule_reaches_the_optimiser(cases, tmp_path):
+    config = Config(
+        data=str(cases), output=str(tmp_path / "run"), volume=(16, 16, 16), spacing=(1.5, 1.5, 2.0), base_channels=2,
+        folds=3, device="cpu", iterations=5, lr_step=2, learning_rate=1e-3,
+    )  # fmt: skip
+    run = train.Run(config)
+    rates, original = [], run.step.optimizer.step
+    run.step.optimizer.step = lambda *a, **k: (
+        rates.append([group["lr"] for group in run.step.optimizer.param_groups]), original(*a, **k)
+    )  # fmt: skip
+    assert run.train() is None
+    assert rates == [pytest.approx([r, 2 * r]) for r in (1e-3, 1e-3, 1e-4, 1e-4, 1e-5)]
+
+
+def test_checkpoints_are_saved_as_often_as_asked(cases, tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(train.Run, "_save_last", lambda run: saved.append(run.iteration))
+    config = {"data": str(cases), "volume": (16, 16, 16), "spacing": (1.5, 1.5, 2.0), "base_channels": 2, "folds": 3}
+    train.Run(Config(**config, output=str(tmp_path / "a"), iterations=9, val_every=4, save_every=3)).train()
+    assert saved == [3, 4, 6, 8, 9]
+
+
+def test_progress_on_a_terminal(cases, tmp_path):
+    """A bar with loss, validation Dice, volumes/s and the time left."""
+    import pty
+
+    leader, follower = pty.openpty()
+    arguments = ["--data", cases, "--output", tmp_path / "run", *ON_DATA]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vnet_fast.train", *map(str, arguments)],
+        stdout=subprocess.DEVNULL, stderr=follower, cwd=ROOT,
+    )  # fmt: skip
+    os.close(follower)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(leader, 4096)
+        except OSError:
+            break
+    os.close(leader)
+    assert process.wait() == 0
+    last = [line for line in shown.decode().replace("\r", "\n").splitlines() if "6/6" in line][-1]
+    assert "validation Dice 0." in last
+    assert "volumes/s" in last
+    assert "<00:00" in last
 
 
 def test_whole_chain(cases, tmp_path, run_verb):
@@ -262,6 +350,9 @@ def test_bad_data_without_debug_shows_no_traceback(cases, tmp_path, run_verb):
         (["--amp", "fp8"], "argument --amp: invalid choice: 'fp8'"),
         (["--iteration", "5"], "unrecognized arguments: --iteration 5"),
         (["--labels", "x"], "--labels: given without --data"),
+        (["--data", ""], "argument --data: must be a path; got ''"),
+        (["--seed", "99999999999999999999999"], "--seed: must be below 2^63"),
+        (["--folds", "150", "--fold", "120"], "the phantoms: 100 cases for 150 folds. Give --folds 100 or less"),
         (["--data", "/nowhere"], "/nowhere: no such folder"),
         (["--resume", "/nowhere"], "/nowhere/config.json: no such file"),
         (["--device", "cuda"], "--device: no CUDA device is available. Use --device cpu"),
@@ -341,6 +432,66 @@ def test_a_second_signal_ends_at_once():
 def test_losses_by_name():
     assert isinstance(configuration.LOSSES["dice"](), DiceLoss)
     assert isinstance(configuration.LOSSES["weighted-ce"](), WeightedCrossEntropy)
+
+
+def test_resume_refuses_other_cases(cases, tmp_path, run_verb):
+    run = tmp_path / "run"
+    assert run_verb(train, "--data", cases, "--output", run, *ON_DATA)[0] == 0
+    before = (run / "config.json").read_bytes()
+    write_case(cases, "Case03b", seed=9)
+    code, _, err = run_verb(train, "--resume", run, "--iterations", 9)
+    assert code == 2
+    assert "its cases have changed: Case03b. Restore them, or start a new run" in err
+    assert (run / "config.json").read_bytes() == before
+
+
+def test_resume_in_another_precision(cases, tmp_path, run_verb):
+    run = tmp_path / "run"
+    assert run_verb(train, "--data", cases, "--output", run, *ON_DATA)[0] == 0
+    for iterations, amp in ((7, "fp16"), (8, "bf16"), (9, "off")):
+        code, _, err = run_verb(train, "--resume", run, "--iterations", iterations, "--amp", amp)
+        assert code == 0, err
+
+
+def test_a_run_stopped_at_its_end_is_finished_by_resuming(cases, tmp_path, run_verb):
+    run = tmp_path / "run"
+    assert run_verb(train, "--data", cases, "--output", run, *ON_DATA)[0] == 0
+    (run / "summary.json").unlink()
+    assert run_verb(train, "--resume", run)[0] == 0
+    assert json.loads((run / "summary.json").read_text())["iterations"] == 6
+
+
+def test_resume_takes_no_other_output(cases, tmp_path, run_verb):
+    run = tmp_path / "run"
+    assert run_verb(train, "--data", cases, "--output", run, *ON_DATA)[0] == 0
+    code, _, err = run_verb(train, "--resume", run, "--output", tmp_path / "other", "--iterations", 9)
+    assert code == 2
+    assert "--output: given with --resume" in err
+
+
+@pytest.mark.parametrize("change", [{"volume": 5}, {"topology": "unet"}, {"seed": -1}, {"learning_rate": "x"}], ids=str)
+def test_a_config_changed_by_hand(cases, tmp_path, run_verb, change):
+    run = tmp_path / "run"
+    assert run_verb(train, "--data", cases, "--output", run, *ON_DATA)[0] == 0
+    stored = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**stored, **change}))
+    code, _, err = run_verb(train, "--resume", run, "--iterations", 9)
+    assert code == 2
+    assert "config.json: not what a run stores" in err
+
+
+def test_a_damaged_log(cases, tmp_path, run_verb):
+    run = tmp_path / "run"
+    assert run_verb(train, "--data", cases, "--output", run, *ON_DATA)[0] == 0
+    (run / "log.csv").write_text("nonsense\n1\n")
+    code, _, err = run_verb(train, "--resume", run, "--iterations", 9)
+    assert code == 2
+    assert "log.csv: not a log" in err
+    (run / "log.csv").unlink()
+    (run / "log.csv").mkdir()
+    code, _, err = run_verb(train, "--resume", run, "--iterations", 9)
+    assert code == 2
+    assert "log.csv: Is a directory" in err
 
 
 def test_resumed_config_must_be_readable(tmp_path):

@@ -82,6 +82,27 @@ def test_dicom_folder_with_two_series(tmp_path):
         volumes.read_image(tmp_path / "series")
 
 
+@pytest.mark.parametrize("gap", [3.4, 2.6])
+def test_slices_a_little_off_their_place(tmp_path, gap):
+    with pytest.raises(InputError, match="mm apart, the others 3 mm"):
+        volumes.read_image(write_dicom(tmp_path / "series", [0, 3, 6, 6 + gap]))
+
+
+@pytest.mark.parametrize("index", [0, 2, 4], ids=["first", "middle", "last"])
+def test_a_truncated_slice_is_named(tmp_path, index):
+    folder = write_dicom(tmp_path / "series", [0, 3, 6, 9, 12])
+    damaged = folder / f"1.2.3.4-{index}.dcm"
+    damaged.write_bytes(damaged.read_bytes()[:300])
+    with pytest.raises(InputError, match=rf"1.2.3.4-{index}.dcm: truncated or damaged"):
+        volumes.read_image(folder)
+
+
+def test_an_index_of_files_is_no_slice(tmp_path):
+    folder = write_dicom(tmp_path / "series", [0, 3, 6])
+    (folder / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
+    assert volumes.read_image(folder).GetSize() == (8, 6, 3)
+
+
 def test_folder_without_dicom(tmp_path):
     with pytest.raises(InputError, match="a folder without a DICOM series"):
         volumes.read_image(tmp_path)
@@ -99,14 +120,15 @@ def test_a_fourth_axis_of_one_is_dropped(tmp_path):
     assert volumes.read_image(path).GetSize() == (11, 9, 7)
 
 
-@pytest.mark.parametrize("kind", ["2-D", "4-D", "vector"])
+@pytest.mark.parametrize("kind", ["2-D", "4-D", "vector", "complex"])
 def test_not_a_volume_of_scalars(tmp_path, kind):
-    path = tmp_path / "x.mha"
+    path = tmp_path / ("x.nii" if kind == "complex" else "x.mha")
     image = make_image(ramp())
     wrong = {
         "2-D": lambda: image[:, :, 0],
         "4-D": lambda: sitk.JoinSeries([image, image]),
         "vector": lambda: sitk.Compose(image, image),
+        "complex": lambda: sitk.RealAndImaginaryToComplex(image, image),
     }[kind]()
     sitk.WriteImage(wrong, str(path))
     with pytest.raises(InputError, match="not a volume of scalars but"):
@@ -146,6 +168,12 @@ def test_mask_of_another_place(tmp_path, changed, words):
     array = np.zeros((changed.pop("size", 4), 4, 4), dtype=np.uint8)
     sitk.WriteImage(make_image(array, **changed), str(tmp_path / "mask.mha"))
     with pytest.raises(InputError, match=words):
+        volumes.read_mask(tmp_path / "mask.mha", make_image(np.zeros((4, 4, 4))), tmp_path / "image.mha")
+
+
+def test_mask_beyond_the_tolerance(tmp_path):
+    sitk.WriteImage(make_image(np.ones((4, 4, 4), np.uint8), origin=(0, 2e-3, 0)), str(tmp_path / "mask.mha"))
+    with pytest.raises(InputError, match=r"its origin is 0 0\.002 0"):
         volumes.read_mask(tmp_path / "mask.mha", make_image(np.zeros((4, 4, 4))), tmp_path / "image.mha")
 
 
@@ -318,6 +346,14 @@ def test_write_keeps_the_grid_and_leaves_nothing_else(tmp_path, suffix):
     read = volumes.read_mask(path, image, "image")
     np.testing.assert_array_equal(sitk.GetArrayFromImage(read), mask)
     assert len(list(tmp_path.iterdir())) == (2 if suffix == ".mhd" else 1)
+
+
+@pytest.mark.parametrize("name", ["MASK.NII.GZ", "Mask.Mhd"])
+def test_write_to_a_suffix_in_upper_case(tmp_path, name):
+    image, mask = make_image(ramp()), (ramp() % 3).astype(np.uint8)
+    volumes.write(mask, image, tmp_path / name)
+    assert name in {path.name for path in tmp_path.iterdir()}
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(volumes.read_mask(tmp_path / name)), mask)
 
 
 def test_a_failed_write_keeps_the_file_before(tmp_path, monkeypatch):

@@ -3,8 +3,8 @@
 import hashlib
 import json
 import os
-import tempfile
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 
 from vnet_fast import formats
 from vnet_fast.errors import InputError, InputErrors
+from vnet_fast.files import replacing
 from vnet_fast.intensity import from_ranks, normalise, to_ranks
 
 # raised when what is stored, or how it is computed, changes
@@ -118,7 +119,16 @@ class Cache:
             with np.load(entry, allow_pickle=False) as arrays:
                 labels = tuple(arrays["labels"].tolist())
                 return PreparedCase(name, arrays["ranks"], arrays["table"], arrays["mask"], labels)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            LookupError,
+            EOFError,
+            NotImplementedError,
+            zlib.error,
+            zipfile.BadZipFile,
+        ):
             return None
 
     def _make(self, entry, case):
@@ -132,17 +142,11 @@ class Cache:
         try:
             prepared = prepare(case.name, volumes.image_on_grid(image, grid), volumes.mask_on_grid(mask, grid), labels)
         except ValueError as error:
-            raise InputError(case.image, str(error), "Take the case away, or export it again") from None
+            raise InputError(case.image, f"{error} on the network's grid", "Check it, --spacing and --volume") from None
         arrays = {"ranks": prepared.ranks, "table": prepared.table, "mask": prepared.mask}
         try:
-            handle, temporary = tempfile.mkstemp(prefix=".writing-", suffix=".npz", dir=self.folder)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    np.savez(file, labels=np.array(labels), **arrays)
-                os.replace(temporary, entry)
-            except BaseException:
-                os.unlink(temporary)
-                raise
+            with replacing(entry) as file:
+                np.savez(file, labels=np.array(labels), **arrays)
         except OSError as error:
             cause = f"can't be written ({error.strerror})"
             raise InputError(self.folder, cause, "Choose another --cache with room and permission") from None

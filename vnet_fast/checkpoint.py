@@ -2,19 +2,24 @@
 any code.
 """
 
-import os
 import pickle
-import tempfile
+import struct
 import zipfile
 from pathlib import Path
 
 import torch
 
 from vnet_fast.errors import InputError
+from vnet_fast.files import replacing
 from vnet_fast.model import VNet
 
 FORMAT = 1
 ANOTHER = "Name a checkpoint of this program, such as RUN/best.pt"
+# what the unpickler makes of a damaged file
+DAMAGED = (
+    RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError,
+    struct.error, zipfile.BadZipFile, pickle.UnpicklingError,
+)  # fmt: skip
 PLAIN_TYPES = (torch.Tensor, int, float, bool, str, type(None))
 ARCHITECTURE = ("in_channels", "num_classes", "base_channels", "topology")
 
@@ -39,21 +44,12 @@ def save(path, model, **state):
         "model": model.state_dict(),
         **state,
     }
-    temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
+        with replacing(path) as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        temporary = None
     except (OSError, RuntimeError) as error:
         cause = f"can't be written ({getattr(error, 'strerror', None) or error})"
         raise InputError(path, cause, "Make room or choose another --output") from None
-    finally:
-        if temporary is not None:
-            os.unlink(temporary)
 
 
 def _check_plain(value, name):
@@ -80,7 +76,7 @@ def load(path, device="cpu"):
         raise InputError(path, "no such file", "Check the path") from None
     except OSError as error:
         raise InputError(path, f"can't be read ({error.strerror})", ANOTHER) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError):
+    except DAMAGED:
         raise InputError(path, "damaged, or not a checkpoint", ANOTHER) from None
     if not isinstance(content, dict) or not {"format", "architecture", "model"} <= content.keys():
         raise InputError(path, "not a checkpoint of this program", ANOTHER)

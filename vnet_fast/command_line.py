@@ -30,6 +30,47 @@ class Parser(argparse.ArgumentParser):
         self.exit(EXIT_BAD_INPUT, f"error: {message}. See {self.prog} --help.\n")
 
 
+class StoredParser(argparse.ArgumentParser):
+    """Reports a wrong value as one of the file that it was stored in."""
+
+    def error(self, message):
+        raise InputError(self.prog, f"not what a run stores ({message})", "Restore the file, or start a new run")
+
+
+def parse_stored(config_class, stored, path):
+    """A Config from stored values, checked as those of the command line are.
+
+    Args:
+        config_class: a dataclass whose fields are made by `option`.
+        stored: dict from name to value, as JSON keeps them; unknown names are passed over.
+        path: the file that they are from.
+
+    Raises:
+        InputError: if a value is not allowed.
+    """
+    parser = StoredParser(prog=str(path), argument_default=argparse.SUPPRESS, allow_abbrev=False, add_help=False)
+    words = []
+    for field in dataclasses.fields(config_class):
+        flag = _add_option(parser, field)
+        value = stored.get(field.name)
+        if value is True:
+            words.append(flag)
+        elif value not in (None, False):
+            words += [flag, *map(str, value if isinstance(value, list | tuple) else [value])]
+    given = vars(parser.parse_args(words))
+    return config_class(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
+
+
+def _add_option(parser, field):
+    arguments = dict(field.metadata)
+    if field.default not in (None, False, "") and "action" not in arguments:
+        shown = field.default if not isinstance(field.default, tuple) else " ".join(map(str, field.default))
+        arguments["help"] += f" (default: {shown})"
+    flag = "--" + field.name.replace("_", "-")
+    parser.add_argument(flag, **arguments)
+    return flag
+
+
 def parser_of(config_class, module):
     """A parser with an option for each field of `config_class`; options not given are absent from
     what it returns.
@@ -46,11 +87,7 @@ def parser_of(config_class, module):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for field in dataclasses.fields(config_class):
-        arguments = dict(field.metadata)
-        if field.default not in (None, False, "") and "action" not in arguments:
-            shown = field.default if not isinstance(field.default, tuple) else " ".join(map(str, field.default))
-            arguments["help"] += f" (default: {shown})"
-        parser.add_argument("--" + field.name.replace("_", "-"), **arguments)
+        _add_option(parser, field)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -79,7 +116,22 @@ def run(main, parser, arguments=None):
         # keeps the interpreter from complaining when it flushes stdout at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
+    except OSError as error:
+        # a full disk, a folder in the place of a file: what no part has words of its own for
+        if debug:
+            traceback.print_exc()
+        print(
+            f"error: {error.filename or 'a file'}: {error.strerror or error}. Check it and try again", file=sys.stderr
+        )
+        code = EXIT_BAD_INPUT
     sys.exit(code)
+
+
+def path_text(text):
+    """The type of an option that names a file or a folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("must be a path; got ''")
+    return text
 
 
 def positive_int(text):

@@ -1,17 +1,26 @@
 """The settings of a training run: defaults, the command line's, those of a run to resume."""
 
 import json
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from vnet_fast.command_line import natural_float, natural_int, option, positive_float, positive_int
+from vnet_fast.command_line import (
+    natural_float,
+    natural_int,
+    option,
+    parse_stored,
+    path_text,
+    positive_float,
+    positive_int,
+)
 from vnet_fast.errors import InputError
 from vnet_fast.losses import DiceLoss, WeightedCrossEntropy
 from vnet_fast.model import SIZE_MULTIPLE, TOPOLOGIES
 from vnet_fast.step import choose_device, choose_precision
 
 LOSSES = {"dice": DiceLoss.paper, "weighted-ce": WeightedCrossEntropy}
+MAX_SEED = 2**63
 # what a resumed run may change; all else would make it another run
 FREE_ON_RESUME = {"iterations", "val_every", "save_every", "device", "amp", "data", "labels", "cache"}
 
@@ -21,11 +30,13 @@ class Config:
     """Trains a V-Net. With --data the defaults are the paper's recipe; without it a short
     demonstration on synthetic phantoms, sized to the device."""
 
-    data: str = option(None, "folder of volumes with masks; without it phantoms are made", metavar="DIR")
-    labels: str = option(None, "folder of the masks, if they are not with the volumes", metavar="DIR")
-    output: str = option(None, "folder of the run (default: runs/ and the time)", metavar="DIR")
-    cache: str = option(None, "folder of prepared volumes (default: ~/.cache/vnet_fast)", metavar="DIR")
-    resume: str = option(None, "goes on with the run in this folder", metavar="RUN")
+    data: str = option(
+        None, "folder of volumes with masks; without it phantoms are made", type=path_text, metavar="DIR"
+    )
+    labels: str = option(None, "folder of the masks, if they are not with the volumes", type=path_text, metavar="DIR")
+    output: str = option(None, "folder of the run (default: runs/ and the time)", type=path_text, metavar="DIR")
+    cache: str = option(None, "folder of prepared volumes (default: ~/.cache/vnet_fast)", type=path_text, metavar="DIR")
+    resume: str = option(None, "goes on with the run in this folder", type=path_text, metavar="RUN")
     amp: str = option(
         "off", "mixed precision; --amp alone is auto", nargs="?", const="auto", choices=("auto", "bf16", "fp16", "off")
     )
@@ -102,18 +113,15 @@ def configure(given):
         raise InputError("--volume", f"must be at least {SIZE_MULTIPLE} along each axis; got {size}", "Enlarge it")
     if config.momentum >= 1:
         raise InputError("--momentum", f"must be below 1; got {config.momentum}", "The paper has 0.99")
+    if config.seed >= MAX_SEED:
+        raise InputError("--seed", f"must be below 2^63; got {config.seed}", "Any small number will do")
     return config
 
 
 def _resumed(given):
     path = Path(given["resume"]) / "config.json"
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        known = {field.name for field in fields(Config)}
-        kept = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in kept.items() if name in known
-        }
-        stored = Config(**kept)
+        stored = parse_stored(Config, json.loads(path.read_text(encoding="utf-8")), path)
     except FileNotFoundError:
         raise InputError(path, "no such file", "Name the folder of a run") from None
     except (OSError, ValueError, AttributeError, TypeError) as error:
@@ -123,6 +131,8 @@ def _resumed(given):
             flag = "--" + name.replace("_", "-")
             cause = f"is {value} here and {getattr(stored, name)} in {given['resume']}"
             raise InputError(flag, cause, "Leave it out, or start a new run")
+    if Path(given.get("output", given["resume"])) != Path(given["resume"]):
+        raise InputError("--output", "given with --resume", "Leave it out: a run goes on in its own folder")
     return replace(stored, **{**given, "output": given["resume"]})
 
 

@@ -1,6 +1,7 @@
 """Cases: found and paired in a folder, dealt to folds, their classes counted."""
 
 import json
+import os
 import random
 import re
 from dataclasses import dataclass
@@ -40,8 +41,8 @@ def find_cases(data, labels=None):
         InputError, InputErrors: if there is none, or an image or a mask is without the other.
     """
     data = Path(data)
-    if labels is None and (data / "imagesTr").is_dir():
-        data, labels = data / "imagesTr", data / "labelsTr"
+    if os.path.isdir(data / "imagesTr"):
+        data, labels = data / "imagesTr", labels or data / "labelsTr"
     if labels is not None:
         images = _without_endings(formats.volumes_in(data), IMAGE_ENDINGS)
         masks = _without_endings(formats.volumes_in(labels), MASK_ENDINGS)
@@ -69,10 +70,8 @@ def find_images(data):
         dict from name to path, in natural order of name; a folder of DICOM slices is one volume.
     """
     data = Path(data)
-    if formats.is_dicom_folder(data):
-        return {data.name: data}
     for folder in ("imagesTs", "imagesTr"):
-        if (data / folder).is_dir():
+        if os.path.isdir(data / folder):
             data = data / folder
             break
     found = _without_endings(formats.volumes_in(data), IMAGE_ENDINGS)
@@ -86,7 +85,8 @@ def pair_masks(predictions, labels):
     """Predicted masks and the reference masks of the same cases.
 
     Returns:
-        list of (name, prediction, reference) in natural order of name.
+        list of (name, prediction, reference) in natural order of name, and how many references have
+        no prediction.
 
     Raises:
         InputErrors: if a prediction has no reference.
@@ -96,7 +96,7 @@ def pair_masks(predictions, labels):
     if not found:
         raise InputError(predictions, "no predicted masks", "Name the folder that predict wrote to")
     labels = Path(labels)
-    if (labels / "labelsTr").is_dir():
+    if os.path.isdir(labels / "labelsTr"):
         labels = labels / "labelsTr"
     everything = formats.volumes_in(labels)
     marked = {name: path for name, path in everything.items() if _is_mask(name)}
@@ -107,7 +107,8 @@ def pair_masks(predictions, labels):
     ]
     if missing:
         raise InputErrors(missing)
-    return [(name, found[name], references[name]) for name in sorted(found, key=natural)]
+    pairs = [(name, found[name], references[name]) for name in sorted(found, key=natural)]
+    return pairs, len(references) - len(pairs)
 
 
 def natural(name):
@@ -171,12 +172,14 @@ def declared_labels(data):
         InputError: if the file is not JSON.
     """
     path = Path(data) / "dataset.json"
-    if not path.is_file():
+    if not os.path.isfile(path):
         return None
     try:
         labels = json.loads(path.read_text(encoding="utf-8")).get("labels")
         pairs = [(key, value) if str(key).isdigit() else (value, key) for key, value in (labels or {}).items()]
         return {int(label): str(name) for label, name in pairs} or None
+    except OSError as error:
+        raise InputError(path, f"can't be read ({error.strerror})", "Check its permissions") from None
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(path, f"not a data set's description ({error})", "Mend it or take it away") from None
 
@@ -206,7 +209,11 @@ def count_classes(prepared, cases, binary, declared=None):
             cause = f"has label {strange[0]}, which dataset.json does not name"
             raise InputError(found[strange[0]].mask, cause, "Mend the mask, or name the label there")
         largest = max(declared)
-    missing = sorted(set(range(1, largest)) - set(found) - set(declared or ()))
+        gaps = sorted(set(range(1, largest)) - declared.keys())
+        if gaps:
+            raise InputError("dataset.json", f"names label {largest} but not {gaps[0]}", "Number them 1, 2, …")
+        return largest + 1
+    missing = sorted(set(range(1, largest)) - set(found))
     if missing:
         cause = f"has label {largest}, but no mask has {', '.join(map(str, missing[:5]))}"
         cause += ", …" if len(missing) > 5 else ""

@@ -23,7 +23,8 @@ class InputErrors(Exception):  # noqa: N818 - it is several of them
 
     def __init__(self, errors):
         super().__init__(*errors)
-        self.errors = list(errors)
+        # a folder that can't be written is one mistake, however many files were to go there
+        self.errors = list({str(error): error for error in errors}.values())
 
     def __str__(self):
         return "\n".join(map(str, self.errors))

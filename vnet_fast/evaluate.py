@@ -2,16 +2,14 @@
 
 import json
 import math
-import os
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from vnet_fast import command_line, dataset, volumes
-from vnet_fast.command_line import option
+from vnet_fast.command_line import option, path_text
 from vnet_fast.errors import InputError, InputErrors
+from vnet_fast.files import write_text
 from vnet_fast.metrics import dice, hausdorff_distance
 
 METRICS = ("dice", "hausdorff_mm")
@@ -21,9 +19,11 @@ METRICS = ("dice", "hausdorff_mm")
 class Config:
     """Dice and Hausdorff distance of predicted masks, for each case and class."""
 
-    predictions: str = option(None, "folder of predicted masks", metavar="DIR", required=True)
-    labels: str = option(None, "folder of reference masks, alone or beside their volumes", metavar="DIR", required=True)
-    output: str = option(None, "writes the report as JSON", metavar="FILE")
+    predictions: str = option(None, "folder of predicted masks", type=path_text, metavar="DIR", required=True)
+    labels: str = option(
+        None, "folder of reference masks, alone or beside their volumes", type=path_text, metavar="DIR", required=True
+    )
+    output: str = option(None, "writes the report as JSON", type=path_text, metavar="FILE")
     binary: bool = option(False, "all labels are one foreground", action="store_true")
 
 
@@ -31,7 +31,7 @@ def compare(prediction_path, reference_path, binary=False):
     """The metrics of one case.
 
     Returns:
-        dict from label, 1 and up, to a dict from metric to value.
+        dict from each label that one of the two has, 1 and up, to a dict from metric to value.
 
     Raises:
         InputError: if a file can't be read or the two are not on the same grid.
@@ -42,7 +42,7 @@ def compare(prediction_path, reference_path, binary=False):
     a, b = (np.array(volumes.sitk.GetArrayViewFromImage(mask)) for mask in (prediction, reference))
     if binary:
         a, b = (a > 0).astype(np.uint8), (b > 0).astype(np.uint8)
-    labels = sorted({*np.unique(a).tolist(), *np.unique(b).tolist(), 1} - {0})
+    labels = sorted({*np.unique(a).tolist(), *np.unique(b).tolist()} - {0})
     return {
         label: {
             "dice": dice(a == label, b == label),
@@ -52,11 +52,20 @@ def compare(prediction_path, reference_path, binary=False):
     }
 
 
+def fill_absent(cases):
+    """Gives every case every label that any case has: where neither mask has it, they agree."""
+    labels = sorted({label for case in cases.values() for label in case}) or [1]
+    return {
+        name: {label: case.get(label, {"dice": 1.0, "hausdorff_mm": 0.0}) for label in labels}
+        for name, case in cases.items()
+    }
+
+
 def summarise(cases):
     """Mean and standard deviation of each class and metric over the cases where it is finite.
 
     Args:
-        cases: dict from case to what `compare` returned.
+        cases: dict from case to what `compare` returned, filled by `fill_absent`.
 
     Returns:
         dict from label to metric to dict of `mean`, `standard_deviation`, `cases`.
@@ -65,7 +74,7 @@ def summarise(cases):
     for label in sorted({label for case in cases.values() for label in case}):
         summary[label] = {}
         for metric in METRICS:
-            values = [case[label][metric] for case in cases.values() if label in case]
+            values = [case[label][metric] for case in cases.values()]
             values = [value for value in values if math.isfinite(value)]
             deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
             mean = float(np.mean(values)) if values else math.nan
@@ -100,26 +109,16 @@ def _finite(value):
 
 def write_report(report, path):
     """Writes JSON beside its place and renames it."""
-    path = Path(path)
-    temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(_finite(report), file, indent=2)
-            file.write("\n")
-        os.replace(temporary, path)
-        temporary = None
+        write_text(path, json.dumps(_finite(report), indent=2) + "\n")
     except OSError as error:
         raise InputError(path, f"can't be written ({error.strerror})", "Choose another --output") from None
-    finally:
-        if temporary is not None:
-            os.unlink(temporary)
 
 
 def main(given):
     """Runs with the options given; returns the exit code."""
     config = Config(**given)
-    pairs = dataset.pair_masks(config.predictions, config.labels)
+    pairs, unpredicted = dataset.pair_masks(config.predictions, config.labels)
     cases, errors = {}, []
     for name, prediction, reference in pairs:
         try:
@@ -128,8 +127,11 @@ def main(given):
             errors.append(error)
     if errors:
         raise InputErrors(errors)
+    cases = fill_absent(cases)
     summary = summarise(cases)
     print("\n".join(table(cases, summary)))
+    if unpredicted:
+        print(f"{unpredicted} more reference masks have no prediction")
     if config.output:
         write_report({"cases": cases, "summary": summary}, config.output)
     return 0

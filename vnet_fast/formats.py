@@ -49,17 +49,23 @@ def stem_of(path):
 
 
 def is_dicom_file(path):
-    """Whether a regular file has the DICOM magic number."""
-    if not path.is_file():
+    """Whether a file can be read and has the DICOM magic number; an index of files does not count."""
+    if not os.path.isfile(path) or path.name.upper() == "DICOMDIR":
         return False
-    with open(path, "rb") as file:
-        file.seek(DICOM_MAGIC_OFFSET)
-        return file.read(len(DICOM_MAGIC)) == DICOM_MAGIC
+    try:
+        with open(path, "rb") as file:
+            file.seek(DICOM_MAGIC_OFFSET)
+            return file.read(len(DICOM_MAGIC)) == DICOM_MAGIC
+    except OSError:
+        return False
 
 
 def is_dicom_folder(path):
-    """Whether a folder holds a DICOM file."""
-    return path.is_dir() and any(is_dicom_file(entry) for entry in sorted(path.iterdir()))
+    """Whether a folder can be listed and holds a DICOM file."""
+    try:
+        return os.path.isdir(path) and any(is_dicom_file(entry) for entry in sorted(path.iterdir()))
+    except OSError:
+        return False
 
 
 def volumes_in(folder):
@@ -187,13 +193,14 @@ def _check_meta(path):
         lengths = [int(word) for word in header["DimSize"].split()]
         channels = int(header.get("ElementNumberOfChannels", 1))
         expected = math.prod(lengths) * channels * META_ELEMENT_BYTES[header["ElementType"]]
+        header_size = max(int(header.get("HeaderSize", 0)), 0)
     except (KeyError, ValueError) as error:
         raise InputError(path, f"damaged header ({type(error).__name__}: {error})", COPY_AGAIN) from None
     if min(lengths, default=0) < 1 or channels < 1:
         raise InputError(path, f"its header says a size of {header['DimSize']}", COPY_AGAIN)
     data = _meta_data_file(path, header)
     check_regular(data)
-    skip = data_offset if data == path else max(int(header.get("HeaderSize", 0)), 0)
+    skip = data_offset if data == path else header_size
     if header.get("CompressedData", "False").lower() == "true":
         total = _inflated_bytes(data, skip)
     else:

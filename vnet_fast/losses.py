@@ -105,8 +105,11 @@ class DiceLoss(nn.Module):
 
         Raises:
             AssertionError: if the shapes do not match.
-            ValueError: if `weight` has another length than there are classes, or a negative entry.
+            ValueError: if `input` has no spatial axis, or `weight` has another length than there are
+                classes, or a negative entry.
         """
+        if input.ndim < 3:
+            raise ValueError(f"input must have shape (N, C, *spatial); got {tuple(input.shape)}")
         num_classes = input.shape[1]
         activation = "sigmoid" if self.sigmoid else "none"
         labels, first_class = self.to_onehot_y, 0 if self.include_background else 1

@@ -1,5 +1,6 @@
 """Segments volumes with a trained V-Net, in their own geometry."""
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vnet_fast import checkpoint, command_line, dataset, formats, volumes
-from vnet_fast.command_line import option
+from vnet_fast.command_line import option, path_text
 from vnet_fast.configuration import find_device
 from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.intensity import normalise
@@ -22,9 +23,11 @@ DICOM_OUTPUT = ".nii.gz"
 class Config:
     """Segments volumes with a trained V-Net. Masks are on each input's own grid."""
 
-    checkpoint: str = option(None, "best.pt or last.pt of a run", metavar="FILE", required=True)
-    input: str = option(None, "a volume, a folder of DICOM slices, or a folder of volumes", required=True)
-    output: str = option(None, "the mask's file, or a folder", required=True)
+    checkpoint: str = option(None, "best.pt or last.pt of a run", type=path_text, metavar="FILE", required=True)
+    input: str = option(
+        None, "a volume, a folder of DICOM slices, or a folder of volumes", type=path_text, required=True
+    )
+    output: str = option(None, "the mask's file, or a folder", type=path_text, required=True)
     validation_only: bool = option(False, "only the cases that the run validated on", action="store_true")
     probabilities: bool = option(False, "writes NAME_probability files too, float32", action="store_true")
     all_components: bool = option(False, "keeps more than each class's largest component", action="store_true")
@@ -48,29 +51,60 @@ def plan(config, only):
         InputError: if there is nothing to predict, or an output would replace an input.
     """
     source, target = Path(config.input), Path(config.output)
-    single = not source.is_dir() or formats.is_dicom_folder(source)
+    single = not os.path.isdir(source) or formats.is_dicom_folder(source)
     if single:
-        found = {formats.stem_of(source): source}
+        if not os.path.isdir(source):
+            formats.check_regular(source)
+        # resolved: the name of . is that of the folder
+        found = {formats.stem_of(source.resolve()): source}
     else:
         found = dataset.find_images(source)
-        if only is not None:
-            found = {name: path for name, path in found.items() if name in only}
-            if not found:
-                raise InputError(source, "none of the run's validation cases", "Name the folder it was trained on")
+    if only is not None:
+        found = {name: path for name, path in found.items() if name in only}
+        if not found:
+            raise InputError(source, "none of the run's validation cases", "Name the folder it was trained on")
     if single and formats.suffix_of(target):
         pairs = [(source, target)]
     else:
         if formats.suffix_of(target) and not target.is_dir():
             raise InputError(target, f"one file for {len(found)} volumes", "Name a folder")
+        if single and target.suffix and not target.is_dir():
+            raise InputError(target, "not a format that is written", formats.CONVERT.replace("Convert", "Change"))
         pairs = [(path, target / f"{name}{_output_suffix(path)}") for name, path in found.items()]
-    for path, mask in pairs:
-        if mask.exists() and mask.samefile(path):
-            raise InputError(mask, "would replace the volume itself", "Choose another --output")
+    inputs = {part.resolve() for path in found.values() for part in _files_of(path)}
+    for _, mask in pairs:
+        written = [mask, *(mask.with_suffix(suffix) for suffix in (".zraw", ".raw") if mask.suffix.lower() == ".mhd")]
+        for part in written:
+            if part.resolve() in inputs:
+                raise InputError(part, "would replace the volume itself", "Choose another --output")
     return pairs
+
+
+def _files_of(path):
+    try:
+        return formats.files_of(path)
+    except InputError:
+        # a damaged header: said when the volume is read
+        return [path]
 
 
 def _output_suffix(path):
     return DICOM_OUTPUT if path.is_dir() else formats.suffix_of(path) or DICOM_OUTPUT
+
+
+def grid_of(content, path):
+    """Spacing and size, x y z, of a checkpoint's content; an `InputError` if it has none."""
+    try:
+        spacing, size = tuple(map(float, content["spacing"])), tuple(content["volume"])
+        sound = len(spacing) == len(size) == 3 and min(spacing) > 0
+        sound = sound and all(isinstance(n, int) and n > 0 for n in size) and isinstance(content["validation"], list)
+    except (KeyError, TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise InputError(path, "does not say its spacing and size", checkpoint.ANOTHER)
+    if content["architecture"]["in_channels"] != 1:
+        raise InputError(path, "is of a network for several input channels", checkpoint.ANOTHER)
+    return spacing, size
 
 
 def segment(model, path, spacing, size, autocast=None):
@@ -92,9 +126,9 @@ def segment(model, path, spacing, size, autocast=None):
     try:
         values = normalise(volumes.image_on_grid(image, grid))
     except ValueError as error:
-        raise InputError(path, str(error), "Export it again") from None
+        raise InputError(path, f"{error} on the network's grid", "Check that it is a scan") from None
     probabilities = predict_probabilities(model, values, autocast)
-    cropped = min(volumes.covered_share(image, grid)) < 1
+    cropped = min(volumes.covered_share(image, grid)) < 1 - volumes.GEOMETRY_TOLERANCE
     return image, volumes.probabilities_on_image(probabilities, grid, image), cropped
 
 
@@ -120,11 +154,8 @@ def main(given):
     device = find_device(config.device)
     content = checkpoint.load(config.checkpoint, device)
     model = checkpoint.build_model(content, config.checkpoint, device)
-    try:
-        spacing, size = tuple(content["spacing"]), tuple(content["volume"])
-        only = set(content["validation"]) if config.validation_only else None
-    except (KeyError, TypeError):
-        raise InputError(config.checkpoint, "does not say its spacing and size", checkpoint.ANOTHER) from None
+    spacing, size = grid_of(content, config.checkpoint)
+    only = set(content["validation"]) if config.validation_only else None
     pairs = plan(config, only)
     folder = pairs[0][1].parent
     try:

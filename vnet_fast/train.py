@@ -16,6 +16,7 @@ from vnet_fast import augment, checkpoint, command_line, dataset, figures
 from vnet_fast.cache import Cache
 from vnet_fast.configuration import LOSSES, Config, configure, find_device, learning_rate
 from vnet_fast.errors import InputError
+from vnet_fast.files import write_text
 from vnet_fast.metrics import dice_per_class
 from vnet_fast.model import VNet
 from vnet_fast.phantom import phantoms
@@ -54,15 +55,14 @@ def load_data(config):
     Returns:
         Data.
     """
-    if not config.data:
+    if config.data is None:
+        _check_folds("the phantoms", PHANTOMS, config)
         cases = phantoms(config.seed, PHANTOMS, config.volume, config.spacing)
         training, validation = dataset.split(cases, config.folds, config.fold, config.seed)
         print(f"data: {PHANTOMS} synthetic phantoms, {len(training)} to train on, {len(validation)} to validate")
         return Data(training, validation, 2)
     cases = dataset.find_cases(config.data, config.labels)
-    if len(cases) < config.folds:
-        cause = f"{len(cases)} cases for {config.folds} folds"
-        raise InputError(config.data, cause, f"Give --folds {max(2, len(cases))} or less, or add cases")
+    _check_folds(config.data, len(cases), config)
     cache = Cache(config.cache or Path.home() / ".cache" / "vnet_fast", config.spacing, config.volume)
     quiet = not sys.stderr.isatty()
     prepared = cache.load(
@@ -75,6 +75,12 @@ def load_data(config):
         f"{num_classes - 1} {'class' if num_classes == 2 else 'classes'} (prepared volumes in {cache.folder})"
     )
     return Data(training, validation, num_classes)
+
+
+def _check_folds(subject, count, config):
+    if count < config.folds:
+        remedy = f"Give --folds {count} or less, or add cases" if count > 1 else "Add cases"
+        raise InputError(subject, f"{count} cases for {config.folds} folds", remedy)
 
 
 def make_optimizer(model, config):
@@ -138,7 +144,6 @@ class Run:
         if not config.resume and (self.folder / "last.pt").exists():
             raise InputError(self.folder, "holds a run already", "Choose another --output, or --resume it")
         self.data = load_data(config)
-        self._make_folder()
         torch.manual_seed(config.seed)
         torch.backends.cudnn.benchmark = True
         self.model = VNet(1, self.data.num_classes, config.base_channels, config.topology).to(self.device)
@@ -147,6 +152,7 @@ class Run:
         self.iteration, self.best, self.seconds = 0, Best(), 0.0
         if config.resume:
             self._restore()
+        self._make_folder()
         print(
             f"network: {config.topology} topology, {sum(p.numel() for p in self.model.parameters()):,} parameters, "
             f"{' x '.join(map(str, config.volume))} voxels of {' x '.join(f'{s:g}' for s in config.spacing)} mm"
@@ -157,7 +163,7 @@ class Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             content = json.dumps({**asdict(self.config), "resume": None}, indent=2)
-            (self.folder / "config.json").write_text(content + "\n", encoding="utf-8")
+            write_text(self.folder / "config.json", content + "\n")
         except OSError as error:
             cause = f"can't be written ({error.strerror})"
             raise InputError(self.folder, cause, "Choose another --output") from None
@@ -168,12 +174,21 @@ class Run:
         checkpoint.fill_model(self.model, content, path)
         try:
             self.step.optimizer.load_state_dict(content["optimizer"])
-            self.step.scaler.load_state_dict(content["scaler"])
+            if content["scaler"]:
+                # empty after a run in another precision, which --amp may have changed
+                self.step.scaler.load_state_dict(content["scaler"])
             self.iteration, self.seconds = content["iteration"], content["seconds"]
             self.best = Best(**content["best"])
-        except (KeyError, ValueError, TypeError) as error:
+            kept = content["training"], content["validation"]
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
             raise InputError(path, f"can't be resumed ({error})", "Start a new run") from None
-        if self.iteration >= self.config.iterations:
+        if kept != (self._names(self.data.training), self._names(self.data.validation)):
+            changed = sorted(
+                set(kept[0] + kept[1]) ^ {*map(str, self._names(self.data.training + self.data.validation))}
+            )
+            cause = f"its cases have changed{': ' + ', '.join(changed[:5]) if changed else ''}"
+            raise InputError(self.folder, cause, "Restore them, or start a new run")
+        if self.iteration >= self.config.iterations and (self.folder / "summary.json").exists():
             cause = f"is at iteration {self.iteration} of {self.config.iterations}"
             raise InputError(self.folder, cause, "Give more --iterations")
         print(f"resuming at iteration {self.iteration}")
@@ -231,7 +246,7 @@ class Run:
         bad = next((first + i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
         if bad is not None:
             cause = f"the loss became NaN or infinite at iteration {bad}"
-            raise InputError(self.folder, cause, "Lower --learning-rate; the last checkpoint is from before")
+            raise InputError(self.folder, cause, "Start again with a lower --learning-rate")
 
     def _validate(self):
         per_case = validate(self.model, self.data, self.autocast)
@@ -258,8 +273,13 @@ class Run:
             "config": asdict(self.config),
             "spacing": list(self.config.spacing),
             "volume": list(self.config.volume),
-            "validation": [case.name for case in self.data.validation],
+            "training": self._names(self.data.training),
+            "validation": self._names(self.data.validation),
         }
+
+    @staticmethod
+    def _names(cases):
+        return [case.name for case in cases]
 
     def finish(self):
         """Writes `summary.json` and, with matplotlib, the pictures; says the result."""
@@ -276,7 +296,7 @@ class Run:
             "precision": "float32" if self.autocast is None else str(self.autocast).removeprefix("torch."),
             "versions": versions(),
         }
-        (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        write_text(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
         if figures.available():
             self._draw()
         else:
@@ -311,7 +331,7 @@ def main(given):
     """Runs with the options given; returns the exit code."""
     run = Run(configure(given))
     number = run.train()
-    if number is not None:
+    if number is not None and run.iteration < run.config.iterations:
         print(f"stopped at iteration {run.iteration}. {RESUME_HINT} {run.folder}")
         return 128 + number
     run.finish()

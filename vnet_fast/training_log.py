@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vnet_fast.configuration import learning_rate
+from vnet_fast.errors import InputError
 
 LOG_FIELDS = ("iteration", "loss", "learning_rate", "validation_dice", "volumes_per_second")
 # between two lines where there is no terminal
@@ -27,12 +28,15 @@ class Log:
         self.config = config
         kept = []
         if start and path.exists():
-            with open(path, newline="") as file:
-                kept = [row for row in csv.DictReader(file) if int(row["iteration"]) <= start]
+            try:
+                with open(path, newline="") as file:
+                    kept = [row for row in csv.DictReader(file) if int(row["iteration"]) <= start]
+            except (KeyError, ValueError, TypeError, csv.Error) as error:
+                raise InputError(path, f"not a log ({error})", "Take it away to resume without it") from None
         self.file = open(path, "w", newline="")  # noqa: SIM115 - closed by close()
         self.writer = csv.DictWriter(self.file, LOG_FIELDS)
         self.writer.writeheader()
-        self.writer.writerows(kept)
+        self.writer.writerows([{name: row.get(name) for name in LOG_FIELDS} for row in kept])
         self.bar = tqdm(total=config.iterations, initial=start, unit="it", disable=not sys.stderr.isatty())
         self.dice, self.said, self.began, self.start = None, time.monotonic(), time.monotonic(), start
 

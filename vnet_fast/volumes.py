@@ -142,8 +142,9 @@ def _three_dimensional(image, path):
     size = image.GetSize()
     if len(size) == 4 and size[3] == 1:
         image = image[:, :, :, 0]
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        what = f"{image.GetDimension()}-D with {image.GetNumberOfComponentsPerPixel()} numbers a voxel"
+    numbers = image.GetNumberOfComponentsPerPixel() * (2 if "complex" in image.GetPixelIDTypeAsString() else 1)
+    if image.GetDimension() != 3 or numbers != 1:
+        what = f"{image.GetDimension()}-D with {numbers} numbers a voxel"
         raise InputError(path, f"not a volume of scalars but {what}", "Name a 3-D volume")
     if not all(0 < s < math.inf for s in image.GetSpacing()):
         raise InputError(path, f"its spacing is {_numbers(image.GetSpacing())} mm", "Export it again")
@@ -157,6 +158,11 @@ def _read_dicom(folder):
     if len(series) > 1:
         raise InputError(folder, f"{len(series)} DICOM series", "Give each series a folder of its own")
     names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
+    # GDCM leaves out what it can't read, and the volume would be short of a slice
+    left_out = {path.name for path in formats.files_of(folder)} - {Path(name).name for name in names}
+    if left_out:
+        cause = "truncated or damaged: it can't be read as a slice of the series beside it"
+        raise InputError(folder / min(left_out), cause, formats.COPY_AGAIN)
     image = _execute(sitk.ImageSeriesReader(), names, folder)
     _check_slices(names, image, folder)
     return image
@@ -292,10 +298,14 @@ def write(array, image, path):
     folder = None
     try:
         folder = Path(tempfile.mkdtemp(prefix=".writing-", dir=path.parent))
-        sitk.WriteImage(Grid.of(image).image_from(array), str(folder / path.name), useCompression=True)
+        # ITK knows few suffixes in upper case
+        header = folder / (formats.stem_of(path) + formats.suffix_of(path))
+        sitk.WriteImage(Grid.of(image).image_from(array), str(header), useCompression=True)
+        for part in folder.iterdir():
+            if part != header:
+                os.replace(part, path.parent / part.name)
         # a header goes last: it must not name data that is not there yet
-        for part in sorted(folder.iterdir(), key=lambda part: part.name == path.name):
-            os.replace(part, path.parent / part.name)
+        os.replace(header, path)
     except (OSError, RuntimeError) as error:
         reason = str(getattr(error, "strerror", None) or error).strip().splitlines()[-1]
         raise InputError(path, f"can't be written ({reason})", "Choose a folder with room and permission") from None
