@@ -40,7 +40,6 @@ MAX_CLASSES = 32
 MAX_VOLUMES = 65535
 # e^x is 2^(x log2 e), in which Triton flushes denormals: three instructions fewer than in its e^x
 LOG2_E = tl.constexpr(math.log2(math.e))
-
 INPUT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 INTEGER_TYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 TARGET_TYPES = (*INPUT_TYPES, *INTEGER_TYPES, torch.bool)
@@ -48,7 +47,10 @@ TARGET_TYPES = (*INPUT_TYPES, *INTEGER_TYPES, torch.bool)
 
 @dataclass(frozen=True)
 class Form:
-    """What is compiled into a kernel: the shape of its tiles, and the options of `functional.dice_sums`."""
+    """What is compiled into a kernel: the shape of its tiles, and the options of `functional.dice_sums`.
+
+    `axis` is that of the classes in a tile, `step` the elements from a voxel to the next.
+    """
 
     classes: int
     padded: int  # classes of a tile, a power of two
@@ -65,11 +67,11 @@ class Form:
         return (self.block, self.padded) if self.channels_last else (self.padded, self.block)
 
     @property
-    def axis(self):  # of the classes in a tile
+    def axis(self):
         return 1 if self.channels_last else 0
 
     @property
-    def step(self):  # elements from a voxel to the next
+    def step(self):
         return self.classes if self.channels_last else 1
 
 
@@ -94,7 +96,6 @@ def _offsets(remaining, voxels, FORM: tl.constexpr):
 
 @triton.jit
 def _load(pointer, remaining, voxels, FORM: tl.constexpr):
-    """A tile in float32."""
     offset, mask = _offsets(remaining, voxels, FORM)
     return tl.reshape(tl.load(pointer + offset, mask=mask, other=0).to(tl.float32), FORM.tile)
 
@@ -170,21 +171,20 @@ def _dice_forward_kernel(input_ptr, target_ptr, partial_ptr, voxels, FORM: tl.co
     pair = tl.join(prediction, prediction)
     whole = voxels // FORM.block
     for block in range(program, whole, programs):
+        # a number that the compiler knows, so that it drops the masks
         start, remaining = block * FORM.block, FORM.block
         pair, prediction = _add_block(pair, prediction, input_ptr, target_ptr, start, remaining, voxels, FORM)
     if program == programs - 1:
         start, remaining = whole * FORM.block, (voxels - whole * FORM.block).to(tl.int32)
         pair, prediction = _add_block(pair, prediction, input_ptr, target_ptr, start, remaining, voxels, FORM)
-
     intersection, ground = tl.split(tl.sum(pair, 1 - FORM.axis))
-    prediction = tl.sum(prediction, 1 - FORM.axis)
     classes = tl.arange(0, FORM.padded)
     kept = (classes >= FORM.first_class) & (classes < FORM.classes)
     # (3, volumes, classes from the first one on, programs)
     partial_ptr += (volume * (FORM.classes - FORM.first_class) + classes - FORM.first_class) * programs + program
     stride = volumes * (FORM.classes - FORM.first_class) * programs
     tl.store(partial_ptr, intersection, mask=kept)
-    tl.store(partial_ptr + stride, prediction, mask=kept)
+    tl.store(partial_ptr + stride, tl.sum(prediction, 1 - FORM.axis), mask=kept)
     tl.store(partial_ptr + 2 * stride, ground, mask=kept)
 
 
@@ -240,9 +240,8 @@ def _is_channels_last(tensor):
 
 def form_of(input, target, *, activation, labels, first_class, squared, soft, ignore_index):
     """The `Form` of both kernels for these tensors and options."""
-    classes = input.shape[1]
+    classes, channels_last = input.shape[1], _is_channels_last(input)
     padded = triton.next_power_of_2(classes)
-    channels_last = _is_channels_last(input)
     row = ROW_BYTES // input.element_size()
     block = row // padded if channels_last else min(row, MAX_TILE // padded)
     terms = "squared" if squared else "soft" if soft else "plain"
@@ -258,10 +257,9 @@ def _num_programs(input, form):
 
 
 def _launch(kernel, input, form, *tensors):
-    voxels = math.prod(input.shape[2:])
     grid = (_num_programs(input, form), len(input))
     with torch.cuda.device_of(input):
-        kernel[grid](*tensors, voxels, form, num_warps=NUM_WARPS)
+        kernel[grid](*tensors, math.prod(input.shape[2:]), form, num_warps=NUM_WARPS)
 
 
 def dice_sums(input, target, **options):

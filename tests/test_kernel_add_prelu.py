@@ -180,6 +180,12 @@ def test_sizes(dtype, size, channels):
     check(make_inputs(shape_of(size, channels, dtype), dtype))
 
 
+@pytest.mark.parametrize("channels", [1, 24, 512])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_other_numbers_of_channels(dtype, channels):
+    check(make_inputs((1, channels, 1, 1, 5), dtype))
+
+
 @pytest.mark.parametrize("channels", [3, 16])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", TYPES)
@@ -380,6 +386,7 @@ def supports_cases():
         "residual_of_one_channel_in_float64": (x, slope, None, one.double()),
         "out_of_another_type": (x, slope, None, None, half),
         "out_of_another_shape": (x, slope, None, None, x[:1]),
+        "out_expanded": (x, slope, None, None, x[:1, :, :1, :1, :1].expand(x.shape)),
         "out_contiguous": (x, slope, None, None, x.contiguous()),
         "out_cropped": (x[..., 1:].contiguous(memory_format=torch.channels_last_3d), slope, None, None, x[..., 1:]),
     }

@@ -1,10 +1,14 @@
 import csv
+import fcntl
 import json
 import math
 import os
+import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -202,9 +206,9 @@ def test_checkpoints_are_saved_as_often_as_asked(cases, tmp_path, monkeypatch):
 
 def test_progress_on_a_terminal(cases, tmp_path):
     """A bar with loss, validation Dice, volumes/s and the time left."""
-    import pty
-
     leader, follower = pty.openpty()
+    # 24 lines of 120 columns; a new one has none, and shows nothing
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
     arguments = ["--data", cases, "--output", tmp_path / "run", *ON_DATA]
     process = subprocess.Popen(
         [sys.executable, "-m", "vnet_fast.train", *map(str, arguments)],
