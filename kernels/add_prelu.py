@@ -152,7 +152,7 @@ def _add_prelu_backward_kernel(
         slope_sums += tl.sum(grad_slope.reshape(LOADS, ROWS // LOADS, PADDED), axis=0)
         bias_sums += tl.sum(grad_x.reshape(LOADS, ROWS // LOADS, PADDED), axis=0)
 
-    grad_slope = tl.sum(slope_sums, axis=0) / _recoverable(slope, SMALLEST)
+    grad_slope = tl.div_rn(tl.sum(slope_sums, axis=0), _recoverable(slope, SMALLEST))
     partial = tl.program_id(0) * CHANNELS + channel
     tl.store(partials_ptr + partial, grad_slope, mask=channel_inside)
     partial += tl.num_programs(0) * CHANNELS
