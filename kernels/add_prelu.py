@@ -81,8 +81,8 @@ def _add_prelu_forward_kernel(
     row = tl.arange(0, ROWS)
     channel = tl.arange(0, PADDED)
     channel_inside = channel < CHANNELS
-    row_inside = (row < num_rows - first_row)[:, None]
-    inside = row_inside & channel_inside[None, :]
+    row_inside = row < num_rows - first_row
+    inside = row_inside[:, None] & channel_inside[None, :]
 
     offset = row[:, None] * CHANNELS + channel[None, :]
     z = tl.load(x_ptr + first_row * CHANNELS + offset, mask=inside, other=0).to(tl.float32)
@@ -90,7 +90,8 @@ def _add_prelu_forward_kernel(
         z += tl.load(bias_ptr + channel, mask=channel_inside, other=0).to(tl.float32)[None, :]
     if residual_ptr is not None:
         if ONE_CHANNEL_RESIDUAL:
-            z += tl.load(residual_ptr + first_row + row[:, None], mask=row_inside, other=0).to(tl.float32)
+            # as a vector: for a column Triton moves all of z through shared memory
+            z += tl.load(residual_ptr + first_row + row, mask=row_inside, other=0).to(tl.float32)[:, None]
         else:
             z += tl.load(residual_ptr + first_row * CHANNELS + offset, mask=inside, other=0).to(tl.float32)
 
@@ -104,7 +105,7 @@ def _add_prelu_forward_kernel(
     bits = tl.where(positive, 0, 1).reshape(ROWS, PADDED // 8, 8)
     byte = tl.sum(bits << tl.arange(0, 8)[None, None, :], axis=2)
     byte_offset = row[:, None] * (PADDED // 8) + tl.arange(0, PADDED // 8)[None, :]
-    tl.store(negative_ptr + first_row * (PADDED // 8) + byte_offset, byte.to(tl.uint8), mask=row_inside)
+    tl.store(negative_ptr + first_row * (PADDED // 8) + byte_offset, byte.to(tl.uint8), mask=row_inside[:, None])
 
 
 @triton.jit
