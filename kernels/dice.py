@@ -63,8 +63,12 @@ class Form:
     ignore_index: int | None
 
     @property
-    def tile(self):
-        return (self.block, self.padded) if self.channels_last else (self.padded, self.block)
+    def rows(self):
+        return self.block if self.channels_last else self.padded
+
+    @property
+    def columns(self):
+        return self.padded if self.channels_last else self.block
 
     @property
     def axis(self):
@@ -97,7 +101,7 @@ def _offsets(remaining, voxels, FORM: tl.constexpr):
 @triton.jit
 def _load(pointer, remaining, voxels, FORM: tl.constexpr):
     offset, mask = _offsets(remaining, voxels, FORM)
-    return tl.reshape(tl.load(pointer + offset, mask=mask, other=0).to(tl.float32), FORM.tile)
+    return tl.reshape(tl.load(pointer + offset, mask=mask, other=0).to(tl.float32), (FORM.rows, FORM.columns))
 
 
 @triton.jit
@@ -165,7 +169,10 @@ def _dice_forward_kernel(input_ptr, target_ptr, partial_ptr, voxels, FORM: tl.co
     voxels = tl.cast(voxels, tl.int64)
     input_ptr += volume * voxels * FORM.classes
     target_ptr += volume * voxels * (1 if FORM.labels else FORM.classes)
-    prediction = tl.zeros(FORM.tile, tl.float32)
+    # Triton 3.6 takes no attribute for a shape
+    ROWS: tl.constexpr = FORM.rows
+    COLUMNS: tl.constexpr = FORM.columns
+    prediction = tl.zeros((ROWS, COLUMNS), tl.float32)
     # one tile for two sums: alone, Triton lays out that of the target in another way, and moves the
     # labels through shared memory for it
     pair = tl.join(prediction, prediction)

@@ -16,6 +16,8 @@ triton = pytest.importorskip("triton", reason="Triton is not installed")
 
 from vnet_fast.kernels import add_prelu  # noqa: E402
 
+if DEVICE == "cuda":
+    pytestmark = pytest.mark.gpu
 TYPES = [
     pytest.param(torch.float32, id="float32"),
     pytest.param(torch.float16, id="float16"),

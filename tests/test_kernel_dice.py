@@ -17,6 +17,8 @@ triton = pytest.importorskip("triton", reason="Triton is not installed")
 from vnet_fast import definitions  # noqa: E402
 from vnet_fast.kernels import dice  # noqa: E402
 
+if DEVICE == "cuda":
+    pytestmark = pytest.mark.gpu
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 EPSILON = torch.finfo(torch.float32).eps
 TYPES = [
@@ -47,29 +49,6 @@ def in_layout(tensor, layout):
     if layout == "contiguous":
         return tensor.contiguous()
     return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
-def compiled():
-    """(name, kernel, types of the arguments, compile-time arguments, warps) of the launches on the main
-    path, where all pointers and `voxels` are multiples of 16."""
-    launches = []
-    for dtype, layout in [(d, layout) for d in (torch.bfloat16, torch.float32) for layout in LAYOUTS]:
-        logits = in_layout(torch.empty(1, 2, 2, 2, 4, dtype=dtype), layout)
-        form = dice.form_of(logits, torch.empty(1, 1, 2, 2, 4, dtype=torch.uint8), **PAPER)
-        pointer = {torch.bfloat16: "*bf16", torch.float32: "*fp32"}[dtype]
-        inputs = {"input_ptr": pointer, "target_ptr": "*u8"}
-        outputs = {
-            "forward": {"partial_ptr": "*fp32"},
-            "backward": {"grad_sums_ptr": "*fp32", "grad_input_ptr": pointer},
-        }
-        for direction, others in outputs.items():
-            signature = {**inputs, **others, "voxels": "i32", "FORM": "constexpr"}
-            name = f"dice_{direction}-{name_of(dtype)}-{layout}"
-            launches.append((name, f"_dice_{direction}_kernel", signature, {"FORM": form}, dice.NUM_WARPS))
-    return launches
-
-
-COMPILED = compiled()
 
 
 @pytest.fixture(autouse=True)

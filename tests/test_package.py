@@ -1,3 +1,5 @@
+import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -74,3 +76,30 @@ def test_readme_commands_are_those_of_ci():
     assert len(commands) == 2
     assert commands[0].endswith("python -m vnet_fast.train --amp")
     assert commands[1].endswith("python -m pytest")
+
+
+def test_the_table_of_kernels_is_made_from_the_results(tmp_path):
+    from benchmarks import report
+    from benchmarks.measure import Row
+
+    assert report.section(tmp_path) == "Not measured yet on a GPU.\n"
+    row = Row("Dice forward", "vnet_fast", 2e-4, 1e-5, 10_000_000, 4_000_000)
+    copy = Row("Dice forward", "copy", 1e-4, 8e-6, 10_000_000, 0)
+    content = {
+        "machine_info": {
+            "vnet_fast": {"device": "Some GPU", "torch": "2", "triton": "3", "kernels": {"dice.py": "ab"}}
+        },
+        "benchmarks": [{"extra_info": {"row": dataclasses.asdict(r)}} for r in (row, copy)],
+    }
+    (tmp_path / "kernels.json").write_text(json.dumps(content))
+    section = report.section(tmp_path)
+    assert "Some GPU, torch 2, Triton 3 (dice.py ab)" in section
+    assert "| Dice forward | vnet_fast | 200 | 10.0 | 1000 | 80 % | 4.0 |" in section
+
+
+def test_readme_shows_what_the_results_say():
+    from benchmarks import report
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = readme.partition(report.BEGIN)[2].partition(report.END)[0]
+    assert shown.strip() == report.section(ROOT / "benchmarks" / "results").strip()
