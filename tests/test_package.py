@@ -85,6 +85,7 @@ def test_the_table_of_kernels_is_made_from_the_results(tmp_path):
     assert report.section(tmp_path) == "Not measured yet on a GPU.\n"
     row = Row("Dice forward", "vnet_fast", 2e-4, 1e-5, 10_000_000, 4_000_000)
     copy = Row("Dice forward", "copy", 1e-4, 8e-6, 10_000_000, 0)
+    about = {"device": "Some GPU", "torch": "2", "triton": "3", "kernels": {"dice.py": "ab"}}
     content = {
         "machine_info": {
             "vnet_fast": {"device": "Some GPU", "torch": "2", "triton": "3", "kernels": {"dice.py": "ab"}}

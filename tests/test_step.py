@@ -70,11 +70,11 @@ def test_a_step_is_forward_loss_backward_update(prepared):
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
 def test_steps_learn_one_batch(prepared, autocast):
     torch.manual_seed(0)
-    model = VNet(base_channels=2)
-    learn = Step(model, DiceLoss.paper(), torch.optim.Adam(model.parameters(), lr=3e-3), autocast)
+    model = VNet(base_channels=4)
+    learn = Step(model, DiceLoss.paper(), torch.optim.Adam(model.parameters(), lr=3e-4), autocast)
     image, mask = TrainingData(prepared, 2, CPU).batch(draw(0, 0, 1, 4, SIZE, augmented=False))
     losses = [learn(image, mask).item() for _ in range(20)]
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.5 * losses[0]
 
 
 def test_mixed_precision_runs_in_it(prepared):
@@ -125,7 +125,7 @@ def test_steps_learn_one_batch_on_a_gpu(prepared, autocast):
     torch.manual_seed(0)
     device = torch.device("cuda")
     model = VNet(base_channels=4).to(device)
-    learn = Step(model, DiceLoss.paper(), torch.optim.Adam(model.parameters(), lr=1e-3), autocast)
+    learn = Step(model, DiceLoss.paper(), torch.optim.Adam(model.parameters(), lr=3e-4), autocast)
     image, mask = TrainingData(prepared, 2, device).batch(draw(0, 0, 1, 4, SIZE, augmented=False))
     losses = [learn(image, mask).item() for _ in range(40)]
     assert losses[-1] < 0.5 * losses[0]
