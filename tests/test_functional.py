@@ -15,7 +15,7 @@ PAPER = ("softmax", True, 1, True, False, None)
 @pytest.fixture
 def through_kernels(monkeypatch):
     """Runs the kernels on CPU tensors, in Triton's interpreter."""
-    pytest.importorskip("triton")
+    pytest.importorskip("triton", reason="Triton is not installed")
     if torch.cuda.is_available():
         pytest.skip("Triton's interpreter is off where there is a CUDA device")
     monkeypatch.setattr(functional, "_runs_kernels", lambda tensor: tensor.dtype != torch.float64)

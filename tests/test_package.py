@@ -87,9 +87,7 @@ def test_the_table_of_kernels_is_made_from_the_results(tmp_path):
     copy = Row("Dice forward", "copy", 1e-4, 8e-6, 10_000_000, 0)
     about = {"device": "Some GPU", "torch": "2", "triton": "3", "kernels": {"dice.py": "ab"}}
     content = {
-        "machine_info": {
-            "vnet_fast": {"device": "Some GPU", "torch": "2", "triton": "3", "kernels": {"dice.py": "ab"}}
-        },
+        "machine_info": {"vnet_fast": about},
         "benchmarks": [{"extra_info": {"row": dataclasses.asdict(r)}} for r in (row, copy)],
     }
     (tmp_path / "kernels.json").write_text(json.dumps(content))
