@@ -17,11 +17,10 @@ import torch
 from conftest import write_case
 
 import vnet_fast
-from vnet_fast import checkpoint, configuration, evaluate, predict, train
+from vnet_fast import checkpoint, configuration, evaluate, predict, train, training_data
 from vnet_fast.configuration import Config, configure, learning_rate
 from vnet_fast.errors import InputError
 from vnet_fast.losses import DiceLoss, WeightedCrossEntropy
-from vnet_fast.train import make_optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--volume", 16, 16, 16, "--spacing", 1.5, 1.5, 2, "--base-channels", 2, "--device", "cpu", "--seed", 1]
@@ -102,7 +101,7 @@ def test_same_seed_same_weights_and_resuming_changes_nothing(cases, tmp_path, ru
 def test_phantoms_without_data(tmp_path, run_verb):
     code, out, err = run_verb(train, "--output", tmp_path / "run", *TINY, "--iterations", 2)
     assert code == 0, err
-    assert f"{train.PHANTOMS} synthetic phantoms" in out
+    assert f"{training_data.PHANTOMS} synthetic phantoms" in out
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     # the demonstration's recipe where nothing else was asked for
     assert config["optimizer"] == "adamw"
@@ -166,11 +165,8 @@ def test_settings_reach_the_run(cases, tmp_path):
     assert (type(plain.step.optimizer), type(other.step.optimizer)) == (torch.optim.SGD, torch.optim.AdamW)
     batches = []
     for run in (plain, other):
-        run.step = lambda image, mask: batches.append(image)
-        run.step.optimizer = torch.optim.SGD([{"params": run.model.parameters(), "scale": 1.0}], lr=1)
-        for _ in range(4):
-            run._update()
-            run.iteration += 1
+        source = run._make_source()
+        batches += [source.prepare(*source.inputs(iteration))[0] for iteration in range(4)]
     assert batches[0].shape[0] == 2
     assert batches[4].shape[0] == 3
     stored = [torch.from_numpy(case.image) for case in other.data.training]
@@ -418,12 +414,27 @@ def test_learning_rate_falls_by_ten_at_every_step():
     assert rates == pytest.approx([1e-4, 1e-4, 1e-5, 1e-5, 1e-6])
 
 
-def test_biases_learn_twice_as_fast_and_do_not_decay():
-    model = torch.nn.Conv3d(1, 1, 1)
-    weights, biases = make_optimizer(model, Config()).param_groups
-    assert (weights["weight_decay"], biases["weight_decay"]) == (5e-4, 0)
-    assert (weights["scale"], biases["scale"]) == (1, 2)
-    assert weights["momentum"] == 0.99
+def test_workers_and_resume_give_the_same_run(cases, tmp_path, run_verb):
+    """Batches made ahead, by other processes and from the middle of a run on, are those made in the step."""
+    common = ["--data", cases, *TINY, "--folds", 3, "--iterations", 6]
+    assert run_verb(train, *common, "--output", tmp_path / "inside")[0] == 0
+    code, out, err = run_verb(train, *common, "--output", tmp_path / "ahead", "--workers", 2, "--iterations", 3)
+    assert code == 0, err
+    assert "augmented by 2 processes ahead of the step" in out
+    code, _, err = run_verb(train, "--resume", tmp_path / "ahead", "--iterations", 6, "--workers", 1)
+    assert code == 0, err
+    losses = [[row["loss"] for row in rows_of(tmp_path / name)] for name in ("inside", "ahead")]
+    assert losses[0] == losses[1]
+
+
+def test_no_workers_are_left(cases, tmp_path, run_verb):
+    import multiprocessing
+
+    code, _, err = run_verb(
+        train, "--data", cases, *TINY, "--folds", 3, "--iterations", 2, "--workers", 1, "--output", tmp_path / "run"
+    )
+    assert code == 0, err
+    assert multiprocessing.active_children() == []
 
 
 def test_a_second_signal_ends_at_once():

@@ -69,6 +69,24 @@ def draw(seed, iteration, batch_size, num_cases, size, augmented=True):
     return Draw(cases, intensities_of, deformed, control_points)
 
 
+@dataclass(frozen=True)
+class Draws:
+    """The choices of a run: called with an iteration, from 0, it returns its `Draw`.
+
+    Args:
+        seed, batch_size, num_cases, size, augmented: see `draw`.
+    """
+
+    seed: int
+    batch_size: int
+    num_cases: int
+    size: tuple[int, int, int]
+    augmented: bool = True
+
+    def __call__(self, iteration):
+        return draw(self.seed, iteration, self.batch_size, self.num_cases, self.size, self.augmented)
+
+
 def _generator(seed, stream, index):
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, stream, index))))
 

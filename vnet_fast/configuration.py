@@ -14,15 +14,26 @@ from vnet_fast.command_line import (
     positive_float,
     positive_int,
 )
+from vnet_fast.devices import choose_device, choose_precision
 from vnet_fast.errors import InputError
 from vnet_fast.losses import DiceLoss, WeightedCrossEntropy
 from vnet_fast.model import SIZE_MULTIPLE, TOPOLOGIES
-from vnet_fast.step import choose_device, choose_precision
 
 LOSSES = {"dice": DiceLoss.paper, "weighted-ce": WeightedCrossEntropy}
 MAX_SEED = 2**63
 # what a resumed run may change; all else would make it another run
-FREE_ON_RESUME = {"iterations", "val_every", "save_every", "device", "amp", "data", "labels", "cache"}
+FREE_ON_RESUME = {
+    "iterations",
+    "val_every",
+    "save_every",
+    "device",
+    "amp",
+    "data",
+    "labels",
+    "cache",
+    "workers",
+    "no_graph",
+}
 
 
 @dataclass(frozen=True)
@@ -62,8 +73,17 @@ class Config:
     binary: bool = option(False, "all labels are one foreground", action="store_true")
     folds: int = option(5, "parts the cases are dealt to", type=positive_int, metavar="N")
     fold: int = option(0, "the part to validate on, from 0", type=natural_int, metavar="N")
+    workers: int = option(
+        0, "processes that augment ahead of the step on a CPU; 0: within it", type=natural_int, metavar="N"
+    )
+    no_graph: bool = option(False, "runs each step's kernels one by one on a GPU too", action="store_true")
     no_augment: bool = option(False, "volumes as they are", action="store_true")
-    val_every: int = option(None, "iterations between validations (default: ten a run)", type=positive_int, metavar="N")
+    val_every: int = option(
+        None,
+        "iterations between validations (default: ten a run, fewer in a short one)",
+        type=positive_int,
+        metavar="N",
+    )
     save_every: int = option(
         None, "iterations between checkpoints (default: at every validation)", type=positive_int, metavar="N"
     )

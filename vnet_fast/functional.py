@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vnet_fast import augment as augmentation
 from vnet_fast import definitions
 
 ACTIVATIONS = ("none", "sigmoid", "softmax")
@@ -350,3 +351,70 @@ def _dice_sums_gradients(ctx, grad_sums):
 
 
 _dice_sums.register_autograd(_dice_sums_gradients, setup_context=_save_dice_sums)
+
+
+# Augmentation
+
+
+def augment(ranks, tables, masks, cases, intensities_of, deformed, control_points, num_classes, dtype=torch.float32):
+    """A training batch of N volumes from M stored ones, deformed and with other intensities.
+
+    Nothing is read on the host where the kernel runs, so that a CUDA graph can hold it. There, what is
+    not deformed costs only the look-up.
+
+    Args:
+        ranks: (M, D, H, W) int16 with the bits of uint16, see `intensity.to_ranks`.
+        tables: (M', 65536) float32, of the distributions of intensity.
+        masks: (M, D, H, W) uint8 labels below `num_classes`.
+        cases: (N,) int64, which volumes and masks.
+        intensities_of: (N,) int64, which tables.
+        deformed: (N,) bool.
+        control_points: (N, 2, 5, 5, 5) float32, see `augment.Draw`.
+        num_classes: background included.
+        dtype: of the image, floating point.
+
+    Returns:
+        image (N, 1, D, H, W) in `dtype`, mask (N, 1, D, H, W) uint8.
+    """
+    return torch.ops.vnet_fast.augment(
+        ranks, tables, masks, cases, intensities_of, deformed, control_points, num_classes, dtype
+    )
+
+
+def augments_by_kernel(device):
+    """Whether `augment` runs its kernel on a device; else it waits for the device."""
+    return device.type == "cuda" and _module("deform") is not None
+
+
+@torch.library.custom_op("vnet_fast::augment", mutates_args=())
+def _augment(
+    ranks: Tensor,
+    tables: Tensor,
+    masks: Tensor,
+    cases: Tensor,
+    intensities_of: Tensor,
+    deformed: Tensor,
+    control_points: Tensor,
+    num_classes: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    kernels = _kernels("deform", ranks)
+    stored = ranks, tables, masks, cases, intensities_of, deformed, control_points
+    if kernels is not None and kernels.supports(*stored, dtype):
+        return kernels.augment(*stored, dtype)
+    image, mask = augmentation.augment(
+        # widened in use: torch indexes with signed types only
+        ranks[cases].to(torch.int32) & 0xFFFF,
+        tables[intensities_of],
+        masks[cases],
+        control_points,
+        deformed.cpu().numpy(),
+        num_classes,
+    )
+    return image.to(dtype), mask
+
+
+@_augment.register_fake
+def _(ranks, tables, masks, cases, intensities_of, deformed, control_points, num_classes, dtype):
+    shape = (cases.shape[0], 1, *ranks.shape[1:])
+    return ranks.new_empty(shape, dtype=dtype), masks.new_empty(shape)

@@ -11,9 +11,10 @@ from tqdm import tqdm
 from vnet_fast import checkpoint, command_line, dataset, formats, volumes
 from vnet_fast.command_line import option, path_text
 from vnet_fast.configuration import find_device
+from vnet_fast.devices import choose_precision, device_name, use_all_cores
 from vnet_fast.errors import InputError, InputErrors
+from vnet_fast.inference import predict_probabilities
 from vnet_fast.intensity import normalise
-from vnet_fast.step import choose_precision, device_name, predict_probabilities
 
 # a folder of DICOM slices has no single file's format
 DICOM_OUTPUT = ".nii.gz"
@@ -151,6 +152,7 @@ def write_probabilities(probabilities, image, path):
 def main(given):
     """Runs with the options given; returns the exit code."""
     config = Config(**given)
+    use_all_cores()
     device = find_device(config.device)
     content = checkpoint.load(config.checkpoint, device)
     model = checkpoint.build_model(content, config.checkpoint, device)

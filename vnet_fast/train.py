@@ -3,115 +3,29 @@
 import json
 import math
 import signal
-import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from vnet_fast import augment, checkpoint, command_line, dataset, figures
-from vnet_fast.cache import Cache
+from vnet_fast import checkpoint, command_line, figures
+from vnet_fast.augment import Draws
+from vnet_fast.batches import make_source
 from vnet_fast.configuration import LOSSES, Config, configure, find_device, learning_rate
+from vnet_fast.devices import choose_precision, device_name, use_all_cores
 from vnet_fast.errors import InputError
 from vnet_fast.files import write_text
-from vnet_fast.metrics import dice_per_class
+from vnet_fast.inference import predict_probabilities
 from vnet_fast.model import VNet
-from vnet_fast.phantom import phantoms
-from vnet_fast.step import Step, TrainingData, choose_precision, device_name, predict_probabilities
-from vnet_fast.training_log import Log, minutes
+from vnet_fast.step import Step, make_optimizer
+from vnet_fast.training_data import load_data
+from vnet_fast.training_log import Log, ReadBack, minutes
+from vnet_fast.validation import Best, interval, mean_dice, validate
 from vnet_fast.versions import versions
 
-PHANTOMS = 100
-VALIDATIONS = 10
-# how many iterations' losses are read back at once: a look at every one would wait for the GPU
-READ_BACK = 10
 RESUME_HINT = "Resume with: python -m vnet_fast.train --resume"
-
-
-@dataclass
-class Best:
-    """The best validation so far."""
-
-    iteration: int = 0
-    dice: float = -1.0
-    per_case: dict = None
-
-
-@dataclass(frozen=True)
-class Data:
-    """What a run trains and validates on."""
-
-    training: list
-    validation: list
-    num_classes: int
-
-
-def load_data(config):
-    """Finds, splits and prepares the cases; says how many there are.
-
-    Returns:
-        Data.
-    """
-    if config.data is None:
-        _check_folds("the phantoms", PHANTOMS, config)
-        cases = phantoms(config.seed, PHANTOMS, config.volume, config.spacing)
-        training, validation = dataset.split(cases, config.folds, config.fold, config.seed)
-        print(f"data: {PHANTOMS} synthetic phantoms, {len(training)} to train on, {len(validation)} to validate")
-        return Data(training, validation, 2)
-    cases = dataset.find_cases(config.data, config.labels)
-    _check_folds(config.data, len(cases), config)
-    cache = Cache(config.cache or Path.home() / ".cache" / "vnet_fast", config.spacing, config.volume)
-    quiet = not sys.stderr.isatty()
-    prepared = cache.load(
-        cases, lambda results: tqdm(results, "preparing", len(cases), leave=False, disable=quiet, unit="case")
-    )
-    num_classes = dataset.count_classes(prepared, cases, config.binary, dataset.declared_labels(config.data))
-    training, validation = dataset.split(prepared, config.folds, config.fold, config.seed)
-    print(
-        f"data: {len(cases)} cases in {config.data}, {len(training)} to train on, {len(validation)} to validate, "
-        f"{num_classes - 1} {'class' if num_classes == 2 else 'classes'} (prepared volumes in {cache.folder})"
-    )
-    return Data(training, validation, num_classes)
-
-
-def _check_folds(subject, count, config):
-    if count < config.folds:
-        remedy = f"Give --folds {count} or less, or add cases" if count > 1 else "Add cases"
-        raise InputError(subject, f"{count} cases for {config.folds} folds", remedy)
-
-
-def make_optimizer(model, config):
-    """The optimiser, its rates as in the authors' release: biases learn twice as fast and do not
-    decay.
-    """
-    biases = [weight for name, weight in model.named_parameters() if name.endswith("bias")]
-    others = [weight for name, weight in model.named_parameters() if not name.endswith("bias")]
-    groups = [
-        {"params": others, "weight_decay": config.weight_decay, "scale": 1.0},
-        {"params": biases, "weight_decay": 0.0, "scale": 2.0},
-    ]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
-    return torch.optim.AdamW([{**group, "scale": 1.0} for group in groups], lr=config.learning_rate)
-
-
-def validate(model, data, autocast):
-    """Dice of each validation case and foreground class: dict from name to list."""
-    per_case = {}
-    for case in data.validation:
-        labels = predict_probabilities(model, case.image, autocast).argmax(0)
-        reference = np.minimum(case.mask, 1) if data.num_classes == 2 else case.mask
-        per_case[case.name] = dice_per_class(labels, reference, data.num_classes)
-    model.train()
-    return per_case
-
-
-def mean_dice(per_case):
-    """The mean over cases and classes."""
-    return float(np.mean(list(per_case.values())))
 
 
 class StopSignal:
@@ -147,8 +61,10 @@ class Run:
         torch.manual_seed(config.seed)
         torch.backends.cudnn.benchmark = True
         self.model = VNet(1, self.data.num_classes, config.base_channels, config.topology).to(self.device)
-        self.step = Step(self.model, LOSSES[config.loss](), make_optimizer(self.model, config), self.autocast)
-        self.batches = TrainingData(self.data.training, self.data.num_classes, self.device)
+        optimizer = make_optimizer(
+            self.model, config.optimizer, config.learning_rate, config.momentum, config.weight_decay
+        )
+        self.step = Step(self.model, LOSSES[config.loss](), optimizer, self.autocast, graph=not config.no_graph)
         self.iteration, self.best, self.seconds = 0, Best(), 0.0
         if config.resume:
             self._restore()
@@ -158,6 +74,25 @@ class Run:
             f"{' x '.join(map(str, config.volume))} voxels of {' x '.join(f'{s:g}' for s in config.spacing)} mm"
         )
         print(f"run: {self.folder}", flush=True)
+
+    def _make_source(self):
+        config = self.config
+        count = len(self.data.training)
+        draws = Draws(config.seed, config.batch_size, count, config.volume[::-1], not config.no_augment)
+        source = make_source(
+            self.data.training,
+            self.data.num_classes,
+            draws,
+            self.device,
+            self.autocast or torch.float32,
+            self.iteration,
+            config.iterations,
+            config.workers,
+        )
+        self.step.prepare = source.prepare
+        way = ", a step is one CUDA graph" if self.step.wants_graph else ""
+        print(f"batches: {source.words}{way}", flush=True)
+        return source
 
     def _make_folder(self):
         try:
@@ -173,10 +108,7 @@ class Run:
         content = checkpoint.load(path, self.device)
         checkpoint.fill_model(self.model, content, path)
         try:
-            self.step.optimizer.load_state_dict(content["optimizer"])
-            if content["scaler"]:
-                # empty after a run in another precision, which --amp may have changed
-                self.step.scaler.load_state_dict(content["scaler"])
+            self.step.load_state_dict(content)
             self.iteration, self.seconds = content["iteration"], content["seconds"]
             self.best = Best(**content["best"])
             kept = content["training"], content["validation"]
@@ -200,47 +132,42 @@ class Run:
             the signal's number, or None.
         """
         config = self.config
-        stop, log = StopSignal(), Log(self.folder / "log.csv", self.iteration, config)
-        val_every = config.val_every or max(1, math.ceil(config.iterations / VALIDATIONS))
+        val_every = config.val_every or interval(config.iterations, config.batch_size, len(self.data.validation))
         save_every = config.save_every or val_every
-        pending, rate, began = [], 0.0, time.monotonic()
+        source = self._make_source()
+        stop, log = StopSignal(), Log(self.folder / "log.csv", self.iteration, config)
+        losses, began = ReadBack(self.iteration), time.monotonic()
         try:
-            while self.iteration < config.iterations and stop.number is None:
-                pending.append(self._update())
+            while self.iteration < config.iterations:
+                self.step.set_learning_rate(learning_rate(config, self.iteration))
+                losses.add(self.step(*source.inputs(self.iteration)))
                 self.iteration += 1
-                last = self.iteration == config.iterations
-                validating = last or self.iteration % val_every == 0
-                saving = validating or stop.number is not None or self.iteration % save_every == 0
-                if not saving and len(pending) < READ_BACK:
+                stopping = stop.number is not None
+                validating = self.iteration == config.iterations or self.iteration % val_every == 0
+                saving = validating or stopping or self.iteration % save_every == 0
+                if not saving and not losses.full:
                     continue
-                losses = torch.stack(pending).tolist()
-                first = self.iteration - len(losses) + 1
-                self._check_finite(losses, first)
+                first, values = losses.read(everything=saving)
+                self._check_finite(values, first)
                 spent = time.monotonic() - began
                 self.seconds += spent
-                rate = len(losses) * config.batch_size / spent
                 dice = self._validate() if validating else None
-                log.add(first, losses, rate, dice)
+                log.add(first, values, len(values) * config.batch_size / spent, dice)
+                self._say_refusal()
                 if saving:
                     self._save_last()
-                pending, began = [], time.monotonic()
+                if stopping:
+                    break
+                began = time.monotonic()
         finally:
             log.close()
+            source.close()
         return stop.number
 
-    def _update(self):
-        config = self.config
-        for group in self.step.optimizer.param_groups:
-            group["lr"] = learning_rate(config, self.iteration) * group["scale"]
-        choice = augment.draw(
-            config.seed,
-            self.iteration,
-            config.batch_size,
-            len(self.data.training),
-            config.volume[::-1],
-            augmented=not config.no_augment,
-        )
-        return self.step(*self.batches.batch(choice))
+    def _say_refusal(self):
+        if self.step.refusal:
+            print(f"no CUDA graph of the step, which runs eagerly: {self.step.refusal}", flush=True)
+            self.step.refusal = None
 
     def _check_finite(self, losses, first):
         bad = next((first + i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
@@ -249,7 +176,7 @@ class Run:
             raise InputError(self.folder, cause, "Start again with a lower --learning-rate")
 
     def _validate(self):
-        per_case = validate(self.model, self.data, self.autocast)
+        per_case = validate(self.model, self.data.validation, self.data.num_classes, self.autocast)
         dice = mean_dice(per_case)
         if dice > self.best.dice:
             self.best = Best(self.iteration, dice, per_case)
@@ -260,8 +187,7 @@ class Run:
         checkpoint.save(
             self.folder / "last.pt",
             self.model,
-            optimizer=self.step.optimizer.state_dict(),
-            scaler=self.step.scaler.state_dict(),
+            **self.step.state_dict(),
             seconds=self.seconds,
             **self._about(),
         )
@@ -329,6 +255,7 @@ class Run:
 
 def main(given):
     """Runs with the options given; returns the exit code."""
+    use_all_cores()
     run = Run(configure(given))
     number = run.train()
     if number is not None and run.iteration < run.config.iterations:

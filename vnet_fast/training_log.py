@@ -5,14 +5,72 @@ import sys
 import time
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from vnet_fast.configuration import learning_rate
 from vnet_fast.errors import InputError
 
 LOG_FIELDS = ("iteration", "loss", "learning_rate", "validation_dice", "volumes_per_second")
+# iterations whose losses are read back at once: a look at every one would wait for the GPU
+READ_BACK = 10
 # between two lines where there is no terminal
 SECONDS_BETWEEN_LINES = 30
+
+
+class ReadBack:
+    """Losses on their way from the device.
+
+    A group is copied when it is full and read when the next one is, so that the device, which is then
+    already at work on later iterations, never waits.
+
+    Args:
+        start: iterations done before.
+    """
+
+    def __init__(self, start):
+        self.first = start + 1
+        self.pending, self.sent = [], None
+
+    def add(self, loss):
+        """The loss of the next iteration, a scalar tensor."""
+        self.pending.append(loss)
+
+    @property
+    def full(self):
+        """Whether a group is to be read."""
+        return len(self.pending) >= READ_BACK
+
+    def read(self, everything=False):
+        """The losses that have come back: those of the group before, or of all iterations.
+
+        Returns:
+            the first one's iteration, counted from 1, and a list of numbers, which may be empty.
+        """
+        values = [] if self.sent is None else self._arrived()
+        if self.pending:
+            group = torch.stack(self.pending)
+            self.sent, self.pending = (group.to("cpu", non_blocking=True), _mark(group.device)), []
+        if self.sent is not None and (everything or self.sent[1] is None):
+            values += self._arrived()
+        first = self.first
+        self.first += len(values)
+        return first, values
+
+    def _arrived(self):
+        (values, mark), self.sent = self.sent, None
+        if mark is not None:
+            mark.synchronize()
+        return values.tolist()
+
+
+def _mark(device):
+    """A point in the device's work that can be waited for; None where nothing is asynchronous."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event()
+    event.record()
+    return event
 
 
 class Log:
@@ -42,6 +100,8 @@ class Log:
 
     def add(self, first, losses, rate, dice=None):
         """Iterations from `first` on, counted from 1, with their losses; `rate` volumes/s."""
+        if not losses:
+            return
         for iteration, loss in enumerate(losses, start=first):
             last = iteration == first + len(losses) - 1
             row = (

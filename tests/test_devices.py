@@ -1,0 +1,58 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from vnet_fast import devices
+from vnet_fast.devices import choose_precision
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("fast", "dtype"), [(True, torch.bfloat16), (False, None)])
+def test_auto_precision_follows_the_cpu(monkeypatch, fast, dtype):
+    monkeypatch.setattr(devices, "cpu_has_fast_bf16", lambda: fast)
+    chosen, words = choose_precision("auto", CPU)
+    assert chosen == dtype
+    assert ("bf16" in words) == fast
+    assert "no fast bfloat16" in words or fast
+
+
+def test_named_precisions():
+    assert choose_precision("off", CPU) == (None, "float32")
+    assert choose_precision("bf16", CPU)[0] is torch.bfloat16
+    assert choose_precision("fp16", CPU)[0] is torch.float16
+
+
+def test_devices():
+    assert devices.choose_device("cpu") == CPU
+    if not torch.cuda.is_available():
+        assert devices.choose_device("auto") == CPU
+        with pytest.raises(RuntimeError, match="no CUDA device is available"):
+            devices.choose_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("100000 100000", 1), ("150000 100000", 2), ("10000 100000", 1), ("max 100000", 8), ("", 8)]
+)
+def test_cores_are_those_of_the_affinity_within_the_quota(monkeypatch, tmp_path, quota, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(devices, "CGROUP_QUOTA", str(tmp_path / "cpu.max"))
+    if quota:
+        (tmp_path / "cpu.max").write_text(quota + "\n")
+    assert devices.available_cores() == cores
+
+
+@pytest.mark.parametrize("asked", [None, "1"])
+def test_threads_are_the_cores_unless_the_user_says(asked):
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    if asked:
+        environment["OMP_NUM_THREADS"] = asked
+    code = (
+        "import torch; from vnet_fast import devices; devices.available_cores = lambda: 5; "
+        "devices.use_all_cores(); print(torch.get_num_threads())"
+    )
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == [asked or "5"]

@@ -1,0 +1,84 @@
+"""Where a network runs, how precisely, and on how many threads."""
+
+import contextlib
+import os
+
+import torch
+
+CGROUP_QUOTA = "/sys/fs/cgroup/cpu.max"
+
+
+def choose_device(name):
+    """The device of `auto`, `cpu` or `cuda`.
+
+    Raises:
+        RuntimeError: if there is no CUDA device where one is asked for.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("no CUDA device is available")
+    return torch.device(name)
+
+
+def device_name(device):
+    """The name of the processor behind a device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def available_cores():
+    """How many cores this process may keep busy: those of its affinity, within a container's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        with open(CGROUP_QUOTA) as file:
+            quota, period = file.read().split()
+        return max(1, min(cores, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        # no control group, or one without a quota
+        return cores
+
+
+def use_all_cores():
+    """Lets PyTorch compute on every core that is available, unless OMP_NUM_THREADS says how many.
+
+    Left to itself it takes the machine's cores, of which a container may have few: then threads wait
+    for each other.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(available_cores())
+
+
+def mixed_precision(device, dtype):
+    """The autocast context of a dtype, or one that does nothing for None."""
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def choose_precision(name, device):
+    """The dtype of mixed precision.
+
+    Args:
+        name: `auto`, `bf16`, `fp16` or `off`.
+        device: where the network runs.
+
+    Returns:
+        (dtype or None, words for the log).
+    """
+    if name == "off":
+        return None, "float32"
+    if name in ("bf16", "fp16"):
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}[name], f"mixed precision ({name})"
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, "mixed precision (bf16)"
+        return torch.float16, "mixed precision (fp16: this GPU has no bfloat16 units)"
+    if cpu_has_fast_bf16():
+        return torch.bfloat16, "mixed precision (bf16)"
+    return None, "float32: this CPU has no fast bfloat16, which --amp would use"
+
+
+def cpu_has_fast_bf16():
+    """Whether the CPU multiplies bfloat16 in hardware: AMX or AVX-512 BF16."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
