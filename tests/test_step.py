@@ -110,6 +110,10 @@ def test_a_skipped_first_update_changes_nothing(prepared, monkeypatch):
     """Neither weights nor momentum, which PyTorch's fused SGD would leave unwritten."""
     source = source_of(prepared)
     learn = trainer(source=source)
+    # as on a GPU
+    learn.optimizer._step_supports_amp_scaling = True
+    for group in learn.optimizer.param_groups:
+        group["fused"] = True
     learn.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
     before, plain_loss = weights(learn), learn.loss
     learn.loss = lambda logits, target: 1e20 * plain_loss(logits, target)

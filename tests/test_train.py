@@ -243,22 +243,26 @@ def test_whole_chain(cases, tmp_path, run_verb):
     assert "mean ± SD" in out
 
 
+@pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-def test_a_signal_saves_and_says_how_to_resume(cases, tmp_path, number):
+def test_a_signal_saves_and_says_how_to_resume(cases, tmp_path, number, workers):
     arguments = ["--data", cases, "--output", tmp_path / "run", *TINY, "--folds", 3, "--iterations", 100_000]
+    arguments += ["--workers", workers]
     process = subprocess.Popen(
         [sys.executable, "-m", "vnet_fast.train", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 100
     while not (tmp_path / "run" / "log.csv").exists() or len(rows_of(tmp_path / "run")) < 10:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    process.send_signal(number)
+    # the whole group, workers too, as a terminal and job managers do
+    os.killpg(process.pid, number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert "Traceback" not in err
