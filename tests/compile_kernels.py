@@ -26,12 +26,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from vnet_fast.kernels import add_prelu, dice
+from vnet_fast.kernels import add_prelu, deform, dice
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TYPES = {
     torch.bool: "*i1",
     torch.uint8: "*u8",
+    torch.int16: "*i16",
     torch.int64: "*i64",
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
@@ -173,6 +174,24 @@ def dice_launches():
     return launches
 
 
+def deform_launches():
+    # of more stored volumes than are in a batch
+    cases = 2 * BATCH
+    ranks, masks = (torch.empty((cases, *VOLUME), dtype=dtype, device="meta") for dtype in (torch.int16, torch.uint8))
+    tables = torch.empty((cases, 1 << 16), device="meta")
+    numbers = torch.empty(BATCH, dtype=torch.int64, device="meta")
+    deformed = torch.empty(BATCH, dtype=torch.bool, device="meta")
+    control_points = torch.empty((BATCH, 2, 5, 5, 5), device="meta")
+    launches = []
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        inputs = ranks, tables, masks, numbers, numbers, deformed, control_points, dtype
+        assert deform.supports(*inputs)
+        size = "x".join(str(length) for length in VOLUME)
+        name = f"{size} to {str(dtype).removeprefix('torch.')}"
+        launches += record(deform, name, lambda inputs=inputs: deform.augment(*inputs))
+    return launches
+
+
 def distinct(launches):
     """The launches without those that compile to the same as one before."""
     first = {}
@@ -224,7 +243,7 @@ def main():
     parser.add_argument("--architectures", type=int, nargs="+", default=[80, 90, 100])
     parser.add_argument("--no-hints", action="store_true", help="compile as if nothing were aligned")
     config = parser.parse_args()
-    launches = distinct(add_prelu_launches() + dice_launches())
+    launches = distinct(add_prelu_launches() + deform_launches() + dice_launches())
     wanted = [launch for launch in launches if any(part in launch.name for part in config.only)]
     rows, inspected = [], []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
