@@ -27,9 +27,12 @@ import torch
 import triton
 import triton.language as tl
 
-from vnet_fast.augment import CONTROL_POINTS, DOMAIN_MARGIN, MESH
-from vnet_fast.intensity import RANK_LEVELS
-
+# cubic B-splines on a mesh of 2x2x2 cells, whose domain reaches beyond the centres of the outer voxels
+CONTROL_POINTS = 5
+MESH = 2
+DOMAIN_MARGIN = 0.625
+# of uint16
+RANK_LEVELS = 65536
 # what a kernel reads must be a constexpr
 POINTS = tl.constexpr(CONTROL_POINTS)
 CELLS = tl.constexpr(MESH)

@@ -389,3 +389,9 @@ def supports_cases():
 @pytest.mark.parametrize(("case", "expected"), supports_cases())
 def test_supports(case, expected):
     assert deform.supports(**case) is expected
+
+
+def test_constants_are_the_definitions():
+    """Kernels import nothing of the package, so they have their own."""
+    ours = (deform.CONTROL_POINTS, deform.MESH, deform.DOMAIN_MARGIN, deform.RANK_LEVELS)
+    assert ours == (definition.CONTROL_POINTS, definition.MESH, definition.DOMAIN_MARGIN, RANK_LEVELS)
