@@ -84,15 +84,6 @@ def test_workers_go_in_order(prepared):
     source.close()
 
 
-def test_a_workers_error_arrives(prepared):
-    """A volume of another size: stacking fails in the worker, with its own message."""
-    odd = replace(prepared[1], ranks=prepared[1].ranks[:-1], mask=prepared[1].mask[:-1])
-    source = FromWorkers([prepared[0], odd], 2, Draws(0, 2, 2, SIZE), 0, 4, workers=1)
-    with pytest.raises(RuntimeError, match="stack expects each tensor to be equal size"):
-        source.inputs(0)
-    source.close()
-
-
 def test_source_of_a_cpu(prepared):
     source = make_source(prepared, 2, draws(), CPU, torch.float32, 0, 9)
     assert isinstance(source, Resident)

@@ -74,7 +74,9 @@ class Draws:
     """The choices of a run: called with an iteration, from 0, it returns its `Draw`.
 
     Args:
-        seed, batch_size, num_cases, size, augmented: see `draw`.
+        seed, num_cases, size, augmented: see `draw`.
+        batch_size: volumes for this process.
+        part, parts: of several processes that share a batch, which one this is.
     """
 
     seed: int
@@ -82,9 +84,19 @@ class Draws:
     num_cases: int
     size: tuple[int, int, int]
     augmented: bool = True
+    part: int = 0
+    parts: int = 1
 
     def __call__(self, iteration):
-        return draw(self.seed, iteration, self.batch_size, self.num_cases, self.size, self.augmented)
+        drawn = self.of_all(iteration)
+        mine = slice(self.part * self.batch_size, (self.part + 1) * self.batch_size)
+        return Draw(drawn.cases[mine], drawn.intensities_of[mine], drawn.deformed[mine], drawn.control_points[mine])
+
+    def of_all(self, iteration):
+        """The choices of all parts together."""
+        return draw(
+            self.seed, iteration, self.batch_size * self.parts, self.num_cases, self.size, augmented=self.augmented
+        )
 
 
 def _generator(seed, stream, index):

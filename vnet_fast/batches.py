@@ -11,6 +11,7 @@ import signal
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from vnet_fast.errors import InputError
 from vnet_fast.functional import augment, augments_by_kernel
 
 # the rest is for weights, activations and the graph
@@ -175,7 +176,8 @@ class FromWorkers:
         workers: how many processes.
 
     Raises:
-        RuntimeError: from `inputs`, if a worker dies; or its own exception.
+        InputError: from `inputs`, if a worker can't make a batch.
+        RuntimeError: at any time, if a worker dies, see `is_worker_death`.
     """
 
     prepare = None
@@ -204,7 +206,10 @@ class FromWorkers:
         if iteration != self.next:
             raise ValueError(f"iteration must be {self.next}, the next in order; got {iteration}")
         self.next += 1
-        return tuple(torch.from_numpy(array) for array in next(self.batches))
+        batch = next(self.batches)
+        if isinstance(batch, InputError):
+            raise batch
+        return tuple(torch.from_numpy(array) for array in batch)
 
     def close(self):
         # ends the processes
@@ -220,8 +225,21 @@ class _Iterations(Dataset):
 
     def __getitem__(self, iteration):
         if self.source is None:
+            # in the worker, once
             self.source = Ready(Resident(Volumes(self.prepared, self.num_classes), self.draws, torch.device("cpu")))
-        return tuple(tensor.numpy() for tensor in self.source.inputs(iteration))
+        try:
+            return tuple(tensor.numpy() for tensor in self.source.inputs(iteration))
+        except (RuntimeError, IndexError, ValueError) as error:
+            names = ", ".join(dict.fromkeys(self.prepared[case].name for case in self.draws(iteration).cases))
+            # returned, since the loader would wrap it in a traceback
+            return InputError(
+                names, f"can't be augmented ({error})", "Take them out, or prepare them anew with --cache"
+            )
+
+
+def is_worker_death(error):
+    """Whether an exception is PyTorch's for a worker that is no more, which it raises wherever the parent is."""
+    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
 
 
 def _unchanged(batch):

@@ -24,12 +24,13 @@ PLAIN_TYPES = (torch.Tensor, int, float, bool, str, type(None))
 ARCHITECTURE = ("in_channels", "num_classes", "base_channels", "topology")
 
 
-def save(path, model, **state):
+def save(path, model, keep=None, **state):
     """Writes a checkpoint beside its place, synced, and renames it.
 
     Args:
         path: the file; the one before is replaced.
         model: a VNet; its architecture is kept with its weights.
+        keep: None, or the file that the one before becomes.
         **state: tensors and plain types, in dicts, lists and tuples.
 
     Raises:
@@ -45,7 +46,7 @@ def save(path, model, **state):
         **state,
     }
     try:
-        with replacing(path) as file:
+        with replacing(path, keep) as file:
             torch.save(content, file)
     except (OSError, RuntimeError) as error:
         cause = f"can't be written ({getattr(error, 'strerror', None) or error})"
@@ -121,5 +122,10 @@ def fill_model(model, content, path):
     except (RuntimeError, AttributeError, TypeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise InputError(path, f"its weights do not fit its architecture ({reason})", ANOTHER) from None
-    if not all(torch.isfinite(weight).all() for weight in model.state_dict().values()):
+    if not all_finite(model):
         raise InputError(path, "some of its weights are NaN or infinite", "Use an earlier checkpoint")
+
+
+def all_finite(model):
+    """Whether no weight is NaN or infinite."""
+    return all(bool(torch.isfinite(weight).all()) for weight in model.state_dict().values())

@@ -77,6 +77,9 @@ class Config:
         0, "processes that augment ahead of the step on a CPU; 0: within it", type=natural_int, metavar="N"
     )
     no_graph: bool = option(False, "runs each step's kernels one by one on a GPU too", action="store_true")
+    deterministic: bool = option(
+        False, "the same bits every time, also on a GPU, where it is slower", action="store_true"
+    )
     no_augment: bool = option(False, "volumes as they are", action="store_true")
     val_every: int = option(
         None,
@@ -87,6 +90,7 @@ class Config:
     save_every: int = option(
         None, "iterations between checkpoints (default: at every validation)", type=positive_int, metavar="N"
     )
+    check: bool = option(False, "only looks at every case of --data, and trains nothing", action="store_true")
     seed: int = option(0, "of folds, weights, order and augmentation", type=natural_int, metavar="N")
 
 
@@ -100,6 +104,8 @@ def demonstration(device, dtype):
         return {**settings, "learning_rate": 2e-4}
     if dtype is None:
         settings |= {"iterations": 180, "lr_step": 135}
+    # a first run is to be watched
+    settings["val_every"] = settings["iterations"] // 3
     return {**settings, "volume": (48, 48, 32), "spacing": (2.5, 2.5, 3.0), "base_channels": 8}
 
 

@@ -50,6 +50,25 @@ def use_all_cores():
         torch.set_num_threads(available_cores())
 
 
+def make_deterministic():
+    """Lets PyTorch and its libraries take only algorithms that give the same bits every time.
+
+    To be called before anything runs on a GPU.
+    """
+    # cuBLAS reads it when it is first used
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    # memory that is written anyway need not be filled
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+
+
+def is_out_of_memory(error):
+    """Whether an exception says that memory is short, on a GPU or, where it is said, on a CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def mixed_precision(device, dtype):
     """The autocast context of a dtype, or one that does nothing for None."""
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)

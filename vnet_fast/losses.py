@@ -3,7 +3,6 @@
 import warnings
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from vnet_fast.functional import dice_sums
@@ -29,7 +28,8 @@ class DiceLoss(nn.Module):
         reduction: `mean`, `sum` or `none`.
         smooth_nr: added to the numerator.
         smooth_dr: added to the denominator.
-        batch: sums over the volumes of the batch too, before the division.
+        batch: sums over the volumes of the batch too, before the division; in training by several processes
+            (`torch.distributed`) over those of all.
         weight: a factor for every class that counts, or one for all; not negative.
         soft_label: takes the intersection so that it is right for targets between 0 and 1.
         ignore_index: the label whose voxels do not count.
@@ -142,7 +142,7 @@ class DiceLoss(nn.Module):
             ignore_index=self.ignore_index,
         )
         if self.batch:
-            sums = sums.sum(1)
+            sums = _over_processes(sums.sum(1))
         intersection, prediction, ground = sums
         union = 2 * (prediction + ground - intersection) if self.jaccard else prediction + ground
         loss = 1 - (2 * intersection + self.smooth_nr) / (union + self.smooth_dr)
@@ -209,16 +209,26 @@ class WeightedCrossEntropy(nn.Module):
         if tuple(target.shape) != needed:
             raise ValueError(f"target must have shape {needed} to match input; got {tuple(target.shape)}")
         logits = input.to(torch.promote_types(input.dtype, torch.float32))
-        labels = target[:, 0].long()
-        flat = labels.flatten(1)
+        flat = target[:, 0].long().flatten(1)
         voxels = flat.shape[1]
-        counts = torch.zeros(len(flat), input.shape[1], dtype=logits.dtype, device=logits.device)
-        counts.scatter_add_(1, flat, torch.ones_like(flat, dtype=logits.dtype))
+        counts = torch.stack([(flat == k).sum(1) for k in range(input.shape[1])], 1).to(logits.dtype)
         weight = (voxels / counts.clamp(min=1)).gather(1, flat)
-        loss = (weight * F.cross_entropy(logits, labels, reduction="none").flatten(1)).mean(1)
+        # rather than F.cross_entropy, which on a GPU has no deterministic form for volumes
+        log_probability = torch.log_softmax(logits.flatten(2), 1).gather(1, flat[:, None])[:, 0]
+        loss = -(weight * log_probability).mean(1)
         if self.reduction == "none":
             return loss
         return loss.mean() if self.reduction == "mean" else loss.sum()
+
+
+def _over_processes(sums):
+    """Sums over the processes that train together; the gradient is that of the average of their losses."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        return sums
+    from torch.distributed.nn.functional import all_reduce
+
+    return all_reduce(sums)
 
 
 def _checked_reduction(reduction):

@@ -7,6 +7,8 @@ from vnet_fast.devices import mixed_precision
 # Iterations before the graph is captured: in the first, cuDNN chooses its algorithms, kernels are compiled
 # and the optimiser makes its state; in the second all is as it stays; one to spare.
 WARM_UP = 3
+# below it float16's scaler has given up: gradients overflow that are not even scaled up
+SMALLEST_SCALE = 1.0
 
 
 class Step:
@@ -92,6 +94,15 @@ class Step:
             self.wants_graph = False
             self.refusal = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return self._graph is not None
+
+    def still_scales(self):
+        """Whether float16's scaler may yet find a scale at which nothing overflows."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() >= SMALLEST_SCALE
+
+    def release(self):
+        """Gives up the graph and the gradients, and with them their memory."""
+        self._graph, self._inputs, self._loss, self._warmed = None, None, None, 0
+        self.optimizer.zero_grad(set_to_none=True)
 
     def set_learning_rate(self, rate):
         """Sets the rate of the iterations to come; each group's own is `rate` times its `scale`."""

@@ -1,0 +1,103 @@
+"""Training in several processes, as `torchrun` starts them."""
+
+import os
+import sys
+from datetime import timedelta
+
+import torch
+import torch.distributed
+from torch.nn.parallel import DistributedDataParallel
+
+# the first process prepares the volumes while the others wait
+TIMEOUT = timedelta(hours=12)
+
+
+class Processes:
+    """This process and those that train with it; alone where `torchrun` did not start it.
+
+    What the processes tell each other goes through gloo, beside the gradients, and waits for no GPU.
+    Of several, only the first writes to stdout.
+    """
+
+    def __init__(self):
+        self.rank = int(os.environ.get("RANK", 0))
+        self.count = int(os.environ.get("WORLD_SIZE", 1))
+        self._stdout = None
+
+    @property
+    def several(self):
+        return self.count > 1
+
+    @property
+    def is_first(self):
+        return self.rank == 0
+
+    def start(self, device):
+        """Joins the others.
+
+        Args:
+            device: where the network trains.
+
+        Returns:
+            the device of this process: with several GPUs each has its own.
+
+        Raises:
+            RuntimeError: if there are more processes than GPUs on a machine.
+        """
+        if not self.several:
+            return device
+        if device.type == "cuda":
+            local = int(os.environ["LOCAL_RANK"])
+            if local >= torch.cuda.device_count():
+                raise RuntimeError(f"{torch.cuda.device_count()} GPUs for process {local + 1} of this machine")
+            device = torch.device("cuda", local)
+            torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        torch.distributed.init_process_group(backend, timeout=TIMEOUT)
+        if not self.is_first:
+            self._stdout, sys.stdout = sys.stdout, open(os.devnull, "w")  # noqa: SIM115 - closed by end()
+        return device
+
+    def end(self):
+        """Leaves the others."""
+        if self._stdout is not None:
+            sys.stdout.close()
+            sys.stdout, self._stdout = self._stdout, None
+        if self.several and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    def wrap(self, model):
+        """The model that averages its gradients over the processes."""
+        return DistributedDataParallel(model, gradient_as_bucket_view=True) if self.several else model
+
+    def first(self, value):
+        """The first process's value, on all."""
+        if not self.several:
+            return value
+        values = [value]
+        torch.distributed.broadcast_object_list(values, device=torch.device("cpu"))
+        return values[0]
+
+    def gathered(self, value):
+        """The values of all processes, on all, in the order of their ranks."""
+        if not self.several:
+            return [value]
+        values = [None] * self.count
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+    def any(self, flag):
+        """Whether the flag is set on any of them."""
+        if not self.several:
+            return flag
+        tensor = torch.tensor(int(flag))
+        torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
+        return bool(tensor)
+
+    def wait(self):
+        """Waits until all have come here."""
+        self.any(False)
+
+    def share(self, items):
+        """Those of a list that are this process's."""
+        return items[self.rank :: self.count]

@@ -1,0 +1,121 @@
+"""The folder of a training run: held by one process at a time, its last checkpoint never lost."""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from vnet_fast import checkpoint
+from vnet_fast.errors import InputError
+from vnet_fast.files import write_text
+
+try:
+    import fcntl
+except ImportError:
+    # no such locks on Windows
+    fcntl = None
+
+LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
+
+
+class RunFolder:
+    """A run's folder, made if it is not there and locked until `close`.
+
+    Args:
+        path: of the folder.
+        resume: whether a run in it goes on; else there must be none.
+
+    Raises:
+        InputError: if it can't be written, holds a run already, or another process trains in it.
+    """
+
+    def __init__(self, path, resume=False):
+        self.path = Path(path)
+        if not resume and any((self.path / name).exists() for name in (LAST, PREVIOUS)):
+            raise InputError(self.path, "holds a run already", "Choose another --output, or --resume it")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = self._locked()
+        except OSError as error:
+            cause = f"can't be written ({error.strerror})"
+            raise InputError(self.path, cause, "Choose another --output") from None
+
+    def __truediv__(self, name):
+        return self.path / name
+
+    def __str__(self):
+        return str(self.path)
+
+    def _locked(self):
+        while True:
+            file = open(self.path / "lock", "a+")  # noqa: SIM115 - closed by close()
+            if fcntl is None:
+                return file
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                cause = f"process {_process_in(file)} is training in it"
+                raise InputError(self.path, cause, "Wait for its end, or choose another --output") from None
+            # the process that held it may have taken the file away between
+            if _is_file(file, self.path / "lock"):
+                break
+            file.close()
+        ended = _process_in(file)
+        if ended:
+            print(f"{self.path}: process {ended}, which trained in it, has ended; its lock is taken over")
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        return file
+
+    def close(self):
+        """Lets other processes train in it."""
+        if self._lock is not None:
+            (self.path / "lock").unlink(missing_ok=True)
+            self._lock.close()
+            self._lock = None
+
+    def write_config(self, config):
+        """Keeps the settings in `config.json`."""
+        try:
+            write_text(self.path / "config.json", json.dumps({**asdict(config), "resume": None}, indent=2) + "\n")
+        except OSError as error:
+            cause = f"can't be written ({error.strerror})"
+            raise InputError(self.path, cause, "Choose another --output") from None
+
+    def save_last(self, model, **state):
+        """Writes `last.pt`; the one before becomes `previous.pt`."""
+        checkpoint.save(self.path / LAST, model, keep=self.path / PREVIOUS, **state)
+
+    @staticmethod
+    def load_last(path, device):
+        """The last checkpoint that can be read in a folder.
+
+        Returns:
+            its content and its path.
+
+        Raises:
+            InputError: if there is none; what is said is of `last.pt`.
+        """
+        last, previous = Path(path) / LAST, Path(path) / PREVIOUS
+        try:
+            return checkpoint.load(last, device), last
+        except InputError as error:
+            try:
+                content = checkpoint.load(previous, device)
+            except InputError:
+                raise error from None
+            print(f"{last}: {error.cause}; going on from {PREVIOUS}")
+            return content, previous
+
+
+def _process_in(file):
+    file.seek(0)
+    return file.read().strip()
+
+
+def _is_file(file, path):
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
