@@ -6,8 +6,7 @@ import functools
 import importlib
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from vnet_fast import augment as augmentation
 from vnet_fast import definitions
@@ -28,52 +27,9 @@ def _runs_kernels(tensor):
     return tensor.is_cuda
 
 
-def _kernels(name, tensor):
+def kernels_for(name, tensor):
     """The kernels of an operation if they can run where `tensor` is, else None."""
     return _module(name) if _runs_kernels(tensor) else None
-
-
-# Convolution
-
-
-def convolve(convolution, x):
-    """A convolution, and its bias if that is still to be added.
-
-    Where the kernels run, the epilogue adds the bias in a pass that it makes anyway; elsewhere the
-    convolution adds it.
-
-    The CPU's half-precision weight gradient is wrong where the kernel is longer than the input along
-    an axis: oneDNN (torch 2.13, AVX-512 BF16) leaves part of it unwritten, which shows as errors of
-    70 % of its norm, or NaN, at the coarse stages of small volumes. There it is done in float32.
-
-    Args:
-        convolution: `nn.Conv3d` or `nn.ConvTranspose3d` with a bias, padding by zeros.
-        x: (N, C, D, H, W).
-
-    Returns:
-        (N, C', D', H', W'), and None or the bias (C',).
-    """
-    deferred = _kernels("add_prelu", x) is not None
-    weight, bias = convolution.weight, None if deferred else convolution.bias
-    left = convolution.bias if deferred else None
-    if isinstance(convolution, nn.ConvTranspose3d):
-        return F.conv_transpose3d(x, weight, bias, convolution.stride), left
-    larger = convolution.kernel_size[0] > min(x.shape[2:])
-    dtype = _cpu_half_precision(x) if larger and torch.is_grad_enabled() else None
-    if dtype is None:
-        return F.conv3d(x, weight, bias, convolution.stride, convolution.padding), left
-    with torch.autocast("cpu", enabled=False):
-        bias = None if bias is None else bias.float()
-        y = F.conv3d(x.float(), weight.float(), bias, convolution.stride, convolution.padding)
-    return y.to(dtype), left
-
-
-def _cpu_half_precision(x):
-    """The half-precision type that a convolution of `x` runs in on the CPU; None in any other case."""
-    if x.device.type != "cpu":
-        return None
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    return dtype if dtype in (torch.float16, torch.bfloat16) else None
 
 
 # PReLU of a sum
@@ -118,7 +74,7 @@ def add_prelu_join(x, slope, bias, skip):
 
 
 def _add_prelu_kernels(x, slope, bias, residual):
-    kernels = _kernels("add_prelu", x)
+    kernels = kernels_for("add_prelu", x)
     return kernels if kernels is not None and kernels.supports(x, slope, bias, residual) else None
 
 
@@ -273,7 +229,7 @@ def dice_sums(
 
 
 def _dice_kernels(input, target, *options):
-    kernels = _kernels("dice", input)
+    kernels = kernels_for("dice", input)
     return kernels if kernels is not None and kernels.supports(input, target, **_named(*options)) else None
 
 
@@ -398,7 +354,7 @@ def _augment(
     num_classes: int,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    kernels = _kernels("deform", ranks)
+    kernels = kernels_for("deform", ranks)
     stored = ranks, tables, masks, cases, intensities_of, deformed, control_points
     if kernels is not None and kernels.supports(*stored, dtype):
         return kernels.augment(*stored, dtype)

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vnet_fast.functional import add_prelu, add_prelu_join, convolve
+from vnet_fast.convolution import convolve
+from vnet_fast.functional import add_prelu, add_prelu_join
 
 KERNEL_SIZE = 5
 DOWN_FACTOR = 2

@@ -1,0 +1,65 @@
+"""A run that is stopped at any moment, and resumed, ends as if it had not been."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).with_name("kill_runs.py")
+KILLS = 20
+ITERATIONS = 500
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def rows_of(run):
+    with open(run / "log.csv", newline="") as file:
+        return [(row["iteration"], row["loss"], row["validation_dice"]) for row in csv.DictReader(file)]
+
+
+def assert_equal(ours, theirs, name):
+    if isinstance(ours, torch.Tensor):
+        assert torch.equal(ours, theirs), name
+    elif isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), name
+        for key in ours:
+            assert_equal(ours[key], theirs[key], f"{name}[{key!r}]")
+    elif isinstance(ours, list):
+        assert len(ours) == len(theirs), name
+        for index, pair in enumerate(zip(ours, theirs, strict=True)):
+            assert_equal(*pair, f"{name}[{index}]")
+    else:
+        assert ours == theirs, name
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_twenty_kills_at_random_moments_change_nothing(cases, tmp_path, device):
+    arguments = ["--data", cases, "--volume", 16, 16, 16, "--spacing", 1.5, 1.5, 2, "--base-channels", 1]
+    arguments += ["--folds", 3, "--device", device, "--iterations", ITERATIONS, "--lr-step", 200, "--deterministic"]
+    # an interval that divides neither the other nor the run: what is saved is seldom what was validated
+    arguments += ["--val-every", 70, "--save-every", 4, "--learning-rate", 1e-3]
+    longest = 1.5 if device == "cpu" else 4
+    command = [sys.executable, SCRIPT, tmp_path, KILLS, longest, *arguments]
+    # of volumes this small two threads mostly wait for each other
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=280, env=environment)
+    output = (tmp_path / "output.txt").read_text()
+    assert result.returncode == 0, result.stderr + output
+    codes = json.loads(result.stdout)
+    assert len(codes) == KILLS
+    # each ended by the signal, or, its step finished, with the code that says so
+    for number, code in codes:
+        assert code in (-number, 128 + number)
+    assert {number for number, _ in codes} == {signal.SIGINT, signal.SIGTERM, signal.SIGKILL}
+    assert "Traceback" not in output
+    assert output.count("resuming at iteration") >= KILLS // 2
+    whole, killed = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "killed"))
+    for part in ("iteration", "model", "optimizer", "scaler"):
+        assert_equal(killed[part], whole[part], part)
+    assert killed["best"] == whole["best"]
+    assert rows_of(tmp_path / "killed") == rows_of(tmp_path / "whole")
