@@ -1,9 +1,9 @@
 """Measures a function on the device that is there, and collects the rows of the table."""
 
+import contextlib
 import dataclasses
-import hashlib
-import platform
-from pathlib import Path
+import os
+import signal
 
 import torch
 import torch._functorch.config
@@ -11,7 +11,6 @@ import torch._functorch.config
 # a compiled backward pass would give its buffers away, and could not be timed more than once
 torch._functorch.config.donated_buffer = False
 
-ROOT = Path(__file__).resolve().parents[1]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ON_GPU = DEVICE.type == "cuda"
 # volumes of the paper's size on a GPU; a sixteenth of them where a CPU must end in minutes
@@ -19,6 +18,13 @@ SIZE = (64, 128, 128) if ON_GPU else (16, 64, 64)
 ROUNDS = 50 if ON_GPU else 5
 WARM_UP = 5 if ON_GPU else 1
 PASSES = ("forward", "backward", "both")
+# what whole networks are measured on, (D, H, W): `full` is the paper's, `tiny` only shows that all works
+VOLUMES = {"tiny": (16, 32, 32), "small": (32, 64, 64), "full": (64, 128, 128)}
+CHOICE = os.environ.get("VNET_FAST_BENCHMARK_SIZE", "full" if ON_GPU else "small")
+if CHOICE not in VOLUMES:
+    raise ValueError(f"VNET_FAST_BENCHMARK_SIZE must be one of {', '.join(VOLUMES)}; got {CHOICE}")
+VOLUME = VOLUMES[CHOICE]
+NETWORK_ROUNDS = 20 if ON_GPU else 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,29 +40,6 @@ class Row:
 
 
 ROWS = []
-
-
-def provenance():
-    """What a result depends on: processor, versions, and the kernel files' content."""
-    return {
-        "device": torch.cuda.get_device_name() if ON_GPU else f"CPU, {torch.get_num_threads()} threads",
-        "machine": platform.machine(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version() if ON_GPU else None,
-        "triton": _triton_version(),
-        "kernels": {
-            path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in sorted(ROOT.glob("kernels/*.py"))
-        },
-    }
-
-
-def _triton_version():
-    try:
-        import triton
-    except ImportError:
-        return None
-    return triton.__version__
 
 
 def passes_of(function, inputs, grad_output, which):
@@ -88,20 +71,46 @@ def measure(benchmark, group, provider, make, traffic):
     """
     benchmark.group = group
     run = make()
-    for _ in range(WARM_UP):
-        run()
+    seconds = time_of(benchmark, run, ROUNDS, WARM_UP).median
+    device = device_time(make) if ON_GPU else None
+    memory = peak_memory(run) if ON_GPU else None
+    row = Row(group, provider, seconds, device, traffic, memory)
+    ROWS.append(row)
+    benchmark.extra_info.update(provider=provider, row=dataclasses.asdict(row))
+
+
+def time_of(benchmark, run, rounds, warm_up=0):
+    """Statistics of the wall seconds of `run()`, the device's work included."""
 
     def complete():
         run()
-        if ON_GPU:
-            torch.cuda.synchronize()
+        synchronize()
 
-    benchmark.pedantic(complete, rounds=ROUNDS)
-    device = device_time(make) if ON_GPU else None
-    memory = peak_memory(run) if ON_GPU else None
-    row = Row(group, provider, benchmark.stats.stats.median, device, traffic, memory)
-    ROWS.append(row)
-    benchmark.extra_info.update(provider=provider, row=dataclasses.asdict(row), provenance=provenance())
+    benchmark.pedantic(complete, rounds=rounds, warmup_rounds=warm_up)
+    return benchmark.stats.stats
+
+
+def synchronize():
+    """Waits for the device."""
+    if ON_GPU:
+        torch.cuda.synchronize()
+
+
+@contextlib.contextmanager
+def time_limit(seconds):
+    """Raises TimeoutError within the block when it takes longer."""
+
+    def stop(number, frame):
+        raise TimeoutError(f"not done after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    # again every second: a compiler may swallow the first one
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def device_time(make):

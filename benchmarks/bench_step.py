@@ -1,0 +1,101 @@
+"""A training step (forward, loss, backward, update) on a fixed batch: ours, plain PyTorch, others'."""
+
+import functools
+import gc
+import math
+
+import pytest
+import torch
+
+from benchmarks import tables
+from benchmarks.floor import ceilings_of, floor_of
+from benchmarks.measure import NETWORK_ROUNDS, ON_GPU, VOLUME, synchronize, time_of
+from benchmarks.parts import step_by_parts
+from benchmarks.providers import BASELINE, EAGER, FASTEST, Provider, check_logits, fixed_batch, meta_model, training_of
+
+BATCHES = (1, 2, 4) if ON_GPU else (1,)
+if ON_GPU:
+    EAGER = {**EAGER, "vnet_fast, AMP, graph": Provider("vnet_fast", amp=True, graph=True)}
+    COMPILED = {
+        f"plain PyTorch, AMP, channels-last, torch.compile {mode}": Provider(
+            "plain", amp=True, channels_last=True, compiled=mode
+        )
+        for mode in ("default", "max-autotune")
+    }
+else:
+    COMPILED = {"plain PyTorch, float32, torch.compile default": Provider("plain", compiled="default")}
+# a compiler takes a minute or two for every shape: that of one batch
+MEASURED = [(batch, name) for batch in BATCHES for name in EAGER] + [(min(BATCHES[-1], 2), name) for name in COMPILED]
+# iterations after the first until a step is as it stays: ours is captured in the fourth
+WARM_UP = 4
+TIME = "step, ms"
+
+# seconds of it for each batch
+baseline = {}
+
+
+@functools.cache
+def floor(network, batch):
+    return floor_of(meta_model(network), (batch, 1, *VOLUME), FASTEST, ceilings_of(FASTEST))
+
+
+@pytest.mark.parametrize(("batch", "name"), MEASURED)
+def bench_step(benchmark, batch, name):
+    provider = {**EAGER, **COMPILED}[name]
+    provider.require()
+    benchmark.group = f"step, batch of {batch}"
+    cells = {"batch": batch, "provider": name}
+    with tables.failure_as_row("step", cells, TIME, provider.ours):
+        memory, stats, seconds = measured(benchmark, provider, batch)
+        if name == BASELINE:
+            baseline[batch] = stats.median
+        least = floor(provider.network, batch).step
+        cells |= {
+            TIME: 1e3 * stats.median,
+            "quartiles, ms": f"{tables.shown(1e3 * stats.q1)} to {tables.shown(1e3 * stats.q3)}",
+            "volumes/s": batch / stats.median,
+            "memory, GB": memory,
+            "floor, ms": 1e3 * least,
+            "share of floor, %": 100 * least / stats.median,
+            "times plain float32": baseline[batch] / stats.median if batch in baseline else None,
+        }
+        tables.keep(benchmark, "step", cells, parts={part: 1e3 * value for part, value in seconds.items()})
+
+
+def measured(benchmark, provider, batch):
+    """Checks a provider, then times it.
+
+    Returns:
+        GB at the peak of a step, statistics of its seconds, and the seconds of its parts.
+    """
+    image, target = fixed_batch(batch)
+    before = _freed_memory()
+    training = training_of(provider)
+    logits = training.first(image, target)
+    check_logits(provider, logits)
+    del logits
+    if ON_GPU:
+        # cuDNN tries its algorithms in the first iteration only
+        torch.cuda.reset_peak_memory_stats()
+    # on a CPU a step is as it stays from the second one on
+    for _ in range(WARM_UP if ON_GPU else 1):
+        loss = training(image, target)
+    loss = loss.item()
+    assert math.isfinite(loss), f"its loss after a step is {loss}"
+    memory = (torch.cuda.max_memory_allocated() - before) / 1e9 if ON_GPU else None
+
+    def step():
+        training(image, target)
+
+    stats = time_of(benchmark, step, NETWORK_ROUNDS)
+    return memory, stats, step_by_parts(step, stats.median)
+
+
+def _freed_memory():
+    """Bytes on the GPU that are in use after the last provider's are given back."""
+    gc.collect()
+    if not ON_GPU:
+        return 0
+    synchronize()
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_allocated()

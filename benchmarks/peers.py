@@ -1,0 +1,128 @@
+"""V-Nets that the project is measured against, in nothing but PyTorch."""
+
+import torch
+from torch import nn
+
+WIDTHS = (16, 32, 64, 128, 256)
+
+
+def dice_loss(logits, target):
+    """The paper's loss as one would write it: 1 - 2 Σ p g / (Σ p² + Σ g²) over the foreground.
+
+    Args:
+        logits: (N, 2, D, H, W).
+        target: (N, 1, D, H, W) of 0 and 1.
+    """
+    foreground = torch.softmax(logits.float(), 1)[:, 1]
+    ground = target[:, 0].float()
+    voxels = (1, 2, 3)
+    intersection = (foreground * ground).sum(voxels)
+    sizes = foreground.square().sum(voxels) + ground.square().sum(voxels)
+    return (1 - 2 * intersection / (sizes + 1e-5)).mean()
+
+
+class PlainVNet(nn.Module):
+    """The network of `vnet_fast.VNet()` in plain PyTorch: figure 2 of the paper."""
+
+    def __init__(self):
+        super().__init__()
+        coarser, finest_last = WIDTHS[1:], WIDTHS[-2::-1]
+        self.left = nn.ModuleList(
+            plain_stage(1 if level == 0 else width, width, count)
+            for level, (width, count) in enumerate(zip(WIDTHS, (1, 2, 3, 3, 3), strict=True))
+        )
+        self.down = nn.ModuleList(activated(nn.Conv3d(width // 2, width, 2, 2)) for width in coarser)
+        # a stage on the right is as wide as the one below it, the coarsest too
+        self.up = nn.ModuleList(
+            activated(nn.ConvTranspose3d(min(4 * skip, WIDTHS[-1]), skip, 2, 2)) for skip in finest_last
+        )
+        self.right = nn.ModuleList(
+            plain_stage(2 * skip, 2 * skip, count) for skip, count in zip(finest_last, (3, 3, 2, 1), strict=True)
+        )
+        self.head = nn.Conv3d(2 * WIDTHS[0], 2, 1)
+
+    def forward(self, x):
+        x = residual_stage(self.left[0], x, x)
+        skips = []
+        for down, stage in zip(self.down, self.left[1:], strict=True):
+            skips.append(x)
+            x = down(x)
+            x = residual_stage(stage, x, x)
+        for up, stage in zip(self.up, self.right, strict=True):
+            x = torch.cat([up(x), skips.pop()], 1)
+            x = residual_stage(stage, x, x)
+        return self.head(x)
+
+    def take_weights(self, model):
+        """Takes the weights of a `vnet_fast.VNet()`, which has them in the same order."""
+        weights = model.state_dict().values()
+        self.load_state_dict(dict(zip(self.state_dict(), weights, strict=True)))
+
+
+def activated(convolution):
+    return nn.Sequential(convolution, nn.PReLU(convolution.out_channels))
+
+
+def plain_stage(in_channels, channels, convolutions):
+    return nn.ModuleList(
+        activated(nn.Conv3d(in_channels if i == 0 else channels, channels, 5, padding=2)) for i in range(convolutions)
+    )
+
+
+def residual_stage(layers, x, residual):
+    """The residual is added before the last activation."""
+    for layer in layers[:-1]:
+        x = layer(x)
+    convolution, activation = layers[-1]
+    return activation(convolution(x) + residual)
+
+
+class CommonVNet(nn.Module):
+    """A V-Net as it is commonly found: batch normalisation, 1, 1, 2, 3, 2 and 2, 2, 1, 1 convolutions a
+    stage, an activation before and one after the residual is added, a 5x5x5 convolution in the head.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv3d(1, WIDTHS[0], 5, padding=2), nn.BatchNorm3d(WIDTHS[0]))
+        self.first_activation = nn.PReLU(WIDTHS[0])
+        self.down = nn.ModuleList(normalised(nn.Conv3d(width, 2 * width, 2, 2)) for width in WIDTHS[:-1])
+        self.left = nn.ModuleList(
+            NormalisedStage(width, count) for width, count in zip(WIDTHS[1:], (1, 2, 3, 2), strict=True)
+        )
+        self.up = nn.ModuleList(
+            normalised(nn.ConvTranspose3d(min(4 * skip, WIDTHS[-1]), skip, 2, 2)) for skip in WIDTHS[-2::-1]
+        )
+        self.right = nn.ModuleList(
+            NormalisedStage(2 * skip, count) for skip, count in zip(WIDTHS[-2::-1], (2, 2, 1, 1), strict=True)
+        )
+        self.head = nn.Sequential(normalised(nn.Conv3d(2 * WIDTHS[0], 2, 5, padding=2)), nn.Conv3d(2, 2, 1))
+
+    def forward(self, x):
+        x = self.first_activation(self.first(x) + x.repeat(1, WIDTHS[0], 1, 1, 1))
+        skips = []
+        for down, stage in zip(self.down, self.left, strict=True):
+            skips.append(x)
+            x = stage(down(x))
+        for up, stage in zip(self.up, self.right, strict=True):
+            x = stage(torch.cat([up(x), skips.pop()], 1))
+        return self.head(x)
+
+
+class NormalisedStage(nn.Module):
+    """Convolutions, each normalised and activated, and what came in added to what comes out."""
+
+    def __init__(self, channels, convolutions):
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(normalised(nn.Conv3d(channels, channels, 5, padding=2)) for _ in range(convolutions))
+        )
+        self.activation = nn.PReLU(channels)
+
+    def forward(self, x):
+        return self.activation(self.layers(x) + x)
+
+
+def normalised(convolution):
+    channels = convolution.out_channels
+    return nn.Sequential(convolution, nn.BatchNorm3d(channels), nn.PReLU(channels))

@@ -1,0 +1,237 @@
+"""Who is measured: a network, its precision and layout, and how its steps are run."""
+
+import contextlib
+import functools
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch._functorch.config
+
+from benchmarks.measure import DEVICE, ON_GPU, VOLUME, synchronize, time_limit
+from benchmarks.peers import CommonVNet, PlainVNet, dice_loss
+from vnet_fast import DiceLoss, VNet
+from vnet_fast.devices import choose_precision, mixed_precision
+from vnet_fast.step import Step, make_optimizer
+
+LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 1e-4, 0.99, 5e-4
+HALF, PRECISION = choose_precision("auto", DEVICE)
+# that the floor of a network is computed in: the faster one here
+FASTEST = HALF or torch.float32
+# the largest error of logits against the plain network in float32, relative to their norm
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.05}
+# seconds that torch.compile may take for one provider
+COMPILE_LIMIT = 120
+
+
+@dataclass(frozen=True)
+class Provider:
+    """Whose step or forward pass is measured.
+
+    Args:
+        network: a key of NETWORKS.
+        amp: whether in mixed precision.
+        channels_last: whether its layout is channels-last; vnet_fast's always is.
+        compiled: None, or a mode of `torch.compile`.
+        graph: whether a step is one CUDA graph; vnet_fast's only.
+    """
+
+    network: str
+    amp: bool = False
+    channels_last: bool = False
+    compiled: str | None = None
+    graph: bool = False
+
+    @property
+    def ours(self):
+        return self.network == "vnet_fast"
+
+    @property
+    def autocast(self):
+        return HALF if self.amp else None
+
+    def require(self):
+        """Skips the benchmark where the provider can't run, with the reason."""
+        if self.network == "MONAI":
+            pytest.importorskip("monai", reason="MONAI is not installed")
+        if self.amp and HALF is None:
+            pytest.skip(PRECISION)
+
+    def model(self):
+        """The network with its first weights, the same every time."""
+        torch.manual_seed(0)
+        model = NETWORKS[self.network]()
+        if self.ours:
+            return model.to(DEVICE)
+        return model.to(DEVICE, memory_format=torch.channels_last_3d if self.channels_last else torch.contiguous_format)
+
+    def loss(self):
+        """Called with logits and target."""
+        if self.network == "MONAI":
+            return _monai_loss()
+        return DiceLoss.paper() if self.ours else dice_loss
+
+
+def _plain():
+    model = PlainVNet()
+    torch.manual_seed(0)
+    model.take_weights(VNet())
+    return model
+
+
+def _monai():
+    from monai.networks.nets import VNet as MonaiVNet
+
+    return MonaiVNet(out_channels=2)
+
+
+def _monai_loss():
+    import monai.losses
+
+    return monai.losses.DiceLoss(include_background=False, to_onehot_y=True, softmax=True, squared_pred=True)
+
+
+NETWORKS = {"vnet_fast": VNet, "plain": _plain, "common": CommonVNet, "MONAI": _monai}
+# what others are compared with
+BASELINE = "plain PyTorch, float32"
+EAGER = {
+    BASELINE: Provider("plain"),
+    "plain PyTorch, AMP": Provider("plain", amp=True),
+    "plain PyTorch, AMP, channels-last": Provider("plain", amp=True, channels_last=True),
+    "common V-Net, float32": Provider("common"),
+    "common V-Net, AMP, channels-last": Provider("common", amp=True, channels_last=True),
+    "MONAI VNet as shipped": Provider("MONAI"),
+    "MONAI VNet, AMP, channels-last": Provider("MONAI", amp=True, channels_last=True),
+    "vnet_fast, float32": Provider("vnet_fast"),
+    "vnet_fast, AMP": Provider("vnet_fast", amp=True),
+}
+
+
+class PlainTraining:
+    """Training iterations as a plain PyTorch loop makes them."""
+
+    def __init__(self, provider):
+        self.provider = provider
+        self.model, self.loss = provider.model(), provider.loss()
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
+        self.forward, self.logits = self.model, None
+        if provider.compiled:
+            torch._dynamo.reset()
+            self.forward = torch.compile(self.model, mode=provider.compiled)
+            self.loss = torch.compile(self.loss, mode=provider.compiled)
+
+    def __call__(self, image, target):
+        """One update; returns the loss."""
+        self.optimizer.zero_grad()
+        with mixed_precision(DEVICE, self.provider.autocast):
+            self.logits = self.forward(image)
+            # a name for the profiler
+            with torch.profiler.record_function("loss"):
+                loss = self.loss(self.logits, target)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def first(self, image, target):
+        """The first update; returns the logits before it."""
+        if not self.provider.compiled:
+            logits = _logits(self.model, image, self.provider.autocast)
+            self(image, target)
+            return logits
+        # a backward pass runs once here, so that it may reuse what the forward pass gives it
+        with torch._functorch.config.patch(donated_buffer=True), time_limit(COMPILE_LIMIT):
+            self(image, target)
+            synchronize()
+        # those of the compiled network: the next iteration may write where they lie
+        return self.logits.detach().clone()
+
+
+class OurTraining:
+    """Training iterations of vnet_fast's own step."""
+
+    def __init__(self, provider):
+        self.model = provider.model()
+        optimizer = make_optimizer(self.model, "sgd", LEARNING_RATE, MOMENTUM, WEIGHT_DECAY)
+        self.step = Step(self.model, provider.loss(), optimizer, provider.autocast, graph=provider.graph)
+
+    def __call__(self, image, target):
+        """One update; returns the loss."""
+        return self.step(image, target)
+
+    def first(self, image, target):
+        """The first update; returns the logits before it."""
+        logits = _logits(self.model, image, self.step.autocast)
+        self.step(image, target)
+        return logits
+
+
+def exactly(autocast):
+    """The context of a check: for float32 without TF32, which PyTorch's convolutions take on a GPU, and
+    which would hide mistakes; nor does cuDNN try its algorithms for what is not timed.
+    """
+    if autocast is not None:
+        return contextlib.nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False)
+
+
+@torch.no_grad()
+def _logits(model, image, autocast):
+    with exactly(autocast), mixed_precision(DEVICE, autocast):
+        return model(image)
+
+
+def training_of(provider):
+    """PlainTraining or OurTraining."""
+    return (OurTraining if provider.ours else PlainTraining)(provider)
+
+
+def predictor_of(provider, model=None):
+    """A function from images to logits, without gradients; of the provider's network or of another."""
+    model = (provider.model() if model is None else model).eval()
+
+    @torch.inference_mode()
+    def predict(image):
+        with mixed_precision(DEVICE, provider.autocast):
+            return model(image)
+
+    return predict
+
+
+@functools.cache
+def fixed_batch(batch):
+    """An image and a target on the device, the same for every provider."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(batch, 1, *VOLUME, generator=generator)
+    target = (torch.rand(batch, 1, *VOLUME, generator=generator) > 0.9).to(torch.uint8)
+    return image.to(DEVICE), target.to(DEVICE)
+
+
+@functools.cache
+def _expected(batch):
+    """Logits of the plain network in float32."""
+    return _logits(EAGER[BASELINE].model(), fixed_batch(batch)[0], None)
+
+
+def check_logits(provider, logits):
+    """Raises AssertionError if logits of `fixed_batch` are not those of the plain network.
+
+    Networks of another topology have no reference: theirs must be finite.
+    """
+    assert logits.isfinite().all(), "its logits are not finite"
+    if provider.network not in ("plain", "vnet_fast"):
+        return
+    expected = _expected(len(logits))
+    error = ((logits.float() - expected).norm() / expected.norm()).item()
+    tolerance = TOLERANCE[provider.autocast or torch.float32]
+    assert error <= tolerance, f"its logits differ from the plain network's by {100 * error:.2g} % of their norm"
+
+
+def meta_model(network):
+    """A network without data, for `floor`."""
+    with torch.device("meta"):
+        return NETWORKS[network]()
+
+
+if ON_GPU:
+    # as vnet_fast.train does; all are given it
+    torch.backends.cudnn.benchmark = True
