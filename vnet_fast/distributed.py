@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from datetime import timedelta
 
 import torch
@@ -68,7 +69,11 @@ class Processes:
 
     def wrap(self, model):
         """The model that averages its gradients over the processes."""
-        return DistributedDataParallel(model, gradient_as_bucket_view=True) if self.several else model
+        if not self.several:
+            return model
+        # of 1x1x1 weights, whose strides along axes of length 1 mean nothing
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+        return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
     def first(self, value):
         """The first process's value, on all."""
@@ -101,3 +106,10 @@ class Processes:
     def share(self, items):
         """Those of a list that are this process's."""
         return items[self.rank :: self.count]
+
+
+def is_loss_of_another(error):
+    """Whether an exception is PyTorch's for a process that is no longer there."""
+    words = str(error).lower()
+    lost = ("gloo" in words or "nccl" in words) and ("connection" in words or "timed out" in words or "peer" in words)
+    return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and lost)

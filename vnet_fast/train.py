@@ -14,7 +14,7 @@ from vnet_fast.batches import is_worker_death, make_source
 from vnet_fast.check import check
 from vnet_fast.configuration import LOSSES, Config, configure, find_device, learning_rate
 from vnet_fast.devices import choose_precision, device_name, is_out_of_memory, make_deterministic, use_all_cores
-from vnet_fast.distributed import Processes
+from vnet_fast.distributed import Processes, is_loss_of_another
 from vnet_fast.errors import InputError
 from vnet_fast.memory import free, what_fits
 from vnet_fast.model import VNet
@@ -199,9 +199,13 @@ class Run:
                     break
                 began = time.monotonic()
         except RuntimeError as error:
-            if not is_worker_death(error):
-                raise
-            raise InputError("--workers", f"a worker process has ended: {error}", "Give fewer of them") from None
+            if is_worker_death(error):
+                raise InputError("--workers", f"a worker process has ended: {error}", "Give fewer of them") from None
+            if is_loss_of_another(error):
+                raise InputError(
+                    "another process", "has ended", f"See what it said. {RESUME_HINT} {config.output}"
+                ) from None
+            raise
         finally:
             if log:
                 log.close()

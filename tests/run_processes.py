@@ -1,0 +1,61 @@
+"""What `torchrun` starts in the tests of several processes: `python run_processes.py WHAT …`."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from vnet_fast import DiceLoss, command_line, train
+from vnet_fast.distributed import Processes
+
+
+def train_until_one_dies(*arguments):
+    """The second process is killed in its sixth iteration."""
+    update = train.Run._update
+
+    def dying(run, source):
+        if run.processes.rank == 1 and run.iteration == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return update(run, source)
+
+    train.Run._update = dying
+    command_line.run(train.main, command_line.parser_of(train.Config, "vnet_fast.train"), list(arguments))
+
+
+def batch_dice(folder):
+    """Loss and averaged gradient of a convolution, of volumes shared out."""
+    processes = Processes()
+    processes.start(torch.device("cpu"))
+    image, target = batch(2 * processes.count)
+    model = processes.wrap(convolution())
+    mine = slice(2 * processes.rank, 2 * processes.rank + 2)
+    results = {}
+    for together in (True, False):
+        model.zero_grad()
+        loss = DiceLoss(softmax=True, to_onehot_y=True, batch=together)(model(image[mine]), target[mine])
+        loss.backward()
+        losses = processes.gathered(loss.item())
+        results[str(together)] = [sum(losses) / len(losses), model.module.weight.grad.flatten().tolist()]
+    if processes.is_first:
+        Path(folder, "result.json").write_text(json.dumps(results))
+    processes.end()
+
+
+def convolution():
+    torch.manual_seed(0)
+    return torch.nn.Conv3d(1, 2, 1, bias=False)
+
+
+def batch(n):
+    image = torch.randn(n, 1, 4, 5, 6, generator=torch.Generator().manual_seed(1))
+    # volumes of unlike foreground, for which sums over all are another thing than the mean of each
+    return image, (image > torch.linspace(-1, 2, n)[:, None, None, None, None]).to(torch.uint8)
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]](*sys.argv[2:])

@@ -1,0 +1,126 @@
+"""Two processes, as `torchrun` starts them, against one."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import run_processes
+import torch
+
+from vnet_fast import DiceLoss, checkpoint, train
+from vnet_fast.augment import Draws
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = Path(run_processes.__file__)
+TINY = ["--volume", 16, 16, 16, "--spacing", 1.5, 1.5, 2, "--base-channels", 2, "--device", "cpu", "--folds", 3]
+TINY += ["--learning-rate", 1e-3]
+
+
+def torchrun(*arguments, **options):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
+    )
+
+
+def train_in_two(*arguments):
+    process = torchrun("-m", "vnet_fast.train", *arguments)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return out, err
+
+
+def rows_of(run):
+    with open(run / "log.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_close(ours, theirs):
+    """Weights and momentum within 1e-5 of their norms."""
+    for part in ("model",):
+        for name, weight in ours[part].items():
+            expected = theirs[part][name]
+            assert (weight - expected).norm() <= 1e-5 * expected.norm(), name
+    for index, state in ours["optimizer"]["state"].items():
+        expected = theirs["optimizer"]["state"][index]["momentum_buffer"]
+        assert (state["momentum_buffer"] - expected).norm() <= 1e-4 * expected.norm(), index
+
+
+def test_two_processes_train_as_one_with_twice_the_batch(cases, tmp_path, run_verb):
+    common = ["--data", cases, *TINY, "--iterations", 20, "--val-every", 10]
+    out, err = train_in_two(*common, "--batch-size", 1, "--output", tmp_path / "two")
+    assert out.count("2 processes") == 1
+    assert out.count("validation Dice 0.") == out.count("\niteration ") + 1
+    assert err == "" or "Traceback" not in err
+    assert run_verb(train, *common, "--batch-size", 2, "--output", tmp_path / "one")[0] == 0
+    two, one = (checkpoint.load(tmp_path / name / "last.pt") for name in ("two", "one"))
+    assert_close(two, one)
+    assert two["best"]["per_case"].keys() == one["best"]["per_case"].keys()
+    assert two["best"]["dice"] == pytest.approx(one["best"]["dice"], abs=2e-3)
+    ours, theirs = rows_of(tmp_path / "two"), rows_of(tmp_path / "one")
+    assert [row["iteration"] for row in ours] == [row["iteration"] for row in theirs]
+    assert [float(row["loss"]) for row in ours] == pytest.approx([float(row["loss"]) for row in theirs], rel=1e-4)
+    # resumed by one process, and what one began by two
+    code, _, error = run_verb(train, "--resume", tmp_path / "two", "--iterations", 24)
+    assert code == 0, error
+    train_in_two("--resume", tmp_path / "one", "--iterations", 24)
+    assert [checkpoint.load(tmp_path / name / "last.pt")["iteration"] for name in ("one", "two")] == [24, 24]
+
+
+def test_all_stop_when_one_dies(cases, tmp_path):
+    run = tmp_path / "run"
+    process = torchrun(SCRIPT, "train_until_one_dies", "--data", cases, *TINY, "--iterations", 1000, "--save-every", 2,
+                       "--batch-size", 1, "--output", run)  # fmt: skip
+    out, err = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert "stopped at iteration" not in out
+    assert "error: another process: has ended" in err
+    assert checkpoint.load(run / "last.pt")["iteration"] == 4
+    assert not (run / "lock").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_signal_stops_both_at_the_same_iteration(cases, tmp_path, number):
+    run = tmp_path / "run"
+    process = torchrun("-m", "vnet_fast.train", "--data", cases, *TINY, "--iterations", 100_000, "--batch-size", 1,
+                       "--output", run, start_new_session=True)  # fmt: skip
+    deadline = time.monotonic() + 100
+    while not (run / "log.csv").exists() or len(rows_of(run)) < 10:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    os.killpg(process.pid, number)
+    out, _ = process.communicate(timeout=60)
+    stopped = checkpoint.load(run / "last.pt")["iteration"]
+    assert f"stopped at iteration {stopped}. Resume with: python -m vnet_fast.train --resume {run}" in out
+    assert not (run / "lock").exists()
+
+
+def test_dice_of_the_batch_sums_over_the_processes(tmp_path):
+    process = torchrun(SCRIPT, "batch_dice", tmp_path)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    results = json.loads((tmp_path / "result.json").read_text())
+    image, target = run_processes.batch(4)
+    for together in (True, False):
+        model = run_processes.convolution()
+        loss = DiceLoss(softmax=True, to_onehot_y=True, batch=together)(model(image), target)
+        loss.backward()
+        ours, gradient = results[str(together)]
+        assert ours == pytest.approx(loss.item(), rel=1e-6)
+        assert gradient == pytest.approx(model.weight.grad.flatten().tolist(), rel=1e-5)
+
+
+def test_parts_of_a_batch_are_the_whole_one():
+    whole = Draws(3, 4, 7, (16, 16, 16))(5)
+    parts = [Draws(3, 2, 7, (16, 16, 16), part=part, parts=2)(5) for part in range(2)]
+    for name in ("cases", "intensities_of", "deformed", "control_points"):
+        ours = torch.cat([torch.from_numpy(getattr(part, name)) for part in parts])
+        assert torch.equal(ours, torch.from_numpy(getattr(whole, name)))
