@@ -79,7 +79,7 @@ def test_folders_without_cases(tmp_path):
 
 def test_the_same_case_under_two_names(tmp_path):
     touch(tmp_path / "scans" / "A.mhd", tmp_path / "scans" / "A_0000.mhd", tmp_path / "masks" / "A.mhd")
-    with pytest.raises(InputError, match=r"A_0000.mhd: the same case as A.mhd"):
+    with pytest.raises(InputErrors, match=r"A_0000.mhd: the same case as A.mhd"):
         dataset.find_cases(tmp_path / "scans", tmp_path / "masks")
 
 
@@ -150,6 +150,8 @@ def test_classes_are_counted_from_the_labels(tmp_path):
         counted([(0,), (0,)], tmp_path)
     with pytest.raises(InputError, match=r"1_mask.mha: has label 255, but no mask has 2, 3, 4, 5, 6, …"):
         counted([(0, 1), (0, 255)], tmp_path)
+    with pytest.raises(InputError, match=r"1_mask.mha: is of 0 and 255, .*Give --binary to read 255 as the foregr"):
+        counted([(0, 255), (0, 255)], tmp_path)
     with pytest.raises(InputError, match=r"1_mask.mha: has label 2, which dataset.json does not name"):
         counted([(0, 1), (0, 2)], tmp_path, declared={0: "b", 1: "x"})
     with pytest.raises(InputError, match=r"dataset.json: names label 3 but not 2"):

@@ -8,7 +8,7 @@ import SimpleITK as sitk
 from conftest import make_image
 
 from vnet_fast import formats, volumes
-from vnet_fast.errors import InputError
+from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.formats import SUFFIXES
 
 
@@ -32,6 +32,7 @@ def test_sound_files_pass(tmp_path, suffix, compressed):
     path, data = written(tmp_path, suffix, compressed)
     formats.check(path)
     assert formats.files_of(path) == ([path] if data == path else [path, data])
+    assert volumes.read_image(path).GetSize() == (32, 32, 20)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.99])
@@ -84,12 +85,30 @@ def test_data_file_elsewhere(tmp_path, name):
         volumes.read_image(path)
 
 
-def test_nrrd_with_its_data_elsewhere(tmp_path):
-    path, _ = written(tmp_path, ".nrrd")
-    header, _, data = path.read_bytes().partition(b"\n\n")
-    (tmp_path / "x.raw.gz").write_bytes(data)
-    path.write_bytes(header + b"\ndata file: x.raw.gz\n\n")
-    with pytest.raises(InputError, match="its data is in another file"):
+def detached(folder):
+    """A detached header: its path and its data file's."""
+    path = folder / "x.nhdr"
+    sitk.WriteImage(make_image(np.arange(60, dtype=np.int16).reshape(3, 4, 5)), str(path), useCompression=True)
+    return path, folder / "x.raw.gz"
+
+
+def test_detached_header(tmp_path):
+    path, data = detached(tmp_path)
+    assert formats.files_of(path) == [path, data]
+    array = sitk.GetArrayFromImage(volumes.read_image(path))
+    np.testing.assert_array_equal(array.ravel(), np.arange(60))
+    # a header of one file may name its data elsewhere too
+    path.rename(tmp_path / "x.nrrd")
+    assert formats.files_of(tmp_path / "x.nrrd") == [tmp_path / "x.nrrd", data]
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(volumes.read_image(tmp_path / "x.nrrd")), array)
+
+
+@pytest.mark.parametrize("name", ["/etc/hostname", "../x.raw.gz", "x.nhdr", "x%03d.raw", "LIST", "./", "no.raw"])
+def test_detached_header_with_its_data_elsewhere(tmp_path, name):
+    path, _ = detached(tmp_path)
+    path.write_text(path.read_text().replace("data file: x.raw.gz", f"data file: {name}"))
+    words = r"outside its folder|names itself|several files|not a regular file|is missing"
+    with pytest.raises(InputError, match=words):
         volumes.read_image(path)
 
 
@@ -99,18 +118,28 @@ def test_damaged_nifti_header(tmp_path, place, value):
     content = bytearray(gzip.decompress(path.read_bytes()))
     struct.pack_into("<h", content, place, value)
     path.write_bytes(gzip.compress(bytes(content)))
-    with pytest.raises(InputError, match="damaged NIfTI header"):
+    with pytest.raises(InputError, match=r"damaged header|its header says a size of"):
         volumes.read_image(path)
 
 
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("DimSize = 32 32 20", "DimSize = 32 32", "longer than"),
+        ("DimSize = 32 32 20", "DimSize = 32 32", "3 numbers are needed"),
         ("DimSize = 32 32 20", "DimSize = 32 -32 20", "its header says a size of"),
         ("DimSize = 32 32 20", "DimSize = 32 32 x", "damaged header"),
-        ("MET_SHORT", "MET_STRANGE", "damaged header"),
+        ("MET_SHORT", "MET_STRANGE", "its ElementType MET_STRANGE is not read"),
         ("NDims = 3", "NDims = 3\nHeaderSize = abc", "damaged header"),
+        ("NDims = 3", "NDims = 3\nHeaderSize = 7", "truncated"),
+        ("NDims = 3", "NDims = 3\nHeaderSize = -2", "HeaderSize of -2"),
+        ("NDims = 3", "NDims = 3\nNDims = 3", "NDims after NDims"),
+        ("NDims = 3", "NDims = 3\nOrigin = 1 1 1", "Offset after Origin"),
+        ("NDims = 3", "NDims = 3\nElementToIntensityFunctionSlope = 2", "its voxels are to be scaled"),
+        ("NDims = 3", "NDims = 3\nDistanceUnits = um", "its DistanceUnits are um, not mm"),
+        ("BinaryData = True", "BinaryData = False", "its voxels are written as text"),
+        ("BinaryData = True", "BinaryData = Yes", "BinaryData is 'Yes', not True or False"),
+        ("ElementSpacing", "ElementSpaceing", "'ElementSpaceing' is no field, ElementSpacing may be meant"),
+        ("ElementSpacing = ", "Comment = ", "it gives no ElementSpacing"),
         ("ElementDataFile", "Elsewhere", "not a MetaImage header"),
     ],
 )
@@ -172,8 +201,20 @@ def test_volumes_of_a_folder(tmp_path):
     (tmp_path / "series" / "0001").write_bytes(b"\0" * 128 + b"DICM")
     assert list(formats.volumes_in(tmp_path)) == ["a", "b", "series"]
     (tmp_path / "a.nrrd").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"a.nrrd: the same case as a.mhd"):
+    (tmp_path / "b.nii").write_bytes(b"x")
+    with pytest.raises(InputErrors, match=r"a.nrrd: the same case as a.mhd.*\n.*b.nii.gz: the same case as b.nii"):
         formats.volumes_in(tmp_path)
+
+
+def test_slices_among_volumes(tmp_path):
+    (tmp_path / "b.nii.gz").write_bytes(b"x")
+    (tmp_path / "IM0001").write_bytes(b"\0" * 128 + b"DICM")
+    with pytest.raises(InputError, match=r"holds DICOM slices itself \(IM0001\). Give each series a folder"):
+        formats.volumes_in(tmp_path)
+    with pytest.raises(InputError, match=r"DICOM slices and b.nii.gz in one folder. Give the series"):
+        formats.files_of(tmp_path)
+    with pytest.raises(InputError, match=r"DICOM slices and b.nii.gz in one folder"):
+        volumes.read_image(tmp_path)
 
 
 def test_folders_that_are_none(tmp_path):

@@ -44,6 +44,20 @@ def test_outside_of_the_image_is_darkest():
     assert (values[:3] == values.min()).all()
 
 
+def test_normalised_by_a_part():
+    raw = volume(shape=(20, 20, 20), offset=1)
+    part = (slice(4, 14),) * 3
+    raw[0] = 50
+    raw[-1] = np.nan
+    values, alone = normalise(raw, raw[part]), normalise(raw[part])
+    np.testing.assert_array_equal(values[part], alone)
+    # beyond the part's percentiles all is clipped
+    assert (values[0] == alone.max()).all()
+    assert (values[-1] == alone.min()).all()
+    with pytest.raises(ValueError, match="all voxels have the same value"):
+        normalise(raw, raw[0])
+
+
 @pytest.mark.parametrize("values", [np.zeros((3, 3, 3)), np.full((2, 2, 2), 7.0), np.full((2, 2, 2), np.nan)])
 def test_constant_volume(values):
     with pytest.raises(ValueError, match="all voxels have the same value"):

@@ -298,7 +298,10 @@ def write_image_of(folder, name, other):
 
 BAD_DATA = {
     "missing data": (lambda f: (f / "Case02.zraw").unlink(), "Case02.mhd: its data file Case02.zraw is missing"),
-    "truncated": (lambda f: (f / "Case02.zraw").write_bytes(b"x" * 9), "Case02.zraw: damaged compressed data"),
+    "truncated": (
+        lambda f: (f / "Case02.zraw").write_bytes(b"x" * 9),
+        "Case02.zraw: truncated: 9 compressed bytes can't be the 11520",
+    ),
     "no mask": (lambda f: (f / "Case02_segmentation.mhd").unlink(), "Case02.mhd: no mask for this image"),
     "mask of another place": (
         lambda f: in_header(f / "Case02_segmentation.mhd", "Offset = 0 0 0", "Offset = 0 5 0"),

@@ -14,10 +14,11 @@ import numpy as np
 from vnet_fast import formats
 from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.files import replacing
+from vnet_fast.integrity import CHUNK
 from vnet_fast.intensity import from_ranks, normalise, to_ranks
 
 # raised when what is stored, or how it is computed, changes
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,85 @@ class PreparedCase:
         """(z, y, x) float32, zero mean and unit variance over the foreground."""
         return from_ranks(self.ranks, self.table)
 
+    @property
+    def fingerprint(self):
+        """Digest of the image: equal for two copies, whatever their names, formats and masks."""
+        return hashlib.blake2b(self.ranks.tobytes() + self.table.tobytes(), digest_size=16).digest()
+
 
 def prepare(name, values, mask, labels):
     """A PreparedCase from intensities and labels on the network's grid, NaN outside of the image."""
     ranks, table = to_ranks(normalise(values))
     return PreparedCase(name, ranks, table, np.ascontiguousarray(mask, dtype=np.uint8), tuple(labels))
+
+
+def read_case(case, spacing, size):
+    """Reads and prepares a case.
+
+    Args:
+        case: the Case.
+        spacing: mm, x y z, of the network's grid.
+        size: voxels, x y z, of the network's grid.
+
+    Returns:
+        (image, mask, PreparedCase); image and mask as `volumes.read_image` and `read_mask` return.
+
+    Raises:
+        InputError, InputErrors: of its image, its mask or both.
+    """
+    # imported here: training from the cache needs no image library
+    from vnet_fast import volumes
+
+    try:
+        image = volumes.read_image(case.image)
+    except InputError as error:
+        try:
+            volumes.read_mask(case.mask)
+        except InputError as of_mask:
+            raise InputErrors([error, of_mask]) from None
+        raise
+    mask = volumes.read_mask(case.mask, image, case.image)
+    grid = volumes.working_grid(image, spacing, size)
+    labels = np.unique(volumes.sitk.GetArrayViewFromImage(mask)).tolist()
+    try:
+        prepared = prepare(case.name, volumes.image_on_grid(image, grid), volumes.mask_on_grid(mask, grid), labels)
+    except ValueError as error:
+        raise InputError(case.image, f"{error} on the network's grid", "Check it, --spacing and --volume") from None
+    return image, mask, prepared
+
+
+def for_each(function, cases, progress=iter):
+    """What a function returns for each case, several at once.
+
+    Args:
+        function: of a Case.
+        cases: list of Case.
+        progress: called with an iterator over the results, for a progress bar.
+
+    Returns:
+        list of results in the order of `cases`.
+
+    Raises:
+        InputErrors: of all cases, if the function raised any; its `results` are those of the others.
+    """
+
+    def attempt(case):
+        try:
+            return function(case), []
+        except InputError as error:
+            return None, [error]
+        except InputErrors as several:
+            return None, several.errors
+
+    results, errors = [], []
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        for result, failed in progress(pool.map(attempt, cases)):
+            errors += failed
+            if not failed:
+                results.append(result)
+    if errors:
+        raise InputErrors(errors, results)
+    return results
 
 
 class Cache:
@@ -84,20 +159,16 @@ class Cache:
         Raises:
             InputErrors: of all cases that can't be prepared.
         """
-        errors, prepared = [], []
-        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            for result in progress(pool.map(self._load_or_error, cases)):
-                (errors if isinstance(result, InputError) else prepared).append(result)
-        if errors:
-            raise InputErrors(errors)
-        return prepared
+        return for_each(self._load, cases, progress)
 
-    def _load_or_error(self, case):
+    def _load(self, case):
         try:
             entry = self.folder / f"{self.key(case)}.npz"
-            return self._read(entry, case.name) or self._make(entry, case)
-        except InputError as error:
-            return error
+        except InputError:
+            # reading says all that is wrong, of the mask too
+            read_case(case, self.spacing, self.size)
+            raise
+        return self._read(entry, case.name) or self._make(entry, case)
 
     def key(self, case):
         """Hexadecimal digest of the files' content and the settings."""
@@ -106,7 +177,7 @@ class Cache:
             for path in formats.files_of(volume):
                 formats.check_regular(path)
                 try:
-                    digest.update(hashlib.sha256(path.read_bytes()).digest())
+                    digest.update(_digest_of_file(path))
                 except OSError as error:
                     cause = f"can't be read ({error.strerror})"
                     raise InputError(path, cause, "Check its permissions") from None
@@ -132,22 +203,20 @@ class Cache:
             return None
 
     def _make(self, entry, case):
-        # imported here: training from the cache needs no image library
-        from vnet_fast import volumes
-
-        image = volumes.read_image(case.image)
-        mask = volumes.read_mask(case.mask, image, case.image)
-        grid = volumes.working_grid(image, self.spacing, self.size)
-        labels = np.unique(volumes.sitk.GetArrayViewFromImage(mask)).tolist()
-        try:
-            prepared = prepare(case.name, volumes.image_on_grid(image, grid), volumes.mask_on_grid(mask, grid), labels)
-        except ValueError as error:
-            raise InputError(case.image, f"{error} on the network's grid", "Check it, --spacing and --volume") from None
+        prepared = read_case(case, self.spacing, self.size)[2]
         arrays = {"ranks": prepared.ranks, "table": prepared.table, "mask": prepared.mask}
         try:
             with replacing(entry) as file:
-                np.savez(file, labels=np.array(labels), **arrays)
+                np.savez(file, labels=np.array(prepared.labels), **arrays)
         except OSError as error:
             cause = f"can't be written ({error.strerror})"
             raise InputError(self.folder, cause, "Choose another --cache with room and permission") from None
         return prepared
+
+
+def _digest_of_file(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.digest()

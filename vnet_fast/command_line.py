@@ -154,6 +154,11 @@ def natural_float(text):
     return _number(text, float, lambda value: 0 <= value < float("inf"), "a number, 0 or more")
 
 
+def share(text):
+    """The type of an option that is a part of a whole, which it never is altogether."""
+    return _number(text, float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+
+
 def _number(text, convert, allowed, words):
     try:
         value = convert(text)

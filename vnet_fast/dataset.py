@@ -27,7 +27,22 @@ class Case:
 
 
 def find_cases(data, labels=None):
-    """The cases of a folder, in natural order of name.
+    """The cases of a folder, as `pair_cases` finds them.
+
+    Returns:
+        list of Case, at least one.
+
+    Raises:
+        InputError, InputErrors: if there is none, or an image or a mask is without the other.
+    """
+    cases, unpaired = pair_cases(data, labels)
+    if unpaired:
+        raise InputErrors(unpaired)
+    return cases
+
+
+def pair_cases(data, labels=None):
+    """The cases of a folder, in natural order of name, and what is without its pair.
 
     Args:
         data: a folder in PROMISE12's layout (`X.mhd`, `X_segmentation.mhd`), the Decathlon's
@@ -35,10 +50,11 @@ def find_cases(data, labels=None):
         labels: None, or the folder of the masks, which have the images' names.
 
     Returns:
-        list of Case, at least one.
+        list of Case, list of an InputError for each image or mask without the other; one of the two
+        is not empty.
 
     Raises:
-        InputError, InputErrors: if there is none, or an image or a mask is without the other.
+        InputError, InputErrors: if the folders can't be listed, have no volumes, or names twice.
     """
     data = Path(data)
     if os.path.isdir(data / "imagesTr"):
@@ -58,9 +74,9 @@ def find_cases(data, labels=None):
                 for name in images.keys() - masks.keys()]  # fmt: skip
     unpaired += [InputError(masks[name], "no image for this mask", "Add it, or take the mask away")
                  for name in masks.keys() - images.keys()]  # fmt: skip
-    if unpaired:
-        raise InputErrors(sorted(unpaired, key=lambda error: natural(error.subject)))
-    return [Case(name, images[name], masks[name]) for name in sorted(images, key=natural)]
+    names = sorted(images.keys() & masks.keys(), key=natural)
+    cases = [Case(name, images[name], masks[name]) for name in names]
+    return cases, sorted(unpaired, key=lambda error: natural(error.subject))
 
 
 def find_images(data):
@@ -127,12 +143,14 @@ def _base(name, endings):
 
 def _without_endings(found, endings):
     """Names without the endings, where every one has an ending or the short names stay apart."""
-    short = {}
+    short, errors = {}, []
     for name, path in found.items():
         base = _base(name, endings) or name
         if base in short:
-            raise InputError(path, f"the same case as {short[base].name}", "Keep one of the two")
-        short[base] = path
+            errors.append(InputError(path, f"the same case as {short[base].name}", "Keep one of the two"))
+        short.setdefault(base, path)
+    if errors:
+        raise InputErrors(errors)
     return short
 
 
@@ -214,6 +232,9 @@ def count_classes(prepared, cases, binary, declared=None):
             raise InputError("dataset.json", f"names label {largest} but not {gaps[0]}", "Number them 1, 2, …")
         return largest + 1
     missing = sorted(set(range(1, largest)) - set(found))
+    if missing and len(found.keys() - {0}) == 1:
+        cause = f"is of 0 and {largest}, as are all masks that are not empty"
+        raise InputError(found[largest].mask, cause, f"Give --binary to read {largest} as the foreground, or write 1")
     if missing:
         cause = f"has label {largest}, but no mask has {', '.join(map(str, missing[:5]))}"
         cause += ", …" if len(missing) > 5 else ""

@@ -19,10 +19,16 @@ class InputError(Exception):
 
 
 class InputErrors(Exception):  # noqa: N818 - it is several of them
-    """Several `InputError`s, reported together."""
+    """Several `InputError`s, reported together.
 
-    def __init__(self, errors):
+    Args:
+        errors: at least one InputError.
+        results: what was done in spite of them.
+    """
+
+    def __init__(self, errors, results=()):
         super().__init__(*errors)
+        self.results = results
         # a folder that can't be written is one mistake, however many files were to go there
         self.errors = list({str(error): error for error in errors}.values())
 

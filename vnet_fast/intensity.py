@@ -7,7 +7,7 @@ LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.5
 RANK_LEVELS = 1 << 16
 
 
-def normalise(values):
+def normalise(values, reference=None):
     """Zero mean and unit variance over the foreground, clipped at its percentiles.
 
     The foreground are the voxels brighter than the darkest one, so that a constant surround, as
@@ -15,15 +15,18 @@ def normalise(values):
 
     Args:
         values: array of any shape, NaN outside of the image.
+        reference: the part of the image that percentiles, mean and variance are taken from, NaN
+            outside of the image; None for `values`.
 
     Returns:
-        float32 array of the same shape; the outside has the darkest value.
+        float32 array of the shape of `values`; the outside has the darkest value.
 
     Raises:
-        ValueError: if all voxels have the same value.
+        ValueError: if all voxels, of the reference if that is given, have the same value.
     """
     values = np.asarray(values, dtype=np.float32)
-    inside = values[~np.isnan(values)]
+    reference = values if reference is None else np.asarray(reference, dtype=np.float32)
+    inside = reference[~np.isnan(reference)]
     if inside.size == 0 or inside.min() == inside.max():
         raise ValueError("all voxels have the same value")
     foreground = inside[inside > inside.min()]

@@ -1,23 +1,28 @@
 """Segments volumes with a trained V-Net, in their own geometry."""
 
+import math
 import os
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from vnet_fast import checkpoint, command_line, dataset, formats, volumes
-from vnet_fast.command_line import option, path_text
+from vnet_fast.command_line import option, path_text, share
 from vnet_fast.configuration import find_device
 from vnet_fast.devices import choose_precision, device_name, use_all_cores
 from vnet_fast.errors import InputError, InputErrors
-from vnet_fast.inference import predict_probabilities
+from vnet_fast.inference import HOST, LEFT_RIGHT, NO_FLIP, OVERLAP, predict_probabilities
 from vnet_fast.intensity import normalise
 
 # a folder of DICOM slices has no single file's format
 DICOM_OUTPUT = ".nii.gz"
+# of a grid that covers a volume: its float32 values take 4 GB, its probabilities as much for each class
+MAX_VOXELS = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,14 @@ class Config:
     validation_only: bool = option(False, "only the cases that the run validated on", action="store_true")
     probabilities: bool = option(False, "writes NAME_probability files too, float32", action="store_true")
     all_components: bool = option(False, "keeps more than each class's largest component", action="store_true")
+    overlap: float = option(
+        None,
+        "covers larger volumes by windows that overlap by this share, such as 0.5; without it only their centre is "
+        "predicted, which is what the network was trained on",
+        type=share,
+        metavar="SHARE",
+    )
+    tta: bool = option(False, "averages with the volume mirrored left to right, in twice the time", action="store_true")
     amp: str = option(
         "off", "mixed precision; --amp alone is auto", nargs="?", const="auto", choices=("auto", "bf16", "fp16", "off")
     )
@@ -72,11 +85,14 @@ def plan(config, only):
         if single and target.suffix and not target.is_dir():
             raise InputError(target, "not a format that is written", formats.CONVERT.replace("Convert", "Change"))
         pairs = [(path, target / f"{name}{_output_suffix(path)}") for name, path in found.items()]
-    inputs = {part.resolve() for path in found.values() for part in _files_of(path)}
+    # realpath, unlike resolve, bears a loop of links
+    inputs = {os.path.realpath(part) for path in found.values() for part in _files_of(path)}
     for _, mask in pairs:
-        written = [mask, *(mask.with_suffix(suffix) for suffix in (".zraw", ".raw") if mask.suffix.lower() == ".mhd")]
+        written = [mask]
+        if mask.suffix.lower() in (".mhd", ".nhdr"):
+            written += [mask.with_suffix(suffix) for suffix in (".zraw", ".raw", ".raw.gz")]
         for part in written:
-            if part.resolve() in inputs:
+            if os.path.realpath(part) in inputs:
                 raise InputError(part, "would replace the volume itself", "Choose another --output")
     return pairs
 
@@ -108,8 +124,11 @@ def grid_of(content, path):
     return spacing, size
 
 
-def segment(model, path, spacing, size, autocast=None):
+def segment(model, path, spacing, size, autocast=None, overlap=None, **how):
     """Reads a volume and predicts its probabilities.
+
+    In training the network saw each volume's centre, normalised by the intensities there. So the
+    whole of a larger volume is normalised by those of its centre, which looks as it did in training.
 
     Args:
         model: the network.
@@ -117,20 +136,43 @@ def segment(model, path, spacing, size, autocast=None):
         spacing: mm, x y z, that the network works on.
         size: voxels, x y z, that it works on.
         autocast: the dtype of mixed precision, or None.
+        overlap: None to predict the centre of a larger volume, with background beyond; or the share
+            by which windows overlap that cover the whole of it, 0 <= overlap < 1.
+        **how: `flips` and `track` of `predict_probabilities`.
 
     Returns:
         (SimpleITK image, (K, z, y, x) float32 probabilities on its grid, whether its borders lie
         outside of the network's size).
+
+    Raises:
+        InputError: if it can't be read, is constant at its centre, or takes more than 2^30 voxels on
+            the network's grid.
     """
     image = volumes.read_image(path)
-    grid = volumes.working_grid(image, spacing, size)
+    grid = centre = volumes.working_grid(image, spacing, size)
+    covering = volumes.covering_size(image, centre)
+    if overlap is not None and covering != centre.size:
+        if math.prod(covering) > MAX_VOXELS:
+            cause = f"takes {' x '.join(map(str, covering))} voxels on the network's grid"
+            raise InputError(path, cause, "Check its spacing, or leave --overlap out")
+        grid = volumes.working_grid(image, spacing, covering)
+    values = reference = volumes.image_on_grid(image, centre)
+    if grid != centre:
+        values = volumes.image_on_grid(image, grid)
     try:
-        values = normalise(volumes.image_on_grid(image, grid))
+        values = normalise(values, reference)
     except ValueError as error:
         raise InputError(path, f"{error} on the network's grid", "Check that it is a scan") from None
-    probabilities = predict_probabilities(model, values, autocast)
-    cropped = min(volumes.covered_share(image, grid)) < 1 - volumes.GEOMETRY_TOLERANCE
-    return image, volumes.probabilities_on_image(probabilities, grid, image), cropped
+    probabilities = predict_probabilities(
+        model,
+        values,
+        autocast,
+        window=centre.size[::-1],
+        overlap=OVERLAP if overlap is None else overlap,
+        say=lambda words: tqdm.write(f"{path}: {words}"),
+        **how,
+    )
+    return image, volumes.probabilities_on_image(probabilities, grid, image), covering != centre.size
 
 
 def to_labels(probabilities, all_components=False):
@@ -149,13 +191,57 @@ def write_probabilities(probabilities, image, path):
         volumes.write(probability, image, path.with_name(f"{stem}_probability{number}{suffix}"))
 
 
+def build_network(content, path, device):
+    """The network of a checkpoint's content and its device, the CPU where a GPU's memory is short."""
+    try:
+        return checkpoint.build_model(content, path, device), device
+    except torch.OutOfMemoryError:
+        print(f"{path}: out of memory on the GPU, the network runs on the CPU")
+    return checkpoint.build_model(content, path, HOST), HOST
+
+
+def segment_all(pairs, config, segment_one):
+    """Writes the masks, and the probabilities if they are wanted.
+
+    Args:
+        pairs: iterable of (input, output) paths.
+        config: the Config.
+        segment_one: from a path to what `segment` returns.
+
+    Returns:
+        (list of the `InputError` of each volume that has none, how many are larger than the network's
+        size).
+    """
+    errors, count = [], 0
+    for path, target in pairs:
+        try:
+            image, probabilities, larger = segment_one(path=path)
+            if config.probabilities:
+                write_probabilities(probabilities, image, target)
+            volumes.write(to_labels(probabilities, config.all_components), image, target)
+        except InputError as error:
+            errors.append(error)
+            continue
+        count += larger
+        if not sys.stderr.isatty():
+            print(target, flush=True)
+    return errors, count
+
+
+def treatment(config):
+    """What is done with volumes larger than the network's size, for the log."""
+    if config.overlap is None:
+        return "background beyond, unless --overlap is given"
+    return f"in windows, overlap {config.overlap:g}"
+
+
 def main(given):
     """Runs with the options given; returns the exit code."""
     config = Config(**given)
     use_all_cores()
     device = find_device(config.device)
-    content = checkpoint.load(config.checkpoint, device)
-    model = checkpoint.build_model(content, config.checkpoint, device)
+    content = checkpoint.load(config.checkpoint)
+    model, device = build_network(content, config.checkpoint, device)
     spacing, size = grid_of(content, config.checkpoint)
     only = set(content["validation"]) if config.validation_only else None
     pairs = plan(config, only)
@@ -167,23 +253,24 @@ def main(given):
     autocast, words = choose_precision(config.amp, device)
     print(f"device: {device_name(device)}, {words}")
 
-    errors, cropped = [], 0
-    quiet = not sys.stderr.isatty()
-    for path, target in tqdm(pairs, "predicting", unit="volume", disable=quiet, leave=False):
-        try:
-            image, probabilities, larger = segment(model, path, spacing, size, autocast)
-            if config.probabilities:
-                write_probabilities(probabilities, image, target)
-            volumes.write(to_labels(probabilities, config.all_components), image, target)
-        except InputError as error:
-            errors.append(error)
-            continue
-        cropped += larger
-        if quiet:
-            print(target, flush=True)
-    extent = " x ".join(f"{n * s:g}" for n, s in zip(size, spacing, strict=True))
-    if cropped:
-        print(f"{cropped} of {len(pairs)} volumes are larger than the network's {extent} mm: background beyond")
+    bar = partial(tqdm, disable=not sys.stderr.isatty(), leave=False)
+    errors, larger = segment_all(
+        bar(pairs, "predicting", unit="volume"),
+        config,
+        partial(
+            segment,
+            model,
+            spacing=spacing,
+            size=size,
+            autocast=autocast,
+            overlap=config.overlap,
+            flips=LEFT_RIGHT if config.tta else NO_FLIP,
+            track=partial(bar, desc="windows", unit="window"),
+        ),
+    )
+    if larger:
+        extent = " x ".join(f"{n * s:g}" for n, s in zip(size, spacing, strict=True))
+        print(f"{larger} of {len(pairs)} volumes are larger than the network's {extent} mm: {treatment(config)}")
     print(f"{len(pairs) - len(errors)} of {len(pairs)} volumes segmented, masks in {folder}")
     if errors:
         raise InputErrors(errors)

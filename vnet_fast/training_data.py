@@ -4,11 +4,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from vnet_fast import dataset
 from vnet_fast.cache import Cache
-from vnet_fast.errors import InputError
+from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.phantom import phantoms
 
 PHANTOMS = 100
@@ -36,28 +37,95 @@ def load_data(config):
         InputError, InputErrors: if there are too few cases, or any can't be used.
     """
     if config.data is None:
-        _check_folds("the phantoms", PHANTOMS, config)
+        check_folds("the phantoms", PHANTOMS, config)
         cases = phantoms(config.seed, PHANTOMS, config.volume, config.spacing)
         training, validation = dataset.split(cases, config.folds, config.fold, config.seed)
         print(f"data: {PHANTOMS} synthetic phantoms, {len(training)} to train on, {len(validation)} to validate")
         return Data(training, validation, 2)
-    cases = dataset.find_cases(config.data, config.labels)
-    _check_folds(config.data, len(cases), config)
-    cache = Cache(config.cache or Path.home() / ".cache" / "vnet_fast", config.spacing, config.volume)
-    quiet = not sys.stderr.isatty()
-    prepared = cache.load(
-        cases, lambda results: tqdm(results, "preparing", len(cases), leave=False, disable=quiet, unit="case")
-    )
+    cases, prepared = _prepare(config)
     num_classes = dataset.count_classes(prepared, cases, config.binary, dataset.declared_labels(config.data))
+    for doubt in doubts(cases, prepared):
+        print(f"warning: {doubt}", file=sys.stderr)
     training, validation = dataset.split(prepared, config.folds, config.fold, config.seed)
     print(
         f"data: {len(cases)} cases in {config.data}, {len(training)} to train on, {len(validation)} to validate, "
-        f"{num_classes - 1} {'class' if num_classes == 2 else 'classes'} (prepared volumes in {cache.folder})"
+        f"{num_classes - 1} {'class' if num_classes == 2 else 'classes'} (prepared volumes in {_cache_folder(config)})"
     )
     return Data(training, validation, num_classes)
 
 
-def _check_folds(subject, count, config):
+def find_cases(config):
+    """The cases of a run's folder, and an InputError for all that is wrong with what is there."""
+    cases, errors = dataset.pair_cases(config.data, config.labels)
+    try:
+        check_folds(config.data, len(cases), config)
+    except InputError as error:
+        # what is without its pair may make up the number
+        errors += [] if errors else [error]
+    return cases, errors
+
+
+def _prepare(config):
+    cases, errors = find_cases(config)
+    cache = Cache(_cache_folder(config), config.spacing, config.volume)
+    try:
+        prepared = cache.load(cases, progress_bar("preparing", len(cases)))
+    except InputErrors as several:
+        prepared = several.results
+        errors += several.errors
+    errors += same_volumes(cases, prepared)
+    if errors:
+        raise InputErrors(errors)
+    return cases, prepared
+
+
+def _cache_folder(config):
+    return Path(config.cache or Path.home() / ".cache" / "vnet_fast")
+
+
+def progress_bar(words, count):
+    """A function that shows a bar over the results that it is called with, on a terminal."""
+    quiet = not sys.stderr.isatty()
+    return lambda results: tqdm(results, words, count, leave=False, disable=quiet, unit="case")
+
+
+def same_volumes(cases, prepared):
+    """What is there twice.
+
+    Args:
+        cases: list of Case.
+        prepared: the PreparedCases of all of them or of some.
+
+    Returns:
+        an InputError for each case whose image is that of one before, under another name or in another
+        format: trained on one and validated on the other, they would falsify the Dice.
+    """
+    by_name = {case.name: case for case in cases}
+    first, errors = {}, []
+    for entry in prepared:
+        case = by_name[entry.name]
+        original = first.setdefault(entry.fingerprint, case)
+        if original is not case:
+            cause = f"the same volume as {original.image.name}"
+            errors.append(InputError(case.image, cause, "Keep one of the two: they would falsify the validation"))
+    return errors
+
+
+def doubts(cases, prepared):
+    """What may be wrong with cases that can be used, worded as InputErrors that nobody raises."""
+    found = []
+    for case, entry in zip(cases, prepared, strict=True):
+        lost = sorted(set(entry.labels) - set(np.unique(entry.mask).tolist()) - {0})
+        if not any(entry.labels):
+            found.append(InputError(case.mask, "the mask is empty", "Check that there is nothing to segment"))
+        if lost:
+            cause = f"label {' '.join(map(str, lost))} is lost on the network's grid"
+            found.append(InputError(case.mask, cause, "Enlarge --volume, or choose a finer --spacing"))
+    return found
+
+
+def check_folds(subject, count, config):
+    """Makes sure that each fold has a case."""
     if count < config.folds:
         remedy = f"Give --folds {count} or less, or add cases" if count > 1 else "Add cases"
         raise InputError(subject, f"{count} cases for {config.folds} folds", remedy)

@@ -12,22 +12,21 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from vnet_fast import formats
+from vnet_fast import dicom, formats
 from vnet_fast.errors import InputError
+from vnet_fast.header import check_agreement, check_placement, words
+from vnet_fast.itk import called, check_name, file_reader
 
 GEOMETRY_TOLERANCE = 1e-3
 MAX_LABEL = 255
-# slices of a DICOM series may lie off their even places by this share of the spacing
-SLICE_TOLERANCE = 0.05
 IMAGE_IO = {
     ".nii.gz": "NiftiImageIO",
     ".nii": "NiftiImageIO",
     ".mhd": "MetaImageIO",
     ".mha": "MetaImageIO",
     ".nrrd": "NrrdImageIO",
+    ".nhdr": "NrrdImageIO",
 }
-
-sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 
 @dataclass(frozen=True)
@@ -66,9 +65,10 @@ def read_image(path):
         InputError: if it is missing, damaged, not a 3-D volume of scalars, or holds NaN or Inf.
     """
     image = sitk.Cast(_read(Path(path)), sitk.sitkFloat32)
-    bad = int(np.size(array := sitk.GetArrayViewFromImage(image)) - np.isfinite(array).sum())
-    if bad:
-        raise InputError(path, f"{bad} voxels are NaN or infinite", "Export it again without them")
+    values = sitk.GetArrayViewFromImage(image)
+    if not np.isfinite(values).all():
+        cause = f"{np.isnan(values).sum()} voxels are NaN and {np.isinf(values).sum()} infinite"
+        raise InputError(path, cause, "Export it again without them")
     return image
 
 
@@ -104,86 +104,31 @@ def read_mask(path, image=None, image_path=None):
     for name in ("size", "spacing", "origin", "direction"):
         a, b = getattr(ours, name), getattr(theirs, name)
         if not np.allclose(a, b, rtol=0, atol=GEOMETRY_TOLERANCE):
-            cause = f"its {name} is {_numbers(a)}, that of {Path(image_path).name} is {_numbers(b)}"
+            cause = f"its {name} is {words(a)}, that of {Path(image_path).name} is {words(b)}"
             raise InputError(path, cause, "Export the mask on the grid of its image")
     return mask
 
 
-def _numbers(values):
-    return " ".join(f"{value:.6g}" for value in values)
-
-
 def _read(path):
-    if path.is_dir():
-        image = _read_dicom(path)
-    else:
-        formats.check(path)
-        reader = sitk.ImageFileReader()
-        # named, because ITK goes by the suffix and knows few of them in upper case
-        reader.SetImageIO(IMAGE_IO[formats.suffix_of(path)])
-        image = _execute(reader, str(path), path)
-    return _three_dimensional(image, path)
-
-
-def _execute(reader, names, path):
-    """Reads the file or files with a SimpleITK reader, its errors in our words."""
-    if isinstance(names, str):
-        reader.SetFileName(names)
-    else:
-        reader.SetFileNames(names)
-    try:
-        return reader.Execute()
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise InputError(path, f"can't be read ({reason})", formats.COPY_AGAIN) from None
+    if path.is_dir() and formats.suffix_of(path) is None:
+        image = _three_dimensional(dicom.read(path), path)
+        check_placement(path, Grid.of(image))
+        return image
+    header = formats.check(path)
+    image = called(file_reader(path, IMAGE_IO[formats.suffix_of(path)]).Execute, path)
+    image = _three_dimensional(image, path)
+    check_agreement(path, header, Grid.of(image))
+    return image
 
 
 def _three_dimensional(image, path):
-    size = image.GetSize()
-    if len(size) == 4 and size[3] == 1:
+    if image.GetDimension() > 3 and set(image.GetSize()[3:]) == {1}:
         image = image[:, :, :, 0]
     numbers = image.GetNumberOfComponentsPerPixel() * (2 if "complex" in image.GetPixelIDTypeAsString() else 1)
     if image.GetDimension() != 3 or numbers != 1:
-        what = f"{image.GetDimension()}-D with {numbers} numbers a voxel"
-        raise InputError(path, f"not a volume of scalars but {what}", "Name a 3-D volume")
-    if not all(0 < s < math.inf for s in image.GetSpacing()):
-        raise InputError(path, f"its spacing is {_numbers(image.GetSpacing())} mm", "Export it again")
+        cause = f"not a volume of scalars but {image.GetDimension()}-D with {numbers} numbers a voxel"
+        raise InputError(path, cause, "Name a 3-D volume")
     return image
-
-
-def _read_dicom(folder):
-    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    if not series:
-        raise InputError(folder, "a folder without a DICOM series", "Name a volume or a DICOM folder")
-    if len(series) > 1:
-        raise InputError(folder, f"{len(series)} DICOM series", "Give each series a folder of its own")
-    names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
-    # GDCM leaves out what it can't read, and the volume would be short of a slice
-    left_out = {path.name for path in formats.files_of(folder)} - {Path(name).name for name in names}
-    if left_out:
-        cause = "truncated or damaged: it can't be read as a slice of the series beside it"
-        raise InputError(folder / min(left_out), cause, formats.COPY_AGAIN)
-    image = _execute(sitk.ImageSeriesReader(), names, folder)
-    _check_slices(names, image, folder)
-    return image
-
-
-def _check_slices(names, image, folder):
-    """Slices must be evenly spaced: a missing one would shift all that follow."""
-    if image.GetDimension() != 3 or len(names) < 3:
-        return
-    normal = np.array(image.GetDirection()).reshape(3, 3)[:, 2]
-    places = []
-    for name in names:
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(name)
-        reader.ReadImageInformation()
-        places.append(float(np.dot(normal, reader.GetOrigin()[:3])))
-    gaps = np.diff(places)
-    if np.ptp(gaps) > SLICE_TOLERANCE * abs(np.median(gaps)):
-        at = int(np.argmax(np.abs(gaps - np.median(gaps))))
-        cause = f"slices {at + 1} and {at + 2} of {len(names)} are {abs(gaps[at]):.3g} mm apart, the others "
-        raise InputError(folder, cause + f"{abs(np.median(gaps)):.3g} mm", "Export the whole series again")
 
 
 def working_grid(image, spacing, size):
@@ -216,6 +161,16 @@ def covered_share(image, grid):
     file = Grid.of(sitk.DICOMOrient(image, "LPS"))
     extents = zip(file.size, file.spacing, grid.size, grid.spacing, strict=True)
     return tuple(min(1.0, n * s / (fn * fs)) for fn, fs, n, s in extents)
+
+
+def covering_size(image, grid):
+    """The size, x y z, with which the working grid would cover the whole image; its own along the
+    axes where it already covers all but 1e-3.
+    """
+    return tuple(
+        size if share >= 1 - GEOMETRY_TOLERANCE else math.ceil(size / share - GEOMETRY_TOLERANCE)
+        for size, share in zip(grid.size, covered_share(image, grid), strict=True)
+    )
 
 
 def _resampled(image, grid, outside):
@@ -295,6 +250,7 @@ def write(array, image, path):
         InputError: if the folder can't be written or the disk is full.
     """
     path = Path(path)
+    check_name(path)
     folder = None
     try:
         folder = Path(tempfile.mkdtemp(prefix=".writing-", dir=path.parent))
