@@ -16,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from vnet_fast import command_line, train
 from vnet_fast.run_folder import LAST, PREVIOUS
 
+# share of the kills that come then; the others at any moment from the start on
+IN_TRAINING = 0.8
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 
 
@@ -37,10 +39,15 @@ def start(arguments, log):
         os._exit(99)
 
 
-def again(run, arguments):
-    """Goes on with a run, or begins it anew where it was killed before its first checkpoint."""
-    begun = any((run / name).exists() for name in (LAST, PREVIOUS))
-    return ["--resume", str(run)] if begun else [*arguments, "--output", str(run)]
+def began(folder):
+    """How many trainings have come to their first step."""
+    return (folder / "output.txt").read_text().count("batches: ")
+
+
+def wait_for_training(folder, before):
+    deadline = time.monotonic() + 30
+    while began(folder) == before and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def wait(child):
@@ -50,22 +57,29 @@ def wait(child):
 def main():
     folder, kills, longest, *arguments = sys.argv[1:]
     folder, generator = Path(folder), random.Random(0)
-    whole, killed = folder / "whole", folder / "killed"
     with open(folder / "output.txt", "w") as log:
-        assert wait(start([*arguments, "--output", str(whole)], log)) == 0
-        codes = []
+        assert wait(start([*arguments, "--output", str(folder / "whole")], log)) == 0
+        codes, runs, trainings = [], 0, began(folder)
+        # a machine so fast that a run ends before all kills are done trains another
         while len(codes) < int(kills):
-            child = start(again(killed, arguments), log)
-            time.sleep(generator.uniform(0.1, float(longest)))
-            number = generator.choice(SIGNALS)
-            os.kill(child, number)
-            code = wait(child)
-            if code == 0:
-                break
-            codes.append([number, code])
-        if not (killed / "summary.json").exists():
-            assert wait(start(again(killed, arguments), log)) == 0
-    print(json.dumps(codes))
+            run, code, runs = folder / f"killed{runs}", None, runs + 1
+            while code != 0:
+                begun = any((run / name).exists() for name in (LAST, PREVIOUS))
+                child = start(["--resume", str(run)] if begun else [*arguments, "--output", str(run)], log)
+                if len(codes) == int(kills):
+                    code = wait(child)
+                    assert code == 0, code
+                    break
+                if generator.random() < IN_TRAINING:
+                    wait_for_training(folder, trainings)
+                trainings = began(folder)
+                time.sleep(generator.uniform(0, float(longest)))
+                number = generator.choice(SIGNALS)
+                os.kill(child, number)
+                code = wait(child)
+                if code != 0:
+                    codes.append([number, code])
+    print(json.dumps({"codes": codes, "runs": runs}))
 
 
 if __name__ == "__main__":

@@ -92,3 +92,24 @@ def test_real_dicom_series(real_data):
     for name in ("spacing", "origin", "direction"):
         np.testing.assert_allclose(getattr(Grid.of(image), name), getattr(Grid.of(series), name), atol=1e-6)
     assert np.ptp(sitk.GetArrayViewFromImage(image)) > 0
+
+
+def test_a_slice_beside_the_others_is_named(tmp_path):
+    folder = write_dicom(tmp_path / "series", [0, 3, 6, 9, 12])
+    write_dicom(tmp_path / "moved", [6], shift=9)
+    (tmp_path / "moved" / "1.2.3.4-0.dcm").replace(folder / "1.2.3.4-2.dcm")
+    with pytest.raises(InputError, match=r"1\.2\.3\.4-2\.dcm lies 54 mm beside the others"):
+        volumes.read_image(folder)
+
+
+@pytest.mark.parametrize("spacing", [0.75, 5 / 3, 2.5])
+def test_places_written_to_a_tenth_are_even(tmp_path, spacing):
+    places = [round(spacing * index, 1) for index in range(12)]
+    image = volumes.read_image(write_dicom(tmp_path / "series", places))
+    assert image.GetSpacing()[2] == pytest.approx(spacing, abs=0.01)
+
+
+def test_a_drift_is_refused(tmp_path):
+    places = np.cumsum([1.0] * 20 + [1.1] * 20)
+    with pytest.raises(InputError, match="mm apart, the others"):
+        volumes.read_image(write_dicom(tmp_path / "series", places))

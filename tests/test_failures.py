@@ -20,7 +20,7 @@ TINY = ["--volume", 16, 16, 16, "--spacing", 1.5, 1.5, 2, "--base-channels", 1, 
 
 def config_of(cases, tmp_path, **settings):
     defaults = {"volume": (16, 16, 16), "spacing": (1.5, 1.5, 2.0), "base_channels": 1, "folds": 3, "device": "cpu"}
-    defaults |= {"iterations": 8, "val_every": 4}
+    defaults |= {"iterations": 8, "val_every": 4, "save_every": 4}
     return Config(data=str(cases), output=str(tmp_path / "run"), **{**defaults, **settings})
 
 
@@ -110,6 +110,44 @@ def test_two_runs_in_one_folder(cases, tmp_path, run_verb):
     )
     first.close()
     assert run_verb(train, "--data", cases, *TINY, "--iterations", 1, "--output", tmp_path / "run")[0] == 0
+
+
+def test_a_damaged_last_checkpoint_never_takes_the_place_of_the_good_one(cases, tmp_path, run_verb):
+    run = tmp_path / "run"
+    options = ["--iterations", 8, "--save-every", 2]
+    assert run_verb(train, "--data", cases, *TINY, *options, "--output", run)[0] == 0
+    (run / "last.pt").write_bytes(b"damaged")
+    resumed = train.Run(train.configure({"resume": str(run), "iterations": 10}))
+    assert resumed.iteration == 6
+    resumed.close()
+    assert not (run / "last.pt").exists()
+    assert checkpoint.load(run / "previous.pt")["iteration"] == 6
+
+
+def test_a_run_killed_before_its_first_validation_can_be_resumed(cases, tmp_path, monkeypatch):
+    run = train.Run(config_of(cases, tmp_path, iterations=500, val_every=500, save_every=500))
+    update = run._update
+
+    def interrupted(source):
+        if run.iteration == 3:
+            raise KeyboardInterrupt
+        return update(source)
+
+    monkeypatch.setattr(run, "_update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    run.close()
+    assert checkpoint.load(tmp_path / "run" / "last.pt")["iteration"] == 1
+
+
+def test_a_run_that_never_validated_is_not_finished(cases, tmp_path, run_verb):
+    run = train.Run(config_of(cases, tmp_path, iterations=9, val_every=9))
+    run.iteration = 5
+    run._save_last()
+    run.close()
+    code, _, err = run_verb(train, "--resume", tmp_path / "run", "--iterations", 5)
+    assert code == 2
+    assert "is at iteration 5 of 5. Give more --iterations" in err
 
 
 def test_a_run_that_can_not_start_leaves_no_lock(cases, tmp_path, run_verb):

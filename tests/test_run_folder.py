@@ -135,3 +135,24 @@ def test_a_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
         folder.save_last(small(), iteration=2)
     assert RunFolder.load_last(tmp_path, CPU)[0]["iteration"] == 1
     assert {path.name for path in tmp_path.iterdir()} == {LAST, "lock"}
+
+
+def test_what_a_killed_process_was_writing_is_taken_away(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.save_last(small(), iteration=1)
+    folder.close()
+    (tmp_path / ".last.pt-123-abcd").write_bytes(b"half")
+    (tmp_path / ".best.pt-123-abcd").write_bytes(b"half")
+    RunFolder(tmp_path, resume=True).close()
+    assert [path.name for path in tmp_path.iterdir()] == [LAST]
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
+    from vnet_fast import run_folder
+
+    def flock(file, how):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(run_folder.fcntl, "flock", flock)
+    RunFolder(tmp_path / "run").close()
+    assert "its file system has no locks" in capsys.readouterr().out

@@ -197,7 +197,7 @@ def test_checkpoints_are_saved_as_often_as_asked(cases, tmp_path, monkeypatch):
     monkeypatch.setattr(train.Run, "_save_last", lambda run: saved.append(run.iteration))
     config = {"data": str(cases), "volume": (16, 16, 16), "spacing": (1.5, 1.5, 2.0), "base_channels": 2, "folds": 3}
     train.Run(Config(**config, output=str(tmp_path / "a"), iterations=9, val_every=4, save_every=3)).train()
-    assert saved == [3, 4, 6, 8, 9]
+    assert saved == [1, 3, 4, 6, 8, 9]
 
 
 def test_progress_on_a_terminal(cases, tmp_path):

@@ -1,8 +1,11 @@
+import os
+
 import pytest
 import torch
 
 from vnet_fast import training_log
-from vnet_fast.training_log import READ_BACK, ReadBack, minutes
+from vnet_fast.configuration import Config
+from vnet_fast.training_log import READ_BACK, Log, ReadBack, minutes
 
 
 def losses_of(values):
@@ -75,3 +78,18 @@ def test_losses_of_a_gpu_are_those_it_computed():
 
 def test_minutes():
     assert [minutes(seconds) for seconds in (0, 59.9, 60, 3_725)] == ["0:00", "0:59", "1:00", "62:05"]
+
+
+def test_a_kill_right_after_resuming_keeps_the_log(tmp_path):
+    path, config = tmp_path / "log.csv", Config(iterations=900)
+    log = Log(path, 0, config)
+    log.add(1, [0.5] * 500, 2.0)
+    log.close()
+    child = os.fork()
+    if child == 0:
+        Log(path, 450, config)
+        os._exit(9)
+    os.waitpid(child, 0)
+    lines = path.read_text().splitlines()
+    assert len(lines) == 451
+    assert lines[-1].startswith("450,0.5,")

@@ -37,6 +37,10 @@ def test_dice_is_that_of_predicted_labels(prepared, num_classes):
     assert mean_dice(per_case) == pytest.approx(np.mean(values))
 
 
+def test_a_process_may_have_no_case():
+    assert validate(VNet(base_channels=1), [], 2) == {}
+
+
 def test_a_class_in_neither_mask_counts_as_found(prepared):
     class Background(torch.nn.Module):
         def __init__(self):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from conftest import make_image
+from conftest import make_image, write_case
 
 from vnet_fast import volumes
 from vnet_fast.errors import InputError
@@ -294,3 +294,15 @@ def test_a_failed_write_keeps_the_file_before(tmp_path, monkeypatch):
         volumes.write(ramp().astype(np.uint8), image, path)
     assert path.read_bytes() == b"the one before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_reading_in_threads_leaves_the_encoding_of_text(tmp_path):
+    """ITK sets the locale of the process while it reads; Python then takes text for ASCII."""
+    import locale
+    from concurrent.futures import ThreadPoolExecutor
+
+    before = locale.setlocale(locale.LC_CTYPE)
+    paths = [write_case(tmp_path, f"Case{i}", seed=i, size=(40, 40, 40))[0] for i in range(4)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(volumes.read_image, paths * 20))
+    assert locale.setlocale(locale.LC_CTYPE) == before

@@ -19,7 +19,7 @@ RESIDENT_SHARE = 0.25
 # batches that a worker has ready: one is being trained on, one waits
 PREFETCH = 2
 # seconds that a worker told to end leaves the parent, told so too, to finish its step
-GRACE = 60
+GRACE = 600
 
 
 class Volumes:

@@ -66,7 +66,7 @@ def pair_cases(data, labels=None):
         found = formats.volumes_in(data)
         masks = {_base(name, (MASK_SUFFIX,)): path for name, path in found.items() if _is_mask(name)}
         images = {name: path for name, path in found.items() if not _is_mask(name)}
-        if not masks:
+        if images and not masks:
             raise InputError(data, f"{len(images)} volumes but no masks", LAYOUTS)
     if not images:
         raise InputError(data, "no volumes", LAYOUTS)

@@ -5,6 +5,8 @@ import os
 
 import torch
 
+# of the CPU's allocator, and of CUDA's libraries, whose errors have no type of their own
+OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
 CGROUP_QUOTA = "/sys/fs/cgroup/cpu.max"
 
 
@@ -66,7 +68,7 @@ def make_deterministic():
 
 def is_out_of_memory(error):
     """Whether an exception says that memory is short, on a GPU or, where it is said, on a CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def mixed_precision(device, dtype):

@@ -48,7 +48,7 @@ class Processes:
         if not self.several:
             return device
         if device.type == "cuda":
-            local = int(os.environ["LOCAL_RANK"])
+            local = int(os.environ.get("LOCAL_RANK", self.rank))
             if local >= torch.cuda.device_count():
                 raise RuntimeError(f"{torch.cuda.device_count()} GPUs for process {local + 1} of this machine")
             device = torch.device("cuda", local)
@@ -59,12 +59,17 @@ class Processes:
             self._stdout, sys.stdout = sys.stdout, open(os.devnull, "w")  # noqa: SIM115 - closed by end()
         return device
 
-    def end(self):
-        """Leaves the others."""
+    def end(self, failed=False):
+        """Leaves the others.
+
+        Args:
+            failed: whether this process fails: then it does not wait for them, who may wait for it in the
+                middle of a step, and its end tells them.
+        """
         if self._stdout is not None:
             sys.stdout.close()
             sys.stdout, self._stdout = self._stdout, None
-        if self.several and torch.distributed.is_initialized():
+        if self.several and torch.distributed.is_initialized() and not failed:
             torch.distributed.destroy_process_group()
 
     def wrap(self, model):
@@ -113,3 +118,31 @@ def is_loss_of_another(error):
     words = str(error).lower()
     lost = ("gloo" in words or "nccl" in words) and ("connection" in words or "timed out" in words or "peer" in words)
     return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and lost)
+
+
+def over_processes(tensor):
+    """The sum of a tensor over the processes that train together, differentiable; alone the tensor itself.
+
+    Each process's loss is made of the sums of all, and the gradients that come back are summed too: what
+    averaging over the processes then makes of them is the gradient of the average loss.
+    """
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        return tensor
+    return _Sum.apply(tensor)
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor):
+        return _summed(tensor)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _summed(grad)
+
+
+def _summed(tensor):
+    tensor = tensor.clone(memory_format=torch.contiguous_format)
+    torch.distributed.all_reduce(tensor)
+    return tensor

@@ -1,11 +1,15 @@
 """SimpleITK's readers, their errors in our words."""
 
+import locale
+
 import SimpleITK as sitk
 
 from vnet_fast.errors import InputError
 from vnet_fast.integrity import COPY_AGAIN
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
+# of text; see `called`
+ENCODING = locale.setlocale(locale.LC_CTYPE)
 
 
 def file_reader(path, image_io):
@@ -28,9 +32,15 @@ def check_name(path):
 
 
 def called(method, path):
-    """What a reader's method returns; an `InputError` about `path` if it fails."""
+    """What a reader's method returns; an `InputError` about `path` if it fails.
+
+    ITK sets the locale of the whole process while it reads numbers, and several threads leave it at
+    `C`, with which Python takes all text for ASCII: it is set back.
+    """
     try:
         return method()
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise InputError(path, f"can't be read ({reason})", COPY_AGAIN) from None
+    finally:
+        locale.setlocale(locale.LC_CTYPE, ENCODING)

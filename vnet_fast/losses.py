@@ -5,6 +5,7 @@ import warnings
 import torch
 from torch import nn
 
+from vnet_fast.distributed import over_processes
 from vnet_fast.functional import dice_sums
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -142,7 +143,7 @@ class DiceLoss(nn.Module):
             ignore_index=self.ignore_index,
         )
         if self.batch:
-            sums = _over_processes(sums.sum(1))
+            sums = over_processes(sums.sum(1))
         intersection, prediction, ground = sums
         union = 2 * (prediction + ground - intersection) if self.jaccard else prediction + ground
         loss = 1 - (2 * intersection + self.smooth_nr) / (union + self.smooth_dr)
@@ -219,16 +220,6 @@ class WeightedCrossEntropy(nn.Module):
         if self.reduction == "none":
             return loss
         return loss.mean() if self.reduction == "mean" else loss.sum()
-
-
-def _over_processes(sums):
-    """Sums over the processes that train together; the gradient is that of the average of their losses."""
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
-        return sums
-    from torch.distributed.nn.functional import all_reduce
-
-    return all_reduce(sums)
 
 
 def _checked_reduction(reduction):

@@ -36,6 +36,10 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = self._locked()
+            # what a process that was killed was writing
+            for left in self.path.glob(f".{LAST}-*"), self.path.glob(f".{BEST}-*"):
+                for file in left:
+                    file.unlink(missing_ok=True)
         except OSError as error:
             cause = f"can't be written ({error.strerror})"
             raise InputError(self.path, cause, "Choose another --output") from None
@@ -56,6 +60,9 @@ class RunFolder:
             except BlockingIOError:
                 cause = f"process {_process_in(file)} is training in it"
                 raise InputError(self.path, cause, "Wait for its end, or choose another --output") from None
+            except OSError:
+                print(f"{self.path}: its file system has no locks; let no other process train in it")
+                return file
             # the process that held it may have taken the file away between
             if _is_file(file, self.path / "lock"):
                 break
@@ -82,6 +89,10 @@ class RunFolder:
         except OSError as error:
             cause = f"can't be written ({error.strerror})"
             raise InputError(self.path, cause, "Choose another --output") from None
+
+    def drop_last(self):
+        """Removes a `last.pt` that can't be read, so that it never takes the place of `previous.pt`."""
+        (self.path / LAST).unlink(missing_ok=True)
 
     def save_last(self, model, **state):
         """Writes `last.pt`; the one before becomes `previous.pt`."""

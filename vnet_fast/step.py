@@ -1,5 +1,7 @@
 """One training step: eager, or one CUDA graph."""
 
+import functools
+
 import torch
 
 from vnet_fast.devices import mixed_precision
@@ -89,6 +91,10 @@ class Step:
         except RuntimeError as error:
             # nothing has run; what the optimiser and the scaler noted of the iteration is undone
             self.optimizer.zero_grad(set_to_none=True)
+            for name in ("grad_scale", "found_inf"):
+                # the scaler takes them away where the optimiser's step returns
+                if hasattr(self.optimizer, name):
+                    delattr(self.optimizer, name)
             self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.scaler.is_enabled())
             self.scaler.load_state_dict(scale)
             self.wants_graph = False
@@ -138,13 +144,18 @@ class Step:
 
 def on_side_stream(function):
     """Calls a function on a stream of its own, as iterations before a capture must run."""
-    current = torch.cuda.current_stream()
-    stream = torch.cuda.Stream()
+    current, stream = torch.cuda.current_stream(), _side_stream(torch.cuda.current_device())
     stream.wait_stream(current)
     with torch.cuda.stream(stream):
         result = function()
     current.wait_stream(stream)
     return result
+
+
+@functools.cache
+def _side_stream(device):
+    # one for all: the memory of each stream is kept apart
+    return torch.cuda.Stream(device)
 
 
 def captured(function):

@@ -1,5 +1,6 @@
 """Trains a V-Net on a folder of volumes with masks, or on phantoms."""
 
+import json
 import math
 import signal
 import time
@@ -18,13 +19,15 @@ from vnet_fast.distributed import Processes, is_loss_of_another
 from vnet_fast.errors import InputError
 from vnet_fast.memory import free, what_fits
 from vnet_fast.model import VNet
-from vnet_fast.run_folder import BEST, LAST, RunFolder
+from vnet_fast.run_folder import BEST, LAST, PREVIOUS, RunFolder
 from vnet_fast.step import Step, make_optimizer
 from vnet_fast.summary import finish
 from vnet_fast.training_data import load_data
 from vnet_fast.training_log import Log, ReadBack
 from vnet_fast.validation import Best, interval, mean_dice, validate
 
+# checkpoints of a run at least
+SAVES = 10
 RESUME_HINT = "Resume with: python -m vnet_fast.train --resume"
 
 
@@ -63,7 +66,7 @@ class Run:
         try:
             self._start(config)
         except BaseException:
-            self.close()
+            self.close(failed=True)
             raise
 
     def _start(self, config):
@@ -97,7 +100,7 @@ class Run:
             self._restore()
         self.step.model = self.processes.wrap(self.model)
         if self.folder:
-            self.folder.write_config(config)
+            self.folder.write_config(self.config)
         print(
             f"network: {config.topology} topology, {sum(p.numel() for p in self.model.parameters()):,} parameters, "
             f"{' x '.join(map(str, config.volume))} voxels of {' x '.join(f'{s:g}' for s in config.spacing)} mm"
@@ -111,20 +114,35 @@ class Run:
         self.processes.wait()
         return data if self.processes.is_first else load_data(self.config)
 
-    def close(self):
-        """Lets other processes train in the folder, and leaves those that trained with this one."""
+    def close(self, failed=False):
+        """Lets other processes train in the folder, and leaves those that trained with this one.
+
+        Args:
+            failed: whether an exception ends the run: then the others are not waited for.
+        """
         if self.folder:
             self.folder.close()
-        self.processes.end()
+        self.processes.end(failed)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        self.close(failed=kind is not None)
 
     def _restore(self):
-        content, path = RunFolder.load_last(self.config.output, self.device)
+        # on the host, whatever memory the device has: what it is loaded into is on the device
+        content, path = RunFolder.load_last(self.config.output, torch.device("cpu"))
+        self.processes.wait()
+        if self.folder and path.name == PREVIOUS:
+            self.folder.drop_last()
         checkpoint.fill_model(self.model, content, path)
         try:
             self.step.load_state_dict(content)
             self.iteration, self.seconds = content["iteration"], content["seconds"]
             self.best = Best(**content["best"])
             kept = content["training"], content["validation"]
+            self._share_batch(content.get("batch", self.config.batch_size * self.processes.count))
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             raise InputError(path, f"can't be resumed ({error})", "Start a new run") from None
         if kept != (self._names(self.data.training), self._names(self.data.validation)):
@@ -133,10 +151,24 @@ class Run:
             )
             cause = f"its cases have changed{': ' + ', '.join(changed[:5]) if changed else ''}"
             raise InputError(path.parent, cause, "Restore them, or start a new run")
-        if self.iteration >= self.config.iterations and (path.parent / "summary.json").exists():
+        if self.iteration >= self.config.iterations and (self.best.iteration == 0 or self._is_finished(path.parent)):
             cause = f"is at iteration {self.iteration} of {self.config.iterations}"
             raise InputError(path.parent, cause, "Give more --iterations")
         print(f"resuming at iteration {self.iteration}")
+
+    def _share_batch(self, total):
+        """Keeps the volumes of an iteration as they were, whatever the number of processes is now."""
+        each, rest = divmod(total, self.processes.count)
+        if rest:
+            cause = f"{self.processes.count} processes can't share the run's batches of {total}"
+            raise InputError("--nproc-per-node", cause, "Start a number of them that divides it")
+        self.config = replace(self.config, batch_size=each)
+
+    def _is_finished(self, folder):
+        try:
+            return json.loads((folder / "summary.json").read_text(encoding="utf-8"))["iterations"] == self.iteration
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
     def _make_source(self):
         config, processes = self.config, self.processes
@@ -169,17 +201,18 @@ class Run:
         val_every = config.val_every or interval(
             config.iterations, config.batch_size * self.processes.count, len(self.data.validation)
         )
-        save_every = config.save_every or val_every
+        save_every = config.save_every or min(val_every, math.ceil(config.iterations / SAVES))
         stop, source = StopSignal(second_ends=not self.processes.several), self._make_source()
         log = Log(self.folder / "log.csv", self.iteration, config) if self.folder else None
-        losses, began = ReadBack(self.iteration), time.monotonic()
+        losses, began, since = ReadBack(self.iteration), time.monotonic(), self.iteration
         try:
             while self.iteration < config.iterations:
                 losses.add(self._update(source))
                 self.iteration += 1
                 stopping = self.processes.any(stop.number is not None)
                 validating = self.iteration == config.iterations or self.iteration % val_every == 0
-                saving = validating or stopping or self.iteration % save_every == 0
+                # after the first one, so that whatever comes there is something to resume
+                saving = validating or stopping or self.iteration == 1 or self.iteration % save_every == 0
                 if not saving and not losses.full:
                     continue
                 first, values = losses.read(everything=saving)
@@ -191,19 +224,21 @@ class Run:
                 self.seconds += spent
                 dice = self._validate() if validating else None
                 if log:
-                    log.add(first, values, len(values) * config.batch_size * self.processes.count / spent, dice)
+                    volumes = (self.iteration - since) * config.batch_size * self.processes.count
+                    log.add(first, values, volumes / spent, dice)
                     self._say_refusal()
                 if saving:
                     self._save_last()
                 if stopping:
                     break
-                began = time.monotonic()
+                began, since = time.monotonic(), self.iteration
         except RuntimeError as error:
             if is_worker_death(error):
                 raise InputError("--workers", f"a worker process has ended: {error}", "Give fewer of them") from None
-            if is_loss_of_another(error):
+            if is_out_of_memory(error):
+                cause = "its memory does not suffice beside the training step"
                 raise InputError(
-                    "another process", "has ended", f"See what it said. {RESUME_HINT} {config.output}"
+                    self.device, cause, "Give a smaller --batch-size, --volume or --base-channels"
                 ) from None
             raise
         finally:
@@ -281,6 +316,7 @@ class Run:
             "iteration": self.iteration,
             "best": asdict(self.best),
             "config": asdict(self.config),
+            "batch": self.config.batch_size * self.processes.count,
             "spacing": list(self.config.spacing),
             "volume": list(self.config.volume),
             "training": self._names(self.data.training),
@@ -298,16 +334,20 @@ def main(given):
     config = configure(given)
     if config.check:
         return check(config)
-    run = Run(config)
     try:
-        number = run.train()
-        if number is not None and run.iteration < run.config.iterations:
-            print(f"stopped at iteration {run.iteration}. {RESUME_HINT} {run.config.output}")
-            return 128 + number
-        if run.folder:
-            finish(run)
-    finally:
-        run.close()
+        with Run(config) as run:
+            number = run.train()
+            if number is not None and run.iteration < run.config.iterations:
+                print(f"stopped at iteration {run.iteration}. {RESUME_HINT} {run.config.output}")
+                return 128 + number
+            if run.folder:
+                # prediction needs neither graph nor gradients
+                run.step.release()
+                finish(run)
+    except RuntimeError as error:
+        if not is_loss_of_another(error):
+            raise
+        raise InputError("another process", "has ended", f"See what it said. {RESUME_HINT} the run") from None
     return 0
 
 

@@ -1,6 +1,7 @@
 """The log of a training run, and its progress on the screen."""
 
 import csv
+import io
 import sys
 import time
 
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from vnet_fast.configuration import learning_rate
 from vnet_fast.errors import InputError
+from vnet_fast.files import write_text
 
 LOG_FIELDS = ("iteration", "loss", "learning_rate", "validation_dice", "volumes_per_second")
 # iterations whose losses are read back at once: a look at every one would wait for the GPU
@@ -91,10 +93,14 @@ class Log:
                     kept = [row for row in csv.DictReader(file) if int(row["iteration"]) <= start]
             except (KeyError, ValueError, TypeError, csv.Error) as error:
                 raise InputError(path, f"not a log ({error})", "Take it away to resume without it") from None
-        self.file = open(path, "w", newline="")  # noqa: SIM115 - closed by close()
+        # whole before the first new line: a run may be killed at any moment
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, LOG_FIELDS)
+        writer.writeheader()
+        writer.writerows([{name: row.get(name) for name in LOG_FIELDS} for row in kept])
+        write_text(path, text.getvalue())
+        self.file = open(path, "a", newline="")  # noqa: SIM115 - closed by close()
         self.writer = csv.DictWriter(self.file, LOG_FIELDS)
-        self.writer.writeheader()
-        self.writer.writerows([{name: row.get(name) for name in LOG_FIELDS} for row in kept])
         self.bar = tqdm(total=config.iterations, initial=start, unit="it", disable=not sys.stderr.isatty())
         self.dice, self.said, self.began, self.start = None, time.monotonic(), time.monotonic(), start
 

@@ -49,6 +49,9 @@ def validate(model, cases, num_classes, autocast=None):
     Returns:
         dict from name to a list of num_classes - 1 numbers; 1 where neither mask has the class.
     """
+    if not cases:
+        # of several processes, one may have none
+        return {}
     device = next(model.parameters()).device
     model.eval()
     counts = []
