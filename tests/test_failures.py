@@ -225,6 +225,6 @@ def test_memory_does_not_grow(cases, tmp_path):
     sizes = {int(iteration): int(pages) * os.sysconf("SC_PAGE_SIZE") for _, iteration, pages in lines}
     early = max(size for iteration, size in sizes.items() if 200 <= iteration <= 600)
     late = max(size for iteration, size in sizes.items() if iteration > 1600)
-    assert len(sizes) == 200
+    assert len(sizes) >= 200
     # a leak of one volume of 16³ in float32 an iteration would be 20 MB
     assert late - early < 8e6
