@@ -12,6 +12,7 @@ from benchmarks.floor import ceilings_of, floor_of
 from benchmarks.measure import NETWORK_ROUNDS, ON_GPU, VOLUME, synchronize, time_of
 from benchmarks.parts import step_by_parts
 from benchmarks.providers import BASELINE, EAGER, FASTEST, Provider, check_logits, fixed_batch, meta_model, training_of
+from vnet_fast.devices import keep_freed_memory
 
 BATCHES = (1, 2, 4) if ON_GPU else (1,)
 if ON_GPU:
@@ -68,6 +69,8 @@ def measured(benchmark, provider, batch):
     Returns:
         GB at the peak of a step, statistics of its seconds, and the seconds of its parts.
     """
+    # as the verbs do; others are as PyTorch leaves them
+    keep_freed_memory(provider.ours)
     image, target = fixed_batch(batch)
     before = _freed_memory()
     training = training_of(provider)

@@ -1,12 +1,16 @@
 """Where a network runs, how precisely, and on how many threads."""
 
 import contextlib
+import ctypes
 import os
 
 import torch
 
 # of the CPU's allocator, and of CUDA's libraries, whose errors have no type of their own
 OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+# glibc's mallopt: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+KEEP_FREED = {-4: 0, -1: -1, -2: 1 << 28}
+GLIBC_DEFAULTS = {-4: 65536, -1: 128 << 10, -2: 128 << 10}
 CGROUP_QUOTA = "/sys/fs/cgroup/cpu.max"
 
 
@@ -50,6 +54,26 @@ def use_all_cores():
     """
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(available_cores())
+
+
+def keep_freed_memory(keep=True):
+    """Lets the CPU's allocator keep what is freed, as a GPU's does: glibc gives large tensors back to the
+    system, which clears every page of the next one: on two cores a sixth of a step's time. The process
+    takes a tenth more memory.
+
+    Args:
+        keep: False restores glibc's defaults.
+
+    Returns:
+        whether it could be set; not without glibc.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return False
+    settings = KEEP_FREED if keep else GLIBC_DEFAULTS
+    done = [mallopt(ctypes.c_int(name), ctypes.c_int(value)) == 1 for name, value in settings.items()]
+    return all(done)
 
 
 def make_deterministic():

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from vnet_fast import checkpoint, command_line, dataset, formats, volumes
 from vnet_fast.command_line import option, path_text, share
 from vnet_fast.configuration import find_device
-from vnet_fast.devices import choose_precision, device_name, use_all_cores
+from vnet_fast.devices import choose_precision, device_name, keep_freed_memory, use_all_cores
 from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.inference import HOST, LEFT_RIGHT, NO_FLIP, OVERLAP, predict_probabilities
 from vnet_fast.intensity import normalise
@@ -239,6 +239,7 @@ def main(given):
     """Runs with the options given; returns the exit code."""
     config = Config(**given)
     use_all_cores()
+    keep_freed_memory()
     device = find_device(config.device)
     content = checkpoint.load(config.checkpoint)
     model, device = build_network(content, config.checkpoint, device)

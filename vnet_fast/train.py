@@ -14,7 +14,14 @@ from vnet_fast.augment import Draws
 from vnet_fast.batches import is_worker_death, make_source
 from vnet_fast.check import check
 from vnet_fast.configuration import LOSSES, Config, configure, find_device, learning_rate
-from vnet_fast.devices import choose_precision, device_name, is_out_of_memory, make_deterministic, use_all_cores
+from vnet_fast.devices import (
+    choose_precision,
+    device_name,
+    is_out_of_memory,
+    keep_freed_memory,
+    make_deterministic,
+    use_all_cores,
+)
 from vnet_fast.distributed import Processes, is_loss_of_another
 from vnet_fast.errors import InputError
 from vnet_fast.memory import free, what_fits
@@ -331,6 +338,7 @@ class Run:
 def main(given):
     """Runs with the options given; returns the exit code."""
     use_all_cores()
+    keep_freed_memory()
     config = configure(given)
     if config.check:
         return check(config)
