@@ -1,5 +1,6 @@
 """What tests share: real data where it is, and small volumes on disk."""
 
+import locale
 import os
 from pathlib import Path
 
@@ -87,6 +88,14 @@ def run_verb(capsys):
 def _own_cache(tmp_path, monkeypatch):
     """Tests never write to the user's cache of prepared volumes."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture(autouse=True)
+def _restored_locale():
+    """Tests call SimpleITK themselves, which may leave the process at the C locale (`itk.kept_locale`)."""
+    before = locale.setlocale(locale.LC_CTYPE)
+    yield
+    locale.setlocale(locale.LC_CTYPE, before)
 
 
 @pytest.fixture(autouse=True)

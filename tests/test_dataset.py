@@ -64,7 +64,7 @@ def test_unpaired_files_are_all_named(tmp_path):
 
 
 def test_folders_without_cases(tmp_path):
-    with pytest.raises(InputError, match="0 volumes but no masks"):
+    with pytest.raises(InputError, match="no volumes"):
         dataset.find_cases(tmp_path)
     touch(tmp_path / "A.mhd")
     with pytest.raises(InputError, match="1 volumes but no masks"):

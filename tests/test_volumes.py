@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from conftest import make_image, write_case
+from dicom_slices import write_dicom
 
 from vnet_fast import volumes
 from vnet_fast.errors import InputError
@@ -305,4 +306,9 @@ def test_reading_in_threads_leaves_the_encoding_of_text(tmp_path):
     paths = [write_case(tmp_path, f"Case{i}", seed=i, size=(40, 40, 40))[0] for i in range(4)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(volumes.read_image, paths * 20))
+    assert locale.setlocale(locale.LC_CTYPE) == before
+    # and reading a series, of which each slice is looked at, and writing
+    write_dicom(tmp_path / "series", [0, 3, 6])
+    locale.setlocale(locale.LC_CTYPE, before)
+    volumes.write(np.zeros((3, 6, 8), np.uint8), volumes.read_image(tmp_path / "series"), tmp_path / "mask.mhd")
     assert locale.setlocale(locale.LC_CTYPE) == before

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from vnet_fast import formats
 from vnet_fast.errors import InputError
 from vnet_fast.integrity import COPY_AGAIN
-from vnet_fast.itk import called, file_reader
+from vnet_fast.itk import called, file_reader, kept_locale
 
 IMAGE_IO = "GDCMImageIO"
 SERIES = "0020|000e"
@@ -66,7 +66,8 @@ def read(folder):
 def _look(path):
     reader = file_reader(path, IMAGE_IO)
     try:
-        reader.ReadImageInformation()
+        with kept_locale():
+            reader.ReadImageInformation()
     except RuntimeError:
         cause = "truncated or damaged: it can't be read as a slice of the series beside it"
         raise InputError(path, cause, COPY_AGAIN) from None

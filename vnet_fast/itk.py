@@ -1,5 +1,6 @@
 """SimpleITK's readers, their errors in our words."""
 
+import contextlib
 import locale
 
 import SimpleITK as sitk
@@ -8,8 +9,19 @@ from vnet_fast.errors import InputError
 from vnet_fast.integrity import COPY_AGAIN
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
-# of text; see `called`
+# of text, before ITK changes it
 ENCODING = locale.setlocale(locale.LC_CTYPE)
+
+
+@contextlib.contextmanager
+def kept_locale():
+    """Sets the locale back that ITK sets for the whole process while it reads and writes numbers: several
+    threads, and some errors, leave it at `C`, with which Python takes all text for ASCII.
+    """
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_CTYPE, ENCODING)
 
 
 def file_reader(path, image_io):
@@ -32,15 +44,10 @@ def check_name(path):
 
 
 def called(method, path):
-    """What a reader's method returns; an `InputError` about `path` if it fails.
-
-    ITK sets the locale of the whole process while it reads numbers, and several threads leave it at
-    `C`, with which Python takes all text for ASCII: it is set back.
-    """
+    """What a reader's method returns; an `InputError` about `path` if it fails."""
     try:
-        return method()
+        with kept_locale():
+            return method()
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise InputError(path, f"can't be read ({reason})", COPY_AGAIN) from None
-    finally:
-        locale.setlocale(locale.LC_CTYPE, ENCODING)

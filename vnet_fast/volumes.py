@@ -15,7 +15,7 @@ import SimpleITK as sitk
 from vnet_fast import dicom, formats
 from vnet_fast.errors import InputError
 from vnet_fast.header import check_agreement, check_placement, words
-from vnet_fast.itk import called, check_name, file_reader
+from vnet_fast.itk import called, check_name, file_reader, kept_locale
 
 GEOMETRY_TOLERANCE = 1e-3
 MAX_LABEL = 255
@@ -256,7 +256,8 @@ def write(array, image, path):
         folder = Path(tempfile.mkdtemp(prefix=".writing-", dir=path.parent))
         # ITK knows few suffixes in upper case
         header = folder / (formats.stem_of(path) + formats.suffix_of(path))
-        sitk.WriteImage(Grid.of(image).image_from(array), str(header), useCompression=True)
+        with kept_locale():
+            sitk.WriteImage(Grid.of(image).image_from(array), str(header), useCompression=True)
         for part in folder.iterdir():
             if part != header:
                 os.replace(part, path.parent / part.name)
