@@ -15,6 +15,7 @@ if not torch.cuda.is_available():
 
 from vnet_fast import command_line
 
+LOCALE = locale.setlocale(locale.LC_CTYPE)
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -92,10 +93,12 @@ def _own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _restored_locale():
-    """Tests call SimpleITK themselves, which may leave the process at the C locale (`itk.kept_locale`)."""
-    before = locale.setlocale(locale.LC_CTYPE)
+    """Tests, and fixtures of whole modules, call SimpleITK themselves, which may leave the process at the
+    C locale (`itk.kept_locale`).
+    """
+    locale.setlocale(locale.LC_CTYPE, LOCALE)
     yield
-    locale.setlocale(locale.LC_CTYPE, before)
+    locale.setlocale(locale.LC_CTYPE, LOCALE)
 
 
 @pytest.fixture(autouse=True)
