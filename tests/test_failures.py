@@ -121,6 +121,7 @@ def test_a_damaged_last_checkpoint_never_takes_the_place_of_the_good_one(cases, 
     assert resumed.iteration == 6
     resumed.close()
     assert not (run / "last.pt").exists()
+    assert (run / "unreadable.pt").read_bytes() == b"damaged"
     assert checkpoint.load(run / "previous.pt")["iteration"] == 6
 
 

@@ -15,7 +15,7 @@ except ImportError:
     # no such locks on Windows
     fcntl = None
 
-LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
+LAST, PREVIOUS, BEST, UNREADABLE = "last.pt", "previous.pt", "best.pt", "unreadable.pt"
 
 
 class RunFolder:
@@ -90,9 +90,13 @@ class RunFolder:
             cause = f"can't be written ({error.strerror})"
             raise InputError(self.path, cause, "Choose another --output") from None
 
-    def drop_last(self):
-        """Removes a `last.pt` that can't be read, so that it never takes the place of `previous.pt`."""
-        (self.path / LAST).unlink(missing_ok=True)
+    def set_last_aside(self):
+        """Renames a `last.pt` that can't be read, so that it never takes the place of `previous.pt`.
+
+        It is kept: what this process can't read, by permission or of a newer program, may be sound.
+        """
+        if (self.path / LAST).exists():
+            os.replace(self.path / LAST, self.path / UNREADABLE)
 
     def save_last(self, model, **state):
         """Writes `last.pt`; the one before becomes `previous.pt`."""

@@ -142,7 +142,7 @@ class Run:
         content, path = RunFolder.load_last(self.config.output, torch.device("cpu"))
         self.processes.wait()
         if self.folder and path.name == PREVIOUS:
-            self.folder.drop_last()
+            self.folder.set_last_aside()
         checkpoint.fill_model(self.model, content, path)
         try:
             self.step.load_state_dict(content)
@@ -355,7 +355,7 @@ def main(given):
     except RuntimeError as error:
         if not is_loss_of_another(error):
             raise
-        raise InputError("another process", "has ended", f"See what it said. {RESUME_HINT} the run") from None
+        raise InputError("another process", "has ended", "See what it said, and resume the run") from None
     return 0
 
 
