@@ -41,9 +41,28 @@ def batch_dice(folder):
         loss.backward()
         losses = processes.gathered(loss.item())
         results[str(together)] = [sum(losses) / len(losses), model.module.weight.grad.flatten().tolist()]
+    del model, loss
+    processes.end()
+    results["threads"] = [name for name in _threads() if "gloo" in name]
     if processes.is_first:
         Path(folder, "result.json").write_text(json.dumps(results))
-    processes.end()
+
+
+def train_and_count_threads(*arguments):
+    """Trains, and writes the names of the threads that are left beside the run."""
+    end = train.Processes.end
+
+    def counted(processes, failed=False):
+        end(processes, failed)
+        print(f"threads: {' '.join(_threads())}", file=sys.stderr)
+
+    train.Processes.end = counted
+    command_line.run(train.main, command_line.parser_of(train.Config, "vnet_fast.train"), list(arguments))
+
+
+def _threads():
+    """The names of this process's threads, on Linux."""
+    return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
 
 
 def convolution():

@@ -1,5 +1,6 @@
 """Training in several processes, as `torchrun` starts them."""
 
+import gc
 import os
 import sys
 import warnings
@@ -7,6 +8,10 @@ from datetime import timedelta
 
 import torch
 import torch.distributed
+
+# here, before there is a process group: imported later, as DistributedDataParallel does, its functions
+# would have the group as the default of their arguments and keep it from ending (PyTorch 2.13)
+import torch.distributed.nn
 from torch.nn.parallel import DistributedDataParallel
 
 # the first process prepares the volumes while the others wait
@@ -60,7 +65,9 @@ class Processes:
         return device
 
     def end(self, failed=False):
-        """Leaves the others.
+        """Leaves the others, and ends the threads that talked to them: one that still let go of a tensor
+        of Python's while the interpreter ends would abort the process. What `wrap` returned must be let
+        go of before.
 
         Args:
             failed: whether this process fails: then it does not wait for them, who may wait for it in the
@@ -71,6 +78,7 @@ class Processes:
             sys.stdout, self._stdout = self._stdout, None
         if self.several and torch.distributed.is_initialized() and not failed:
             torch.distributed.destroy_process_group()
+            gc.collect()
 
     def wrap(self, model):
         """The model that averages its gradients over the processes."""

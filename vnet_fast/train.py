@@ -69,7 +69,7 @@ class Run:
     """
 
     def __init__(self, config, processes=None):
-        self.processes, self.folder = processes or Processes(), None
+        self.processes, self.folder, self.step = processes or Processes(), None, None
         try:
             self._start(config)
         except BaseException:
@@ -129,6 +129,8 @@ class Run:
         """
         if self.folder:
             self.folder.close()
+        if self.step:
+            self.step.model = self.model
         self.processes.end(failed)
 
     def __enter__(self):
