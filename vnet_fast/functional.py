@@ -84,13 +84,13 @@ def _add_prelu(x: Tensor, slope: Tensor, bias: Tensor | None, residual: Tensor |
     kernels = _add_prelu_kernels(x, slope, bias, residual)
     if kernels is not None:
         return kernels.add_prelu(x, slope, bias, residual)
-    return definitions.add_prelu(x, slope, bias, residual), x.new_empty(0, dtype=torch.uint8)
+    return definitions.add_prelu(x, slope, bias, residual), x.new_empty((0,), dtype=torch.uint8)
 
 
 @_add_prelu.register_fake
 def _(x, slope, bias, residual):
     kernels = _add_prelu_kernels(x, slope, bias, residual)
-    return torch.empty_like(x), x.new_empty(0, dtype=torch.uint8) if kernels is None else kernels.new_negative(x)
+    return torch.empty_like(x), x.new_empty((0,), dtype=torch.uint8) if kernels is None else kernels.new_negative(x)
 
 
 @torch.library.custom_op("vnet_fast::add_prelu_join", mutates_args=())
@@ -102,7 +102,7 @@ def _add_prelu_join(x: Tensor, slope: Tensor, bias: Tensor | None, skip: Tensor)
         negative = kernels.add_prelu(x, slope, bias, out=y)[1]
     else:
         y.copy_(definitions.add_prelu(x, slope, bias, None))
-        negative = x.new_empty(0, dtype=torch.uint8)
+        negative = x.new_empty((0,), dtype=torch.uint8)
     joined[:, x.shape[1] :] = skip
     return joined, negative
 
@@ -110,7 +110,7 @@ def _add_prelu_join(x: Tensor, slope: Tensor, bias: Tensor | None, skip: Tensor)
 @_add_prelu_join.register_fake
 def _(x, slope, bias, skip):
     kernels = _add_prelu_kernels(x, slope, bias, None)
-    negative = x.new_empty(0, dtype=torch.uint8) if kernels is None else kernels.new_negative(x)
+    negative = x.new_empty((0,), dtype=torch.uint8) if kernels is None else kernels.new_negative(x)
     return _new_joined(x, skip), negative
 
 

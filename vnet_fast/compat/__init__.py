@@ -1,0 +1,1 @@
+"""Our losses under the names and arguments of other libraries, one file a library."""

@@ -1,0 +1,140 @@
+"""The Dice loss with the arguments of nnU-Net's."""
+
+import functools
+import sys
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from vnet_fast.distributed import over_processes
+from vnet_fast.functional import dice_sums
+
+# no class: what a voxel that does not count is labelled with
+IGNORED = -1
+# nnU-Net's own, below which a denominator does not fall
+MIN_DENOMINATOR = 1e-8
+
+
+class SoftDiceLoss(nn.Module):
+    """-Dice, the mean over volumes and classes: nnU-Net's `SoftDiceLoss` of version 2.8.
+
+    Dice = (2 Σ p g + smooth) / max(Σ p + Σ g + smooth, 1e-8), sums over the voxels. They are taken in
+    float32 for half precision too, and the loss is float32 then (float64 for float64 input).
+
+    Args:
+        apply_nonlin: a function that makes probabilities of `x`, or None if it holds them. A softmax
+            over axis 1 (`nn.Softmax(1)`, `functools.partial(torch.softmax, dim=1)`, nnU-Net's
+            `softmax_helper_dim1`) and a sigmoid (`torch.sigmoid`, `nn.Sigmoid()`) are part of the
+            fused sums; any other is applied before them.
+        batch_dice: sums over the volumes of the batch too, before the division.
+        do_bg: whether class 0 counts.
+        smooth: added to the numerator and to the denominator.
+        ddp: with `batch_dice`, sums over the volumes of all processes that train together
+            (`torch.distributed`); no different in a single process, where nnU-Net's fails.
+        clip_tp: None, or the least that Σ p g is taken for.
+
+    Source:
+        Isensee et al. 2021 (nnU-Net); arguments, order and defaults of `nnunetv2.training.loss.dice`.
+    """
+
+    def __init__(self, apply_nonlin=None, batch_dice=False, do_bg=True, smooth=1.0, ddp=True, clip_tp=None):
+        super().__init__()
+        self.apply_nonlin = apply_nonlin
+        self.batch_dice = batch_dice
+        self.do_bg = do_bg
+        self.smooth = float(smooth)
+        self.ddp = ddp
+        self.clip_tp = clip_tp
+        self._activation = _fused_activation(apply_nonlin)
+
+    def forward(self, x, y, loss_mask=None):
+        """The loss of a batch.
+
+        Args:
+            x: (N, C, *spatial) logits, or probabilities without `apply_nonlin`; floating point.
+            y: (N, C, *spatial) numbers, one-hot or for regions that overlap; or class indices
+                0 … C - 1, (N, 1, *spatial) or (N, *spatial). Of any type. With one class, numbers.
+            loss_mask: None, or (N, 1, *spatial) factors of the voxels. Of type bool, as nnU-Net's is,
+                it costs no pass of its own with class indices.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            ValueError: if the shapes do not match, or no class counts.
+        """
+        if y.ndim == x.ndim - 1:
+            y = y[:, None]
+        labels = y.shape != x.shape
+        self._check(x, y, loss_mask)
+        activation = self._activation
+        if activation is None:
+            x, activation = self.apply_nonlin(x), "none"
+        options = {"labels": labels, "first_class": 0 if self.do_bg else 1}
+        if loss_mask is None:
+            sums = dice_sums(x, y, activation=activation, **options)
+        elif labels and loss_mask.dtype == torch.bool:
+            y = y.to(torch.promote_types(y.dtype, torch.int8)).masked_fill(~loss_mask, IGNORED)
+            sums = dice_sums(x, y, activation=activation, ignore_index=IGNORED, **options)
+        else:
+            sums = _weighted_sums(_activated(x, activation), y, loss_mask, options)
+        if self.batch_dice:
+            sums = sums.sum(1)
+            sums = over_processes(sums) if self.ddp else sums
+        return -self._dice(*sums).mean()
+
+    def _dice(self, intersection, prediction, ground):
+        denominator = prediction + ground
+        if self.clip_tp is not None:
+            clipped = intersection.clamp(min=self.clip_tp)
+            # what lies outside of the intersection stays as it is
+            denominator = denominator + 2 * (clipped - intersection)
+            intersection = clipped
+        return (2 * intersection + self.smooth) / (denominator + self.smooth).clamp(min=MIN_DENOMINATOR)
+
+    def _check(self, x, y, loss_mask):
+        one_channel = (x.shape[0], 1, *x.shape[2:])
+        if y.shape not in (x.shape, one_channel):
+            raise ValueError(f"y must have shape {tuple(x.shape)} or {one_channel} to match x; got {tuple(y.shape)}")
+        if loss_mask is not None and loss_mask.shape != one_channel:
+            raise ValueError(f"loss_mask must have shape {one_channel} to match x; got {tuple(loss_mask.shape)}")
+        if not self.do_bg and x.shape[1] == 1:
+            raise ValueError("do_bg must be True for an x of one class, of which none is left without the background")
+
+
+# nnU-Net's of the same sums, that keeps less in memory; it lacks clip_tp, the last argument
+MemoryEfficientSoftDiceLoss = SoftDiceLoss
+
+
+def _fused_activation(apply_nonlin):
+    """The name that `dice_sums` has for a function, or None if it has none."""
+    if apply_nonlin is None:
+        return "none"
+    if apply_nonlin in (torch.sigmoid, torch.special.expit, F.sigmoid) or type(apply_nonlin) is nn.Sigmoid:
+        return "sigmoid"
+    if type(apply_nonlin) is nn.Softmax and apply_nonlin.dim == 1:
+        return "softmax"
+    if isinstance(apply_nonlin, functools.partial) and apply_nonlin.func in (torch.softmax, F.softmax):
+        over_classes = not apply_nonlin.args and apply_nonlin.keywords == {"dim": 1}
+        return "softmax" if over_classes else None
+    # whoever hands over nnU-Net's has imported it
+    helpers = sys.modules.get("nnunetv2.utilities.helpers")
+    if helpers is not None and apply_nonlin is getattr(helpers, "softmax_helper_dim1", None):
+        return "softmax"
+    return None
+
+
+def _activated(x, activation):
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    if activation == "softmax":
+        return torch.softmax(x, 1)
+    return torch.sigmoid(x) if activation == "sigmoid" else x
+
+
+def _weighted_sums(probability, y, weight, options):
+    """The sums with each voxel weighted, as three of `dice_sums`: Σ w p g, Σ w p, Σ w g."""
+    weight = weight.to(probability.dtype)
+    intersection, prediction, _ = dice_sums(probability * weight, y, **options)
+    ground = dice_sums(weight.expand_as(probability), y, **options)[0]
+    return torch.stack([intersection, prediction, ground])
