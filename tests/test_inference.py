@@ -195,6 +195,15 @@ def test_flips_change_nothing_for_a_symmetric_network():
     np.testing.assert_allclose(flipped, plain, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("flips", [NO_FLIP, LEFT_RIGHT], ids=["as it is", "mirrored too"])
+def test_networks_are_averaged(flips):
+    networks, image = [make_vnet(seed) for seed in range(3)], make_image((16, 16, 32))
+    found = predict_probabilities(nn.ModuleList(networks), image, window=(16, 16, 24), flips=flips)
+    each = [predict_probabilities(network, image, window=(16, 16, 24), flips=flips) for network in networks]
+    np.testing.assert_allclose(found, np.mean(each, axis=0), rtol=0, atol=1e-6)
+    assert np.abs(each[0] - each[1]).max() > 1e-3
+
+
 def test_mixed_precision_reaches_every_window():
     seen = []
     model = make_pointwise()

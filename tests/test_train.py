@@ -237,9 +237,9 @@ def test_whole_chain(cases, tmp_path, run_verb):
     assert "2 of 2 volumes segmented" in out
     code, out, err = run_verb(evaluate, "--predictions", masks, "--labels", cases, "--output", tmp_path / "report.json")
     assert code == 0, err
-    report = json.loads((tmp_path / "report.json").read_text())
+    (report,) = json.loads((tmp_path / "report.json").read_text())["predictions"].values()
     assert len(report["cases"]) == 2
-    assert report["summary"]["1"]["dice"]["mean"] > 0.8
+    assert report["summary"]["1"]["whole"]["dice"]["mean"] > 0.8
     assert "mean ± SD" in out
 
 
@@ -343,6 +343,7 @@ def test_bad_data_without_debug_shows_no_traceback(cases, tmp_path, run_verb):
         (["--volume", "64", "8", "64"], "--volume: must be at least 16 along each axis; got 64 8 64"),
         (["--spacing", "1", "0", "1"], "argument --spacing"),
         (["--fold", "5"], "--fold: must be below --folds (5); got 5"),
+        (["--fold", "each"], "argument --fold: must be all or a whole number, 0 or more; got 'each'"),
         (["--folds", "1"], "--folds: must be at least 2; got 1"),
         (["--momentum", "1"], "--momentum: must be below 1; got 1.0"),
         (["--topology", "unet"], "argument --topology: invalid choice: 'unet'"),

@@ -1,10 +1,12 @@
 """The settings of a training run: defaults, the command line's, those of a run to resume."""
 
+import argparse
 import json
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
+from vnet_fast import board
 from vnet_fast.command_line import (
     natural_float,
     natural_int,
@@ -21,6 +23,8 @@ from vnet_fast.model import SIZE_MULTIPLE, TOPOLOGIES
 
 LOSSES = {"dice": DiceLoss.paper, "weighted-ce": WeightedCrossEntropy}
 MAX_SEED = 2**63
+# the --fold that trains every fold in turn
+ALL = "all"
 # what a resumed run may change; all else would make it another run
 FREE_ON_RESUME = {
     "iterations",
@@ -33,7 +37,19 @@ FREE_ON_RESUME = {
     "cache",
     "workers",
     "no_graph",
+    "tensorboard",
 }
+
+
+def fold_number(text):
+    """The type of --fold: a number from 0, or ALL."""
+    if text == ALL:
+        return ALL
+    try:
+        return natural_int(text)
+    except argparse.ArgumentTypeError:
+        words = f"must be {ALL} or a whole number, 0 or more; got {text!r}"
+        raise argparse.ArgumentTypeError(words) from None
 
 
 @dataclass(frozen=True)
@@ -72,7 +88,9 @@ class Config:
     loss: str = option("dice", "the paper's Dice loss or its baseline", choices=tuple(LOSSES))
     binary: bool = option(False, "all labels are one foreground", action="store_true")
     folds: int = option(5, "parts the cases are dealt to", type=positive_int, metavar="N")
-    fold: int = option(0, "the part to validate on, from 0", type=natural_int, metavar="N")
+    fold: int | str = option(
+        0, f"the part to validate on, from 0; {ALL}: a run for each, in turn", type=fold_number, metavar="N"
+    )
     workers: int = option(
         0, "processes that augment ahead of the step on a CPU; 0: within it", type=natural_int, metavar="N"
     )
@@ -89,6 +107,11 @@ class Config:
     )
     save_every: int = option(
         None, "iterations between checkpoints (default: at every validation)", type=positive_int, metavar="N"
+    )
+    tensorboard: bool = option(
+        False,
+        "writes loss, learning rate, Dice and speed to RUN/tensorboard too",
+        action=argparse.BooleanOptionalAction,
     )
     check: bool = option(False, "only looks at every case of --data, and trains nothing", action="store_true")
     seed: int = option(0, "of folds, weights, order and augmentation", type=natural_int, metavar="N")
@@ -132,7 +155,7 @@ def configure(given):
         raise InputError("--labels", "given without --data", "Name the folder of the volumes too")
     if config.folds < 2:
         raise InputError("--folds", f"must be at least 2; got {config.folds}", "Keep some cases for validation")
-    if config.fold >= config.folds:
+    if config.fold != ALL and config.fold >= config.folds:
         raise InputError("--fold", f"must be below --folds ({config.folds}); got {config.fold}", "They count from 0")
     if min(config.volume) < SIZE_MULTIPLE:
         size = " ".join(map(str, config.volume))
@@ -141,17 +164,28 @@ def configure(given):
         raise InputError("--momentum", f"must be below 1; got {config.momentum}", "The paper has 0.99")
     if config.seed >= MAX_SEED:
         raise InputError("--seed", f"must be below 2^63; got {config.seed}", "Any small number will do")
+    if config.tensorboard:
+        board.check_installed()
     return config
 
 
-def _resumed(given):
-    path = Path(given["resume"]) / "config.json"
+def stored_config(run):
+    """The Config that a run or a cross-validation keeps in its folder.
+
+    Raises:
+        InputError: if the folder is not one's, or the file was changed to what can't be.
+    """
+    path = Path(run) / "config.json"
     try:
-        stored = parse_stored(Config, json.loads(path.read_text(encoding="utf-8")), path)
+        return parse_stored(Config, json.loads(path.read_text(encoding="utf-8")), path)
     except FileNotFoundError:
         raise InputError(path, "no such file", "Name the folder of a run") from None
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise InputError(path, f"can't be read ({error})", "Name the folder of a run") from None
+
+
+def _resumed(given):
+    stored = stored_config(given["resume"])
     for name, value in given.items():
         if name not in FREE_ON_RESUME | {"resume", "output"} and getattr(stored, name) != value:
             flag = "--" + name.replace("_", "-")

@@ -46,7 +46,8 @@ def predict_probabilities(
     runs on the CPU, in float32, with the windows that were asked for. Each step is said.
 
     Args:
-        model: the network; afterwards it is where it was, in evaluation mode.
+        model: the network, or a ModuleList of networks, whose probabilities are averaged; afterwards it
+            is where it was, in evaluation mode.
         image: (D, H, W) float32 array, normalised.
         autocast: the dtype of mixed precision, or None.
         window: (d, h, w) voxels of the windows that a larger image is predicted in, or None: in one.
@@ -114,10 +115,11 @@ def _average(model, image, attempt, autocast, overlap, flips, track):
 
 
 def _probabilities(model, part, autocast, flips):
-    """(K, d, h, w) float32 of a (1, 1, d, h, w) window: the mean over the flips."""
+    """(K, d, h, w) float32 of a (1, 1, d, h, w) window: the mean over networks and flips."""
+    networks = model if isinstance(model, torch.nn.ModuleList) else [model]
     total = 0
-    for axes in flips:
+    for network, axes in itertools.product(networks, flips):
         with mixed_precision(part.device, autocast):
-            logits = model(part.flip(axes))
+            logits = network(part.flip(axes))
         total = total + torch.softmax(logits[0].float(), 0).flip(axes)
-    return total / len(flips)
+    return total / (len(networks) * len(flips))

@@ -29,12 +29,19 @@ MAX_VOXELS = 1 << 30
 class Config:
     """Segments volumes with a trained V-Net. Masks are on each input's own grid."""
 
-    checkpoint: str = option(None, "best.pt or last.pt of a run", type=path_text, metavar="FILE", required=True)
+    checkpoint: tuple = option(
+        None,
+        "best.pt or last.pt of a run; of several, the probabilities are averaged",
+        type=path_text,
+        metavar="FILE",
+        nargs="+",
+        required=True,
+    )
     input: str = option(
         None, "a volume, a folder of DICOM slices, or a folder of volumes", type=path_text, required=True
     )
     output: str = option(None, "the mask's file, or a folder", type=path_text, required=True)
-    validation_only: bool = option(False, "only the cases that the run validated on", action="store_true")
+    validation_only: bool = option(False, "only the cases that every run held out", action="store_true")
     probabilities: bool = option(False, "writes NAME_probability files too, float32", action="store_true")
     all_components: bool = option(False, "keeps more than each class's largest component", action="store_true")
     overlap: float = option(
@@ -84,7 +91,7 @@ def plan(config, only):
             raise InputError(target, f"one file for {len(found)} volumes", "Name a folder")
         if single and target.suffix and not target.is_dir():
             raise InputError(target, "not a format that is written", formats.CONVERT.replace("Convert", "Change"))
-        pairs = [(path, target / f"{name}{_output_suffix(path)}") for name, path in found.items()]
+        pairs = [(path, target / f"{name}{output_suffix(path)}") for name, path in found.items()]
     # realpath, unlike resolve, bears a loop of links
     inputs = {os.path.realpath(part) for path in found.values() for part in _files_of(path)}
     for _, mask in pairs:
@@ -105,7 +112,8 @@ def _files_of(path):
         return [path]
 
 
-def _output_suffix(path):
+def output_suffix(path):
+    """The suffix of the mask of the volume at `path`."""
     return DICOM_OUTPUT if path.is_dir() else formats.suffix_of(path) or DICOM_OUTPUT
 
 
@@ -131,7 +139,7 @@ def segment(model, path, spacing, size, autocast=None, overlap=None, **how):
     whole of a larger volume is normalised by those of its centre, which looks as it did in training.
 
     Args:
-        model: the network.
+        model: the network, or a ModuleList of those to average.
         path: of the volume.
         spacing: mm, x y z, that the network works on.
         size: voxels, x y z, that it works on.
@@ -200,6 +208,34 @@ def build_network(content, path, device):
     return checkpoint.build_model(content, path, HOST), HOST
 
 
+def load_networks(paths, device):
+    """The networks of checkpoints, together in memory.
+
+    Returns:
+        (the network, or a ModuleList of several, its device, spacing and size that it works on, the
+        names of the cases that all the runs held out).
+
+    Raises:
+        InputError: if one can't be used, or differs from the first in classes, spacing or volume.
+    """
+    networks, held_out, first = [], [], None
+    for path in paths:
+        content = checkpoint.load(path)
+        network, device = build_network(content, path, device)
+        spacing, size = grid_of(content, path)
+        ours = {"number of classes": (network.num_classes,), "spacing": spacing, "volume": size}
+        first = first or ours
+        for name in (name for name in ours if ours[name] != first[name]):
+            values = [" ".join(f"{value:g}" for value in which[name]) for which in (ours, first)]
+            cause = f"its {name} is {values[0]}, that of {paths[0]} is {values[1]}"
+            raise InputError(path, cause, "Name checkpoints that agree in it")
+        networks.append(network)
+        held_out.append({*content["validation"]})
+    # where memory was short for one, all go to the CPU
+    model = networks[0] if len(networks) == 1 else torch.nn.ModuleList(networks).to(device)
+    return model, device, spacing, size, set.intersection(*held_out)
+
+
 def segment_all(pairs, config, segment_one):
     """Writes the masks, and the probabilities if they are wanted.
 
@@ -241,18 +277,19 @@ def main(given):
     use_all_cores()
     keep_freed_memory()
     device = find_device(config.device)
-    content = checkpoint.load(config.checkpoint)
-    model, device = build_network(content, config.checkpoint, device)
-    spacing, size = grid_of(content, config.checkpoint)
-    only = set(content["validation"]) if config.validation_only else None
-    pairs = plan(config, only)
+    model, device, spacing, size, names = load_networks(config.checkpoint, device)
+    if config.validation_only and len(config.checkpoint) > 1 and not names:
+        cause = "no case was held out by every run"
+        raise InputError("--validation-only", cause, "Give one checkpoint, or train with --fold all")
+    pairs = plan(config, names if config.validation_only else None)
     folder = pairs[0][1].parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(folder, f"can't be made ({error.strerror})", "Choose another --output") from None
     autocast, words = choose_precision(config.amp, device)
-    print(f"device: {device_name(device)}, {words}")
+    together = f", {len(config.checkpoint)} networks averaged" if len(config.checkpoint) > 1 else ""
+    print(f"device: {device_name(device)}, {words}{together}")
 
     bar = partial(tqdm, disable=not sys.stderr.isatty(), leave=False)
     errors, larger = segment_all(

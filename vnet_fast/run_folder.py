@@ -16,6 +16,34 @@ except ImportError:
     fcntl = None
 
 LAST, PREVIOUS, BEST, UNREADABLE = "last.pt", "previous.pt", "best.pt", "unreadable.pt"
+RESUME_HINT = "Resume with: python -m vnet_fast.train --resume"
+
+
+def fold_folder(run, fold):
+    """The folder of one fold's run in a cross-validation's."""
+    return Path(run) / f"fold{fold}"
+
+
+def holds_run(path):
+    """Whether a run has been begun in a folder."""
+    return any((Path(path) / name).exists() for name in (LAST, PREVIOUS))
+
+
+def finished_at(path):
+    """The iteration at which the run in a folder was finished, or None."""
+    try:
+        return json.loads((Path(path) / "summary.json").read_text(encoding="utf-8"))["iterations"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_config(path, config):
+    """Keeps the settings of a run in its folder's `config.json`."""
+    try:
+        write_text(Path(path) / "config.json", json.dumps({**asdict(config), "resume": None}, indent=2) + "\n")
+    except OSError as error:
+        cause = f"can't be written ({error.strerror})"
+        raise InputError(path, cause, "Choose another --output") from None
 
 
 class RunFolder:
@@ -31,7 +59,7 @@ class RunFolder:
 
     def __init__(self, path, resume=False):
         self.path = Path(path)
-        if not resume and any((self.path / name).exists() for name in (LAST, PREVIOUS)):
+        if not resume and (holds_run(self.path) or any(map(holds_run, self.path.glob("fold*")))):
             raise InputError(self.path, "holds a run already", "Choose another --output, or --resume it")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -81,14 +109,6 @@ class RunFolder:
             (self.path / "lock").unlink(missing_ok=True)
             self._lock.close()
             self._lock = None
-
-    def write_config(self, config):
-        """Keeps the settings in `config.json`."""
-        try:
-            write_text(self.path / "config.json", json.dumps({**asdict(config), "resume": None}, indent=2) + "\n")
-        except OSError as error:
-            cause = f"can't be written ({error.strerror})"
-            raise InputError(self.path, cause, "Choose another --output") from None
 
     def set_last_aside(self):
         """Renames a `last.pt` that can't be read, so that it never takes the place of `previous.pt`.

@@ -58,7 +58,7 @@ def _draw(run):
     figures.overlay(
         case.image,
         np.minimum(case.mask, 1) if run.data.num_classes == 2 else case.mask,
-        predict_probabilities(run.model, case.image, run.autocast).argmax(0),
+        {"": predict_probabilities(run.model, case.image, run.autocast).argmax(0)},
         run.config.spacing,
         f"{case.name}: Dice {np.mean(run.best.per_case[case.name]):.3f}, the median of validation",
         run.folder / "overlay.png",

@@ -1,6 +1,5 @@
 """Trains a V-Net on a folder of volumes with masks, or on phantoms."""
 
-import json
 import math
 import signal
 import time
@@ -13,7 +12,8 @@ from vnet_fast import checkpoint, command_line
 from vnet_fast.augment import Draws
 from vnet_fast.batches import is_worker_death, make_source
 from vnet_fast.check import check
-from vnet_fast.configuration import LOSSES, Config, configure, find_device, learning_rate
+from vnet_fast.configuration import ALL, LOSSES, Config, configure, find_device, learning_rate
+from vnet_fast.cross_validation import cross_validate
 from vnet_fast.devices import (
     choose_precision,
     device_name,
@@ -26,7 +26,7 @@ from vnet_fast.distributed import Processes, is_loss_of_another
 from vnet_fast.errors import InputError
 from vnet_fast.memory import free, what_fits
 from vnet_fast.model import VNet
-from vnet_fast.run_folder import BEST, LAST, PREVIOUS, RunFolder
+from vnet_fast.run_folder import BEST, LAST, PREVIOUS, RESUME_HINT, RunFolder, finished_at, write_config
 from vnet_fast.step import Step, make_optimizer
 from vnet_fast.summary import finish
 from vnet_fast.training_data import load_data
@@ -35,7 +35,6 @@ from vnet_fast.validation import Best, interval, mean_dice, validate
 
 # checkpoints of a run at least
 SAVES = 10
-RESUME_HINT = "Resume with: python -m vnet_fast.train --resume"
 
 
 class StopSignal:
@@ -107,7 +106,7 @@ class Run:
             self._restore()
         self.step.model = self.processes.wrap(self.model)
         if self.folder:
-            self.folder.write_config(self.config)
+            write_config(self.folder.path, self.config)
         print(
             f"network: {config.topology} topology, {sum(p.numel() for p in self.model.parameters()):,} parameters, "
             f"{' x '.join(map(str, config.volume))} voxels of {' x '.join(f'{s:g}' for s in config.spacing)} mm"
@@ -150,17 +149,14 @@ class Run:
             self.step.load_state_dict(content)
             self.iteration, self.seconds = content["iteration"], content["seconds"]
             self.best = Best(**content["best"])
-            kept = content["training"], content["validation"]
+            kept = {part: content[part] for part in ("training", "validation")}
             self._share_batch(content.get("batch", self.config.batch_size * self.processes.count))
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             raise InputError(path, f"can't be resumed ({error})", "Start a new run") from None
-        if kept != (self._names(self.data.training), self._names(self.data.validation)):
-            changed = sorted(
-                set(kept[0] + kept[1]) ^ {*map(str, self._names(self.data.training + self.data.validation))}
-            )
-            cause = f"its cases have changed{': ' + ', '.join(changed[:5]) if changed else ''}"
-            raise InputError(path.parent, cause, "Restore them, or start a new run")
-        if self.iteration >= self.config.iterations and (self.best.iteration == 0 or self._is_finished(path.parent)):
+        self.data.check_unchanged(kept, path.parent)
+        if self.iteration >= self.config.iterations and (
+            self.best.iteration == 0 or finished_at(path.parent) == self.iteration
+        ):
             cause = f"is at iteration {self.iteration} of {self.config.iterations}"
             raise InputError(path.parent, cause, "Give more --iterations")
         print(f"resuming at iteration {self.iteration}")
@@ -172,12 +168,6 @@ class Run:
             cause = f"{self.processes.count} processes can't share the run's batches of {total}"
             raise InputError("--nproc-per-node", cause, "Start a number of them that divides it")
         self.config = replace(self.config, batch_size=each)
-
-    def _is_finished(self, folder):
-        try:
-            return json.loads((folder / "summary.json").read_text(encoding="utf-8"))["iterations"] == self.iteration
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
 
     def _make_source(self):
         config, processes = self.config, self.processes
@@ -211,7 +201,8 @@ class Run:
             config.iterations, config.batch_size * self.processes.count, len(self.data.validation)
         )
         save_every = config.save_every or min(val_every, math.ceil(config.iterations / SAVES))
-        stop, source = StopSignal(second_ends=not self.processes.several), self._make_source()
+        stop = self.stop = StopSignal(second_ends=not self.processes.several)
+        source = self._make_source()
         log = Log(self.folder / "log.csv", self.iteration, config) if self.folder else None
         losses, began, since = ReadBack(self.iteration), time.monotonic(), self.iteration
         try:
@@ -231,10 +222,10 @@ class Run:
                     self._check_weights()
                 spent = time.monotonic() - began
                 self.seconds += spent
-                dice = self._validate() if validating else None
+                per_case = self._validate() if validating else None
                 if log:
                     volumes = (self.iteration - since) * config.batch_size * self.processes.count
-                    log.add(first, values, volumes / spent, dice)
+                    log.add(first, values, volumes / spent, per_case)
                     self._say_refusal()
                 if saving:
                     self._save_last()
@@ -314,7 +305,7 @@ class Run:
             self.best = Best(self.iteration, dice, per_case)
             if self.folder:
                 checkpoint.save(self.folder / BEST, self.model, **self._about())
-        return dice
+        return per_case
 
     def _save_last(self):
         if self.folder:
@@ -328,13 +319,33 @@ class Run:
             "batch": self.config.batch_size * self.processes.count,
             "spacing": list(self.config.spacing),
             "volume": list(self.config.volume),
-            "training": self._names(self.data.training),
-            "validation": self._names(self.data.validation),
+            **self.data.names,
         }
 
-    @staticmethod
-    def _names(cases):
-        return [case.name for case in cases]
+
+def train_run(config, whole=None):
+    """Trains a run and finishes it, or says how to resume it.
+
+    Args:
+        config: its Config.
+        whole: None, or the folder of the cross-validation that it is a fold of, which a signal ends.
+
+    Returns:
+        exit code.
+    """
+    with Run(config) as run:
+        number = run.train()
+        done = run.iteration >= run.config.iterations
+        if done and run.folder:
+            # prediction needs neither graph nor gradients
+            run.step.release()
+            finish(run)
+        # a fold's pictures may take longer than the signal
+        number = number or run.stop.number
+        if number is not None and (whole or not done):
+            print(f"stopped at iteration {run.iteration}. {RESUME_HINT} {whole or run.config.output}")
+            return 128 + number
+    return 0
 
 
 def main(given):
@@ -344,21 +355,14 @@ def main(given):
     config = configure(given)
     if config.check:
         return check(config)
+    if config.fold == ALL:
+        return cross_validate(config, train_run)
     try:
-        with Run(config) as run:
-            number = run.train()
-            if number is not None and run.iteration < run.config.iterations:
-                print(f"stopped at iteration {run.iteration}. {RESUME_HINT} {run.config.output}")
-                return 128 + number
-            if run.folder:
-                # prediction needs neither graph nor gradients
-                run.step.release()
-                finish(run)
+        return train_run(config)
     except RuntimeError as error:
         if not is_loss_of_another(error):
             raise
         raise InputError("another process", "has ended", "See what it said, and resume the run") from None
-    return 0
 
 
 if __name__ == "__main__":

@@ -23,6 +23,25 @@ class Data:
     validation: list
     num_classes: int
 
+    @property
+    def names(self):
+        """The names of the cases, as a checkpoint keeps them: dict from `training` and `validation`."""
+        return {part: [case.name for case in getattr(self, part)] for part in ("training", "validation")}
+
+    def check_unchanged(self, kept, run):
+        """Makes sure that a run's cases are those that it was begun with.
+
+        Args:
+            kept: the `names` of then.
+            run: its folder.
+        """
+        if kept == self.names:
+            return
+        before, now = ({str(name) for part in names.values() for name in part} for names in (kept, self.names))
+        changed = sorted(before ^ now)
+        cause = f"its cases have changed{': ' + ', '.join(changed[:5]) if changed else ''}"
+        raise InputError(run, cause, "Restore them, or start a new run")
+
 
 def load_data(config):
     """Finds, splits and prepares the cases; says how many there are.

@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from vnet_fast.board import Board
 from vnet_fast.configuration import learning_rate
 from vnet_fast.errors import InputError
 from vnet_fast.files import write_text
+from vnet_fast.validation import mean_dice
 
 LOG_FIELDS = ("iteration", "loss", "learning_rate", "validation_dice", "volumes_per_second")
 # iterations whose losses are read back at once: a look at every one would wait for the GPU
@@ -76,7 +78,8 @@ def _mark(device):
 
 
 class Log:
-    """`log.csv` of a run and its progress, a bar on a terminal and lines elsewhere.
+    """`log.csv` of a run and its progress, a bar on a terminal and lines elsewhere; and TensorBoard's
+    scalars beside it, if the run has them.
 
     Args:
         path: of the file; lines from `start` on are dropped when a run is resumed.
@@ -99,15 +102,26 @@ class Log:
         writer.writeheader()
         writer.writerows([{name: row.get(name) for name in LOG_FIELDS} for row in kept])
         write_text(path, text.getvalue())
+        self.board = Board(path.with_name("tensorboard"), start) if config.tensorboard else None
         self.file = open(path, "a", newline="")  # noqa: SIM115 - closed by close()
         self.writer = csv.DictWriter(self.file, LOG_FIELDS)
         self.bar = tqdm(total=config.iterations, initial=start, unit="it", disable=not sys.stderr.isatty())
         self.dice, self.said, self.began, self.start = None, time.monotonic(), time.monotonic(), start
 
-    def add(self, first, losses, rate, dice=None):
-        """Iterations from `first` on, counted from 1, with their losses; `rate` volumes/s."""
+    def add(self, first, losses, rate, per_case=None):
+        """Iterations that have been done.
+
+        Args:
+            first: of them, counted from 1.
+            losses: of each.
+            rate: volumes/s.
+            per_case: None, or what `validation.validate` returned after the last of them.
+        """
         if not losses:
             return
+        dice = None if per_case is None else mean_dice(per_case)
+        if self.board:
+            self._show(first, losses, rate, per_case)
         for iteration, loss in enumerate(losses, start=first):
             last = iteration == first + len(losses) - 1
             row = (
@@ -126,6 +140,13 @@ class Log:
         self.bar.update(len(losses))
         self._say(first + len(losses) - 1, shown, dice is not None)
 
+    def _show(self, first, losses, rate, per_case):
+        for iteration, loss in enumerate(losses, start=first):
+            self.board.add_update(iteration, loss, learning_rate(self.config, iteration - 1))
+        self.board.add_rate(first + len(losses) - 1, rate)
+        if per_case is not None:
+            self.board.add_validation(first + len(losses) - 1, per_case)
+
     def _say(self, done, shown, always):
         now = time.monotonic()
         if not self.bar.disable or not (always or now - self.said > SECONDS_BETWEEN_LINES):
@@ -137,6 +158,8 @@ class Log:
     def close(self):
         self.bar.close()
         self.file.close()
+        if self.board:
+            self.board.close()
 
 
 def minutes(seconds):
