@@ -1,139 +1,95 @@
 """Compares predicted masks with reference masks."""
 
-import json
-import math
 from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
-
-from vnet_fast import command_line, dataset, volumes
+from vnet_fast import command_line, dataset, evaluation_tables, figures
 from vnet_fast.command_line import option, path_text
-from vnet_fast.errors import InputError, InputErrors
+from vnet_fast.comparison import compare_pairs, require_scipy
+from vnet_fast.errors import InputError
+from vnet_fast.evaluation import evaluate
+from vnet_fast.evaluation_figures import draw
 from vnet_fast.files import write_text
-from vnet_fast.metrics import dice, hausdorff_distance
-
-METRICS = ("dice", "hausdorff_mm")
+from vnet_fast.score import read_observer
 
 
 @dataclass(frozen=True)
 class Config:
-    """Dice and Hausdorff distance of predicted masks, for each case and class."""
+    """Dice, surface distances and volumes of predicted masks, for each case and class; of several
+    folders of predictions side by side, with a paired test."""
 
-    predictions: str = option(None, "folder of predicted masks", type=path_text, metavar="DIR", required=True)
+    predictions: tuple = option(
+        None, "folder of predicted masks, or several of the same cases", type=path_text, nargs="+", metavar="DIR",
+        required=True,
+    )  # fmt: skip
     labels: str = option(
         None, "folder of reference masks, alone or beside their volumes", type=path_text, metavar="DIR", required=True
     )
-    output: str = option(None, "writes the report as JSON", type=path_text, metavar="FILE")
+    output: str = option(None, "writes all numbers as JSON", type=path_text, metavar="FILE")
+    csv: str = option(None, "writes the cases as CSV, a row for each case, class and region", type=path_text,
+                      metavar="FILE")  # fmt: skip
+    figures: str = option(None, "draws the distributions, and the best, median and worst case", type=path_text,
+                          metavar="DIR")  # fmt: skip
+    images: str = option(None, "folder of the volumes for --figures, if they are not with the reference masks",
+                         type=path_text, metavar="DIR")  # fmt: skip
     binary: bool = option(False, "all labels are one foreground", action="store_true")
+    regions: bool = option(
+        False, "also of base and apex, the cranial and caudal thirds of the reference's slices", action="store_true"
+    )
+    observer: str = option(
+        None, "TOML file of a second observer's means, for the challenge's score", type=path_text, metavar="FILE"
+    )
 
 
-def compare(prediction_path, reference_path, binary=False):
-    """The metrics of one case.
-
-    Returns:
-        dict from each label that one of the two has, 1 and up, to a dict from metric to value.
-
-    Raises:
-        InputError: if a file can't be read or the two are not on the same grid.
-    """
-    reference = volumes.read_mask(reference_path)
-    prediction = volumes.read_mask(prediction_path, reference, reference_path)
-    spacing = volumes.Grid.of(reference).spacing
-    a, b = (np.array(volumes.sitk.GetArrayViewFromImage(mask)) for mask in (prediction, reference))
-    if binary:
-        a, b = (a > 0).astype(np.uint8), (b > 0).astype(np.uint8)
-    labels = sorted({*np.unique(a).tolist(), *np.unique(b).tolist()} - {0})
-    return {
-        label: {
-            "dice": dice(a == label, b == label),
-            "hausdorff_mm": hausdorff_distance(a == label, b == label, spacing),
-        }
-        for label in labels
-    }
+def names_of(folders):
+    """Short names of the folders of predictions, no two the same."""
+    last = [Path(folder).resolve().name for folder in folders]
+    return [name if last.count(name) == 1 else str(folder) for name, folder in zip(last, folders, strict=True)]
 
 
-def fill_absent(cases):
-    """Gives every case every label that any case has: where neither mask has it, they agree."""
-    labels = sorted({label for case in cases.values() for label in case}) or [1]
-    return {
-        name: {label: case.get(label, {"dice": 1.0, "hausdorff_mm": 0.0}) for label in labels}
-        for name, case in cases.items()
-    }
-
-
-def summarise(cases):
-    """Mean and standard deviation of each class and metric over the cases where it is finite.
-
-    Args:
-        cases: dict from case to what `compare` returned, filled by `fill_absent`.
-
-    Returns:
-        dict from label to metric to dict of `mean`, `standard_deviation`, `cases`.
-    """
-    summary = {}
-    for label in sorted({label for case in cases.values() for label in case}):
-        summary[label] = {}
-        for metric in METRICS:
-            values = [case[label][metric] for case in cases.values()]
-            values = [value for value in values if math.isfinite(value)]
-            deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-            mean = float(np.mean(values)) if values else math.nan
-            summary[label][metric] = {"mean": mean, "standard_deviation": deviation, "cases": len(values)}
-    return summary
-
-
-def table(cases, summary):
-    """The report as lines of text."""
-    width = max(len("mean ± SD"), *(len(name) for name in cases))
-    lines = [f"{'case':{width}}  class      Dice  Hausdorff mm"]
-    for name, classes in cases.items():
-        for label, values in classes.items():
-            distance = f"{values['hausdorff_mm']:.2f}" if math.isfinite(values["hausdorff_mm"]) else "one is empty"
-            lines.append(f"{name:{width}}  {label:5}  {values['dice']:8.4f}  {distance:>12}")
-    for label, values in summary.items():
-        a, b = values["dice"], values["hausdorff_mm"]
-        lines.append(
-            f"{'mean ± SD':{width}}  {label:5}  {a['mean']:.4f} ± {a['standard_deviation']:.4f}  "
-            f"{b['mean']:.2f} ± {b['standard_deviation']:.2f} mm ({a['cases']} cases"
-            + (f", distance of {b['cases']})" if b["cases"] != a["cases"] else ")")
-        )
-    return lines
-
-
-def _finite(value):
-    """The same structure with None for what JSON has no number for."""
-    if isinstance(value, dict):
-        return {str(key): _finite(entry) for key, entry in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_report(report, path):
-    """Writes JSON beside its place and renames it."""
+def written(path, text, flag):
+    """Writes a text; an `InputError` if it can't."""
     try:
-        write_text(path, json.dumps(_finite(report), indent=2) + "\n")
+        write_text(path, text)
     except OSError as error:
-        raise InputError(path, f"can't be written ({error.strerror})", "Choose another --output") from None
+        raise InputError(path, f"can't be written ({error.strerror})", f"Choose another {flag}") from None
+
+
+def check(config):
+    """What can be known to fail before anything is measured; an `InputError`."""
+    if len(set(map(str, config.predictions))) < len(config.predictions):
+        raise InputError("--predictions", "names a folder twice", "Name each once")
+    if len(config.predictions) > 1:
+        require_scipy("--predictions")
+    if config.images and not config.figures:
+        raise InputError("--images", "given without --figures", "Name the folder of the pictures too")
+    if config.figures and not figures.available():
+        raise InputError("--figures", "matplotlib is not installed", "pip install 'vnet_fast[report]'")
+    for path, flag in ((config.output, "--output"), (config.csv, "--csv")):
+        if path and not Path(path).absolute().parent.is_dir():
+            raise InputError(path, "can't be written (no such folder)", f"Choose another {flag}")
 
 
 def main(given):
     """Runs with the options given; returns the exit code."""
     config = Config(**given)
-    pairs, unpredicted = dataset.pair_masks(config.predictions, config.labels)
-    cases, errors = {}, []
-    for name, prediction, reference in pairs:
-        try:
-            cases[name] = compare(prediction, reference, config.binary)
-        except InputError as error:
-            errors.append(error)
-    if errors:
-        raise InputErrors(errors)
-    cases = fill_absent(cases)
-    summary = summarise(cases)
-    print("\n".join(table(cases, summary)))
-    if unpredicted:
-        print(f"{unpredicted} more reference masks have no prediction")
+    check(config)
+    observer = read_observer(config.observer) if config.observer else None
+    names = names_of(config.predictions)
+    found = [dataset.pair_masks(folder, config.labels) for folder in config.predictions]
+    pairs = [each for each, _ in found]
+    evaluations = evaluate(names, pairs, config.binary, config.regions, observer)
+    comparisons = compare_pairs(evaluations) if len(evaluations) > 1 else []
+    print("\n".join(evaluation_tables.text(evaluations, comparisons)))
+    for (_, unpredicted), name in zip(found, names, strict=True):
+        if unpredicted:
+            print(f"{unpredicted} more reference masks have no prediction" + (f" in {name}" if len(names) > 1 else ""))
     if config.output:
-        write_report({"cases": cases, "summary": summary}, config.output)
+        written(config.output, evaluation_tables.json_text(evaluations, comparisons), "--output")
+    if config.csv:
+        written(config.csv, evaluation_tables.csv_text(evaluations), "--csv")
+    if config.figures:
+        draw(config, evaluations, pairs, comparisons)
     return 0
 
 
