@@ -77,11 +77,11 @@ def made_folder(path, flag):
 def chosen(evaluation):
     """The cases to look at: dict from `worst`, `median`, `best` to a name, no case twice."""
     ordered = sorted(evaluation.cases, key=evaluation.mean_dice)
-    at = {"worst": 0, "median": len(ordered) // 2, "best": len(ordered) - 1}
-    named = {}
-    for words, index in at.items():
-        if ordered[index] not in named.values():
-            named[words] = ordered[index]
+    named = {"worst": ordered[0], "median": ordered[len(ordered) // 2], "best": ordered[-1]}
+    if named["median"] in (named["worst"], named["best"]):
+        del named["median"]
+    if len(ordered) == 1:
+        del named["best"]
     return named
 
 

@@ -123,15 +123,15 @@ def json_text(evaluations, comparisons=()):
     for evaluation in evaluations:
         content = {"cases": evaluation.cases, "summary": summarise(evaluation)}
         report["predictions"][evaluation.name] = content | ({"scores": evaluation.scores} if evaluation.scores else {})
-    return json.dumps(_plain(report), indent=2, allow_nan=False) + "\n"
+    return json.dumps(plain(report), indent=2, allow_nan=False) + "\n"
 
 
-def _plain(value):
-    """The same structure with None for what JSON has no number for."""
+def plain(value):
+    """The same structure as JSON keeps it, with None for what it has no number for."""
     if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

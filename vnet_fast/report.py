@@ -9,6 +9,7 @@ from vnet_fast.command_line import option, path_text
 from vnet_fast.comparison import compare_pairs, require_scipy
 from vnet_fast.configuration import find_device
 from vnet_fast.dataset import natural
+from vnet_fast.devices import keep_freed_memory, use_all_cores
 from vnet_fast.errors import InputError
 from vnet_fast.evaluation import evaluate
 from vnet_fast.evaluation_figures import made_folder
@@ -118,6 +119,8 @@ def _read(folder, name, settings, device):
 def main(given):
     """Runs with the options given; returns the exit code."""
     config = Config(**given)
+    use_all_cores()
+    keep_freed_memory()
     if not figures.available():
         raise InputError("report", "matplotlib is not installed", "pip install 'vnet_fast[report]'")
     if len(config.run) > 1:
