@@ -9,6 +9,7 @@ on, and the README's table of all such results.
 import argparse
 import dataclasses
 import json
+import statistics
 import sys
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from vnet_fast.comparison import compare_pairs  # noqa: E402
 from vnet_fast.configuration import Config  # noqa: E402
 from vnet_fast.errors import InputError, InputErrors  # noqa: E402
 from vnet_fast.evaluation import WHOLE, evaluate, summarise  # noqa: E402
-from vnet_fast.evaluation_tables import plain  # noqa: E402
+from vnet_fast.evaluation_tables import mean_and_deviation, plain  # noqa: E402
 from vnet_fast.files import write_text  # noqa: E402
 from vnet_fast.report import read_subjects  # noqa: E402
 
@@ -42,7 +43,7 @@ LEFT_OUT = {
 }
 METRICS = (("dice", "Dice", 4), ("hausdorff_95_mm", "HD95, mm", 2), ("average_boundary_distance_mm", "ABD, mm", 2))
 WORDS = {"dice": "Dice loss", "weighted-ce": "weighted cross-entropy"}
-HEADINGS = ("data", "loss", "cases", "Dice", "median Dice", "HD95, mm", "ABD, mm", "Dice less the other's, p")
+HEADINGS = ("data", "loss", "cases", "Dice", "median Dice", "HD95, mm", "ABD, mm", "Dice less the other's (median), p")
 
 
 def measured(runs):
@@ -67,7 +68,7 @@ def measured(runs):
         "runs": [
             {
                 "loss": each.name,
-                "training": {k: subject.summary[k] for k in ("iterations", "seconds", "device", "precision")},
+                "training": _training(subject),
                 "labels": summarise(each),
                 "cases": each.cases,
             }
@@ -75,6 +76,13 @@ def measured(runs):
         ],
         "comparisons": [vars(each) for each in compare_pairs(evaluations)],
     }
+
+
+def _training(subject):
+    """What a run, or the first fold of a cross-validation, was trained on."""
+    first = subject.folder / "fold0" / "summary.json"
+    summary = json.loads(first.read_text(encoding="utf-8")) if first.exists() else subject.summary
+    return {name: summary[name] for name in ("iterations", "device", "precision")}
 
 
 def command(settings):
@@ -100,29 +108,23 @@ def section(folder):
         for label in first["labels"]:
             rows += [_row(path.stem, content, run, label) for run in content["runs"]]
         lines = [f"| {' | '.join(HEADINGS)} |", "| --- | --- |" + " ---: |" * (len(HEADINGS) - 2), *rows]
-        minutes = " and ".join(f"{run['training']['seconds'] / 60:.0f}" for run in content["runs"])
         trained = first["training"]
         parts.append(
             f"`{content['command']}`, with `--loss dice` and `--loss weighted-ce`; {trained['iterations']} iterations "
-            f"in {minutes} minutes on {about['processor']}, {trained['device']}, {trained['precision']}, "
+            f"on {about['processor']}, {trained['device']}, {trained['precision']}, "
             f"torch {about['torch']}, {about['date']}:\n\n" + "\n".join(lines) + "\n"
         )
     return "\n".join(parts)
 
 
 def _row(name, content, run, label):
-    statistics = run["labels"][label][WHOLE]
-    cells = [
-        f"{statistics[metric]['mean']:.{digits}f} ± {statistics[metric]['standard_deviation']:.{digits}f}"
-        if statistics[metric]["cases"]
-        else "-"
-        for metric, _, digits in METRICS
-    ]
+    stored = run["labels"][label][WHOLE]
+    cells = [mean_and_deviation(stored[metric], digits, len(run["cases"])) for metric, _, digits in METRICS]
     found = next(each for each in content["comparisons"] if (str(each["label"]), each["metric"]) == (label, "dice"))
     sign = -1 if run is content["runs"][0] else 1
-    median = sign * sorted(found["differences"].values())[len(found["differences"]) // 2]
+    median = sign * statistics.median(found["differences"].values())
     shown = f"{name}, class {label}" if len(run["labels"]) > 1 else name
-    cells = [shown, WORDS[run["loss"]], str(len(run["cases"])), cells[0], f"{statistics['dice']['median']:.4f}",
+    cells = [shown, WORDS[run["loss"]], str(len(run["cases"])), cells[0], f"{stored['dice']['median']:.4f}",
              *cells[1:], f"{median:+.4f}, {found['p_value']:.1g}"]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 

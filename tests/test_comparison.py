@@ -37,6 +37,12 @@ def test_p_value_by_enumeration(seed, count):
     assert wilcoxon(differences) == pytest.approx(enumerated(differences), rel=1e-9)
 
 
+def test_p_value_of_ties():
+    """By enumeration too: the ranks of equal differences are their mean."""
+    differences = [0.1, 0.1, 0.2, 0.3, -0.1, 0.4]
+    assert wilcoxon(differences) == pytest.approx(enumerated(differences), rel=1e-9)
+
+
 def test_p_value_where_nothing_differs():
     assert wilcoxon([0.0, 0.0, 0.0]) == 1.0
     assert math.isnan(wilcoxon([]))

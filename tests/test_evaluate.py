@@ -231,14 +231,17 @@ def test_options_that_contradict_each_other(folders, tmp_path, run_verb):
     common = ["--predictions", folders[0], "--labels", folders[1]]
     for arguments, words in (
         ([*common, "--images", folders[0]], "--images: given without --figures"),
-        (["--predictions", folders[0], folders[0], "--labels", folders[1]], "--predictions: names a folder twice"),
+        (["--predictions", folders[0], f"{folders[0]}/", "--labels", folders[1]], "names a folder twice"),
+        ([*common, "--output", tmp_path], "it is a folder"),
+        ([*common, "--output", tmp_path / "x", "--csv", tmp_path / "x"], "--csv: is the file of --output"),
         ([*common, "--observer", tmp_path / "none.toml"], "none.toml: no such file"),
-        ([*common, "--figures", tmp_path / "figures"], "no volumes beside the reference masks"),
+        ([*common, "--figures", tmp_path / "figures", "--output", tmp_path / "out"], "no volumes beside the reference"),
     ):
         code, _, err = run_verb(evaluate, *arguments)
         assert code == 2
         assert words in err
         assert err.count("\n") == 1
+        assert not (tmp_path / "out").exists()
 
 
 def test_pictures(cases, tmp_path, run_verb):

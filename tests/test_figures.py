@@ -126,3 +126,15 @@ def test_differences(tmp_path, theme):
     picture = drawn(tmp_path / "differences.png", theme)
     higher, lower = (colour_count(picture, colour) for colour in theme.series[:2])
     assert higher > 3 * lower > 1000
+
+
+def test_names_are_no_formulas(tmp_path):
+    """Of cases and folders: dollar signs, and an underscore, by which matplotlib hides a series."""
+    mask = np.ones((2, 8, 8), np.uint8)
+    figures.overlay(mask.astype(float), mask, {"a$_{$": mask}, (1, 1, 1), "c$_{$x", tmp_path / "overlay.png")
+    figures.differences({"c$_{$x": 0.1, "d": -0.1}, "$_{$", tmp_path / "differences.png")
+    figures.distribution({"_one": [0.1]}, tmp_path / "hidden.png")
+    figures.distribution({"one": [0.1]}, tmp_path / "shown.png")
+    with_name, without = (matplotlib.image.imread(tmp_path / f"{name}.png")[-40:] for name in ("shown", "hidden"))
+    assert abs(colour_count(with_name, LIGHT.series[0]) - colour_count(without, LIGHT.series[0])) < 40
+    assert colour_count(without, LIGHT.series[0]) > 100

@@ -1,6 +1,8 @@
 import base64
 import json
+import os
 import re
+import shutil
 from html.parser import HTMLParser
 
 import pytest
@@ -110,6 +112,52 @@ def test_two_runs_side_by_side(runs, tmp_path, run_verb):
     assert float(compared[1][3]) == pytest.approx(median, abs=2e-4)
     assert ["loss", "dice", "weighted-ce"] in settings
     assert {path.stem for path in (tmp_path / "page").glob("curves-?.png")} == {"curves-0", "curves-1"}
+
+
+def copied(run, folder):
+    """A run's folder, copied."""
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("report"))
+    return folder
+
+
+def test_runs_of_other_cases_are_refused(runs, tmp_path, run_verb):
+    """Other volumes of the same names."""
+    other = copied(runs / "a", tmp_path / "other")
+    shutil.copytree(runs / "cases", tmp_path / "cases")
+    held = next(iter(json.loads((other / "summary.json").read_text())["val_dice_per_case"]))
+    write_case(tmp_path / "cases", held, seed=77)
+    stored = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(stored | {"data": str(tmp_path / "cases")}))
+    code, _, err = run_verb(
+        report, "--run", runs / "a", "--run", other, "--device", "cpu", "--output", tmp_path / "page"
+    )
+    assert code == 2
+    assert f"{other}: held out other cases than {runs / 'a'}. Report them one by one" in err
+    assert not (tmp_path / "page").exists()
+
+
+def test_a_volume_that_was_replaced_is_predicted_again(runs, tmp_path, run_verb):
+    run = copied(runs / "a", tmp_path / "run")
+    common = ["--run", run, "--device", "cpu"]
+    assert run_verb(report, *common)[0] == 0
+    name = next(iter(json.loads((run / "summary.json").read_text())["val_dice_per_case"]))
+    os.utime(runs / "cases" / f"{name}.mhd")
+    code, out, _ = run_verb(report, *common)
+    assert code == 0
+    assert "predicting 1 cases held out" in out
+
+
+@pytest.mark.parametrize(
+    ("log", "code"), [("iteration,loss,learning_rate,validation_dice,volumes_per_second\n", 0), ("x\n1\n", 2)],
+    ids=["without rows", "damaged"],
+)  # fmt: skip
+def test_logs_that_show_nothing(runs, tmp_path, run_verb, log, code):
+    run = copied(runs / "a", tmp_path / "run")
+    (run / "log.csv").write_text(log)
+    found, _, err = run_verb(report, "--run", run, "--device", "cpu")
+    assert found == code
+    assert err.count("\n") == (1 if code else 0)
+    assert ("not a log" in err) == bool(code)
 
 
 def test_what_was_predicted_is_not_predicted_again(runs, tmp_path, run_verb):

@@ -62,21 +62,26 @@ def compare_pairs(evaluations):
     Raises:
         InputError: if a case is in one and not in another.
     """
-    _check_same_cases(evaluations)
+    check_same_cases({each.name: each.cases for each in evaluations})
     found = []
     for first, second in itertools.combinations(evaluations, 2):
         found += [_compared(first, second, label, metric) for label in first.labels for metric in COMPARED]
     return found
 
 
-def _check_same_cases(evaluations):
-    first = evaluations[0]
-    for other in evaluations[1:]:
+def check_same_cases(sets):
+    """Makes sure that sets of predictions are of the same cases.
+
+    Args:
+        sets: dict from the name of each to the names of its cases.
+    """
+    first, *others = sets
+    for other in others:
         for a, b in ((first, other), (other, first)):
-            missing = [name for name in a.cases if name not in b.cases]
+            missing = [name for name in sets[a] if name not in sets[b]]
             if missing:
-                cause = f"has no prediction of {', '.join(missing[:5])}, which {a.name} has"
-                raise InputError(b.name, cause, "Predict the same cases, to be compared one by one")
+                cause = f"has no prediction of {', '.join(missing[:5])}, which {a} has"
+                raise InputError(b, cause, "Predict the same cases, to be compared one by one")
 
 
 def _compared(first, second, label, metric):
@@ -95,8 +100,8 @@ def wilcoxon(differences):
         differences: list of finite numbers; those that are zero are left out, as Wilcoxon did.
 
     Returns:
-        0 to 1: exact for up to 50 differences without ties, else by the normal approximation; 1 if all are
-        zero, NaN if there are none.
+        0 to 1, exact or by the normal approximation, as SciPy chooses by number and ties; 1 if all are zero,
+        NaN if there are none.
 
     Source:
         Wilcoxon 1945, by SciPy.

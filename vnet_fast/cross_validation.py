@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 import signal
 from dataclasses import fields, replace
 from pathlib import Path
@@ -119,9 +120,6 @@ def collect(output, config):
         output: folder of the cross-validation, all its folds finished.
         config: the Config.
     """
-    # imported here: training from the cache needs no image library
-    from vnet_fast.held_out import PHANTOMS, PREDICTIONS, held_out
-
     summary = summarise(output, config)
     try:
         write_text(output / "summary.json", json.dumps(summary, indent=2) + "\n")
@@ -129,17 +127,24 @@ def collect(output, config):
         raise InputError(output, f"can't be written ({error.strerror})", "Make room or give permission") from None
     print("\n".join(table(summary)))
     try:
+        # imported here: training from the cache needs no image library
+        from vnet_fast.held_out import PHANTOMS, PREDICTIONS, held_out
+    except ImportError as error:
+        print(f"no predictions: {error.name} is not installed")
+        return
+    try:
         held_out(output, config.device)
     except KeyboardInterrupt:
         print(f"stopped while predicting. {RESUME_HINT} {output}")
         raise
     labels = config.labels or config.data or output / PHANTOMS
     print(f"every case predicted by the fold that did not train on it: {output / PREDICTIONS}")
+    predictions, labels, folds = (shlex.quote(str(path)) for path in (output / PREDICTIONS, labels, output / "fold"))
     print(
-        f"evaluate with: python -m vnet_fast.evaluate --predictions {output / PREDICTIONS} --labels {labels}"
+        f"evaluate with: python -m vnet_fast.evaluate --predictions {predictions} --labels {labels}"
         + (" --binary" if config.binary else "")
     )
-    print(f"predict with: python -m vnet_fast.predict --checkpoint {output}/fold*/{BEST} --input … --output …")
+    print(f"predict with: python -m vnet_fast.predict --checkpoint {folds}*/{BEST} --input … --output …")
 
 
 def summarise(output, config):

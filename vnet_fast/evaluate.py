@@ -5,10 +5,10 @@ from pathlib import Path
 
 from vnet_fast import command_line, dataset, evaluation_tables, figures
 from vnet_fast.command_line import option, path_text
-from vnet_fast.comparison import compare_pairs, require_scipy
+from vnet_fast.comparison import check_same_cases, compare_pairs, require_scipy
 from vnet_fast.errors import InputError
 from vnet_fast.evaluation import evaluate
-from vnet_fast.evaluation_figures import draw
+from vnet_fast.evaluation_figures import draw, images_of, made_folder
 from vnet_fast.files import write_text
 from vnet_fast.score import read_observer
 
@@ -57,7 +57,7 @@ def written(path, text, flag):
 
 def check(config):
     """What can be known to fail before anything is measured; an `InputError`."""
-    if len(set(map(str, config.predictions))) < len(config.predictions):
+    if len({Path(folder).resolve() for folder in config.predictions}) < len(config.predictions):
         raise InputError("--predictions", "names a folder twice", "Name each once")
     if len(config.predictions) > 1:
         require_scipy("--predictions")
@@ -68,6 +68,13 @@ def check(config):
     for path, flag in ((config.output, "--output"), (config.csv, "--csv")):
         if path and not Path(path).absolute().parent.is_dir():
             raise InputError(path, "can't be written (no such folder)", f"Choose another {flag}")
+        if path and Path(path).is_dir():
+            raise InputError(path, "can't be written (it is a folder)", f"Choose another {flag}")
+    if config.output and config.csv and Path(config.output).resolve() == Path(config.csv).resolve():
+        raise InputError("--csv", "is the file of --output", "Choose another --csv")
+    if config.figures and len(config.predictions) > figures.MOST:
+        cause = f"shows {figures.MOST} sets of predictions at most; got {len(config.predictions)}"
+        raise InputError("--figures", cause, "Draw fewer of them together")
 
 
 def main(given):
@@ -78,6 +85,11 @@ def main(given):
     names = names_of(config.predictions)
     found = [dataset.pair_masks(folder, config.labels) for folder in config.predictions]
     pairs = [each for each, _ in found]
+    # before anything is measured or written
+    check_same_cases({name: [case for case, _, _ in each] for name, each in zip(names, pairs, strict=True)})
+    if config.figures:
+        images_of(config.labels, config.images)
+        made_folder(config.figures, "--figures")
     evaluations = evaluate(names, pairs, config.binary, config.regions, observer)
     comparisons = compare_pairs(evaluations) if len(evaluations) > 1 else []
     print("\n".join(evaluation_tables.text(evaluations, comparisons)))

@@ -51,9 +51,15 @@ class Evaluation:
             return [self.scores[name][label] for name in self.cases]
         return [case[label][region][metric] for case in self.cases.values()]
 
+    @property
+    def labels_of_references(self):
+        """The labels that some reference has; all if none has any."""
+        found = [label for label in self.labels if any(self.values("reference_ml", label))]
+        return found or self.labels
+
     def mean_dice(self, name):
-        """A case's Dice, the mean over its labels."""
-        return float(np.mean([by_region[WHOLE]["dice"] for by_region in self.cases[name].values()]))
+        """A case's Dice, the mean over the labels that the references have."""
+        return float(np.mean([self.cases[name][label][WHOLE]["dice"] for label in self.labels_of_references]))
 
 
 def compare(prediction_path, reference_path, binary=False, names=(WHOLE,)):

@@ -13,7 +13,7 @@ def draw(config, evaluations, pairs, comparisons=()):
     """Writes the pictures of `python -m vnet_fast.evaluate`.
 
     Args:
-        config: the `evaluate.Config`, with `figures`.
+        config: the `evaluate.Config`, with `figures`, a folder that is there.
         evaluations: list of `evaluation.Evaluation`.
         pairs: for each of them a list of (name, prediction, reference).
         comparisons: list of `comparison.Comparison`.
@@ -21,8 +21,7 @@ def draw(config, evaluations, pairs, comparisons=()):
     Raises:
         InputError: if the volumes are not found, or the folder can't be written.
     """
-    folder = made_folder(config.figures, "--figures")
-    images = images_of(config.labels, config.images)
+    folder, images = Path(config.figures), images_of(config.labels, config.images)
     predictions = [{name: prediction for name, prediction, _ in each} for each in pairs]
     references = {name: reference for name, _, reference in pairs[0]}
     draw_distribution(evaluations, folder / "distribution.png")
@@ -59,7 +58,7 @@ def images_of(labels, images=None):
     labels = Path(labels)
     data = labels.parent if labels.name == "labelsTr" else labels
     try:
-        return {case.name: case.image for case in dataset.find_cases(data)}
+        return {case.name: case.image for case in dataset.pair_cases(data)[0]}
     except (InputError, InputErrors):
         raise InputError(labels, "no volumes beside the reference masks", "Name their folder with --images") from None
 

@@ -74,14 +74,21 @@ def _line(name, label, region, cells, width):
 
 def number(value, digits):
     """A number as a cell of a table; a dash where it is not defined, as a distance to an empty mask."""
-    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
+    return f"{value:.{digits}f}" if value is not None and math.isfinite(value) else "-"
 
 
-def mean_and_deviation(statistics, digits):
-    """A cell of what `evaluation.statistics` returned, or of None."""
+def mean_and_deviation(statistics, digits, total=None):
+    """A cell of what `evaluation.statistics` returned, or of None.
+
+    Args:
+        statistics: dict.
+        digits: behind the point.
+        total: None, or the number of cases: then it is said if they are of fewer.
+    """
     if statistics is None:
         return ""
-    return f"{number(statistics['mean'], digits)} ± {number(statistics['standard_deviation'], digits)}"
+    counted = f" (of {statistics['cases']})" if total is not None and statistics["cases"] < total else ""
+    return f"{number(statistics['mean'], digits)} ± {number(statistics['standard_deviation'], digits)}{counted}"
 
 
 def _median(statistics, digits):

@@ -14,6 +14,8 @@ BINS = np.linspace(0, 1, 21)
 MARGIN, LEAST_MARGIN = 0.35, 12.0
 # cases that are named below their bars
 NAMED = 45
+# sets of predictions that are told apart
+MOST = 4
 
 
 @dataclass(frozen=True)
@@ -64,25 +66,41 @@ def _dress(axes, theme):
         label.set_color(theme.text)
 
 
+def _plain(text):
+    """A text in which a dollar sign is no beginning of a formula."""
+    return text.replace("$", r"\$")
+
+
 def _legend(figure, theme, **arguments):
     figure.legend(loc="outside lower center", frameon=False, labelcolor=theme.text, fontsize=9, **arguments)
+
+
+def read_log(log):
+    """A run's `log.csv`: list of (iteration, loss, learning rate, validation Dice or None)."""
+    with open(log, newline="") as file:
+        return [
+            (
+                int(row["iteration"]),
+                float(row["loss"]),
+                float(row["learning_rate"]),
+                float(row["validation_dice"]) if row["validation_dice"] else None,
+            )
+            for row in csv.DictReader(file)
+        ]
 
 
 def curves(log, path, theme=LIGHT, title=None):
     """Loss, validation Dice and, below, the learning rate against the iteration, from a run's `log.csv`.
 
     Args:
-        log: the CSV file.
+        log: the CSV file, with a row at least.
         path: of the PNG.
         theme: LIGHT or DARK.
         title: above the picture, or None.
     """
-    with open(log, newline="") as file:
-        rows = list(csv.DictReader(file))
-    iteration = np.array([int(row["iteration"]) for row in rows])
-    loss = np.array([float(row["loss"]) for row in rows])
-    rate = np.array([float(row["learning_rate"]) for row in rows])
-    validated = [(int(row["iteration"]), float(row["validation_dice"])) for row in rows if row["validation_dice"]]
+    rows = read_log(log)
+    iteration, loss, rate = (np.array(column) for column in list(zip(*rows, strict=True))[:3])
+    validated = [(iteration, dice) for iteration, _, _, dice in rows if dice is not None]
 
     figure = _figure(7, 4.4, theme)
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
@@ -103,7 +121,7 @@ def curves(log, path, theme=LIGHT, title=None):
         _dress(each, theme)
     below.minorticks_off()
     if title:
-        figure.suptitle(title, fontsize=11, color=theme.text)
+        figure.suptitle(_plain(title), fontsize=11, color=theme.text)
     handles, labels = axes.get_legend_handles_labels()
     _legend(figure, theme, handles=handles, labels=labels, ncols=3)
     figure.savefig(path, dpi=DPI)
@@ -143,12 +161,12 @@ def overlay(image, reference, predictions, spacing, title, path, theme=LIGHT):
             axes.set(xticks=[], yticks=[])
             for spine in axes.spines.values():
                 spine.set_visible(False)
-        line[0].set_ylabel(name, fontsize=10, color=theme.text)
+        line[0].set_ylabel(_plain(name), fontsize=10, color=theme.text)
     handles = [
         Line2D([], [], color=style["colors"], linestyle=style["linestyles"], label=name)
         for name, style in (("reference", REFERENCE), ("prediction", PREDICTION))
     ]
-    figure.suptitle(title, fontsize=11, color=theme.text)
+    figure.suptitle(_plain(title), fontsize=11, color=theme.text)
     _legend(figure, theme, handles=handles, ncols=2)
     figure.savefig(path, dpi=DPI)
 
@@ -178,26 +196,30 @@ def distribution(dice, path, theme=LIGHT):
     """How many cases have which Dice, a histogram, as the paper's figure 5.
 
     Args:
-        dice: dict from the name of a set of predictions to its cases' Dice.
+        dice: dict from the name of a set of predictions to its cases' Dice; MOST of them at most.
         path: of the PNG.
         theme: LIGHT or DARK.
     """
+    from matplotlib.legend_handler import HandlerTuple
+
     figure = _figure(9, 3.8, theme)
     axes = figure.subplots()
-    width = (BINS[1] - BINS[0]) * 0.86 / len(dice)
+    width, handles, labels = (BINS[1] - BINS[0]) * 0.86 / len(dice), [], []
     for index, (name, values) in enumerate(dice.items()):
         counts, _ = np.histogram(np.clip(values, 0, 1), BINS)
         left = BINS[:-1] + 0.07 * (BINS[1] - BINS[0]) + index * width
-        axes.bar(
-            left, counts, width, align="edge", color=theme.series[index % 4], hatch=HATCHES[index % 4],
-            edgecolor=theme.face, label=f"{name}: median {np.median(values):.3f} of {len(values)} cases",
-        )  # fmt: skip
-        axes.axvline(np.median(values), color=theme.text, linestyle=LINES[index % 4], linewidth=1.4)
+        bars = axes.bar(left, counts, width, align="edge", color=theme.series[index], hatch=HATCHES[index],
+                        edgecolor=theme.face)  # fmt: skip
+        handles.append((bars, axes.axvline(np.median(values), color=theme.text, linestyle=LINES[index], linewidth=1.4)))
+        labels.append(_plain(f"{name}: median {np.median(values):.3f} of {len(values)} cases"))
     lowest = min(float(np.min(values)) for values in dice.values())
     axes.set(xlabel="Dice", ylabel="cases", xlim=(max(0.0, np.floor(lowest * 10 - 1) / 10), 1))
     axes.yaxis.get_major_locator().set_params(integer=True)
     _dress(axes, theme)
-    _legend(figure, theme, ncols=min(2, len(dice)))
+    _legend(
+        figure, theme, handles=handles, labels=labels, ncols=min(2, len(dice)), handlelength=4,
+        handler_map={tuple: HandlerTuple(ndivide=None)},
+    )  # fmt: skip
     figure.savefig(path, dpi=DPI)
 
 
@@ -221,10 +243,10 @@ def differences(values, title, path, theme=LIGHT):
         axes.bar(at, heights[at], color=theme.series[index], hatch=HATCHES[index], edgecolor=theme.face,
                  label=f"{words} in {len(at)} cases")  # fmt: skip
     axes.axhline(0, color=theme.text, linewidth=0.8)
-    axes.set(ylabel=title, xticks=[])
+    axes.set(ylabel=_plain(title), xticks=[])
     axes.margins(x=0.01)
     if len(ordered) <= NAMED:
-        axes.set_xticks(range(len(ordered)), ordered, rotation=90)
+        axes.set_xticks(range(len(ordered)), map(_plain, ordered), rotation=90)
     _dress(axes, theme)
     axes.tick_params(axis="x", labelsize=7)
     _legend(figure, theme, ncols=2)

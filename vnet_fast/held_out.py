@@ -138,7 +138,8 @@ def _predicted(cases, content, path, config, folder, device):
     made_by = {"iteration": content.get("iteration"), "weights": _digest(content["model"]), "amp": config.amp}
     _make_folder(folder)
     record = Record(folder)
-    todo = [case for case in found if not record.has(case.prediction, made_by)]
+    made_by = {case.name: made_by | {"image": _stamp(case.image)} for case in found}
+    todo = [case for case in found if not record.has(case.prediction, made_by[case.name])]
     if not todo:
         return found
     record.drop([case.prediction for case in todo])
@@ -152,12 +153,21 @@ def _predicted(cases, content, path, config, folder, device):
         try:
             image, probabilities, _ = segment(model, case.image, spacing, size, autocast, track=track)
             volumes.write(to_labels(probabilities), image, case.prediction)
-            record.add(case.prediction, made_by)
+            record.add(case.prediction, made_by[case.name])
         except InputError as error:
             errors.append(error)
     if errors:
         raise InputErrors(errors)
     return found
+
+
+def _stamp(image):
+    """By which a volume that was replaced is known: size and time of change of each of its files."""
+    try:
+        return [[path.stat().st_size, path.stat().st_mtime_ns] for path in formats.files_of(image)]
+    except (OSError, InputError):
+        # said when it is read
+        return None
 
 
 def _digest(weights):

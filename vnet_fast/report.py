@@ -1,5 +1,7 @@
 """Makes one HTML page of training runs: curves, metrics, cases, pictures."""
 
+import csv
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from vnet_fast.errors import InputError
 from vnet_fast.evaluation import evaluate
 from vnet_fast.evaluation_figures import made_folder
 from vnet_fast.files import write_text
+from vnet_fast.formats import files_of
 from vnet_fast.held_out import held_out
 from vnet_fast.report_page import page
 from vnet_fast.score import read_observer
@@ -89,10 +92,26 @@ def read_subjects(runs, device):
             raise InputError(run, cause, "Report them one by one")
     short = [Path(run).resolve().name for run in runs]
     names = [name if short.count(name) == 1 else str(run) for name, run in zip(short, runs, strict=True)]
-    return [
+    subjects = [
         _read(Path(run), f"{name} ({LOSS_WORDS.get(each.get('loss'), 'loss unknown')})", each, device)
         for run, name, each in zip(runs, names, settings, strict=True)
     ]
+    for other in subjects[1:]:
+        if _references(other) != _references(subjects[0]):
+            cause = f"held out other cases than {subjects[0].folder}"
+            raise InputError(other.folder, cause, "Report them one by one, or runs of one fold of the same data")
+    return subjects
+
+
+def _references(subject):
+    """What the references of a run's cases are: phantoms of several runs are files of their own."""
+    found = {}
+    for case in subject.cases:
+        digest = hashlib.sha256()
+        for path in files_of(case.reference):
+            digest.update(path.read_bytes())
+        found[case.name] = digest.hexdigest()
+    return found
 
 
 def _settings(run):
@@ -110,10 +129,21 @@ def _read(folder, name, settings, device):
         summary = dict(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         summary = {}
-    logs = {"": folder / "log.csv"} if (folder / "log.csv").exists() else {}
+    logs = {"": folder / "log.csv"}
     folds = sorted(folder.glob("fold*/log.csv"), key=natural)
     logs |= {path.parent.name.replace("fold", "fold "): path for path in folds}
+    logs = {words: path for words, path in logs.items() if _has_rows(path)}
     return Subject(name, folder, settings, summary, held_out(folder, device), logs)
+
+
+def _has_rows(log):
+    """Whether there is a log with iterations in it; an `InputError` if it is damaged."""
+    if not log.exists():
+        return False
+    try:
+        return bool(figures.read_log(log))
+    except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
+        raise InputError(log, f"not a log ({error})", "Take it away to report without it") from None
 
 
 def main(given):
@@ -125,14 +155,15 @@ def main(given):
         raise InputError("report", "matplotlib is not installed", "pip install 'vnet_fast[report]'")
     if len(config.run) > 1:
         require_scipy("--run")
+    if len(config.run) > figures.MOST:
+        raise InputError("--run", f"given {len(config.run)} times, {figures.MOST} at most", "Report fewer together")
     observer = read_observer(config.observer) if config.observer else None
     find_device(config.device)
     subjects = read_subjects(config.run, config.device)
     folder = made_folder(config.output or Path(config.run[0]) / "report", "--output")
     names, pairs = [each.name for each in subjects], [each.pairs for each in subjects]
     evaluations = evaluate(names, pairs, bool(subjects[0].settings.get("binary")), config.regions, observer)
-    same = len({frozenset(each.cases) for each in evaluations}) == 1
-    comparisons = compare_pairs(evaluations) if len(evaluations) > 1 and same else []
+    comparisons = compare_pairs(evaluations) if len(evaluations) > 1 else []
     sections = report_sections.sections(subjects, evaluations, comparisons, folder)
     made_with = ", ".join(f"{name} {version}" for name, version in versions().items() if version)
     title = "V-Net: " + " and ".join(each.name for each in subjects)

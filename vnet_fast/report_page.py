@@ -71,17 +71,17 @@ def paragraph(text):
     return f"<p>{escape(text)}</p>"
 
 
-def table(headings, rows, caption=None, words=()):
+def table(headings, rows, caption, words=()):
     """A table that scrolls by itself where the page is narrow.
 
     Args:
         headings: text of each column.
         rows: lists of cells: text, or what `with_bar` returned; the first is the row's name.
-        caption: text, or None.
+        caption: text above it.
         words: indices of the columns that hold text, set to the left.
     """
-    lines = ['<div class="scroll" role="region" tabindex="0">', "<table>"]
-    lines += [f"<caption>{escape(caption)}</caption>"] if caption else []
+    lines = [f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption, quote=True)}">', "<table>"]
+    lines += [f"<caption>{escape(caption)}</caption>"]
     lines += ["<thead><tr>" + "".join(f'<th scope="col">{escape(text)}</th>' for text in headings) + "</tr></thead>"]
     lines += ["<tbody>"]
     for first, *cells in rows:

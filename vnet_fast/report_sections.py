@@ -70,20 +70,19 @@ def _summary(evaluations):
         summary = summarise(evaluation)
         for label in evaluation.labels:
             for region in evaluation.regions:
-                by_metric = summary[label][region]
-                cells = [mean_and_deviation(by_metric.get(metric), digits) for metric, _, digits in shown]
-                rows.append([evaluation.name, str(label), region, str(len(evaluation.cases)), *cells])
+                found, count = summary[label][region], len(evaluation.cases)
+                cells = [mean_and_deviation(found.get(metric), digits, count) for metric, _, digits in shown]
+                rows.append([evaluation.name, str(label), region, str(count), *cells])
     caption = (
         "Mean ± standard deviation over cases that the run did not train on, in each volume's own geometry. "
         "HD: Hausdorff distance; HD95: its 95th percentile; ABD: average boundary distance; RVD: relative "
-        "volume difference, predicted less reference. Distances leave out cases of which one mask is empty."
+        "volume difference, predicted less reference. Distances leave out cases of which one mask is empty; "
+        "(of N) says how many they are of."
     )
     return table(["run", "class", "region", "cases", *(title for _, title, _ in shown)], rows, caption)
 
 
 def _compared(evaluations, comparisons, draw):
-    if len(evaluations) > 1 and not comparisons:
-        return [paragraph("The runs have other cases each, so they are not compared case by case.")]
     rows = []
     for each in comparisons:
         values = list(each.differences.values())
@@ -222,7 +221,8 @@ def _settings(subjects):
         values = [_setting(subject.settings.get(name)) for subject in subjects]
         if any(values):
             rows.append([name.replace("_", " "), *values])
-    return table(["setting", *(subject.name for subject in subjects)], rows, words=range(1, len(subjects) + 1))
+    headings = ["setting", *(subject.name for subject in subjects)]
+    return table(headings, rows, "Of config.json.", words=range(1, len(subjects) + 1))
 
 
 def _setting(value):
