@@ -92,7 +92,7 @@ def draw_distribution(evaluations, path, theme=figures.LIGHT):
 
 def difference_title(comparison):
     """The words at a picture of differences of Dice."""
-    return f"Dice of {comparison.second}\n- Dice of {comparison.first}"
+    return f"Dice of {comparison.second} less that of {comparison.first}"
 
 
 def difference_name(comparison):

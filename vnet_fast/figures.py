@@ -228,7 +228,7 @@ def differences(values, title, path, theme=LIGHT):
 
     Args:
         values: dict from the case's name to the difference.
-        title: what it is the difference of.
+        title: what it is the difference of, above the picture.
         path: of the PNG.
         theme: LIGHT or DARK.
     """
@@ -243,7 +243,8 @@ def differences(values, title, path, theme=LIGHT):
         axes.bar(at, heights[at], color=theme.series[index], hatch=HATCHES[index], edgecolor=theme.face,
                  label=f"{words} in {len(at)} cases")  # fmt: skip
     axes.axhline(0, color=theme.text, linewidth=0.8)
-    axes.set(ylabel=_plain(title), xticks=[])
+    axes.set(ylabel="difference", xticks=[])
+    figure.suptitle(_plain(title), fontsize=11, color=theme.text)
     axes.margins(x=0.01)
     if len(ordered) <= NAMED:
         axes.set_xticks(range(len(ordered)), map(_plain, ordered), rotation=90)
