@@ -25,7 +25,7 @@ from vnet_fast.errors import InputError, InputErrors  # noqa: E402
 from vnet_fast.evaluation import WHOLE, evaluate, summarise  # noqa: E402
 from vnet_fast.evaluation_tables import mean_and_deviation, plain  # noqa: E402
 from vnet_fast.files import write_text  # noqa: E402
-from vnet_fast.report import read_subjects  # noqa: E402
+from vnet_fast.report import LOSS_WORDS, read_subjects  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "losses"
 # of a run's own, or of the machine that it ran on
@@ -42,7 +42,6 @@ LEFT_OUT = {
     "save_every",
 }
 METRICS = (("dice", "Dice", 4), ("hausdorff_95_mm", "HD95, mm", 2), ("average_boundary_distance_mm", "ABD, mm", 2))
-WORDS = {"dice": "Dice loss", "weighted-ce": "weighted cross-entropy"}
 HEADINGS = ("data", "loss", "cases", "Dice", "median Dice", "HD95, mm", "ABD, mm", "Dice less the other's (median), p")
 
 
@@ -61,7 +60,7 @@ def measured(runs):
         if each.summary.get("iterations") != each.settings["iterations"]:
             raise InputError(each.folder, "is not finished", "Resume it")
     names = [each.settings["loss"] for each in subjects]
-    evaluations = evaluate(names, [each.pairs for each in subjects], bool(settings[0]["binary"]))
+    evaluations = evaluate(names, [each.pairs for each in subjects], settings[0]["binary"])
     return {
         "command": command(subjects[0].settings),
         "about": provenance() | {"command": without_folders(" ".join(["python", *sys.argv]))},
@@ -90,12 +89,11 @@ def command(settings):
     words = ["python -m vnet_fast.train"]
     for field in dataclasses.fields(Config):
         value = settings.get(field.name)
-        stored = list(field.default) if isinstance(field.default, tuple) else field.default
-        if field.name in LEFT_OUT | {"loss"} or value in (stored, None, False):
+        if field.name in LEFT_OUT | {"loss"} or value in (field.default, None, False):
             continue
         flag = "--" + field.name.replace("_", "-")
         value = Path(value).name if field.name == "data" else value
-        words += [flag, *([] if value is True else map(str, value if isinstance(value, list) else [value]))]
+        words += [flag, *([] if value is True else map(str, value if isinstance(value, tuple) else [value]))]
     return " ".join(words)
 
 
@@ -124,7 +122,7 @@ def _row(name, content, run, label):
     sign = -1 if run is content["runs"][0] else 1
     median = sign * statistics.median(found["differences"].values())
     shown = f"{name}, class {label}" if len(run["labels"]) > 1 else name
-    cells = [shown, WORDS[run["loss"]], str(len(run["cases"])), cells[0], f"{stored['dice']['median']:.4f}",
+    cells = [shown, LOSS_WORDS[run["loss"]], str(len(run["cases"])), cells[0], f"{stored['dice']['median']:.4f}",
              *cells[1:], f"{median:+.4f}, {found['p_value']:.1g}"]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 

@@ -13,7 +13,7 @@ if not torch.cuda.is_available():
     # the kernels run in Triton's interpreter; Triton reads this when it is imported
     os.environ["TRITON_INTERPRET"] = "1"
 
-from vnet_fast import command_line
+from vnet_fast import command_line, figures
 
 LOCALE = locale.setlocale(locale.LC_CTYPE)
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -83,6 +83,17 @@ def run_verb(capsys):
         return stopped.value.code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture
+def quick_training(monkeypatch):
+    """Trains without pictures; of volumes this small, threads wait for each other."""
+    monkeypatch.setattr(figures, "available", lambda: False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

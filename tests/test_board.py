@@ -3,24 +3,14 @@ import json
 import sys
 
 import pytest
-import torch
 from conftest import write_case
 
-from vnet_fast import figures, train
+from vnet_fast import train
 from vnet_fast.board import Board
 
 TINY = ["--volume", 16, 16, 16, "--spacing", 1.5, 1.5, 2, "--base-channels", 1, "--device", "cpu", "--folds", 3]
 
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    """Without pictures; of volumes this small, threads wait for each other."""
-    monkeypatch.setattr(figures, "available", lambda: False)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("quick_training")
 
 
 def scalars_of(run):

@@ -7,23 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from vnet_fast import checkpoint, evaluate, figures, train, training_data
+from vnet_fast import checkpoint, evaluate, train, training_data
 
 TINY = ["--volume", 16, 16, 16, "--spacing", 1.5, 1.5, 2, "--base-channels", 1, "--device", "cpu", "--seed", 1]
 TINY += ["--learning-rate", 0.01, "--optimizer", "adamw", "--lr-step", 2]
 ALL_FOLDS = [*TINY, "--fold", "all"]
 NAMES = {f"Case{index:02d}" for index in range(6)}
 
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    """Without pictures, which are those of single runs; of volumes this small, threads wait for each other."""
-    monkeypatch.setattr(figures, "available", lambda: False)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("quick_training")
 
 
 def losses_of(run):

@@ -7,6 +7,7 @@ import SimpleITK as sitk
 from conftest import make_image
 
 from vnet_fast import evaluate
+from vnet_fast.evaluation import names_of
 from vnet_fast.metrics import METRICS
 
 
@@ -191,8 +192,8 @@ def test_predictions_of_other_cases_are_refused(folders, second, run_verb):
 
 
 def test_folders_of_one_name_keep_their_paths(folders, tmp_path):
-    assert evaluate.names_of(["a/predictions", "b/predictions", "c"]) == ["a/predictions", "b/predictions", "c"]
-    assert evaluate.names_of(["a/predictions/"]) == ["predictions"]
+    assert names_of(["a/predictions", "b/predictions", "c"]) == ["a/predictions", "b/predictions", "c"]
+    assert names_of(["a/predictions/"]) == ["predictions"]
 
 
 def test_references_without_a_prediction_are_counted(folders, run_verb):

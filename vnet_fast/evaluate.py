@@ -7,7 +7,7 @@ from vnet_fast import command_line, dataset, evaluation_tables, figures
 from vnet_fast.command_line import option, path_text
 from vnet_fast.comparison import check_same_cases, compare_pairs, require_scipy
 from vnet_fast.errors import InputError
-from vnet_fast.evaluation import evaluate
+from vnet_fast.evaluation import evaluate, names_of
 from vnet_fast.evaluation_figures import draw, images_of, made_folder
 from vnet_fast.files import write_text
 from vnet_fast.score import read_observer
@@ -39,12 +39,6 @@ class Config:
     observer: str = option(
         None, "TOML file of a second observer's means, for the challenge's score", type=path_text, metavar="FILE"
     )
-
-
-def names_of(folders):
-    """Short names of the folders of predictions, no two the same."""
-    last = [Path(folder).resolve().name for folder in folders]
-    return [name if last.count(name) == 1 else str(folder) for name, folder in zip(last, folders, strict=True)]
 
 
 def written(path, text, flag):

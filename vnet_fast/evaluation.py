@@ -7,6 +7,7 @@ import math
 import sys
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -60,6 +61,12 @@ class Evaluation:
     def mean_dice(self, name):
         """A case's Dice, the mean over the labels that the references have."""
         return float(np.mean([self.cases[name][label][WHOLE]["dice"] for label in self.labels_of_references]))
+
+
+def names_of(folders):
+    """Short names of folders, no two the same: their own, or their paths."""
+    last = [Path(folder).resolve().name for folder in folders]
+    return [name if last.count(name) == 1 else str(folder) for name, folder in zip(last, folders, strict=True)]
 
 
 def compare(prediction_path, reference_path, binary=False, names=(WHOLE,)):

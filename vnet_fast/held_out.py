@@ -18,13 +18,11 @@ from vnet_fast.dataset import Case
 from vnet_fast.devices import choose_precision, device_name
 from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.files import write_text
-from vnet_fast.phantom import phantom
+from vnet_fast.phantom import case_seed, phantom
 from vnet_fast.predict import build_network, grid_of, output_suffix, segment, to_labels
 from vnet_fast.run_folder import BEST, RESUME_HINT, fold_folder
 
 PREDICTIONS, PHANTOMS, RECORD = "predictions", "phantoms", "made_by.json"
-# by which `phantom.phantoms` spaces the seeds of the cases of one set
-PHANTOM_SEEDS = 100_003
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ def _phantom(folder, name, config):
     case = Case(name, folder / f"{name}.nii.gz", folder / f"{name}{dataset.MASK_SUFFIX}.nii.gz")
     if not (case.image.exists() and case.mask.exists()):
         _make_folder(folder)
-        seed = config.seed * PHANTOM_SEEDS + int(name.removeprefix("phantom"))
+        seed = case_seed(config.seed, int(name.removeprefix("phantom")))
         image, mask = phantom(seed, config.volume, config.spacing)
         on_grid = volumes.Grid(config.volume, config.spacing, (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1)).image_from(image)
         volumes.write(image, on_grid, case.image)

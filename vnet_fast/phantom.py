@@ -61,6 +61,11 @@ def phantom(seed, size=(64, 64, 32), spacing=(2.0, 2.0, 3.0)):
     return _scan(image, seed % len(LAWS), generator), inside.astype(np.uint8)
 
 
+def case_seed(seed, index):
+    """The seed of one phantom of the set that another seed makes."""
+    return seed * 100_003 + index
+
+
 def phantoms(seed, count, size, spacing):
     """Prepared cases made in memory.
 
@@ -75,7 +80,7 @@ def phantoms(seed, count, size, spacing):
     """
 
     def make(index):
-        image, mask = phantom(seed * 100_003 + index, size, spacing)
+        image, mask = phantom(case_seed(seed, index), size, spacing)
         return prepare(f"phantom{index:02d}", image, mask, np.unique(mask).tolist())
 
     # NumPy's transforms, sorts and arithmetic let other threads run

@@ -3,17 +3,17 @@
 import csv
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vnet_fast import command_line, figures, report_sections
 from vnet_fast.command_line import option, path_text
 from vnet_fast.comparison import compare_pairs, require_scipy
-from vnet_fast.configuration import find_device
+from vnet_fast.configuration import find_device, stored_config
 from vnet_fast.dataset import natural
 from vnet_fast.devices import keep_freed_memory, use_all_cores
 from vnet_fast.errors import InputError
-from vnet_fast.evaluation import evaluate
+from vnet_fast.evaluation import evaluate, names_of
 from vnet_fast.evaluation_figures import made_folder
 from vnet_fast.files import write_text
 from vnet_fast.formats import files_of
@@ -54,7 +54,7 @@ class Subject:
     Args:
         name: its folder's, and its loss.
         folder: its path.
-        settings: of its `config.json`.
+        settings: of its `config.json`, a dict.
         summary: of its `summary.json`; empty while it is not finished.
         cases: list of `held_out.HeldOut`.
         logs: dict from words to the path of a `log.csv`, of each fold of a cross-validation.
@@ -85,16 +85,14 @@ def read_subjects(runs, device):
     """
     if len({Path(run).resolve() for run in runs}) < len(runs):
         raise InputError("--run", "names a run twice", "Name each once")
-    settings = [_settings(run) for run in runs]
+    settings = [asdict(stored_config(run)) for run in runs]
     for run, each in zip(runs[1:], settings[1:], strict=True):
-        if each.get("binary") != settings[0].get("binary"):
+        if each["binary"] != settings[0]["binary"]:
             cause = f"one of it and {runs[0]} has --binary and the other has not"
             raise InputError(run, cause, "Report them one by one")
-    short = [Path(run).resolve().name for run in runs]
-    names = [name if short.count(name) == 1 else str(run) for name, run in zip(short, runs, strict=True)]
     subjects = [
-        _read(Path(run), f"{name} ({LOSS_WORDS.get(each.get('loss'), 'loss unknown')})", each, device)
-        for run, name, each in zip(runs, names, settings, strict=True)
+        _read(Path(run), f"{name} ({LOSS_WORDS[each['loss']]})", each, device)
+        for run, name, each in zip(runs, names_of(runs), settings, strict=True)
     ]
     for other in subjects[1:]:
         if _references(other) != _references(subjects[0]):
@@ -112,16 +110,6 @@ def _references(subject):
             digest.update(path.read_bytes())
         found[case.name] = digest.hexdigest()
     return found
-
-
-def _settings(run):
-    path = Path(run) / "config.json"
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise InputError(path, "no such file", "Name the folder of a run") from None
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(path, f"can't be read ({error})", "Name the folder of a run") from None
 
 
 def _read(folder, name, settings, device):
@@ -162,7 +150,7 @@ def main(given):
     subjects = read_subjects(config.run, config.device)
     folder = made_folder(config.output or Path(config.run[0]) / "report", "--output")
     names, pairs = [each.name for each in subjects], [each.pairs for each in subjects]
-    evaluations = evaluate(names, pairs, bool(subjects[0].settings.get("binary")), config.regions, observer)
+    evaluations = evaluate(names, pairs, subjects[0].settings["binary"], config.regions, observer)
     comparisons = compare_pairs(evaluations) if len(evaluations) > 1 else []
     sections = report_sections.sections(subjects, evaluations, comparisons, folder)
     made_with = ", ".join(f"{name} {version}" for name, version in versions().items() if version)

@@ -160,7 +160,7 @@ def _overlays(subjects, evaluations, draw):
     )]  # fmt: skip
     files = {case.name: case for case in subjects[0].cases}
     predictions = [{case.name: case.prediction for case in subject.cases} for subject in subjects]
-    binary = bool(subjects[0].settings.get("binary"))
+    binary = subjects[0].settings["binary"]
     for words, name in chosen(first).items():
         case = files[name]
         found = ", ".join(f"{each.name} {each.mean_dice(name):.3f}" for each in evaluations if name in each.cases)
@@ -218,7 +218,7 @@ def _cell(evaluation, name, label, metric, digits):
 def _settings(subjects):
     rows = []
     for name in SETTINGS:
-        values = [_setting(subject.settings.get(name)) for subject in subjects]
+        values = [_setting(subject.settings[name]) for subject in subjects]
         if any(values):
             rows.append([name.replace("_", " "), *values])
     headings = ["setting", *(subject.name for subject in subjects)]
@@ -230,4 +230,4 @@ def _setting(value):
         return ""
     if value is True:
         return "yes"
-    return " x ".join(f"{each:g}" for each in value) if isinstance(value, list) else str(value)
+    return " x ".join(f"{each:g}" for each in value) if isinstance(value, tuple) else str(value)
