@@ -7,8 +7,9 @@ import SimpleITK as sitk
 from conftest import make_image
 
 from vnet_fast import evaluate
-from vnet_fast.evaluation import names_of
+from vnet_fast.evaluation import compare, names_of
 from vnet_fast.metrics import METRICS
+from vnet_fast.regions import REGIONS
 
 
 @pytest.fixture
@@ -262,3 +263,15 @@ def test_pictures(cases, tmp_path, run_verb):
     code, _, err = run_verb(evaluate, *common, "--images", tmp_path)
     assert code == 2
     assert "no volumes" in err
+
+
+@pytest.mark.parametrize("slices", [0, 1], ids=["empty", "a single slice"])
+def test_regions_of_a_reference_without_thirds(tmp_path, slices):
+    """They are the whole, rather than nothing, on which any prediction would be perfect."""
+    reference, prediction = np.zeros((2, 6, 8, 8), np.uint8)
+    reference[2 : 2 + slices, 2:6, 2:6], prediction[1:4, 2:4, 2:6] = 1, 1
+    for name, mask in (("reference", reference), ("prediction", prediction)):
+        sitk.WriteImage(make_image(mask), str(tmp_path / f"{name}.mha"))
+    found = compare(tmp_path / "prediction.mha", tmp_path / "reference.mha", names=REGIONS)[1]
+    assert found["whole"]["dice"] == pytest.approx(2 * 8 * slices / (16 * slices + 24))
+    assert found["base"] == found["apex"] == found["whole"]
