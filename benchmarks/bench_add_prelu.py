@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks.measure import DEVICE, ON_GPU, PASSES, SIZE, copy_of, measure, passes_of
-from vnet_fast.functional import add_prelu
+from vnet_fast.ops.add_prelu import add_prelu
 
 DTYPE = torch.bfloat16 if ON_GPU else torch.float32
 BATCH = 2

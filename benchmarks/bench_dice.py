@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from benchmarks.measure import DEVICE, ON_GPU, PASSES, SIZE, copy_of, measure, passes_of
-from vnet_fast import DiceLoss, definitions
+from vnet_fast import DiceLoss
+from vnet_fast.ops import definitions
 
 DTYPE = torch.bfloat16 if ON_GPU else torch.float32
 # the network's logits, and on a GPU a batch of more than 256 MB, which no cache holds

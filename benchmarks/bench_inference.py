@@ -10,8 +10,8 @@ from benchmarks.floor import ceilings_of, floor_of
 from benchmarks.measure import NETWORK_ROUNDS, ON_GPU, VOLUME, peak_memory, synchronize, time_of
 from benchmarks.providers import BASELINE, EAGER, FASTEST, check_logits, exactly, fixed_batch, meta_model, predictor_of
 from benchmarks.volumes import SPACING
+from vnet_fast.data.phantom import phantom
 from vnet_fast.devices import keep_freed_memory
-from vnet_fast.phantom import phantom
 
 BATCHES = (1, 2)
 LATENCY = "latency, ms"
@@ -65,7 +65,7 @@ def volume_file(tmp_path_factory):
 
 @pytest.mark.parametrize("name", FILES)
 def bench_files(benchmark, volume_file, name):
-    from vnet_fast import volumes
+    from vnet_fast.io import volumes
     from vnet_fast.predict import segment, to_labels
 
     provider = FILES[name]

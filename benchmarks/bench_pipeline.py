@@ -12,13 +12,13 @@ from benchmarks.graph_time import TimedReplays
 from benchmarks.measure import CHOICE, DEVICE, ON_GPU, VOLUME, synchronize, time_of
 from benchmarks.providers import EAGER, FASTEST, HALF, OurTraining, PlainTraining, Provider
 from benchmarks.volumes import new_volumes, training_cases
-from vnet_fast import augment as augmentation
-from vnet_fast.augment import Draws
-from vnet_fast.batches import PREFETCH, FromWorkers, Ready, Resident, Streamed
 from vnet_fast.devices import keep_freed_memory
-from vnet_fast.functional import augment, augments_by_kernel
-from vnet_fast.step import WARM_UP
-from vnet_fast.training_log import ReadBack
+from vnet_fast.ops.add_prelu import augment, augments_by_kernel
+from vnet_fast.run.log import ReadBack
+from vnet_fast.training import draws as augmentation
+from vnet_fast.training.batches import PREFETCH, FromWorkers, Ready, Resident, Streamed
+from vnet_fast.training.draws import Draws
+from vnet_fast.training.step import WARM_UP
 
 ROUNDS = 20 if ON_GPU else 3
 BATCH = 2 if ON_GPU else 1

@@ -7,7 +7,7 @@ class TimedReplays:
     """Stands before a captured step's graph and notes when each replay starts and ends on the device.
 
     Args:
-        step: a `vnet_fast.step.Step` that is captured; its graph is private to it, and nothing but a
+        step: a `vnet_fast.training.step.Step` that is captured; its graph is private to it, and nothing but a
             benchmark may reach there.
     """
 

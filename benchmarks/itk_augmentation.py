@@ -3,7 +3,7 @@
 import numpy as np
 import SimpleITK as sitk
 
-from vnet_fast.augment import CONTROL_POINTS, MESH, SPLINE_ORDER
+from vnet_fast.training.draws import CONTROL_POINTS, MESH, SPLINE_ORDER
 
 # of the histogram matching
 LEVELS, MATCH_POINTS = 1024, 7

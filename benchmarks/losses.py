@@ -18,14 +18,14 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.provenance import provenance, without_folders  # noqa: E402
 from benchmarks.report import ReportError, replaced  # noqa: E402
-from vnet_fast import dataset  # noqa: E402
-from vnet_fast.comparison import compare_pairs  # noqa: E402
-from vnet_fast.configuration import Config  # noqa: E402
+from vnet_fast.data import cases  # noqa: E402
 from vnet_fast.errors import InputError, InputErrors  # noqa: E402
-from vnet_fast.evaluation import WHOLE, evaluate, summarise  # noqa: E402
-from vnet_fast.evaluation_tables import mean_and_deviation, plain  # noqa: E402
+from vnet_fast.evaluation.comparison import compare_pairs  # noqa: E402
+from vnet_fast.evaluation.evaluation import WHOLE, evaluate, summarise  # noqa: E402
+from vnet_fast.evaluation.tables import mean_and_deviation, plain  # noqa: E402
 from vnet_fast.files import write_text  # noqa: E402
 from vnet_fast.report import LOSS_WORDS, read_subjects  # noqa: E402
+from vnet_fast.run.configuration import Config  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "losses"
 # of a run's own, or of the machine that it ran on
@@ -100,7 +100,7 @@ def command(settings):
 def section(folder):
     """Markdown of all results in a folder."""
     parts = []
-    for path in sorted(folder.glob("*.json"), key=lambda path: dataset.natural(path.name)):
+    for path in sorted(folder.glob("*.json"), key=lambda path: cases.natural(path.name)):
         content, rows = json.loads(path.read_text(encoding="utf-8")), []
         about, first = content["about"], content["runs"][0]
         for label in first["labels"]:

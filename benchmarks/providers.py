@@ -12,7 +12,7 @@ from benchmarks.measure import DEVICE, ON_GPU, VOLUME, synchronize, time_limit
 from benchmarks.peers import CommonVNet, PlainVNet, dice_loss
 from vnet_fast import DiceLoss, VNet
 from vnet_fast.devices import choose_precision, mixed_precision
-from vnet_fast.step import Step, make_optimizer
+from vnet_fast.training.step import Step, make_optimizer
 
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 1e-4, 0.99, 5e-4
 HALF, PRECISION = choose_precision("auto", DEVICE)

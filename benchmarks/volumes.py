@@ -4,10 +4,10 @@ import functools
 import os
 
 from benchmarks.measure import VOLUME
-from vnet_fast.batches import Volumes
-from vnet_fast.configuration import Config
-from vnet_fast.phantom import phantoms
-from vnet_fast.training_data import load_data
+from vnet_fast.data.phantom import phantoms
+from vnet_fast.data.training_data import load_data
+from vnet_fast.run.configuration import Config
+from vnet_fast.training.batches import Volumes
 
 SPACING = (1.0, 1.0, 1.5)
 COUNT = 8

@@ -4,16 +4,15 @@ import locale
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
-import SimpleITK as sitk
 import torch
 
 if not torch.cuda.is_available():
     # the kernels run in Triton's interpreter; Triton reads this when it is imported
     os.environ["TRITON_INTERPRET"] = "1"
 
-from vnet_fast import command_line, figures
+from tests.volumes import write_case
+from vnet_fast import command_line, plotting
 
 LOCALE = locale.setlocale(locale.LC_CTYPE)
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -32,31 +31,6 @@ def real_data():
     if not SHARED_DATA.is_dir():
         pytest.skip(f"the real volumes are not there ({SHARED_DATA})")
     return SHARED_DATA
-
-
-def make_image(array, spacing=(1, 1, 1), origin=(0, 0, 0), direction=(1, 0, 0, 0, 1, 0, 0, 0, 1)):
-    """A SimpleITK image of a (z, y, x) array."""
-    image = sitk.GetImageFromArray(array)
-    image.SetSpacing([float(s) for s in spacing])
-    image.SetOrigin([float(o) for o in origin])
-    image.SetDirection([float(d) for d in direction])
-    return image
-
-
-def write_case(folder, name, seed=0, size=(20, 18, 16), spacing=(1.2, 1.1, 2.0), suffix=".mhd", labels=1):
-    """Writes a bright ball in noise, X and X_segmentation, and returns their paths."""
-    generator = np.random.default_rng(seed)
-    z, y, x = np.ogrid[: size[2], : size[1], : size[0]]
-    centre = np.array(size) / 2 + generator.uniform(-1, 1, 3)
-    distance = np.sqrt(((x - centre[0]) / 6) ** 2 + ((y - centre[1]) / 6) ** 2 + ((z - centre[2]) / 4) ** 2)
-    mask = (distance < 1).astype(np.uint8)
-    if labels == 2:
-        mask[(mask > 0) & (np.broadcast_to(x, mask.shape) > centre[0])] = 2
-    image = (100 + 80 * (mask > 0) + generator.normal(0, 10, mask.shape)).astype(np.int16)
-    paths = folder / f"{name}{suffix}", folder / f"{name}_segmentation{suffix}"
-    for array, path in zip((image, mask), paths, strict=True):
-        sitk.WriteImage(make_image(array, spacing), str(path), useCompression=True)
-    return paths
 
 
 @pytest.fixture
@@ -88,7 +62,7 @@ def run_verb(capsys):
 @pytest.fixture
 def quick_training(monkeypatch):
     """Trains without pictures; of volumes this small, threads wait for each other."""
-    monkeypatch.setattr(figures, "available", lambda: False)
+    monkeypatch.setattr(plotting, "available", lambda: False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -10,11 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
-import run_processes
 import torch
 
-from vnet_fast import DiceLoss, checkpoint, train
-from vnet_fast.augment import Draws
+from tests import run_processes
+from vnet_fast import DiceLoss, train
+from vnet_fast.run import checkpoint
+from vnet_fast.training.draws import Draws
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = Path(run_processes.__file__)

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import write_case
 
+from tests.volumes import write_case
 from vnet_fast import command_line, evaluate, export, predict, report, train
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,7 +9,7 @@ _root = Path(__file__).resolve().parent.parent
 if (_root / "pyproject.toml").is_file():
     __path__.append(str(_root))
 
-from vnet_fast.losses import DiceLoss, WeightedCrossEntropy  # noqa: E402
-from vnet_fast.model import VNet  # noqa: E402
+from vnet_fast.nn.losses import DiceLoss, WeightedCrossEntropy  # noqa: E402
+from vnet_fast.nn.vnet import VNet  # noqa: E402
 
 __all__ = ["DiceLoss", "VNet", "WeightedCrossEntropy", "__version__"]

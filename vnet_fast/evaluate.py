@@ -3,14 +3,16 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from vnet_fast import command_line, dataset, evaluation_tables, figures
+from vnet_fast import command_line, plotting
 from vnet_fast.command_line import option, path_text
-from vnet_fast.comparison import check_same_cases, compare_pairs, require_scipy
+from vnet_fast.data import cases
 from vnet_fast.errors import InputError
-from vnet_fast.evaluation import evaluate, names_of
-from vnet_fast.evaluation_figures import draw, images_of, made_folder
+from vnet_fast.evaluation import tables
+from vnet_fast.evaluation.comparison import check_same_cases, compare_pairs, require_scipy
+from vnet_fast.evaluation.evaluation import evaluate, names_of
+from vnet_fast.evaluation.figures import draw, images_of, made_folder
+from vnet_fast.evaluation.score import read_observer
 from vnet_fast.files import write_text
-from vnet_fast.score import read_observer
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Config:
     output: str = option(None, "writes all numbers as JSON", type=path_text, metavar="FILE")
     csv: str = option(None, "writes the cases as CSV, a row for each case, class and region", type=path_text,
                       metavar="FILE")  # fmt: skip
-    figures: str = option(None, "draws the distributions, and the best, median and worst case", type=path_text,
+    plotting: str = option(None, "draws the distributions, and the best, median and worst case", type=path_text,
                           metavar="DIR")  # fmt: skip
     images: str = option(None, "folder of the volumes for --figures, if they are not with the reference masks",
                          type=path_text, metavar="DIR")  # fmt: skip
@@ -57,7 +59,7 @@ def check(config):
         require_scipy("--predictions")
     if config.images and not config.figures:
         raise InputError("--images", "given without --figures", "Name the folder of the pictures too")
-    if config.figures and not figures.available():
+    if config.figures and not plotting.available():
         raise InputError("--figures", "matplotlib is not installed", "pip install 'vnet_fast[report]'")
     for path, flag in ((config.output, "--output"), (config.csv, "--csv")):
         if path and not Path(path).absolute().parent.is_dir():
@@ -66,8 +68,8 @@ def check(config):
             raise InputError(path, "can't be written (it is a folder)", f"Choose another {flag}")
     if config.output and config.csv and Path(config.output).resolve() == Path(config.csv).resolve():
         raise InputError("--csv", "is the file of --output", "Choose another --csv")
-    if config.figures and len(config.predictions) > figures.MOST:
-        cause = f"shows {figures.MOST} sets of predictions at most; got {len(config.predictions)}"
+    if config.figures and len(config.predictions) > plotting.MOST:
+        cause = f"shows {plotting.MOST} sets of predictions at most; got {len(config.predictions)}"
         raise InputError("--figures", cause, "Draw fewer of them together")
 
 
@@ -77,7 +79,7 @@ def main(given):
     check(config)
     observer = read_observer(config.observer) if config.observer else None
     names = names_of(config.predictions)
-    found = [dataset.pair_masks(folder, config.labels) for folder in config.predictions]
+    found = [cases.pair_masks(folder, config.labels) for folder in config.predictions]
     pairs = [each for each, _ in found]
     # before anything is measured or written
     check_same_cases({name: [case for case, _, _ in each] for name, each in zip(names, pairs, strict=True)})
@@ -86,14 +88,14 @@ def main(given):
         made_folder(config.figures, "--figures")
     evaluations = evaluate(names, pairs, config.binary, config.regions, observer)
     comparisons = compare_pairs(evaluations) if len(evaluations) > 1 else []
-    print("\n".join(evaluation_tables.text(evaluations, comparisons)))
+    print("\n".join(tables.text(evaluations, comparisons)))
     for (_, unpredicted), name in zip(found, names, strict=True):
         if unpredicted:
             print(f"{unpredicted} more reference masks have no prediction" + (f" in {name}" if len(names) > 1 else ""))
     if config.output:
-        written(config.output, evaluation_tables.json_text(evaluations, comparisons), "--output")
+        written(config.output, tables.json_text(evaluations, comparisons), "--output")
     if config.csv:
-        written(config.csv, evaluation_tables.csv_text(evaluations), "--csv")
+        written(config.csv, tables.csv_text(evaluations), "--csv")
     if config.figures:
         draw(config, evaluations, pairs, comparisons)
     return 0

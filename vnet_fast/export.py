@@ -16,14 +16,16 @@ from pathlib import Path
 
 import torch
 
-from vnet_fast import __version__, checkpoint, command_line, definitions
+from vnet_fast import __version__, command_line
 from vnet_fast.command_line import option, path_text
+from vnet_fast.data.intensity import HIGH_PERCENTILE, LOW_PERCENTILE
 from vnet_fast.devices import use_all_cores
 from vnet_fast.errors import InputError
 from vnet_fast.files import replacing
-from vnet_fast.inference import HOST
-from vnet_fast.intensity import HIGH_PERCENTILE, LOW_PERCENTILE
+from vnet_fast.ops import definitions
 from vnet_fast.predict import grid_of
+from vnet_fast.prediction.inference import HOST
+from vnet_fast.run import checkpoint
 
 INPUT, OUTPUT = "image", "logits"
 # the file within a .pt2 that says what ONNX keeps as properties

@@ -11,13 +11,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vnet_fast import checkpoint, command_line, dataset, formats, volumes
+from vnet_fast import command_line
 from vnet_fast.command_line import option, path_text, share
-from vnet_fast.configuration import find_device
+from vnet_fast.data import cases
+from vnet_fast.data.intensity import normalise
 from vnet_fast.devices import choose_precision, device_name, keep_freed_memory, use_all_cores
 from vnet_fast.errors import InputError, InputErrors
-from vnet_fast.inference import HOST, LEFT_RIGHT, NO_FLIP, OVERLAP, predict_probabilities
-from vnet_fast.intensity import normalise
+from vnet_fast.io import formats, volumes
+from vnet_fast.prediction.inference import HOST, LEFT_RIGHT, NO_FLIP, OVERLAP, predict_probabilities
+from vnet_fast.run import checkpoint
+from vnet_fast.run.configuration import find_device
 
 # a folder of DICOM slices has no single file's format
 DICOM_OUTPUT = ".nii.gz"
@@ -79,7 +82,7 @@ def plan(config, only):
         # resolved: the name of . is that of the folder
         found = {formats.stem_of(source.resolve()): source}
     else:
-        found = dataset.find_images(source)
+        found = cases.find_images(source)
     if only is not None:
         found = {name: path for name, path in found.items() if name in only}
         if not found:

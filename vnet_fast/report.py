@@ -6,20 +6,21 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vnet_fast import command_line, figures, report_sections
+from vnet_fast import command_line, plotting
 from vnet_fast.command_line import option, path_text
-from vnet_fast.comparison import compare_pairs, require_scipy
-from vnet_fast.configuration import find_device, stored_config
-from vnet_fast.dataset import natural
+from vnet_fast.data.cases import natural
 from vnet_fast.devices import keep_freed_memory, use_all_cores
 from vnet_fast.errors import InputError
-from vnet_fast.evaluation import evaluate, names_of
-from vnet_fast.evaluation_figures import made_folder
+from vnet_fast.evaluation.comparison import compare_pairs, require_scipy
+from vnet_fast.evaluation.evaluation import evaluate, names_of
+from vnet_fast.evaluation.figures import made_folder
+from vnet_fast.evaluation.score import read_observer
 from vnet_fast.files import write_text
-from vnet_fast.formats import files_of
-from vnet_fast.held_out import held_out
-from vnet_fast.report_page import page
-from vnet_fast.score import read_observer
+from vnet_fast.io.formats import files_of
+from vnet_fast.prediction.held_out import held_out
+from vnet_fast.reporting import sections as report_sections
+from vnet_fast.reporting.html import page
+from vnet_fast.run.configuration import find_device, stored_config
 from vnet_fast.versions import versions
 
 LOSS_WORDS = {"dice": "Dice loss", "weighted-ce": "weighted cross-entropy"}
@@ -129,7 +130,7 @@ def _has_rows(log):
     if not log.exists():
         return False
     try:
-        return bool(figures.read_log(log))
+        return bool(plotting.read_log(log))
     except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
         raise InputError(log, f"not a log ({error})", "Take it away to report without it") from None
 
@@ -139,12 +140,12 @@ def main(given):
     config = Config(**given)
     use_all_cores()
     keep_freed_memory()
-    if not figures.available():
+    if not plotting.available():
         raise InputError("report", "matplotlib is not installed", "pip install 'vnet_fast[report]'")
     if len(config.run) > 1:
         require_scipy("--run")
-    if len(config.run) > figures.MOST:
-        raise InputError("--run", f"given {len(config.run)} times, {figures.MOST} at most", "Report fewer together")
+    if len(config.run) > plotting.MOST:
+        raise InputError("--run", f"given {len(config.run)} times, {plotting.MOST} at most", "Report fewer together")
     observer = read_observer(config.observer) if config.observer else None
     find_device(config.device)
     subjects = read_subjects(config.run, config.device)

@@ -8,12 +8,9 @@ from dataclasses import asdict, replace
 import numpy as np
 import torch
 
-from vnet_fast import checkpoint, command_line
-from vnet_fast.augment import Draws
-from vnet_fast.batches import is_worker_death, make_source
-from vnet_fast.check import check
-from vnet_fast.configuration import ALL, LOSSES, Config, configure, find_device, learning_rate
-from vnet_fast.cross_validation import cross_validate
+from vnet_fast import command_line
+from vnet_fast.data.check import check
+from vnet_fast.data.training_data import load_data
 from vnet_fast.devices import (
     choose_precision,
     device_name,
@@ -24,14 +21,18 @@ from vnet_fast.devices import (
 )
 from vnet_fast.distributed import Processes, is_loss_of_another
 from vnet_fast.errors import InputError
-from vnet_fast.memory import free, what_fits
-from vnet_fast.model import VNet
-from vnet_fast.run_folder import BEST, LAST, PREVIOUS, RESUME_HINT, RunFolder, finished_at, write_config
-from vnet_fast.step import Step, make_optimizer
-from vnet_fast.summary import finish
-from vnet_fast.training_data import load_data
-from vnet_fast.training_log import Log, ReadBack
-from vnet_fast.validation import Best, interval, mean_dice, validate
+from vnet_fast.nn.vnet import VNet
+from vnet_fast.run import checkpoint
+from vnet_fast.run.configuration import ALL, LOSSES, Config, configure, find_device, learning_rate
+from vnet_fast.run.folder import BEST, LAST, PREVIOUS, RESUME_HINT, RunFolder, finished_at, write_config
+from vnet_fast.run.log import Log, ReadBack
+from vnet_fast.training.batches import is_worker_death, make_source
+from vnet_fast.training.cross_validation import cross_validate
+from vnet_fast.training.draws import Draws
+from vnet_fast.training.memory import free, what_fits
+from vnet_fast.training.step import Step, make_optimizer
+from vnet_fast.training.summary import finish
+from vnet_fast.training.validation import Best, interval, mean_dice, validate
 
 # checkpoints of a run at least
 SAVES = 10

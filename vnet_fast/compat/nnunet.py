@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from vnet_fast.distributed import over_processes
-from vnet_fast.functional import dice_sums
+from vnet_fast.ops.add_prelu import dice_sums
 
 # no class: what a voxel that does not count is labelled with
 IGNORED = -1

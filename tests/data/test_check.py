@@ -1,0 +1,220 @@
+import os
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from tests.io.bad_makers import MASK, SIZE, sound, write_mask
+from tests.io.dicom_slices import write_dicom
+from tests.volumes import make_image, write_case
+from vnet_fast import train
+from vnet_fast.io import volumes
+
+TINY = ["--volume", 16, 16, 16, "--spacing", 1, 1, 2, "--base-channels", 2, "--device", "cpu", "--folds", 2]
+# both ways to look at the cases must say the same
+BOTH = pytest.mark.parametrize("way", ["--check", "training"])
+
+
+@pytest.fixture
+def look(tmp_path, run_verb):
+    """Checks a folder, or trains on it for one iteration: (exit code, stdout, lines of stderr)."""
+
+    def run(way, folder, *more):
+        ways = {"--check": ["--check"], "training": ["--iterations", 1, "--output", tmp_path / "run"]}
+        code, out, err = run_verb(train, "--data", folder, *TINY, *ways[way], *more)
+        return code, out, err.splitlines()
+
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of three sound cases."""
+    folder = tmp_path / "cases"
+    folder.mkdir()
+    for number, name in enumerate("ABC"):
+        sound(folder, name, np.random.default_rng(number))
+    return folder
+
+
+def test_a_sound_folder(folder, tmp_path, look):
+    before = sorted(tmp_path.rglob("*"))
+    code, out, lines = look("--check", folder)
+    assert (code, lines) == (0, [])
+    assert sorted(tmp_path.rglob("*")) == before
+    rows = [line.split() for line in out.splitlines()]
+    assert rows[0] == ["case", "size", "spacing", "mm", "intensities", "labels"]
+    values = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "A.mha")))
+    assert rows[1] == f"A 8 x 7 x 6 1 x 1 x 2 {values.min()} to {values.max()} 0 1".split()
+    assert out.splitlines()[-1].endswith("cases: 3 of 3 cases can be read, 0 warnings")
+
+
+def test_two_folders(folder, tmp_path, look):
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for mask in folder.glob(f"*{MASK}"):
+        mask.rename(masks / mask.name)
+    code, out, lines = look("--check", folder, "--labels", masks)
+    assert (code, lines) == (0, [])
+    assert "3 of 3" in out
+    (masks / f"B{MASK}").unlink()
+    code, out, lines = look("--check", folder, "--labels", masks)
+    assert code == 2
+    assert [line for line in lines if "B.mha: no mask for this image" in line] == lines
+
+
+def test_without_data(run_verb):
+    code, _, err = run_verb(train, "--check")
+    assert code == 2
+    assert err == "error: --check: given without --data. Name the folder of the volumes too\n"
+
+
+@BOTH
+def test_an_empty_mask_is_a_warning(folder, look, way):
+    write_mask(folder, "B", np.zeros(SIZE[::-1], np.uint8))
+    code, _, lines = look(way, folder)
+    assert code == 0
+    assert lines == [f"warning: {folder}/B{MASK}: the mask is empty. Check that there is nothing to segment"]
+
+
+@BOTH
+def test_no_mask_has_anything(folder, look, way):
+    for name in "ABC":
+        write_mask(folder, name, np.zeros(SIZE[::-1], np.uint8))
+    code, _, lines = look(way, folder)
+    assert code == 2
+    assert lines[-1] == f"error: {folder}: all masks are empty. Name a folder with labelled masks"
+
+
+@BOTH
+def test_a_label_that_is_lost(folder, look, way):
+    array = np.zeros((6, 7, 60), np.uint8)
+    array[2:4, 2:5, 28:32] = 1
+    array[3, 3, 0] = 2
+    image = np.random.default_rng(5).integers(0, 99, array.shape, dtype=np.int16)
+    sitk.WriteImage(make_image(image, (1, 1, 2)), str(folder / "B.mha"))
+    write_mask(folder, "B", array)
+    code, _, lines = look(way, folder)
+    assert code == 0
+    assert len(lines) == 1
+    assert lines[0].startswith(f"warning: {folder}/B{MASK}: label 2 is lost on the network's grid. Enlarge --volume")
+
+
+@BOTH
+def test_masks_of_0_and_255(folder, look, way):
+    array = np.zeros(SIZE[::-1], np.uint8)
+    array[2:4, 3:5, 3:5] = 255
+    for name in "ABC":
+        write_mask(folder, name, array)
+    code, _, lines = look(way, folder)
+    assert code == 2
+    assert len(lines) == 1
+    assert f"{MASK}: is of 0 and 255, as are all masks that are not empty. Give --binary to read 255 as" in lines[0]
+    assert look(way, folder, "--binary")[::2] == (0, [])
+
+
+@BOTH
+def test_a_label_that_was_not_expected(folder, look, way):
+    array = np.zeros(SIZE[::-1], np.uint8)
+    array[2:4, 3:5, 3:5] = 7
+    write_mask(folder, "B", array)
+    code, _, lines = look(way, folder)
+    assert code == 2
+    assert [f"B{MASK}: has label 7, but no mask has 2, 3, 4, 5, 6. Number the labels" in line for line in lines] == [
+        True
+    ]
+
+
+@BOTH
+@pytest.mark.parametrize("suffix", [".mha", ".nii.gz", ".nhdr"])
+def test_the_same_volume_under_two_names(folder, look, way, suffix):
+    """Also in another format, and with a mask of another reader."""
+    sitk.WriteImage(sitk.ReadImage(str(folder / "A.mha")), str(folder / f"D{suffix}"))
+    write_mask(folder, "D", np.ones(SIZE[::-1], np.uint8))
+    code, _, lines = look(way, folder)
+    assert code == 2
+    assert lines == [
+        f"error: {folder}/D{suffix}: the same volume as A.mha. Keep one of the two: they would falsify the validation"
+    ]
+
+
+@BOTH
+def test_the_same_name_twice(folder, look, way):
+    sitk.WriteImage(sitk.ReadImage(str(folder / "A.mha")), str(folder / "A.nii"))
+    code, _, lines = look(way, folder)
+    assert code == 2
+    assert lines == [f"error: {folder}/A.nii: the same case as A.mha. Keep one of the two"]
+
+
+@BOTH
+def test_fewer_cases_than_folds(folder, look, way):
+    code, _, lines = look(way, folder, "--folds", 5)
+    assert code == 2
+    assert lines == [f"error: {folder}: 3 cases for 5 folds. Give --folds 3 or less, or add cases"]
+
+
+@BOTH
+def test_slices_where_volumes_are_looked_for(folder, look, way):
+    write_dicom(folder, (0, 3, 6))
+    code, _, lines = look(way, folder)
+    assert code == 2
+    assert lines == [
+        f"error: {folder}: holds DICOM slices itself (1.2.3.4-0.dcm). Give each series a folder of its own"
+    ]
+
+
+@pytest.mark.parametrize("size", [(9, 8, 1), (2, 2, 2), (1, 8, 8)], ids=str)
+@BOTH
+def test_very_small_volumes_are_read(folder, look, way, size):
+    """They are trained on, as a part of the network's volume, and a mask of theirs comes back."""
+    array = np.random.default_rng(3).integers(0, 999, size[::-1], dtype=np.int16)
+    sitk.WriteImage(make_image(array, (1, 1, 2)), str(folder / "B.mha"))
+    write_mask(folder, "B", np.ones(size[::-1], np.uint8))
+    code, _, lines = look(way, folder)
+    assert code == 0
+    expected = f"warning: {folder}/B.mha: only {' x '.join(map(str, size))} voxels. Check that it is a whole volume"
+    assert lines == ([expected] if way == "--check" else [])
+
+    image = volumes.read_image(folder / "B.mha")
+    grid = volumes.working_grid(image, (1, 1, 2), (16, 16, 16))
+    there = volumes.mask_on_grid(volumes.read_mask(folder / f"B{MASK}"), grid)
+    assert there.any()
+    shares = np.stack([there == 0, there == 1]).astype(np.float32)
+    np.testing.assert_array_equal(volumes.probabilities_on_image(shares, grid, image).argmax(0), np.ones(size[::-1]))
+
+
+@BOTH
+def test_one_voxel(folder, look, way):
+    sitk.WriteImage(make_image(np.full((1, 1, 1), 5, np.int16)), str(folder / "B.mha"))
+    write_mask(folder, "B", np.ones((1, 1, 1), np.uint8), spacing=(1, 1, 1))
+    code, _, lines = look(way, folder)
+    assert code == 2
+    assert [f"{folder}/B.mha: all voxels have the same value on the network's grid" in line for line in lines] == [True]
+
+
+def test_masks_of_whole_fractions_are_read(folder, look):
+    array = np.zeros(SIZE[::-1], np.float64)
+    array[2:4, 3:5, 3:5] = 1
+    write_mask(folder, "A", array)
+    assert look("--check", folder)[::2] == (0, [])
+
+
+def test_real_data_is_sound(real_data, look):
+    code, out, lines = look("--check", real_data / "promise12")
+    assert code == 0
+    assert "40 of 40 cases can be read" in out
+    assert all("is lost on the network's grid" in line for line in lines)
+
+
+def test_nothing_is_written_by_a_check(tmp_path, run_verb, monkeypatch):
+    """Also not where the defaults would: the folder of runs, the cache."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    folder = tmp_path / "cases"
+    folder.mkdir()
+    for number in range(2):
+        write_case(folder, f"x{number}", number)
+    code, _, err = run_verb(train, "--data", folder, "--check", "--folds", 2)
+    assert (code, err) == (0, "")
+    assert os.listdir(home) == []

@@ -1,0 +1,45 @@
+"""Folders of small DICOM slices, sound and not."""
+
+import numpy as np
+import SimpleITK as sitk
+
+from tests.volumes import make_image
+
+AXIAL, SAGITTAL = (1, 0, 0, 0, 1, 0), (0, 1, 0, 0, 0, -1)
+
+
+def write_dicom(folder, positions, series="1.2.3.4", axes=AXIAL, size=(8, 6), shift=0.0, seed=None):
+    """Writes a series of slices.
+
+    Args:
+        folder: made if it is not there.
+        positions: mm along z, one for each slice, in the order of the files' names.
+        series: its unique identifier, and how the files' names begin.
+        axes: of rows and columns.
+        size: voxels, x y.
+        shift: mm along y for each mm along z, as a tilted gantry has it.
+        seed: None for a ramp, or that of random voxels.
+    """
+    folder.mkdir(exist_ok=True)
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    generator = np.random.default_rng(seed)
+    for index, z in enumerate(positions):
+        ramp = np.arange(size[0] * size[1]).reshape(1, *size[::-1]) + 100 * index
+        array = ramp if seed is None else generator.integers(0, 1000, (1, *size[::-1]))
+        image = make_image(array.astype(np.int16), (0.7, 0.7, 3))
+        tags = {
+            "0008|0060": "MR",
+            "0020|000d": "1.2.3",
+            "0020|000e": series,
+            "0008|0018": f"{series}.{index + 1}",
+            "0020|0032": f"-5\\{-6 + shift * z}\\{z}",
+            "0020|0037": "\\".join(map(str, axes)),
+            "0020|0013": str(index),
+            "0018|0050": "3",
+        }
+        for tag, value in tags.items():
+            image.SetMetaData(tag, value)
+        writer.SetFileName(str(folder / f"{series}-{index}.dcm"))
+        writer.Execute(image)
+    return folder

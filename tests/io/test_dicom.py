@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from tests.io.dicom_slices import write_dicom
+from vnet_fast.errors import InputError
+from vnet_fast.io import volumes
+from vnet_fast.io.volumes import Grid
+
+
+def test_dicom_folder(tmp_path):
+    image = volumes.read_image(write_dicom(tmp_path / "series", [6, 0, 3, 9]))
+    assert image.GetSize() == (8, 6, 4)
+    np.testing.assert_allclose(image.GetSpacing(), (0.7, 0.7, 3), atol=1e-5)
+    np.testing.assert_allclose(image.GetOrigin(), (-5, -6, 0), atol=1e-5)
+    # slices in order of place, not of name
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image)[:, 0, 0], [100, 200, 0, 300])
+
+
+def test_dicom_folder_with_a_missing_slice(tmp_path):
+    with pytest.raises(InputError, match="slices 3 and 4 of 5 are 6 mm apart, the others 3 mm"):
+        volumes.read_image(write_dicom(tmp_path / "series", [0, 3, 6, 12, 15]))
+
+
+def test_dicom_folder_with_two_series(tmp_path):
+    write_dicom(tmp_path / "series", [0, 3, 6])
+    write_dicom(tmp_path / "series", [0, 3, 6], series="1.2.3.5")
+    with pytest.raises(InputError, match="2 DICOM series"):
+        volumes.read_image(tmp_path / "series")
+
+
+@pytest.mark.parametrize("gap", [3.4, 2.6])
+def test_slices_a_little_off_their_place(tmp_path, gap):
+    with pytest.raises(InputError, match="mm apart, the others 3 mm"):
+        volumes.read_image(write_dicom(tmp_path / "series", [0, 3, 6, 6 + gap]))
+
+
+@pytest.mark.parametrize("index", [0, 2, 4], ids=["first", "middle", "last"])
+def test_a_truncated_slice_is_named(tmp_path, index):
+    folder = write_dicom(tmp_path / "series", [0, 3, 6, 9, 12])
+    damaged = folder / f"1.2.3.4-{index}.dcm"
+    damaged.write_bytes(damaged.read_bytes()[:300])
+    with pytest.raises(InputError, match=rf"1.2.3.4-{index}.dcm: truncated or damaged"):
+        volumes.read_image(folder)
+
+
+def test_files_that_may_be_slices(tmp_path, monkeypatch):
+    folder = write_dicom(tmp_path / "series", [0, 3, 6])
+    (folder / "notes").write_text("notes")
+    assert volumes.read_image(folder).GetSize() == (8, 6, 3)
+    (folder / "IM0004").write_bytes(b"")
+    with pytest.raises(InputError, match="IM0004: an empty file"):
+        volumes.read_image(folder)
+    (folder / "IM0004").unlink()
+    monkeypatch.setattr("os.access", lambda path, mode: path.name != "notes")
+    with pytest.raises(InputError, match="notes: truncated or damaged: it is not a DICOM file"):
+        volumes.read_image(folder)
+
+
+def test_dicom_folder_of_one_slice(tmp_path):
+    image = volumes.read_image(write_dicom(tmp_path / "series", [6]))
+    assert image.GetSize() == (8, 6, 1)
+    np.testing.assert_allclose(image.GetOrigin(), (-5, -6, 6), atol=1e-5)
+
+
+def test_slices_of_several_sizes(tmp_path):
+    write_dicom(tmp_path / "series", [0, 3, 6])
+    other = write_dicom(tmp_path / "other", [9], size=(8, 7)) / "1.2.3.4-0.dcm"
+    other.rename(tmp_path / "series" / "x.dcm")
+    with pytest.raises(InputError, match=r"slices of several sizes or spacings, as 1.2.3.4-0.dcm and x.dcm"):
+        volumes.read_image(tmp_path / "series")
+
+
+def test_an_index_of_files_is_no_slice(tmp_path):
+    folder = write_dicom(tmp_path / "series", [0, 3, 6])
+    (folder / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
+    assert volumes.read_image(folder).GetSize() == (8, 6, 3)
+
+
+def test_folder_without_dicom(tmp_path):
+    with pytest.raises(InputError, match="a folder without a DICOM series"):
+        volumes.read_image(tmp_path)
+
+
+def test_real_dicom_series(real_data):
+    image = volumes.read_image(real_data / "dicom" / "Prostate3T-03-0001")
+    assert image.GetSize()[2] == 19
+    # slice by slice, it is what the series' own reader makes of it
+    folder = str(real_data / "dicom" / "Prostate3T-03-0001")
+    series = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(folder), sitk.sitkFloat32)
+    np.testing.assert_array_equal(sitk.GetArrayViewFromImage(image), sitk.GetArrayViewFromImage(series))
+    for name in ("spacing", "origin", "direction"):
+        np.testing.assert_allclose(getattr(Grid.of(image), name), getattr(Grid.of(series), name), atol=1e-6)
+    assert np.ptp(sitk.GetArrayViewFromImage(image)) > 0
+
+
+def test_a_slice_beside_the_others_is_named(tmp_path):
+    folder = write_dicom(tmp_path / "series", [0, 3, 6, 9, 12])
+    write_dicom(tmp_path / "moved", [6], shift=9)
+    (tmp_path / "moved" / "1.2.3.4-0.dcm").replace(folder / "1.2.3.4-2.dcm")
+    with pytest.raises(InputError, match=r"1\.2\.3\.4-2\.dcm lies 54 mm beside the others"):
+        volumes.read_image(folder)
+
+
+@pytest.mark.parametrize("spacing", [0.75, 5 / 3, 2.5])
+def test_places_written_to_a_tenth_are_even(tmp_path, spacing):
+    places = [round(spacing * index, 1) for index in range(12)]
+    image = volumes.read_image(write_dicom(tmp_path / "series", places))
+    assert image.GetSpacing()[2] == pytest.approx(spacing, abs=0.01)
+
+
+def test_a_drift_is_refused(tmp_path):
+    places = np.cumsum([1.0] * 20 + [1.1] * 20)
+    with pytest.raises(InputError, match="mm apart, the others"):
+        volumes.read_image(write_dicom(tmp_path / "series", places))

@@ -1,0 +1,135 @@
+"""Channels-last from the input to the last gradient, counted in what a step runs."""
+
+import math
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vnet_fast import DiceLoss, VNet
+from vnet_fast.training.step import Step, make_optimizer
+
+BATCH, SIZE = 2, (32, 32, 32)
+COPIES = {"copy_", "clone", "_to_copy", "contiguous"}
+# below it a tensor is a vector of the coarsest stage, not a volume
+VOLUME_ELEMENTS = 4096
+
+
+@pytest.fixture(autouse=True)
+def _two_threads():
+    """On one thread PyTorch takes other convolutions on a CPU, which leave the layout."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def layout_of(tensor):
+    """The order of the axes in memory, those of length 1 left out."""
+    axes = [axis for axis in range(tensor.ndim) if tensor.shape[axis] > 1]
+    return sorted(axes, key=lambda axis: (-tensor.stride(axis), axis))
+
+
+class Copies(TorchDispatchMode):
+    """Keeps the shapes of the tensors that are copied into another layout."""
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.seen = [], set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        # copy_(target, source): its target's layout is changed by the call only in what it holds
+        before = args[1] if func.overloadpacket.__name__ == "copy_" else args[0] if args else None
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        self.seen.add(name)
+        if (
+            name in COPIES
+            and isinstance(before, torch.Tensor)
+            and result.ndim == 5
+            and result.shape == before.shape
+            and result.numel() >= VOLUME_ELEMENTS
+            and layout_of(before) != layout_of(result)
+        ):
+            self.found.append((name, tuple(result.shape)))
+        return result
+
+
+def step_of(topology, autocast, device):
+    torch.manual_seed(0)
+    model = VNet(base_channels=8, topology=topology).to(device)
+    return Step(model, DiceLoss.paper(), make_optimizer(model, "sgd", 1e-4, 0.9, 0), autocast)
+
+
+def batch_on(device):
+    image = torch.randn(BATCH, 1, *SIZE, device=device)
+    return image, (image > 1).to(torch.uint8)
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("topology", ["paper", "caffe"])
+def test_a_step_copies_no_volume_into_another_layout(topology, autocast):
+    step, batch = step_of(topology, autocast, "cpu"), batch_on("cpu")
+    step(*batch)
+    with Copies() as copies:
+        step(*batch)
+    # the backward pass is seen too, and so are copies
+    assert {"convolution_backward", "add_prelu", "dice_sums_backward"} <= copies.seen
+    assert copies.found == []
+
+
+def test_no_operator_copies_into_another_layout_within_itself():
+    """As convolutions do that lack a kernel for a layout: seen in a profile, behind the operators."""
+    step, batch = step_of("paper", None, "cpu"), batch_on("cpu")
+    step(*batch)
+    with torch.profiler.profile(record_shapes=True) as profile:
+        step(*batch)
+    volumes = [event for event in profile.events() if is_volume(event)]
+    assert any("convolution_backward" in name for event in volumes for name in ancestors(event))
+    # the loss's softmax is behind the logits
+    inside = [event for event in volumes if not any("dice_sums" in name for name in ancestors(event))]
+    assert [
+        (event.name, event.input_shapes[0]) for event in inside if event.name in ("aten::contiguous", "aten::clone")
+    ] == []
+    outside = [event for event in volumes if event not in inside]
+    assert "aten::contiguous" in {event.name for event in outside}
+
+
+def is_volume(event):
+    shape = event.input_shapes[0] if event.input_shapes else []
+    # a batch of them, which weights are not
+    return len(shape) == 5 and shape[0] == BATCH and math.prod(shape) >= VOLUME_ELEMENTS
+
+
+def ancestors(event):
+    names = []
+    while event is not None:
+        names.append(event.name)
+        event = event.cpu_parent
+    return names
+
+
+def test_a_copy_is_counted():
+    with Copies() as copies:
+        torch.randn(1, 8, 16, 16, 16).contiguous(memory_format=torch.channels_last_3d)
+        torch.randn(1, 8, 16, 16, 16).clone()
+    assert [shape for _, shape in copies.found] == [(1, 8, 16, 16, 16)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16], ids=str)
+def test_no_kernel_of_a_step_changes_the_layout_on_a_gpu(autocast):
+    """Neither PyTorch's copies nor the conversions that cuDNN launches around its kernels."""
+    step, batch = step_of("paper", autocast, "cuda"), batch_on("cuda")
+    for _ in range(3):
+        step(*batch)
+    with Copies() as copies:
+        step(*batch)
+    assert copies.found == []
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        step(*batch)
+        torch.cuda.synchronize()
+    kernels = [event.name for event in profile.events()]
+    assert any("add_prelu" in name for name in kernels)
+    words = ("nchwtonhwc", "nhwctonchw", "nchwtonchw", "tensortransform", "transpose")
+    assert [name for name in kernels if any(word in name.lower() for word in words)] == []

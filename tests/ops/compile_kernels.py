@@ -1,0 +1,259 @@
+"""Compiles the launches of V-Net's main path for three GPU generations, without a GPU, and prints what
+the machine code of each needs, as a JSON list.
+
+The launchers themselves run, on tensors without memory, with every kernel replaced by a recorder: what
+is compiled is what they launch. Run in a process of its own, since Triton's interpreter, which other
+tests use, replaces the kernels when they are imported.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+os.environ["TRITON_INTERPRET"] = "0"
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from vnet_fast.kernels import add_prelu, augment, dice
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+TYPES = {
+    torch.bool: "*i1",
+    torch.uint8: "*u8",
+    torch.int16: "*i16",
+    torch.int64: "*i64",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+}
+# what Triton assumes of pointers and numbers that are multiples of it
+DIVISOR = 16
+BATCH = 2
+# (D, H, W) of the input; each stage has half the resolution of the one above
+VOLUME = (64, 128, 128)
+CLASSES = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """A kernel and what a launcher gave it."""
+
+    name: str
+    kernel: triton.JITFunction
+    signature: dict[str, str]
+    constexprs: dict[str, object]
+    # arguments that are multiples of 16
+    divisible: tuple[str, ...]
+    options: dict[str, int]
+
+
+class Recorder:
+    """Stands for a kernel: `recorder[grid](...)` keeps the launch."""
+
+    def __init__(self, kernel, name, launches):
+        self.kernel, self.name, self.launches = kernel, name, launches
+
+    def __getitem__(self, grid):
+        return self.launch
+
+    def launch(self, *args, **kwargs):
+        parameters = {parameter.name: parameter for parameter in self.kernel.params}
+        given = dict(zip(parameters, args, strict=False)) | kwargs
+        options = {name: given.pop(name) for name in kwargs if name not in parameters}
+        signature, constexprs, divisible = {}, {}, []
+        for name, parameter in parameters.items():
+            value = given[name]
+            is_tensor = isinstance(value, torch.Tensor)
+            # Triton compiles None and 1 in, like what is declared so
+            if parameter.is_constexpr or (not is_tensor and value in (None, 1)):
+                signature[name] = "constexpr"
+                constexprs[name] = value
+                continue
+            signature[name] = TYPES[value.dtype] if is_tensor else "i32" if value < 2**31 else "i64"
+            if (value.data_ptr() if is_tensor else value) % DIVISOR == 0:
+                divisible.append(name)
+        name = f"{self.kernel.__name__.strip('_')}: {self.name}"
+        self.launches.append(Launch(name, self.kernel, signature, constexprs, tuple(divisible), options))
+
+
+def record(module, name, run):
+    """The launches of `module`'s kernels while `run` runs."""
+    launches = []
+    kernels = {key: kernel for key, kernel in vars(module).items() if isinstance(kernel, triton.JITFunction)}
+    for key, kernel in kernels.items():
+        setattr(module, key, Recorder(kernel, name, launches))
+    try:
+        run()
+    finally:
+        for key, kernel in kernels.items():
+            setattr(module, key, kernel)
+    return launches
+
+
+def empty(channels, dtype, level=0, layout=torch.channels_last_3d):
+    """(N, C, D, H, W) at `level` halvings of the resolution, without memory."""
+    shape = (BATCH, channels, *(length >> level for length in VOLUME))
+    return torch.empty(shape, dtype=dtype, device="meta").to(memory_format=layout)
+
+
+def add_prelu_launches():
+    # level, channels, type, form: each stage of the network, and the outputs of its up-convolutions
+    cases = [
+        (0, 16, torch.bfloat16, "one-channel residual"),
+        (1, 32, torch.bfloat16, "residual"),
+        (2, 64, torch.bfloat16, "residual"),
+        (3, 128, torch.bfloat16, "residual"),
+        (4, 256, torch.bfloat16, "residual"),
+        (0, 16, torch.bfloat16, "into a slice"),
+        (0, 16, torch.float32, "one-channel residual"),
+    ]
+    launches = []
+    for level, channels, dtype, form in cases:
+        x = empty(channels, dtype, level)
+        vector = torch.empty(channels, device="meta")
+        residual, out = None, None
+        if form == "residual":
+            residual = x
+        elif form == "one-channel residual":
+            residual = empty(1, torch.float32, level)
+        elif form == "into a slice":
+            out = empty(2 * channels, dtype, level)[:, :channels]
+        assert add_prelu.supports(x, vector, vector, residual, out)
+
+        def run(x=x, vector=vector, residual=residual, out=out):
+            y, negative = add_prelu.add_prelu(x, vector, vector, residual, out)
+            add_prelu.add_prelu_backward(y, y, negative, vector)
+
+        size = "x".join(str(length >> level) for length in VOLUME)
+        name = f"{channels} x {size} {str(dtype).removeprefix('torch.')}, {form}"
+        launches += record(add_prelu, name, run)
+    return launches
+
+
+def dice_launches():
+    # type and layout of the logits, type of the labels
+    cases = [
+        (torch.bfloat16, torch.channels_last_3d, torch.uint8),
+        (torch.bfloat16, torch.channels_last_3d, torch.int64),
+        (torch.float32, torch.channels_last_3d, torch.uint8),
+        (torch.bfloat16, torch.contiguous_format, torch.uint8),
+        (torch.float32, torch.contiguous_format, torch.uint8),
+    ]
+    options = {
+        "activation": "softmax",
+        "labels": True,
+        "first_class": 1,
+        "squared": True,
+        "soft": False,
+        "ignore_index": None,
+    }
+    launches = []
+    for dtype, layout, label_type in cases:
+        logits, labels = empty(CLASSES, dtype, layout=layout), empty(1, label_type)
+        assert dice.supports(logits, labels, **options)
+
+        def run(logits=logits, labels=labels):
+            sums = dice.dice_sums(logits, labels, **options)
+            dice.dice_sums_backward(sums, logits, labels, **options)
+
+        types = " and ".join(str(kind).removeprefix("torch.") for kind in (dtype, label_type))
+        layout = str(layout).removeprefix("torch.")
+        launches += record(dice, f"{CLASSES} classes, {types}, {layout}", run)
+    return launches
+
+
+def deform_launches():
+    # of more stored volumes than are in a batch
+    cases = 2 * BATCH
+    ranks, masks = (torch.empty((cases, *VOLUME), dtype=dtype, device="meta") for dtype in (torch.int16, torch.uint8))
+    tables = torch.empty((cases, 1 << 16), device="meta")
+    numbers = torch.empty(BATCH, dtype=torch.int64, device="meta")
+    deformed = torch.empty(BATCH, dtype=torch.bool, device="meta")
+    control_points = torch.empty((BATCH, 2, 5, 5, 5), device="meta")
+    launches = []
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        inputs = ranks, tables, masks, numbers, numbers, deformed, control_points, dtype
+        assert augment.supports(*inputs)
+        size = "x".join(str(length) for length in VOLUME)
+        name = f"{size} to {str(dtype).removeprefix('torch.')}"
+        launches += record(augment, name, lambda inputs=inputs: augment.augment(*inputs))
+    return launches
+
+
+def distinct(launches):
+    """The launches without those that compile to the same as one before."""
+    first = {}
+    for launch in launches:
+        first.setdefault(repr(dataclasses.replace(launch, name="")), launch)
+    return first.values()
+
+
+def compile_launch(launch, architecture, hints):
+    """A launch's machine code; without `hints` nothing is known of alignment."""
+    index = launch.kernel.arg_names.index
+    attributes = {(index(name),): [["tt.divisibility", DIVISOR]] for name in launch.divisible if hints}
+    constexprs = {(index(name),): value for name, value in launch.constexprs.items()}
+    source = ASTSource(launch.kernel, launch.signature, constexprs, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=dict(launch.options))
+
+
+def inspect(compiled):
+    """Registers, bytes of stack and shared memory, and the memory instructions of a kernel by width in bits."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage, code = (
+            subprocess.run([TOOLS / tool, *options, file.name], capture_output=True, text=True, check=True).stdout
+            # without the analysis of data flow, which takes the most time
+            for tool, *options in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c", "-ndf"))
+        )
+    sizes = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
+    counts = {operation: Counter() for operation in ("LDG", "STG", "LDL", "STL")}
+    for operation, modifiers in re.findall(r"\b(LDG|LDGSTS|STG|LDL|STL)((?:\.\w+)*) ", code):
+        width = re.search(r"\.[US]?(8|16|64|128|256)\b", modifiers)
+        counts["LDG" if operation == "LDGSTS" else operation][int(width[1]) if width else 32] += 1
+    return {
+        "registers": sizes["REG"],
+        "stack": sizes["STACK"] + sizes["LOCAL"],
+        # asked for at the launch, so not in the code
+        "shared": compiled.metadata.shared,
+        "spills": counts["LDL"].total() + counts["STL"].total(),
+        "loads": counts["LDG"],
+        "stores": counts["STG"],
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="compile only launches whose name contains one of these"
+    )
+    parser.add_argument("--architectures", type=int, nargs="+", default=[80, 90, 100])
+    parser.add_argument("--no-hints", action="store_true", help="compile as if nothing were aligned")
+    config = parser.parse_args()
+    launches = distinct(add_prelu_launches() + deform_launches() + dice_launches())
+    wanted = [launch for launch in launches if any(part in launch.name for part in config.only)]
+    rows, inspected = [], []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for launch in wanted:
+            for architecture in config.architectures:
+                compiled = compile_launch(launch, architecture, hints=not config.no_hints)
+                rows.append({"name": launch.name, "architecture": architecture})
+                inspected.append(pool.submit(inspect, compiled))
+    print(json.dumps([row | result.result() for row, result in zip(rows, inspected, strict=True)]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,508 @@
+"""The fused Dice kernels, against the definition in float64."""
+
+import itertools
+import os
+
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+
+from vnet_fast.kernels import dice  # noqa: E402
+from vnet_fast.ops import definitions  # noqa: E402
+
+if DEVICE == "cuda":
+    pytestmark = pytest.mark.gpu
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+EPSILON = torch.finfo(torch.float32).eps
+TYPES = [
+    pytest.param(torch.float32, id="float32"),
+    pytest.param(torch.float16, id="float16"),
+    pytest.param(torch.bfloat16, id="bfloat16"),
+]
+LAYOUTS = ["contiguous", "channels_last"]
+SIZES = ["one_voxel", "primes", "one_block", "one_block_and_one", "real"]
+TERMS = {"plain": (False, False), "squared": (True, False), "soft": (False, True)}
+PAPER = {
+    "activation": "softmax",
+    "labels": True,
+    "first_class": 1,
+    "squared": True,
+    "soft": False,
+    "ignore_index": None,
+}
+
+
+def name_of(value):
+    """`uint8` for torch.uint8: an id for a parameter."""
+    return str(value).removeprefix("torch.")
+
+
+def in_layout(tensor, layout):
+    """The same numbers, dense, with the channels last or not."""
+    if layout == "contiguous":
+        return tensor.contiguous()
+    return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory(monkeypatch):
+    """New memory holds NaN until it is written."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(1, device=DEVICE).isnan()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_lanes(monkeypatch):
+    """The interpreter's masked loads without `other=` give NaN, or -1, where a GPU gives anything."""
+    if not INTERPRETED:
+        return
+    from triton.runtime import interpreter
+
+    original = interpreter.InterpreterBuilder.create_masked_load
+
+    def load(self, pointers, mask, other, *arguments):
+        if other is None:
+            element = pointers.get_element_ty()
+            ones = np.full(pointers.data.shape, -1, np.int64).view(np.uint8).reshape(*pointers.data.shape, 8)
+            dtype = interpreter._get_np_dtype(element)
+            data = np.ascontiguousarray(ones[..., : dtype.itemsize]).view(dtype).reshape(pointers.data.shape)
+            other = interpreter.TensorHandle(data, element)
+        return original(self, pointers, mask, other, *arguments)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_masked_load", load)
+
+
+def surrounded(tensor):
+    """A copy between two volumes of NaN, or of the largest number, which nothing may read."""
+    if tensor.is_floating_point():
+        edge = torch.nan
+    else:
+        edge = 1 if tensor.dtype == torch.bool else torch.iinfo(tensor.dtype).max
+    padding = torch.full_like(tensor[:1], edge)
+    return torch.cat([padding, tensor, padding])[1:-1]
+
+
+def make_logits(shape, dtype, layout="contiguous"):
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(shape, generator=generator)
+    return surrounded(in_layout(logits.to(dtype).to(DEVICE), layout))
+
+
+def make_labels(shape, dtype=torch.uint8, ignore_index=None):
+    """(N, 1, *spatial): every class, or `ignore_index` in a third of the voxels."""
+    generator = torch.Generator().manual_seed(1)
+    one_channel = shape[0], 1, *shape[2:]
+    labels = torch.randint(min(shape[1], 2) if dtype == torch.bool else shape[1], one_channel, generator=generator)
+    if ignore_index is not None:
+        labels[torch.rand(one_channel, generator=generator) < 1 / 3] = ignore_index
+    return surrounded(labels.to(dtype).to(DEVICE))
+
+
+def make_channels(shape, dtype, layout="contiguous"):
+    """(N, C, *spatial): zeros and ones, or numbers between them in a floating point type."""
+    generator = torch.Generator().manual_seed(1)
+    target = torch.rand(shape, generator=generator)
+    target = target if dtype.is_floating_point else target > 0.6
+    return surrounded(in_layout(target.to(dtype).to(DEVICE), layout))
+
+
+def make_grad_sums(logits, first_class=0):
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(3, logits.shape[0], logits.shape[1] - first_class, generator=generator).to(DEVICE)
+
+
+def shape_of(size, layout, dtype, classes=2):
+    logits = make_logits((1, classes, 2), dtype, layout)
+    block = dice.form_of(logits, make_labels((1, classes, 2)), **PAPER).block
+    spatial = {
+        "one_voxel": (1, 1, 1, 1),
+        "primes": (2, 3, 5, 7),
+        "one_block": (2, 1, 2, block // 2),
+        "one_block_and_one": (2, 1, 1, block + 1),
+        "real": (2, 12, 16, 20),
+    }[size]
+    return spatial[0], classes, *spatial[1:]
+
+
+def definition(logits, target, grad_sums, options, dtype):
+    """The sums and the gradient of the logits, of plain PyTorch on logits of `dtype`, in float64."""
+    logits = logits.detach().to(dtype).requires_grad_()
+    sums = definitions.dice_sums(logits, target, **options)
+    (grad,) = torch.autograd.grad(sums, logits, grad_sums.to(sums.dtype))
+    return sums.detach().double(), grad.double()
+
+
+def floors(logits, target, grad_sums, options, exact):
+    """What rounding alone does to (3,) the sums and to the gradient.
+
+    Four float32 epsilons of the largest: an exponential, a division, some products and sums. For the
+    gradient half an epsilon of its own type besides. Where Triton's interpreter runs, which cuts off
+    to bfloat16, a whole one, and as it adds the n voxels of a tile one after the other, √n / 2 for the
+    sums: half an epsilon in each addition, of random sign.
+    """
+    probability = logits.double()
+    if options["activation"] != "none":
+        activate = torch.sigmoid if options["activation"] == "sigmoid" else lambda x: torch.softmax(x, 1)
+        probability = activate(probability)
+    linear = {**options, "activation": "none"}
+    grad_probability = definition(probability, target, grad_sums, linear, torch.float64)[1]
+    terms = definitions.dice_sums(probability.abs(), target, **{**linear, "soft": False}).nan_to_num(0)
+    if options["soft"]:
+        terms[0] = terms[1] + terms[2]
+    rounding = torch.finfo(logits.dtype).eps / (1 if INTERPRETED and logits.dtype == torch.bfloat16 else 2)
+    grad_floor = rounding * exact[1].nan_to_num(0).abs().amax()
+    grad_floor += 4 * EPSILON * grad_probability.nan_to_num(0).abs().amax()
+    added = min(dice.form_of(logits, target, **options).block, logits[0, 0].numel())
+    epsilons = 4 + added**0.5 / 2 if INTERPRETED else 4
+    return epsilons * EPSILON * terms.amax((1, 2)), grad_floor
+
+
+def check(logits, target, options, grad_sums=None):
+    """Runs both kernels and compares with the definition; returns what they gave."""
+    if grad_sums is None:
+        grad_sums = make_grad_sums(logits, options["first_class"])
+    assert dice.supports(logits, target, **options)
+    sums = dice.dice_sums(logits, target, **options)
+    grad = dice.dice_sums_backward(grad_sums, logits, target, **options)
+    exact = definition(logits, target, grad_sums, options, torch.float64)
+    plain = definition(logits, target, grad_sums, options, logits.dtype)
+
+    assert sums.dtype == torch.float32
+    assert sums.is_contiguous()
+    assert (grad.dtype, grad.stride()) == (logits.dtype, logits.stride())
+    sums_floor, grad_floor = floors(logits, target, grad_sums, options, exact)
+    for name, ours, theirs, reference, floor in [
+        ("intersection", sums[0], plain[0][0], exact[0][0], sums_floor[0]),
+        ("prediction", sums[1], plain[0][1], exact[0][1], sums_floor[1]),
+        ("ground truth", sums[2], plain[0][2], exact[0][2], sums_floor[2]),
+        ("gradient", grad, plain[1], exact[1], grad_floor),
+    ]:
+        assert ours.shape == reference.shape
+        assert torch.equal(ours.isnan(), reference.isnan()), f"{name}: NaN elsewhere than in the definition"
+        error = (ours.double() - reference).nan_to_num(0).abs().amax()
+        allowed = 2 * (theirs - reference).nan_to_num(0).abs().amax() + floor
+        assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
+    return sums, grad
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", TYPES)
+def test_sizes(dtype, layout, size):
+    shape = shape_of(size, layout, dtype)
+    check(make_logits(shape, dtype, layout), make_labels(shape), PAPER)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3, 4, 5, 32])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name_of)
+def test_numbers_of_classes(dtype, layout, classes):
+    for size in ("primes", "one_block_and_one"):
+        shape = shape_of(size, layout, dtype, classes)
+        check(make_logits(shape, dtype, layout), make_labels(shape), {**PAPER, "first_class": 0})
+
+
+@pytest.mark.parametrize("spatial", [(7,), (5, 7), (3, 5, 7)], ids=["1d", "2d", "3d"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("labels", [True, False], ids=["labels", "channels"])
+def test_spatial_axes(labels, layout, spatial):
+    shape = (2, 3, *spatial)
+    target = make_labels(shape) if labels else make_channels(shape, torch.float32, layout)
+    check(make_logits(shape, torch.float32, layout), target, {**PAPER, "labels": labels})
+
+
+@pytest.mark.parametrize("first_class", [0, 1])
+@pytest.mark.parametrize("terms", TERMS)
+@pytest.mark.parametrize("labels", [True, False], ids=["labels", "channels"])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_options(layout, activation, labels, terms, first_class):
+    squared, soft = TERMS[terms]
+    options = {
+        "activation": activation,
+        "labels": labels,
+        "first_class": first_class,
+        "squared": squared,
+        "soft": soft,
+        "ignore_index": None,
+    }
+    # channels-last takes two ways: a power of two of classes, and any other number
+    for classes in (2, 3) if layout == "channels_last" else (3,):
+        shape = (2, classes, 3, 5, 7)
+        target = make_labels(shape) if labels else make_channels(shape, torch.float32, layout)
+        check(make_logits(shape, torch.float32, layout), target, options)
+
+
+@pytest.mark.parametrize("ignore_index", [0, 2, 255, -1])
+@pytest.mark.parametrize("dtype", dice.TARGET_TYPES, ids=name_of)
+def test_ignored_labels(dtype, ignore_index):
+    shape = (2, 3, 3, 5, 7)
+    layout, terms = ("channels_last", "squared") if ignore_index > 0 else ("contiguous", "plain")
+    squared, soft = TERMS[terms]
+    options = {**PAPER, "squared": squared, "soft": soft, "ignore_index": ignore_index}
+    check(make_logits(shape, torch.float32, layout), make_labels(shape, dtype, ignore_index), options)
+
+
+@pytest.mark.parametrize("dtype", dice.TARGET_TYPES, ids=name_of)
+def test_types_of_the_target(dtype):
+    shape = (2, 3, 3, 5, 7)
+    for layout in LAYOUTS:
+        logits = make_logits(shape, torch.bfloat16, layout)
+        check(logits, make_labels(shape, dtype), PAPER)
+        check(logits, make_channels(shape, dtype, layout), {**PAPER, "labels": False})
+
+
+def test_labels_of_many_bits():
+    """A label is not its lower 32 bits: beyond the classes it is none of them."""
+    logits = make_logits((2, 2, 3, 5, 7), torch.float32)
+    target = make_labels(logits.shape, torch.int64)
+    options = {**PAPER, "first_class": 0}
+    expected = dice.dice_sums(logits, torch.full_like(target, 5), **options)
+    assert (expected[[0, 2]] == 0).all()
+    assert torch.equal(dice.dice_sums(logits, target + 2**32, **options), expected)
+
+
+def test_fractions_of_labels_are_cut_off():
+    logits = make_logits((2, 3, 3, 5, 7), torch.float32)
+    target = make_labels(logits.shape, torch.float32)
+    check(logits, target + 0.75, {**PAPER, "ignore_index": 1})
+
+
+@pytest.mark.parametrize("label", [0, 1], ids=["empty", "full"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", TYPES)
+def test_no_foreground_and_nothing_else(dtype, layout, label):
+    shape = (2, 2, 3, 5, 7)
+    target = torch.full((2, 1, 3, 5, 7), label, dtype=torch.uint8, device=DEVICE)
+    sums, _ = check(make_logits(shape, dtype, layout), target, PAPER)
+    assert (sums[2] == label * 3 * 5 * 7).all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_everything_is_ignored(layout):
+    shape = (2, 3, 3, 5, 7)
+    target = torch.full((2, 1, 3, 5, 7), 255, dtype=torch.uint8, device=DEVICE)
+    for result in check(make_logits(shape, torch.float32, layout), target, {**PAPER, "ignore_index": 255}):
+        assert (result == 0).all()
+
+
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered")
+@pytest.mark.parametrize("scale", [1e3, 1e30])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", TYPES)
+def test_extreme_logits(dtype, layout, activation, scale):
+    shape = (2, 3, 3, 5, 7)
+    logits = make_logits(shape, torch.float32, layout) * scale
+    # float16 ends at 65504, and infinity has its own test
+    logits = surrounded(logits.clamp(-6e4, 6e4).to(dtype) if dtype == torch.float16 else logits.to(dtype))
+    check(logits, make_labels(shape), {**PAPER, "activation": activation})
+
+
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered")
+@pytest.mark.parametrize(
+    ("activation", "value"),
+    # without an activation the sums would be infinite, and have no error to compare
+    [("none", torch.nan), *itertools.product(("softmax", "sigmoid"), (torch.nan, torch.inf, -torch.inf))],
+)
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_nan_and_infinity(layout, classes, activation, value):
+    """They go where the definition has them, also from a voxel or a class that does not count."""
+    shape = (2, classes, 3, 5, 7)
+    target = make_labels(shape, ignore_index=255)
+    ignored, counts = (where.nonzero()[0].tolist() for where in (target[0, 0] == 255, target[0, 0] != 255))
+    for (z, y, x), channel, terms in [(ignored, 1, "plain"), (counts, 0, "squared"), (counts, 1, "soft")]:
+        logits = make_logits(shape, torch.float32, layout)
+        logits[0, channel, z, y, x] = value
+        squared, soft = TERMS[terms]
+        options = {**PAPER, "activation": activation, "squared": squared, "soft": soft, "ignore_index": 255}
+        sums, _ = check(logits, target, options)
+        assert not sums[:, 1].isnan().any()
+        if activation == "softmax" and value != -torch.inf:
+            assert sums[:2, 0].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_programs_that_take_several_blocks(monkeypatch, layout, dtype):
+    shape = shape_of("real", layout, dtype)
+    logits, target = make_logits(shape, dtype, layout), make_labels(shape)
+    monkeypatch.setattr(dice, "MIN_BLOCKS", 1)
+    monkeypatch.setattr(dice, "MAX_PROGRAMS", 3)
+    assert dice._num_programs(logits, dice.form_of(logits, target, **PAPER)) == 3
+    check(logits, target, PAPER)
+
+
+@pytest.mark.parametrize("value", [1.0, -0.3])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_gradient_of_stride_zero(layout, value):
+    shape = (2, 3, 3, 5, 7)
+    grad_sums = torch.tensor(value, device=DEVICE).expand(3, 2, 2)
+    check(make_logits(shape, torch.float32, layout), make_labels(shape), PAPER, grad_sums)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_ground_truth_has_no_gradient(layout):
+    shape = (2, 3, 3, 5, 7)
+    logits, target = make_logits(shape, torch.float32, layout), make_labels(shape)
+    grad_sums = torch.zeros(3, 2, 2, device=DEVICE)
+    grad_sums[2] = torch.nan
+    assert (dice.dice_sums_backward(grad_sums, logits, target, **PAPER) == 0).all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_two_runs_are_bit_equal(layout):
+    shape = shape_of("real", layout, torch.bfloat16)
+    inputs = make_logits(shape, torch.bfloat16, layout), make_labels(shape), PAPER
+    for first, second in zip(check(*inputs), check(*inputs), strict=True):
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_volume_has_the_same_sums_in_any_batch(layout):
+    shape = shape_of("real", layout, torch.bfloat16)
+    logits, target = make_logits(shape, torch.bfloat16, layout), make_labels(shape)
+    batch = dice.dice_sums(logits, target, **PAPER)
+    assert torch.equal(batch[:, 1:], dice.dice_sums(logits[1:], target[1:], **PAPER))
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("size", ["primes", "one_block_and_one"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_nothing_is_written_beside_the_results(monkeypatch, layout, size, classes):
+    shape = shape_of(size, layout, torch.float32, classes)
+    logits, target, wide = make_logits(shape, torch.float32, layout), make_labels(shape), []
+
+    def between_sevens(tensor):
+        wide.append(torch.cat([torch.full_like(tensor[:1], 7), tensor, torch.full_like(tensor[:1], 7)]))
+        return wide[-1][1:-1]
+
+    empty, empty_like = torch.empty, torch.empty_like
+    monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: between_sevens(empty(*args, **kwargs)))
+    monkeypatch.setattr(torch, "empty_like", lambda tensor: between_sevens(empty_like(tensor)))
+    sums = dice.dice_sums(logits, target, **PAPER)
+    grad = dice.dice_sums_backward(torch.ones_like(sums), logits, target, **PAPER)
+    monkeypatch.undo()
+    partials, grads = wide
+    assert torch.equal(partials[1:-1].sum(-1), sums)
+    assert torch.equal(grads[1:-1], grad)
+    for tensor in wide:
+        assert (tensor[0] == 7).all()
+        assert (tensor[-1] == 7).all()
+    assert not sums.isnan().any()
+    assert not grad.isnan().any()
+
+
+MONAI = {
+    "paper": {
+        "include_background": False,
+        "to_onehot_y": True,
+        "softmax": True,
+        "squared_pred": True,
+        "smooth_nr": 0,
+        "smooth_dr": 1e-5,
+    },
+    "softmax": {"to_onehot_y": True, "softmax": True},
+    "ignored": {"to_onehot_y": True, "softmax": True, "ignore_index": 255},
+    "ignored_class": {"to_onehot_y": True, "softmax": True, "ignore_index": 2},
+    "sigmoid": {"sigmoid": True},
+    "soft": {"sigmoid": True, "soft_label": True, "include_background": False},
+    "jaccard": {"sigmoid": True, "jaccard": True, "squared_pred": True},
+}
+
+
+@pytest.mark.parametrize("arguments", MONAI.values(), ids=MONAI)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_against_monai(layout, arguments):
+    losses = pytest.importorskip("monai.losses", reason="MONAI is not installed")
+    shape = (2, 3, 6, 7, 8)
+    labels, ignore_index = "to_onehot_y" in arguments, arguments.get("ignore_index")
+    target = make_labels(shape, torch.int64, ignore_index) if labels else make_channels(shape, torch.float32, layout)
+    logits = make_logits(shape, torch.float32, layout)
+    options = {
+        "activation": "softmax" if "softmax" in arguments else "sigmoid",
+        "labels": labels,
+        "first_class": 0 if arguments.get("include_background", True) else 1,
+        "squared": "squared_pred" in arguments,
+        "soft": "soft_label" in arguments,
+        "ignore_index": ignore_index,
+    }
+
+    sums = dice.dice_sums(logits, target, **options).double().requires_grad_()
+    intersection, prediction, ground = sums
+    union = 2 * (prediction + ground - intersection) if "jaccard" in arguments else prediction + ground
+    fraction = (2 * intersection + arguments.get("smooth_nr", 1e-5)) / (union + arguments.get("smooth_dr", 1e-5))
+    loss = (1 - fraction).mean()
+    (grad_sums,) = torch.autograd.grad(loss, sums)
+    grad = dice.dice_sums_backward(grad_sums.float(), logits, target, **options).double()
+
+    exact_logits = logits.double().requires_grad_()
+    exact = losses.DiceLoss(**arguments)(exact_logits, target)
+    (exact_grad,) = torch.autograd.grad(exact, exact_logits)
+    # float32 in each sum, and in the gradient once more
+    torch.testing.assert_close(loss, exact, rtol=0, atol=8 * EPSILON)
+    torch.testing.assert_close(grad, exact_grad, rtol=0, atol=16 * EPSILON * exact_grad.abs().amax().item())
+
+
+def supports_cases():
+    shape = (2, 3, 3, 4, 5)
+    logits = torch.zeros(shape, device=DEVICE)
+    last, labels = in_layout(logits, "channels_last"), make_labels(shape)
+    wide = torch.zeros(2, 6, 3, 4, 5, device=DEVICE)
+    channels, many = {"labels": False}, torch.zeros(1, 33, 1, 1, 2, device=DEVICE)
+    yes = {
+        "contiguous": (logits, labels, {}),
+        "channels_last": (last, labels, {}),
+        "half": (last.half(), labels, {}),
+        "some_volumes": (last[1:], labels[1:], {}),
+        "one_axis": (logits[..., 0, 0].contiguous(), labels[..., 0, 0].contiguous(), {}),
+        "most_classes": (many[:, :32].contiguous(), labels[:1, :, :1, :1, :2].contiguous(), {"first_class": 31}),
+        "ignored_label": (logits, labels, {"ignore_index": 1}),
+        "ignored_no_class": (logits, labels, {"ignore_index": -100}),
+        "float_labels": (logits, labels.float(), {}),
+        "channels": (logits, logits.bool(), channels),
+        "channels_in_last": (last, last.half(), channels),
+    }
+    no = {
+        "float64": (logits.double(), labels, {}),
+        "integers": (logits.int(), labels, {}),
+        "float64_labels": (logits, labels.double(), {}),
+        "empty": (logits[:0], labels[:0], {}),
+        "no_voxels": (logits[..., :0], labels[..., :0], {}),
+        "too_many_classes": (many, labels[:1, :, :1, :1, :2].contiguous(), {}),
+        "channel_slice": (wide[:, :3], labels, {}),
+        "channel_slice_in_last": (in_layout(wide, "channels_last")[:, :3], labels, {}),
+        "cropped": (torch.zeros(2, 3, 3, 4, 6, device=DEVICE)[..., :5], labels, {}),
+        "expanded": (logits[:1].expand(shape), labels, {}),
+        "transposed": (logits.transpose(2, 4), labels.transpose(2, 4).contiguous(), {}),
+        "strided_labels": (logits.transpose(3, 4).contiguous(), labels.transpose(3, 4), {}),
+        "labels_of_another_size": (logits, labels[..., :4].contiguous(), {}),
+        "labels_as_channels": (logits, labels, channels),
+        "channels_as_labels": (logits, logits, {}),
+        "channels_not_in_last": (last, logits, channels),
+        "channels_in_last_alone": (logits, last, channels),
+        "ignored_in_channels": (logits, logits, {**channels, "ignore_index": 1}),
+        "another_activation": (logits, labels, {"activation": "tanh"}),
+        "no_class_left": (logits, labels, {"first_class": 3}),
+        "negative_class": (logits, labels, {"first_class": -1}),
+    }
+    return [pytest.param(case, True, id=name) for name, case in yes.items()] + [
+        pytest.param(case, False, id=name) for name, case in no.items()
+    ]
+
+
+@pytest.mark.parametrize(("case", "expected"), supports_cases())
+def test_supports(case, expected):
+    logits, target, options = case
+    assert dice.supports(logits, target, **{**PAPER, **options}) is expected

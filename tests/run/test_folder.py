@@ -1,0 +1,159 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vnet_fast import VNet
+from vnet_fast.errors import InputError
+from vnet_fast.run import checkpoint
+from vnet_fast.run.folder import LAST, PREVIOUS, RunFolder
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def small(value=0.0):
+    model = VNet(base_channels=1)
+    with torch.no_grad():
+        model.head.bias.fill_(value)
+    return model
+
+
+def test_a_folder_is_made_and_held_until_closed(tmp_path):
+    folder = RunFolder(tmp_path / "a" / "run")
+    assert (folder / "lock").read_text() == str(os.getpid())
+    with pytest.raises(InputError, match=rf"process {os.getpid()} is training in it. Wait for its end"):
+        RunFolder(tmp_path / "a" / "run")
+    folder.close()
+    assert not list((tmp_path / "a" / "run").iterdir())
+    RunFolder(tmp_path / "a" / "run").close()
+
+
+@pytest.mark.parametrize("name", [LAST, PREVIOUS])
+def test_a_run_is_not_begun_twice(tmp_path, name):
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(InputError, match="holds a run already"):
+        RunFolder(tmp_path)
+    RunFolder(tmp_path, resume=True).close()
+
+
+def test_the_lock_of_a_process_that_was_killed_is_taken_over(tmp_path, capsys):
+    code = (
+        "import sys, time; from vnet_fast.run.folder import RunFolder; "
+        "folder = RunFolder(sys.argv[1]); print('held', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(InputError, match=f"process {process.pid} is training in it"):
+        RunFolder(tmp_path)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    RunFolder(tmp_path).close()
+    assert f"process {process.pid}, which trained in it, has ended; its lock is taken over" in capsys.readouterr().out
+
+
+def test_a_folder_that_can_not_be_made(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(InputError, match=r"run: can't be written \(.*\)\. Choose another --output"):
+        RunFolder(tmp_path / "file" / "run")
+
+
+def test_the_checkpoint_before_the_last_is_kept(tmp_path):
+    folder = RunFolder(tmp_path)
+    for iteration in (1, 2, 3):
+        folder.save_last(small(), iteration=iteration)
+    assert checkpoint.load(folder / LAST)["iteration"] == 3
+    assert checkpoint.load(folder / PREVIOUS)["iteration"] == 2
+    content, path = RunFolder.load_last(tmp_path, CPU)
+    assert (content["iteration"], path) == (3, tmp_path / LAST)
+    assert {path.name for path in tmp_path.iterdir()} == {LAST, PREVIOUS, "lock"}
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda path: path.unlink(), "no such file"),
+        (lambda path: path.write_bytes(b""), "damaged, or not a checkpoint"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-2000]), "damaged, or not a checkpoint"),
+    ],
+    ids=["missing", "empty", "cut"],
+)
+def test_the_checkpoint_before_stands_in_for_a_damaged_one(tmp_path, capsys, damage, words):
+    folder = RunFolder(tmp_path)
+    for iteration in (1, 2):
+        folder.save_last(small(), iteration=iteration)
+    damage(tmp_path / LAST)
+    content, path = RunFolder.load_last(tmp_path, CPU)
+    assert (content["iteration"], path) == (1, tmp_path / PREVIOUS)
+    assert f"last.pt: {words}; going on from previous.pt" in capsys.readouterr().out
+    (tmp_path / PREVIOUS).write_bytes(b"")
+    with pytest.raises(InputError, match=f"last.pt: {words}"):
+        RunFolder.load_last(tmp_path, CPU)
+
+
+@pytest.mark.parametrize("dies_at", ["write", "fsync", "keep", "replace"])
+def test_death_at_any_moment_of_a_save_leaves_a_checkpoint(tmp_path, dies_at):
+    """A process that dies: nothing behind that moment runs, no clean-up either."""
+    folder = RunFolder(tmp_path)
+    folder.save_last(small(), iteration=1)
+    folder.save_last(small(), iteration=2)
+    child = os.fork()
+    if child == 0:
+        real_replace, count = os.replace, []
+
+        def replace(*names):
+            count.append(names)
+            if len(count) == {"keep": 1, "replace": 2}.get(dies_at):
+                os._exit(9)
+            real_replace(*names)
+
+        os.replace = replace
+        if dies_at == "fsync":
+            os.fsync = lambda number: os._exit(9)
+        if dies_at == "write":
+            torch.save = lambda content, file: (file.write(b"half"), os._exit(9))
+        folder.save_last(small(), iteration=3)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    content, _ = RunFolder.load_last(tmp_path, CPU)
+    assert content["iteration"] == 2
+
+
+def test_a_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path)
+    folder.save_last(small(), iteration=1)
+
+    def fail(content, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(InputError, match=r"last.pt: can't be written \(No space left on device\)"):
+        folder.save_last(small(), iteration=2)
+    assert RunFolder.load_last(tmp_path, CPU)[0]["iteration"] == 1
+    assert {path.name for path in tmp_path.iterdir()} == {LAST, "lock"}
+
+
+def test_what_a_killed_process_was_writing_is_taken_away(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.save_last(small(), iteration=1)
+    folder.close()
+    (tmp_path / ".last.pt-123-abcd").write_bytes(b"half")
+    (tmp_path / ".best.pt-123-abcd").write_bytes(b"half")
+    RunFolder(tmp_path, resume=True).close()
+    assert [path.name for path in tmp_path.iterdir()] == [LAST]
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
+    from vnet_fast.run import folder as run_folder
+
+    def flock(file, how):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(run_folder.fcntl, "flock", flock)
+    RunFolder(tmp_path / "run").close()
+    assert "its file system has no locks" in capsys.readouterr().out

@@ -1,0 +1,122 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from vnet_fast.data.phantom import phantoms
+from vnet_fast.training import batches
+from vnet_fast.training.batches import FromWorkers, Ready, Resident, Streamed, Volumes, make_source
+from vnet_fast.training.draws import Draws, draw
+
+SIZE = (16, 32, 32)
+CPU = torch.device("cpu")
+DEVICES = [CPU, pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)]
+
+
+@pytest.fixture(scope="module")
+def prepared():
+    return phantoms(0, 4, SIZE[::-1], (4, 4, 6))
+
+
+def draws(batch_size=2, augmented=True):
+    return Draws(0, batch_size, 4, SIZE, augmented)
+
+
+def made(source, iteration):
+    inputs = source.inputs(iteration)
+    return source.prepare(*inputs) if source.prepare else inputs
+
+
+def test_batches_are_the_cases(prepared):
+    source = Resident(Volumes(prepared, 2), draws(augmented=False), CPU)
+    image, mask = made(source, 3)
+    assert image.shape == mask.shape == (2, 1, *SIZE)
+    assert (image.dtype, mask.dtype) == (torch.float32, torch.uint8)
+    for n, case in enumerate(draw(0, 3, 2, 4, SIZE).cases):
+        np.testing.assert_array_equal(image[n, 0].numpy(), prepared[case].image)
+        np.testing.assert_array_equal(mask[n, 0].numpy(), prepared[case].mask)
+    assert max(case.ranks.max() for case in prepared) > 60_000
+
+
+def test_augmented_batches_take_other_intensities(prepared):
+    image, _ = made(Resident(Volumes(prepared, 2), draws(), CPU), 0)
+    choice = draw(0, 0, 2, 4, SIZE)
+    for n in range(2):
+        table = prepared[choice.intensities_of[n]].table
+        assert image[n].min() >= table.min()
+        assert image[n].max() <= table.max()
+
+
+def test_two_classes_take_all_labels_as_one(prepared):
+    labelled = [replace(case, mask=case.mask * 3) for case in prepared]
+    assert Volumes(labelled, 2).masks.max() == 1
+    assert Volumes(labelled, 4).masks.max() == 3
+    assert labelled[0].mask.max() == 3
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_streamed_batches_are_the_resident_ones(prepared, device, batch_size):
+    resident, streamed = (kind(Volumes(prepared, 2), draws(batch_size), device) for kind in (Resident, Streamed))
+    # in order, as training asks for them, and not, as a run that is resumed
+    for iteration in (0, 1, 2, 3, 9, 10, 4):
+        for ours, expected in zip(made(streamed, iteration), made(resident, iteration), strict=True):
+            assert torch.equal(ours, expected)
+
+
+def test_batches_made_ahead_are_those_made_in_the_step(prepared):
+    resident = Resident(Volumes(prepared, 2), draws(), CPU)
+    ahead, ready = FromWorkers(prepared, 2, draws(), 5, 9, workers=2), Ready(resident)
+    assert ahead.prepare is None
+    for iteration in range(5, 9):
+        expected = made(resident, iteration)
+        for source in (ahead, ready):
+            for ours, theirs in zip(source.inputs(iteration), expected, strict=True):
+                assert torch.equal(ours, theirs)
+    ahead.close()
+
+
+def test_workers_go_in_order(prepared):
+    source = FromWorkers(prepared, 2, draws(), 5, 9, workers=1)
+    with pytest.raises(ValueError, match="iteration must be 5, the next in order; got 6"):
+        source.inputs(6)
+    source.close()
+
+
+def test_source_of_a_cpu(prepared):
+    source = make_source(prepared, 2, draws(), CPU, torch.float32, 0, 9)
+    assert isinstance(source, Resident)
+    assert source.words == f"4 volumes, {Volumes(prepared, 2).nbytes / 1e6:.0f} MB in memory"
+    source = make_source(prepared, 2, draws(), CPU, torch.float32, 0, 9, workers=1)
+    assert isinstance(source, FromWorkers)
+    source.close()
+
+
+class FakeDevice:
+    """A CUDA device by name, whose tensors lie on the CPU."""
+
+    type = "cuda"
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+@pytest.mark.parametrize(("free", "kind"), [(5, Resident), (3, Streamed)])
+def test_source_of_a_gpu_by_size(prepared, monkeypatch, free, kind, kernel):
+    """Resident where the volumes take a quarter of the free memory at most, streamed beyond."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * Volumes(prepared, 2).nbytes, 0))
+    monkeypatch.setattr(batches, "augments_by_kernel", lambda device: kernel)
+    seen = []
+    for name in ("Resident", "Streamed"):
+        monkeypatch.setattr(
+            batches, name, lambda *args, name=name: (seen.append(name), Resident(args[0], args[1], CPU))[1]
+        )
+    source = make_source(prepared, 2, draws(), FakeDevice(), torch.bfloat16, 0, 9)
+    assert seen == [kind.__name__]
+    assert isinstance(source, Resident if kernel else Ready)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", [Resident, Streamed])
+def test_words_say_where_volumes_are(prepared, kind):
+    words = kind(Volumes(prepared, 2), draws(), torch.device("cuda")).words
+    assert words.endswith("on the GPU" if kind is Resident else "streamed from pinned memory")

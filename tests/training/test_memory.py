@@ -1,0 +1,80 @@
+import math
+
+import pytest
+import torch
+
+from vnet_fast.devices import is_out_of_memory
+from vnet_fast.training import memory
+from vnet_fast.training.memory import what_fits
+
+
+class Limited(torch.nn.Module):
+    """Runs out of memory beyond so many voxels, as a GPU does."""
+
+    def __init__(self, voxels):
+        super().__init__()
+        self.weight, self.voxels, self.tried = torch.nn.Parameter(torch.ones(())), voxels, []
+
+    def forward(self, x):
+        self.tried.append(tuple(x.shape))
+        if x.numel() > self.voxels:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return x * self.weight
+
+
+def loss(logits, target):
+    return (logits * target).sum()
+
+
+@pytest.mark.parametrize(
+    ("volumes", "expected"),
+    [
+        (3, (3, (64, 128, 128))),
+        (1, (1, (64, 128, 128))),
+        # of one volume the longest axis is halved first, in whole multiples of 16
+        (0.5, (1, (64, 64, 128))),
+        (0.1, (1, (32, 32, 64))),
+        (16**3 / (64 * 128 * 128), (1, (16, 16, 16))),
+        (0, None),
+    ],
+)
+def test_what_fits_is_found_by_trying(volumes, expected):
+    size = (64, 128, 128)
+    model = Limited(volumes * math.prod(size))
+    assert what_fits(model, loss, None, 4, size) == expected
+    assert model.weight.grad is None
+    assert all(batch < 4 for batch, *_ in model.tried)
+
+
+def test_other_errors_are_not_taken_for_it():
+    model = Limited(math.inf)
+    model.forward = lambda x: (_ for _ in ()).throw(RuntimeError("shapes do not match"))
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        what_fits(model, loss, None, 2, (16, 16, 16))
+
+
+def test_out_of_memory_on_gpu_and_cpu():
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+    assert not is_out_of_memory(RuntimeError("operation not permitted"))
+
+
+@pytest.mark.gpu
+def test_what_fits_on_a_gpu_does():
+    from vnet_fast import DiceLoss, VNet
+
+    model = VNet(base_channels=2).cuda()
+    size = (64, 128, 128)
+    memory.free(torch.device("cuda"))
+    torch.cuda.reset_peak_memory_stats()
+    assert memory._fits(model, DiceLoss.paper(), None, 1, size)
+    one = torch.cuda.max_memory_allocated() / torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(2.5 * one)
+    try:
+        fitting = what_fits(model, DiceLoss.paper(), None, 16, size)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert fitting[1] == size
+    assert 1 <= fitting[0] <= 3

@@ -1,0 +1,277 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from tests.volumes import make_image
+from vnet_fast import evaluate
+from vnet_fast.evaluation.evaluation import compare, names_of
+from vnet_fast.evaluation.metrics import METRICS
+from vnet_fast.evaluation.regions import REGIONS
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """References of two structures in three cases, and predictions shifted, equal, and empty."""
+    for folder in ("predictions", "labels"):
+        (tmp_path / folder).mkdir()
+    reference = np.zeros((10, 20, 20), np.uint8)
+    reference[2:6, 4:10, 4:10], reference[2:6, 4:10, 10:14] = 1, 2
+    shifted = np.roll(reference, 2, axis=2)
+    for name, prediction in (("a2", shifted), ("a10", reference), ("b", reference * 0)):
+        sitk.WriteImage(make_image(reference, (0.5, 1, 2)), str(tmp_path / "labels" / f"{name}.nii.gz"))
+        sitk.WriteImage(make_image(prediction, (0.5, 1, 2)), str(tmp_path / "predictions" / f"{name}.nii.gz"))
+    return tmp_path / "predictions", tmp_path / "labels"
+
+
+def only(path):
+    """The content of a report of one folder of predictions."""
+    (found,) = json.loads(path.read_text())["predictions"].values()
+    return found
+
+
+def test_report(folders, tmp_path, run_verb):
+    path = tmp_path / "report.json"
+    code, out, err = run_verb(evaluate, "--predictions", folders[0], "--labels", folders[1], "--output", path)
+    assert code == 0, err
+    report = only(path)
+    assert list(report["cases"]) == ["a2", "a10", "b"]
+    shifted = report["cases"]["a2"]["1"]["whole"]
+    # six columns of which four overlap; shifted by two voxels of half a millimetre
+    assert shifted["dice"] == pytest.approx(4 / 6)
+    assert shifted["jaccard"] == pytest.approx(4 / 8)
+    assert shifted["hausdorff_mm"] == pytest.approx(1.0)
+    assert shifted["prediction_ml"] == pytest.approx(4 * 6 * 6 * 0.5 * 1 * 2 / 1000)
+    perfect = {metric.name: metric.perfect for metric in METRICS if metric.perfect is not None}
+    assert report["cases"]["a10"]["1"]["whole"].items() >= perfect.items()
+    nothing = report["cases"]["b"]["1"]["whole"]
+    assert (nothing["dice"], nothing["hausdorff_mm"], nothing["prediction_ml"]) == (0.0, None, 0.0)
+    assert nothing["relative_volume_difference_percent"] == -100
+    summary = report["summary"]["1"]["whole"]
+    assert summary["dice"]["mean"] == pytest.approx((4 / 6 + 1 + 0) / 3)
+    assert summary["dice"]["median"] == pytest.approx(4 / 6)
+    assert summary["dice"]["standard_deviation"] == pytest.approx(np.std([4 / 6, 1, 0], ddof=1))
+    distance = {"mean": 0.5, "standard_deviation": pytest.approx(0.70710678), "median": 0.5, "cases": 2}
+    assert summary["hausdorff_mm"] == distance
+    assert "class 1, whole: distances of 2 of 3 cases; in the others one mask is empty" in out
+    assert ["a2", "1", "whole", "0.6667", "1.00"] in [line.split()[:5] for line in out.splitlines()]
+    assert ["median", "1", "whole", "0.6667"] in [line.split()[:4] for line in out.splitlines()]
+    assert len(list(tmp_path.glob("*report*"))) == 1
+
+
+def test_binary_takes_all_labels_as_one(folders, tmp_path, run_verb):
+    path = tmp_path / "report.json"
+    run_verb(evaluate, "--predictions", folders[0], "--labels", folders[1], "--output", path, "--binary")
+    report = only(path)
+    assert list(report["summary"]) == ["1"]
+    assert report["cases"]["a2"]["1"]["whole"]["dice"] == pytest.approx(0.8)
+
+
+def test_labels_that_are_in_some_cases_only(folders, tmp_path, run_verb):
+    """Every label counts in every case: where neither mask has it, they agree. Others do not appear."""
+    for folder in folders:
+        sitk.WriteImage(make_image(np.zeros((10, 20, 20), np.uint8)), str(folder / "empty.nii.gz"))
+        for path in folder.iterdir():
+            image = sitk.ReadImage(str(path))
+            sitk.WriteImage(sitk.Cast((image == 2) * 2, sitk.sitkUInt8), str(path))
+    path = tmp_path / "report.json"
+    run_verb(evaluate, "--predictions", folders[0], "--labels", folders[1], "--output", path)
+    report = only(path)
+    assert list(report["summary"]) == ["2"]
+    assert report["summary"]["2"]["whole"]["dice"]["cases"] == 4
+    absent = report["cases"]["empty"]["2"]["whole"]
+    assert (absent["dice"], absent["hausdorff_mm"], absent["reference_ml"]) == (1.0, 0.0, 0.0)
+
+
+def test_rows_of_the_csv(folders, tmp_path, run_verb):
+    path = tmp_path / "cases.csv"
+    code, _, err = run_verb(
+        evaluate, "--predictions", folders[0], "--labels", folders[1], "--csv", path, "--regions", "--binary"
+    )
+    assert code == 0, err
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["case"], row["class"], row["region"]) for row in rows] == [
+        (case, "1", region) for case in ("a2", "a10", "b") for region in ("whole", "base", "apex")
+    ]
+    assert {row["predictions"] for row in rows} == {"predictions"}
+    assert float(rows[0]["dice"]) == pytest.approx(0.8)
+    # four slices, of which one lies in either third; 6 x 10 voxels of 1 mm3 each
+    assert [float(row["reference_ml"]) for row in rows[3:6]] == pytest.approx([0.24, 0.06, 0.06])
+    # an empty mask has no distance
+    assert (rows[6]["hausdorff_mm"], rows[6]["dice"]) == ("", "0")
+
+
+def write_observer(path):
+    path.write_text("[dice]\nwhole = 0.5\nbase = 0.5\napex = 0.5\n[hausdorff_95_mm]\nwhole = 2\n")
+    return path
+
+
+def test_the_challenges_score(folders, tmp_path, run_verb):
+    observer = write_observer(tmp_path / "observer.toml")
+    common = ["--predictions", folders[0], "--labels", folders[1], "--binary", "--output", tmp_path / "report.json"]
+    code, out, err = run_verb(evaluate, *common, "--observer", observer)
+    assert code == 0, err
+    report = only(tmp_path / "report.json")
+    # Dice 0.8 is 0.4 of the observer's distance from perfect, and so is 1 mm a half of it
+    found = report["cases"]["a2"]["1"]
+    assert [found[region]["dice"] for region in ("whole", "base", "apex")] == pytest.approx([0.8] * 3)
+    assert found["whole"]["hausdorff_95_mm"] == pytest.approx(1.0)
+    points = (3 * (100 - 15 * 0.4) + (100 - 15 * 0.5)) / 4
+    assert report["scores"]["a2"]["1"] == pytest.approx(points)
+    assert report["scores"]["a10"]["1"] == 100
+    # Dice 0 is at twice the observer's distance; no distance at all has no points
+    assert report["scores"]["b"]["1"] == pytest.approx((3 * 70 + 0) / 4)
+    assert report["summary"]["1"]["whole"]["score"]["cases"] == 3
+    assert out.splitlines()[0].split()[-1] == "score"
+    code, out, _ = run_verb(evaluate, *common)
+    assert code == 0
+    assert "score" not in out
+    assert "scores" not in only(tmp_path / "report.json")
+
+
+@pytest.fixture
+def second(folders):
+    """Other predictions of the same cases: the references, but for one voxel of one case."""
+    other = folders[0].parent / "other"
+    other.mkdir()
+    for path in folders[1].iterdir():
+        image = sitk.ReadImage(str(path))
+        if path.name.startswith("a10"):
+            image[0, 0, 0] = 1
+        sitk.WriteImage(image, str(other / path.name))
+    return other
+
+
+def test_several_predictions_side_by_side(folders, second, tmp_path, run_verb):
+    path = tmp_path / "report.json"
+    code, out, err = run_verb(
+        evaluate, "--predictions", folders[0], second, "--labels", folders[1], "--output", path, "--binary",
+        "--csv", tmp_path / "cases.csv",
+    )  # fmt: skip
+    assert code == 0, err
+    report = json.loads(path.read_text())
+    assert list(report["predictions"]) == ["predictions", "other"]
+    dice, distance, _ = report["comparisons"]
+    assert (dice["first"], dice["second"], dice["label"], dice["metric"]) == ("predictions", "other", 1, "dice")
+    assert dice["differences"]["a2"] == pytest.approx(0.2)
+    assert dice["differences"]["b"] == pytest.approx(1.0)
+    # 240 voxels of the reference, and one more that is predicted
+    assert dice["differences"]["a10"] == pytest.approx(2 * 240 / 481 - 1)
+    # with three cases no two-sided test falls below 0.25; two positive ranks of three make 0.5
+    assert dice["p_value"] == pytest.approx(0.5)
+    # the case whose prediction is empty has no distance
+    assert distance["differences"].keys() == {"a2", "a10"}
+    assert "other - predictions, class 1, Dice: median difference +0.2000 (higher in 2, lower in 1 of 3 cases)" in out
+    assert len((tmp_path / "cases.csv").read_text().splitlines()) == 1 + 2 * 3
+
+
+def test_a_label_of_one_set_of_predictions_alone(folders, second, tmp_path, run_verb):
+    image = sitk.ReadImage(str(second / "b.nii.gz"))
+    image[0, 0, 0] = 5
+    sitk.WriteImage(image, str(second / "b.nii.gz"))
+    path = tmp_path / "report.json"
+    code, _, err = run_verb(
+        evaluate, "--predictions", folders[0], second, "--labels", folders[1], "--output", path
+    )  # fmt: skip
+    assert code == 0, err
+    report = json.loads(path.read_text())
+    values = [report["predictions"][name]["cases"]["b"]["5"]["whole"]["dice"] for name in ("predictions", "other")]
+    assert values == [1.0, 0.0]
+    found = [each for each in report["comparisons"] if (each["label"], each["metric"]) == (5, "dice")]
+    assert found[0]["differences"] == {"a2": 0.0, "a10": 0.0, "b": -1.0}
+
+
+def test_predictions_of_other_cases_are_refused(folders, second, run_verb):
+    (second / "b.nii.gz").unlink()
+    code, _, err = run_verb(evaluate, "--predictions", folders[0], second, "--labels", folders[1])
+    assert code == 2
+    assert err.startswith("error: other: has no prediction of b, which predictions has.")
+    assert err.count("\n") == 1
+
+
+def test_folders_of_one_name_keep_their_paths(folders, tmp_path):
+    assert names_of(["a/predictions", "b/predictions", "c"]) == ["a/predictions", "b/predictions", "c"]
+    assert names_of(["a/predictions/"]) == ["predictions"]
+
+
+def test_references_without_a_prediction_are_counted(folders, run_verb):
+    (folders[0] / "b.nii.gz").unlink()
+    _, out, _ = run_verb(evaluate, "--predictions", folders[0], "--labels", folders[1])
+    assert "1 more reference masks have no prediction" in out
+
+
+def test_masks_on_other_grids_are_all_named(folders, run_verb):
+    for name in ("a2", "b"):
+        sitk.WriteImage(make_image(np.zeros((10, 20, 20), np.uint8), (1, 1, 2)), str(folders[0] / f"{name}.nii.gz"))
+    code, _, err = run_verb(evaluate, "--predictions", folders[0], "--labels", folders[1])
+    assert code == 2
+    assert err.count("its spacing is 1 1 2, that of") == 2
+
+
+def test_wrong_paths(folders, tmp_path, run_verb):
+    (tmp_path / "empty").mkdir()
+    for arguments, words in (
+        (["--predictions", tmp_path / "empty", "--labels", folders[1]], "no predicted masks"),
+        (["--predictions", folders[0], "--labels", tmp_path / "nowhere"], "no such folder"),
+        (["--predictions", folders[0], "--labels", tmp_path / "empty"], "no reference mask for it"),
+        (["--predictions", folders[0]], "the following arguments are required: --labels"),
+    ):
+        code, _, err = run_verb(evaluate, *arguments)
+        assert code == 2
+        assert words in err
+    code, _, err = run_verb(
+        evaluate, "--predictions", folders[0], "--labels", folders[1], "--output", tmp_path / "nowhere" / "x.json"
+    )
+    assert code == 2
+    assert "can't be written" in err
+
+
+def test_options_that_contradict_each_other(folders, tmp_path, run_verb):
+    common = ["--predictions", folders[0], "--labels", folders[1]]
+    for arguments, words in (
+        ([*common, "--images", folders[0]], "--images: given without --figures"),
+        (["--predictions", folders[0], f"{folders[0]}/", "--labels", folders[1]], "names a folder twice"),
+        ([*common, "--output", tmp_path], "it is a folder"),
+        ([*common, "--output", tmp_path / "x", "--csv", tmp_path / "x"], "--csv: is the file of --output"),
+        ([*common, "--observer", tmp_path / "none.toml"], "none.toml: no such file"),
+        ([*common, "--figures", tmp_path / "figures", "--output", tmp_path / "out"], "no volumes beside the reference"),
+    ):
+        code, _, err = run_verb(evaluate, *arguments)
+        assert code == 2
+        assert words in err
+        assert err.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+
+
+def test_pictures(cases, tmp_path, run_verb):
+    """Of volumes beside their reference masks; the predictions are the references, cut in one case."""
+    predictions, folder = tmp_path / "predictions", tmp_path / "figures"
+    predictions.mkdir()
+    for number, path in enumerate(sorted(cases.glob("*_segmentation.mhd"))):
+        mask = sitk.ReadImage(str(path))
+        mask[: 8 + number, :, :] = 0
+        sitk.WriteImage(mask, str(predictions / f"{path.name.removesuffix('_segmentation.mhd')}.nii.gz"))
+    common = ["--predictions", predictions, "--labels", cases, "--figures", folder]
+    code, _, err = run_verb(evaluate, *common)
+    assert code == 0, err
+    names = {"distribution.png", "best.png", "median.png", "worst.png"}
+    assert {path.name for path in folder.iterdir()} == names
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in folder.iterdir())
+    code, _, err = run_verb(evaluate, *common, "--images", tmp_path)
+    assert code == 2
+    assert "no volumes" in err
+
+
+@pytest.mark.parametrize("slices", [0, 1], ids=["empty", "a single slice"])
+def test_regions_of_a_reference_without_thirds(tmp_path, slices):
+    """They are the whole, rather than nothing, on which any prediction would be perfect."""
+    reference, prediction = np.zeros((2, 6, 8, 8), np.uint8)
+    reference[2 : 2 + slices, 2:6, 2:6], prediction[1:4, 2:4, 2:6] = 1, 1
+    for name, mask in (("reference", reference), ("prediction", prediction)):
+        sitk.WriteImage(make_image(mask), str(tmp_path / f"{name}.mha"))
+    found = compare(tmp_path / "prediction.mha", tmp_path / "reference.mha", names=REGIONS)[1]
+    assert found["whole"]["dice"] == pytest.approx(2 * 8 * slices / (16 * slices + 24))
+    assert found["base"] == found["apex"] == found["whole"]

@@ -1,0 +1,228 @@
+"""Losses of volumetric segmentation, as modules."""
+
+import warnings
+
+import torch
+from torch import nn
+
+from vnet_fast.distributed import over_processes
+from vnet_fast.ops.add_prelu import dice_sums
+
+REDUCTIONS = ("none", "mean", "sum")
+
+
+class DiceLoss(nn.Module):
+    """1 - Dice, for each volume and class: a drop-in for `monai.losses.DiceLoss` of MONAI 1.6.
+
+    Dice = (2 Σ p g + smooth_nr) / (Σ p + Σ g + smooth_dr), sums over the voxels. They are taken in
+    float32 for half precision too, and the loss is float32 then (float64 for float64 input), where
+    MONAI's sums overflow. Inputs are never written to. NaN in gives NaN out.
+
+    Args:
+        include_background: whether class 0 counts.
+        to_onehot_y: whether `target` holds class indices, (N, 1, *spatial).
+        sigmoid: applies a sigmoid to `input`.
+        softmax: applies a softmax over the classes to `input`.
+        other_act: a function that is applied to `input` instead of the two.
+        squared_pred: takes Σ p² and Σ g² in the denominator.
+        jaccard: the Jaccard index instead of Dice.
+        reduction: `mean`, `sum` or `none`.
+        smooth_nr: added to the numerator.
+        smooth_dr: added to the denominator.
+        batch: sums over the volumes of the batch too, before the division; in training by several processes
+            (`torch.distributed`) over those of all.
+        weight: a factor for every class that counts, or one for all; not negative.
+        soft_label: takes the intersection so that it is right for targets between 0 and 1.
+        ignore_index: the label whose voxels do not count.
+
+    Raises:
+        TypeError: if `other_act` is not callable.
+        ValueError: if more than one activation is asked for, or `reduction` is unknown.
+
+    Source:
+        Milletari, Navab, Ahmadi 2016, section 3; arguments, order and defaults of MONAI.
+    """
+
+    def __init__(
+        self,
+        include_background=True,
+        to_onehot_y=False,
+        sigmoid=False,
+        softmax=False,
+        other_act=None,
+        squared_pred=False,
+        jaccard=False,
+        reduction="mean",
+        smooth_nr=1e-5,
+        smooth_dr=1e-5,
+        batch=False,
+        weight=None,
+        soft_label=False,
+        ignore_index=None,
+    ):
+        super().__init__()
+        if other_act is not None and not callable(other_act):
+            raise TypeError(f"other_act must be None or callable; got {type(other_act).__name__}")
+        if bool(sigmoid) + bool(softmax) + (other_act is not None) > 1:
+            raise ValueError("sigmoid, softmax and other_act exclude each other; got more than one of them")
+        # MONAI's own enumeration of reductions is accepted too
+        self.reduction = _checked_reduction(getattr(reduction, "value", reduction))
+        self.include_background = include_background
+        self.to_onehot_y = to_onehot_y
+        self.sigmoid = sigmoid
+        self.softmax = softmax
+        self.other_act = other_act
+        self.squared_pred = squared_pred
+        self.jaccard = jaccard
+        self.smooth_nr = float(smooth_nr)
+        self.smooth_dr = float(smooth_dr)
+        self.batch = batch
+        self.soft_label = soft_label
+        self.ignore_index = ignore_index
+        self.register_buffer("class_weight", None if weight is None else torch.as_tensor(weight))
+        # looked at here, because a look at a tensor on a GPU in every step would wait for the GPU
+        self._negative_weight = weight is not None and bool(self.class_weight.min() < 0)
+
+    @classmethod
+    def paper(cls):
+        """The loss of the paper, on logits and class indices: softmax, the foreground classes,
+        squares in the denominator, `smooth_nr=0`, `smooth_dr=1e-5`.
+        """
+        return cls(
+            include_background=False, to_onehot_y=True, softmax=True, squared_pred=True, smooth_nr=0, smooth_dr=1e-5
+        )
+
+    def forward(self, input, target):
+        """The loss of a batch.
+
+        Args:
+            input: (N, C, *spatial) logits or probabilities, floating point, 1 to 3 spatial axes.
+            target: (N, C, *spatial), or (N, 1, *spatial) class indices with `to_onehot_y`; bool,
+                integer or floating point.
+
+        Returns:
+            A scalar; with `reduction="none"` (N, C', 1, …), or (C', 1, …) with `batch`, where C'
+            counts the classes that count.
+
+        Raises:
+            AssertionError: if the shapes do not match.
+            ValueError: if `input` has no spatial axis, or `weight` has another length than there are
+                classes, or a negative entry.
+        """
+        if input.ndim < 3:
+            raise ValueError(f"input must have shape (N, C, *spatial); got {tuple(input.shape)}")
+        num_classes = input.shape[1]
+        activation = "sigmoid" if self.sigmoid else "none"
+        labels, first_class = self.to_onehot_y, 0 if self.include_background else 1
+        if self.softmax:
+            activation = "softmax"
+        if num_classes == 1:
+            if self.softmax:
+                warnings.warn("single channel prediction, `softmax=True` ignored.", stacklevel=2)
+                activation = "none"
+            if self.to_onehot_y:
+                warnings.warn("single channel prediction, `to_onehot_y=True` ignored.", stacklevel=2)
+                labels = False
+            if not self.include_background:
+                warnings.warn("single channel prediction, `include_background=False` ignored.", stacklevel=2)
+                first_class = 0
+        if self.other_act is not None:
+            input = self.other_act(input)
+        needed = (input.shape[0], 1 if labels else input.shape[1], *input.shape[2:])
+        if tuple(target.shape) != needed:
+            raise AssertionError(f"target must have shape {needed} to match input; got {tuple(target.shape)}")
+
+        sums = dice_sums(
+            input,
+            target,
+            activation=activation,
+            labels=labels,
+            first_class=first_class,
+            squared=self.squared_pred,
+            soft=self.soft_label,
+            ignore_index=self.ignore_index,
+        )
+        if self.batch:
+            sums = over_processes(sums.sum(1))
+        intersection, prediction, ground = sums
+        union = 2 * (prediction + ground - intersection) if self.jaccard else prediction + ground
+        loss = 1 - (2 * intersection + self.smooth_nr) / (union + self.smooth_dr)
+        return self._reduce(self._weigh(loss), input.ndim)
+
+    def _weigh(self, loss):
+        """Multiplies the loss of each class, the last axis, by its weight."""
+        num_classes = loss.shape[-1]
+        if self.class_weight is None or num_classes == 1:
+            return loss
+        if self.class_weight.ndim > 0 and self.class_weight.shape[0] != num_classes:
+            raise ValueError(
+                f"weight must have {num_classes} entries, one for each class that counts; "
+                f"got {self.class_weight.shape[0]}"
+            )
+        if self._negative_weight:
+            raise ValueError("weight must not be negative")
+        return loss * self.class_weight.to(loss)
+
+    def _reduce(self, loss, input_ndim):
+        reduction = _checked_reduction(self.reduction)
+        if reduction == "mean":
+            return loss.mean()
+        if reduction == "sum":
+            return loss.sum()
+        return loss.reshape(*loss.shape, *[1] * (input_ndim - 2))
+
+
+class WeightedCrossEntropy(nn.Module):
+    """Multinomial logistic loss, each class weighted by the inverse of its share of the volume.
+
+    The mean over the voxels of w·(-log p) with w = V / n_k, n_k of the volume's V voxels having the
+    voxel's class k. So every class that is present weighs the same, and the loss is at most the sum
+    of the classes' mean losses. Computed in float32 for half precision.
+
+    Args:
+        reduction: `mean`, `sum` or `none`, over the volumes of the batch.
+
+    Raises:
+        ValueError: if `reduction` is unknown.
+
+    Source:
+        The baseline of section 4 of the paper; weights of the authors' release.
+    """
+
+    def __init__(self, reduction="mean"):
+        super().__init__()
+        self.reduction = _checked_reduction(reduction)
+
+    def forward(self, input, target):
+        """The loss of a batch.
+
+        Args:
+            input: (N, C, *spatial) logits, floating point.
+            target: (N, 1, *spatial) class indices 0 … C - 1 of any type.
+
+        Returns:
+            A scalar, or (N,) with `reduction="none"`; float32 (float64 for float64 input).
+
+        Raises:
+            ValueError: if the shapes do not match.
+        """
+        needed = (input.shape[0], 1, *input.shape[2:])
+        if tuple(target.shape) != needed:
+            raise ValueError(f"target must have shape {needed} to match input; got {tuple(target.shape)}")
+        logits = input.to(torch.promote_types(input.dtype, torch.float32))
+        flat = target[:, 0].long().flatten(1)
+        voxels = flat.shape[1]
+        counts = torch.stack([(flat == k).sum(1) for k in range(input.shape[1])], 1).to(logits.dtype)
+        weight = (voxels / counts.clamp(min=1)).gather(1, flat)
+        # rather than F.cross_entropy, which on a GPU has no deterministic form for volumes
+        log_probability = torch.log_softmax(logits.flatten(2), 1).gather(1, flat[:, None])[:, 0]
+        loss = -(weight * log_probability).mean(1)
+        if self.reduction == "none":
+            return loss
+        return loss.mean() if self.reduction == "mean" else loss.sum()
+
+
+def _checked_reduction(reduction):
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}; got {reduction!r}")
+    return reduction
