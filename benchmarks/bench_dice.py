@@ -5,17 +5,17 @@ import torch
 
 from benchmarks.measure import DEVICE, ON_GPU, PASSES, SIZE, copy_of, measure, passes_of
 from vnet_fast import DiceLoss
-from vnet_fast.ops import definitions
+from vnet_fast.ops.dice import DiceOptions, dice_sums_definition
 
 DTYPE = torch.bfloat16 if ON_GPU else torch.float32
 # the network's logits, and on a GPU a batch of more than 256 MB, which no cache holds
 BATCHES = (2, 64) if ON_GPU else (2,)
-PAPER = ("softmax", True, 1, True, False, None)
+PAPER = DiceOptions(activation="softmax", labels=True, first_class=1, squared=True)
 
 
 def plain(logits, target):
     """The paper's loss by the definition, with autograd's own backward pass."""
-    intersection, prediction, ground = definitions.dice_sums(logits, target, *PAPER)
+    intersection, prediction, ground = dice_sums_definition(logits, target, PAPER)
     return (1 - 2 * intersection / (prediction + ground + 1e-5)).mean()
 
 

@@ -66,7 +66,7 @@ def volume_file(tmp_path_factory):
 @pytest.mark.parametrize("name", FILES)
 def bench_files(benchmark, volume_file, name):
     from vnet_fast.io import volumes
-    from vnet_fast.predict import segment, to_labels
+    from vnet_fast.prediction.segmentation import segment, to_labels
 
     provider = FILES[name]
     provider.require()

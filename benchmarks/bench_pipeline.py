@@ -7,17 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import tables
+from benchmarks import itk_augmentation, tables
 from benchmarks.graph_time import TimedReplays
 from benchmarks.measure import CHOICE, DEVICE, ON_GPU, VOLUME, synchronize, time_of
 from benchmarks.providers import EAGER, FASTEST, HALF, OurTraining, PlainTraining, Provider
 from benchmarks.volumes import new_volumes, training_cases
 from vnet_fast.devices import keep_freed_memory
-from vnet_fast.ops.add_prelu import augment, augments_by_kernel
-from vnet_fast.run.log import ReadBack
-from vnet_fast.training import draws as augmentation
+from vnet_fast.ops.augment import augment, augment_definition, augments_by_kernel
 from vnet_fast.training.batches import PREFETCH, FromWorkers, Ready, Resident, Streamed
-from vnet_fast.training.draws import Draws
+from vnet_fast.training.draws import BatchSampler
+from vnet_fast.training.read_back import ReadBack
 from vnet_fast.training.step import WARM_UP
 
 ROUNDS = 20 if ON_GPU else 3
@@ -33,7 +32,7 @@ RATE = "volumes/s"
 
 def one_deformed():
     """The choices of a batch of two volumes of which one is deformed: the average batch."""
-    draws = Draws(0, 2, len(training_cases()[0]), VOLUME)
+    draws = BatchSampler(0, 2, len(training_cases()[0]), VOLUME)
     return next(draw for draw in map(draws, itertools.count()) if draw.deformed.sum() == 1)
 
 
@@ -48,7 +47,7 @@ def by_definition(device):
     def run():
         ranks = volumes.ranks[cases].to(torch.int32) & 0xFFFF
         masks, tables_of = volumes.masks[cases], volumes.tables[others]
-        return augmentation.augment(ranks, tables_of, masks, points, draw.deformed, classes)
+        return augment_definition(ranks, tables_of, masks, points, draw.deformed, classes)
 
     return run
 
@@ -71,7 +70,6 @@ def on_one_thread(make):
 def by_simpleitk():
     """A function that augments a batch by SimpleITK on one thread."""
     itk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed")
-    from benchmarks import itk_augmentation
 
     itk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     draw, (cases, classes) = one_deformed(), training_cases()
@@ -139,7 +137,7 @@ def bench_augmentation(benchmark, name):
 
 def ours(source_of, augmented=True):
     """A function of a number of iterations that trains as vnet_fast.train does, and its step and source."""
-    draws = Draws(0, BATCH, len(training_cases()[0]), VOLUME, augmented)
+    draws = BatchSampler(0, BATCH, len(training_cases()[0]), VOLUME, augmented)
     source = source_of(draws)
     training = OurTraining(Provider("vnet_fast", amp=HALF is not None, graph=ON_GPU))
     training.step.prepare = source.prepare

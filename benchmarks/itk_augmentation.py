@@ -1,9 +1,9 @@
-"""Augmentation as the authors' release does it, by SimpleITK, on the parameters of `augment.Draw`."""
+"""Augmentation as the authors' release does it, by SimpleITK, on the parameters of `training.draws.BatchParameters`."""
 
 import numpy as np
 import SimpleITK as sitk
 
-from vnet_fast.training.draws import CONTROL_POINTS, MESH, SPLINE_ORDER
+from vnet_fast.ops.augment import CONTROL_POINTS, MESH, SPLINE_ORDER
 
 # of the histogram matching
 LEVELS, MATCH_POINTS = 1024, 7
@@ -15,7 +15,7 @@ def augment(image, mask, other, control_points, deformed):
     Args:
         image, other: (D, H, W) float32 arrays; `other` has the histogram to take.
         mask: (D, H, W) uint8 array.
-        control_points: (2, 5, 5, 5), see `augment.Draw`.
+        control_points: (2, 5, 5, 5), see `training.draws.BatchParameters`.
         deformed: whether the volume is.
 
     Returns:

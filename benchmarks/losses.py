@@ -24,7 +24,7 @@ from vnet_fast.evaluation.comparison import compare_pairs  # noqa: E402
 from vnet_fast.evaluation.evaluation import WHOLE, evaluate, summarise  # noqa: E402
 from vnet_fast.evaluation.tables import mean_and_deviation, plain  # noqa: E402
 from vnet_fast.files import write_text  # noqa: E402
-from vnet_fast.report import LOSS_WORDS, read_subjects  # noqa: E402
+from vnet_fast.reporting.subjects import LOSS_NAMES, read_subjects  # noqa: E402
 from vnet_fast.run.configuration import Config  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "losses"
@@ -122,7 +122,7 @@ def _row(name, content, run, label):
     sign = -1 if run is content["runs"][0] else 1
     median = sign * statistics.median(found["differences"].values())
     shown = f"{name}, class {label}" if len(run["labels"]) > 1 else name
-    cells = [shown, LOSS_WORDS[run["loss"]], str(len(run["cases"])), cells[0], f"{stored['dice']['median']:.4f}",
+    cells = [shown, LOSS_NAMES[run["loss"]], str(len(run["cases"])), cells[0], f"{stored['dice']['median']:.4f}",
              *cells[1:], f"{median:+.4f}, {found['p_value']:.1g}"]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 

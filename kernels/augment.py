@@ -15,8 +15,9 @@ voxels have the largest sum of weights, of equal sums the smallest label. The di
 A program sums over p and q once for each of its rows; five terms are left for each voxel.
 
 Source: Milletari, Navab, Ahmadi 2016, section 4, with the domain of ITK's BSplineTransformInitializer.
-The definition is `augment.augment`; the one deviation is that any label counts as a class here, where
-the definition takes labels from `num_classes` on for background in a deformed volume.
+The definition is `augment_definition` in `vnet_fast/ops/augment.py`; the one deviation is that any label
+counts as a class here, where the definition takes labels from `num_classes` on for background in a deformed
+volume.
 
 Bytes for each voxel, of an image of b bytes: 3 read, b + 1 written. Besides, one number of a table of
 256 KiB, which the caches hold; in a deformed volume four, and four ranks and labels from the caches.

@@ -11,8 +11,9 @@ With a and b the gradients of intersection and prediction, that of p and that of
     d_c = a g_c + b         or, squared, a g_c + 2 b p_c; soft, (b + a/2) sign(p_c) - a/2 sign(p_c - g_c)
     p_c (d_c - Σ_k p_k d_k) with a softmax, p_c (1 - p_c) d_c with a sigmoid
 
-Source: Milletari, Navab, Ahmadi 2016, section 3. The definition is `functional.dice_sums`; the one
-deviation is that a label outside 0 … C - 1 is of no class here, where the definition raises.
+Source: Milletari, Navab, Ahmadi 2016, section 3. The definition is `dice_sums_definition` in
+`vnet_fast/ops/dice.py`; the one deviation is that a label outside 0 … C - 1 is of no class here, where the
+definition raises.
 
 Bytes moved: forward logits + target, backward 2 × logits + target; labels never become one-hot.
 Saved for the backward pass: the inputs, from which it computes the probabilities again.
@@ -47,7 +48,7 @@ TARGET_TYPES = (*INPUT_TYPES, *INTEGER_TYPES, torch.bool)
 
 @dataclass(frozen=True)
 class Form:
-    """What is compiled into a kernel: the shape of its tiles, and the options of `functional.dice_sums`.
+    """What is compiled into a kernel: the shape of its tiles, and the options of the sums.
 
     `axis` is that of the classes in a tile, `step` the elements from a voxel to the next.
     """
@@ -245,18 +246,29 @@ def _is_channels_last(tensor):
     return tensor.movedim(1, -1).is_contiguous()
 
 
-def form_of(input, target, *, activation, labels, first_class, squared, soft, ignore_index):
+def form_of(input, target, options):
     """The `Form` of both kernels for these tensors and options."""
     classes, channels_last = input.shape[1], _is_channels_last(input)
     padded = triton.next_power_of_2(classes)
     row = ROW_BYTES // input.element_size()
     block = row // padded if channels_last else min(row, MAX_TILE // padded)
-    terms = "squared" if squared else "soft" if soft else "plain"
+    terms = "squared" if options.squared else "soft" if options.soft else "plain"
+    ignore_index = options.ignore_index
     if ignore_index is not None and target.dtype in INTEGER_TYPES:
         # as PyTorch compares: the number in the labels' type, -1 being 255 for uint8
         limits = torch.iinfo(target.dtype)
         ignore_index = (ignore_index - limits.min) % (limits.max - limits.min + 1) + limits.min
-    return Form(classes, padded, block, channels_last, activation, labels, first_class, terms, ignore_index)
+    return Form(
+        classes,
+        padded,
+        block,
+        channels_last,
+        options.activation,
+        options.labels,
+        options.first_class,
+        terms,
+        ignore_index,
+    )
 
 
 def _num_programs(input, form):
@@ -269,27 +281,31 @@ def _launch(kernel, input, form, *tensors):
         kernel[grid](*tensors, math.prod(input.shape[2:]), form, num_warps=NUM_WARPS)
 
 
-def dice_sums(input, target, **options):
-    """`functional.dice_sums` of tensors and options, all six of them, that `supports` accepts."""
-    form = form_of(input, target, **options)
+def dice_sums(input, target, options):
+    """`ops.dice.dice_sums` of tensors and options that `supports` accepts.
+
+    Args:
+        options: with the attributes of `ops.dice.DiceOptions`.
+    """
+    form = form_of(input, target, options)
     shape = (3, len(input), form.classes - form.first_class, _num_programs(input, form))
     partials = torch.empty(shape, dtype=torch.float32, device=input.device)
     _launch(_dice_forward_kernel, input, form, input, target, partials)
     return partials.sum(-1)
 
 
-def dice_sums_backward(grad_sums, input, target, **options):
+def dice_sums_backward(grad_sums, input, target, options):
     """The gradient of `input`, in its type, shape and strides, from that of what `dice_sums` returned.
 
     Args:
         grad_sums: (3, N, C - first_class), float32, of any strides; the third has no influence.
     """
-    form, grad_input = form_of(input, target, **options), torch.empty_like(input)
+    form, grad_input = form_of(input, target, options), torch.empty_like(input)
     _launch(_dice_backward_kernel, input, form, input, target, grad_sums.contiguous(), grad_input)
     return grad_input
 
 
-def supports(input, target, *, activation, labels, first_class, squared, soft, ignore_index):
+def supports(input, target, options):
     """Whether the kernels can do it; where they can't, the definition can."""
     num_volumes, num_classes = input.shape[:2]
     in_layout = _is_channels_last if _is_channels_last(input) else torch.Tensor.is_contiguous
@@ -298,10 +314,10 @@ def supports(input, target, *, activation, labels, first_class, squared, soft, i
         and target.dtype in TARGET_TYPES
         and input.numel() > 0
         and num_volumes <= MAX_VOLUMES
-        and 0 <= first_class < num_classes <= MAX_CLASSES
-        and activation in ("none", "sigmoid", "softmax")
-        and (labels or ignore_index is None)
-        and target.shape == (num_volumes, 1 if labels else num_classes, *input.shape[2:])
+        and 0 <= options.first_class < num_classes <= MAX_CLASSES
+        and options.activation in ("none", "sigmoid", "softmax")
+        and (options.labels or options.ignore_index is None)
+        and target.shape == (num_volumes, 1 if options.labels else num_classes, *input.shape[2:])
         and in_layout(input)
-        and (target.is_contiguous() if labels else in_layout(target))
+        and (target.is_contiguous() if options.labels else in_layout(target))
     )

@@ -6,6 +6,8 @@ import signal
 import sys
 from pathlib import Path
 
+from vnet_fast.training import trainer
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
@@ -16,14 +18,14 @@ from vnet_fast.distributed import Processes
 
 def train_until_one_dies(*arguments):
     """The second process is killed in its sixth iteration."""
-    update = train.Run._update
+    update = trainer.Run._update
 
     def dying(run, source):
         if run.processes.rank == 1 and run.iteration == 5:
             os.kill(os.getpid(), signal.SIGKILL)
         return update(run, source)
 
-    train.Run._update = dying
+    trainer.Run._update = dying
     command_line.run(train.main, command_line.parser_of(train.Config, "vnet_fast.train"), list(arguments))
 
 

@@ -15,7 +15,7 @@ import torch
 from tests import run_processes
 from vnet_fast import DiceLoss, train
 from vnet_fast.run import checkpoint
-from vnet_fast.training.draws import Draws
+from vnet_fast.training.draws import BatchSampler
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = Path(run_processes.__file__)
@@ -151,8 +151,8 @@ def test_dice_of_the_batch_sums_over_the_processes(tmp_path):
 
 
 def test_parts_of_a_batch_are_the_whole_one():
-    whole = Draws(3, 4, 7, (16, 16, 16))(5)
-    parts = [Draws(3, 2, 7, (16, 16, 16), part=part, parts=2)(5) for part in range(2)]
+    whole = BatchSampler(3, 4, 7, (16, 16, 16))(5)
+    parts = [BatchSampler(3, 2, 7, (16, 16, 16), part=part, parts=2)(5) for part in range(2)]
     for name in ("cases", "intensities_of", "deformed", "control_points"):
         ours = torch.cat([torch.from_numpy(getattr(part, name)) for part in parts])
         assert torch.equal(ours, torch.from_numpy(getattr(whole, name)))

@@ -7,6 +7,7 @@ import pytest
 
 from vnet_fast import plotting
 from vnet_fast.plotting import DARK, LIGHT
+from vnet_fast.run.log import read_log
 
 THEMES = pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
 
@@ -51,7 +52,7 @@ def test_colours_stand_out(theme):
 @pytest.mark.parametrize("count", [1, 9, 120])
 def test_curves(tmp_path, count, theme):
     write_log(tmp_path / "log.csv", count)
-    plotting.curves(tmp_path / "log.csv", tmp_path / "curves.png", theme, "a run")
+    plotting.curves(read_log(tmp_path / "log.csv"), tmp_path / "curves.png", theme, "a run")
     picture = drawn(tmp_path / "curves.png", theme)
     assert picture.shape[:2] == (528, 840)
     # validation, and below it the learning rate, whose step down is drawn too

@@ -2,9 +2,12 @@
 
 import contextlib
 import ctypes
+import gc
 import os
 
 import torch
+
+from vnet_fast.errors import InputError
 
 # of the CPU's allocator, and of CUDA's libraries, whose errors have no type of their own
 OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
@@ -127,3 +130,21 @@ def cpu_has_fast_bf16():
     """Whether the CPU multiplies bfloat16 in hardware: AMX or AVX-512 BF16."""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+def free(device):
+    """Gives back the memory that nothing refers to any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+HOST = torch.device("cpu")
+
+
+def find_device(name):
+    """The device of a `--device`; an `InputError` if it is not there."""
+    try:
+        return choose_device(name)
+    except RuntimeError as error:
+        raise InputError("--device", str(error), "Use --device cpu") from None

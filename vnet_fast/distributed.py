@@ -128,7 +128,7 @@ def is_loss_of_another(error):
     return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and lost)
 
 
-def over_processes(tensor):
+def all_reduce_sum(tensor):
     """The sum of a tensor over the processes that train together, differentiable; alone the tensor itself.
 
     Each process's loss is made of the sums of all, and the gradients that come back are summed too: what

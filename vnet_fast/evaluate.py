@@ -10,9 +10,9 @@ from vnet_fast.errors import InputError
 from vnet_fast.evaluation import tables
 from vnet_fast.evaluation.comparison import check_same_cases, compare_pairs, require_scipy
 from vnet_fast.evaluation.evaluation import evaluate, names_of
-from vnet_fast.evaluation.figures import draw, images_of, made_folder
+from vnet_fast.evaluation.figures import draw, images_of
 from vnet_fast.evaluation.score import read_observer
-from vnet_fast.files import write_text
+from vnet_fast.files import make_folder, write_text
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,6 @@ class Config:
     observer: str = option(
         None, "TOML file of a second observer's means, for the challenge's score", type=path_text, metavar="FILE"
     )
-
-
-def written(path, text, flag):
-    """Writes a text; an `InputError` if it can't."""
-    try:
-        write_text(path, text)
-    except OSError as error:
-        raise InputError(path, f"can't be written ({error.strerror})", f"Choose another {flag}") from None
 
 
 def check(config):
@@ -85,7 +77,7 @@ def main(given):
     check_same_cases({name: [case for case, _, _ in each] for name, each in zip(names, pairs, strict=True)})
     if config.figures:
         images_of(config.labels, config.images)
-        made_folder(config.figures, "--figures")
+        make_folder(config.figures, "Choose another --figures")
     evaluations = evaluate(names, pairs, config.binary, config.regions, observer)
     comparisons = compare_pairs(evaluations) if len(evaluations) > 1 else []
     print("\n".join(tables.text(evaluations, comparisons)))
@@ -93,9 +85,9 @@ def main(given):
         if unpredicted:
             print(f"{unpredicted} more reference masks have no prediction" + (f" in {name}" if len(names) > 1 else ""))
     if config.output:
-        written(config.output, tables.json_text(evaluations, comparisons), "--output")
+        write_text(config.output, tables.json_text(evaluations, comparisons), "Choose another --output")
     if config.csv:
-        written(config.csv, tables.csv_text(evaluations), "--csv")
+        write_text(config.csv, tables.csv_text(evaluations), "Choose another --csv")
     if config.figures:
         draw(config, evaluations, pairs, comparisons)
     return 0

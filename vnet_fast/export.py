@@ -19,13 +19,12 @@ import torch
 from vnet_fast import __version__, command_line
 from vnet_fast.command_line import option, path_text
 from vnet_fast.data.intensity import HIGH_PERCENTILE, LOW_PERCENTILE
-from vnet_fast.devices import use_all_cores
+from vnet_fast.devices import HOST, use_all_cores
 from vnet_fast.errors import InputError
-from vnet_fast.files import replacing
-from vnet_fast.ops import definitions
-from vnet_fast.predict import grid_of
-from vnet_fast.prediction.inference import HOST
+from vnet_fast.files import make_folder, replacing
+from vnet_fast.ops.add_prelu import add_prelu_definition
 from vnet_fast.run import checkpoint
+from vnet_fast.run.checkpoint import grid_of
 
 INPUT, OUTPUT = "image", "logits"
 # the file within a .pt2 that says what ONNX keeps as properties
@@ -50,7 +49,7 @@ class Config:
 
 
 def _add_prelu(x, slope, bias, residual):
-    return definitions.add_prelu(x, slope, bias, residual), x.new_empty(0, dtype=torch.uint8)
+    return add_prelu_definition(x, slope, bias, residual), x.new_empty(0, dtype=torch.uint8)
 
 
 def _add_prelu_join(x, slope, bias, skip):
@@ -205,8 +204,8 @@ def largest_difference(run, content, model, size, path):
 
 def write(path, content):
     """Writes the file, whole or not at all; an `InputError` if it can't be."""
+    make_folder(path.parent, "Choose another --output")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
             file.write(content)
     except OSError as error:

@@ -1,9 +1,11 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and folders."""
 
 import contextlib
 import os
 import secrets
 from pathlib import Path
+
+from vnet_fast.errors import InputError
 
 
 @contextlib.contextmanager
@@ -41,7 +43,31 @@ def _sync_folder(folder):
             os.close(number)
 
 
-def write_text(path, text):
-    """Writes a text file by `replacing`."""
-    with replacing(path) as file:
-        file.write(text.encode("utf-8"))
+def write_text(path, text, remedy="Make room or give permission"):
+    """Writes a text file, whole or not at all.
+
+    Raises:
+        InputError: if it can't be written; `remedy` is what to do.
+    """
+    try:
+        with replacing(path) as file:
+            file.write(text.encode("utf-8"))
+    except OSError as error:
+        raise InputError(path, f"can't be written ({error.strerror})", remedy) from None
+
+
+def make_folder(path, remedy="Make room or give permission"):
+    """Makes a folder, and those above it, if it is not there.
+
+    Returns:
+        its Path.
+
+    Raises:
+        InputError: if it can't be made; `remedy` is what to do.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(path, f"can't be made ({error.strerror})", remedy) from None
+    return path

@@ -1,6 +1,5 @@
 """Pictures: training curves, contours over slices, Dice over cases. They need matplotlib."""
 
-import csv
 import importlib.util
 from dataclasses import dataclass
 
@@ -75,30 +74,15 @@ def _legend(figure, theme, **arguments):
     figure.legend(loc="outside lower center", frameon=False, labelcolor=theme.text, fontsize=9, **arguments)
 
 
-def read_log(log):
-    """A run's `log.csv`: list of (iteration, loss, learning rate, validation Dice or None)."""
-    with open(log, newline="") as file:
-        return [
-            (
-                int(row["iteration"]),
-                float(row["loss"]),
-                float(row["learning_rate"]),
-                float(row["validation_dice"]) if row["validation_dice"] else None,
-            )
-            for row in csv.DictReader(file)
-        ]
-
-
-def curves(log, path, theme=LIGHT, title=None):
-    """Loss, validation Dice and, below, the learning rate against the iteration, from a run's `log.csv`.
+def curves(rows, path, theme=LIGHT, title=None):
+    """Loss, validation Dice and, below, the learning rate against the iteration.
 
     Args:
-        log: the CSV file, with a row at least.
+        rows: of a run's log, at least one: (iteration, loss, learning rate, validation Dice or None).
         path: of the PNG.
         theme: LIGHT or DARK.
         title: above the picture, or None.
     """
-    rows = read_log(log)
     iteration, loss, rate = (np.array(column) for column in list(zip(*rows, strict=True))[:3])
     validated = [(iteration, dice) for iteration, _, _, dice in rows if dice is not None]
 

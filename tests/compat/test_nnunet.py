@@ -8,7 +8,7 @@ from torch import nn
 
 from vnet_fast.compat import nnunet
 from vnet_fast.compat.nnunet import MemoryEfficientSoftDiceLoss, SoftDiceLoss
-from vnet_fast.ops.add_prelu import dice_sums
+from vnet_fast.ops.dice import dice_sums
 
 SHAPE = (2, 3, 4, 3, 5)
 SOFTMAX = functools.partial(torch.softmax, dim=1)
@@ -153,7 +153,7 @@ def test_sums_over_processes(monkeypatch):
         return 2 * sums
 
     logits, target, mask = inputs(mask="bool")
-    monkeypatch.setattr(nnunet, "over_processes", twice_over)
+    monkeypatch.setattr(nnunet, "all_reduce_sum", twice_over)
     together = SoftDiceLoss(SOFTMAX, batch_dice=True, smooth=1.0)(logits, target, mask)
     assert calls == [(3, 3)]
     # the other process has the same volumes

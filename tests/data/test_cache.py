@@ -11,6 +11,7 @@ from vnet_fast.data.cache import Cache
 from vnet_fast.data.cases import find_cases
 from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.io import volumes
+from vnet_fast.io.grid import image_on_grid, mask_on_grid, working_grid
 
 SPACING, SIZE = (1.5, 1.5, 2.0), (16, 16, 16)
 
@@ -25,12 +26,12 @@ def test_prepared_case_is_the_volume_on_the_grid(tmp_path):
     case = find_cases(tmp_path)[0]
     prepared = Cache(tmp_path / "cache", SPACING, SIZE).load([case])[0]
     image = volumes.read_image(case.image)
-    grid = volumes.working_grid(image, SPACING, SIZE)
-    values = volumes.image_on_grid(image, grid)
+    grid = working_grid(image, SPACING, SIZE)
+    values = image_on_grid(image, grid)
     inside = ~np.isnan(values)
     assert prepared.image.shape == prepared.mask.shape == SIZE[::-1]
     assert np.corrcoef(prepared.image[inside], values[inside])[0, 1] > 0.99
-    np.testing.assert_array_equal(prepared.mask, volumes.mask_on_grid(volumes.read_mask(case.mask), grid))
+    np.testing.assert_array_equal(prepared.mask, mask_on_grid(volumes.read_mask(case.mask), grid))
     assert prepared.labels == (0, 1, 2)
 
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from tests.volumes import write_case
-from vnet_fast.data import cases as dataset
-from vnet_fast.data.cache import PreparedCase
-from vnet_fast.data.cases import Case
+from vnet_fast.data.cases import Case, find_cases, find_images, pair_masks
+from vnet_fast.data.folds import split
+from vnet_fast.data.labels import count_classes, declared_labels
+from vnet_fast.data.preparation import PreparedCase
 from vnet_fast.errors import InputError, InputErrors
 
 
@@ -18,7 +19,7 @@ def touch(*paths):
 
 def test_promise12_layout(tmp_path):
     touch(*[tmp_path / f"Case{i}{end}" for i in (10, 2, 0) for end in (".mhd", ".zraw", "_segmentation.mhd")])
-    cases = dataset.find_cases(tmp_path)
+    cases = find_cases(tmp_path)
     assert [case.name for case in cases] == ["Case0", "Case2", "Case10"]
     assert cases[1] == Case("Case2", tmp_path / "Case2.mhd", tmp_path / "Case2_segmentation.mhd")
 
@@ -30,33 +31,33 @@ def test_decathlon_layout(tmp_path, json_there):
     touch(tmp_path / "imagesTr" / "._a_002.nii.gz")
     if json_there:
         (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"0": "background", "1": "Anterior"}}))
-    assert [case.name for case in dataset.find_cases(tmp_path)] == ["a_002", "a_010"]
-    assert dataset.declared_labels(tmp_path) == ({0: "background", 1: "Anterior"} if json_there else None)
+    assert [case.name for case in find_cases(tmp_path)] == ["a_002", "a_010"]
+    assert declared_labels(tmp_path) == ({0: "background", 1: "Anterior"} if json_there else None)
 
 
 @pytest.mark.parametrize("endings", [("", ""), ("_0000", ""), ("", "_seg"), ("_0000", "_label")])
 def test_two_folders(tmp_path, endings):
     for name in ("one", "two"):
         touch(tmp_path / "scans" / f"{name}{endings[0]}.nrrd", tmp_path / "masks" / f"{name}{endings[1]}.mha")
-    cases = dataset.find_cases(tmp_path / "scans", tmp_path / "masks")
+    cases = find_cases(tmp_path / "scans", tmp_path / "masks")
     assert [(case.name, case.mask.name) for case in cases] == [(n, f"{n}{endings[1]}.mha") for n in ("one", "two")]
 
 
 def test_decathlon_with_other_masks(tmp_path):
     touch(tmp_path / "imagesTr" / "a.nii.gz", tmp_path / "others" / "a.nii.gz")
-    assert dataset.find_cases(tmp_path, tmp_path / "others")[0].mask == tmp_path / "others" / "a.nii.gz"
+    assert find_cases(tmp_path, tmp_path / "others")[0].mask == tmp_path / "others" / "a.nii.gz"
 
 
 def test_a_folder_whose_path_says_segmentation(tmp_path):
     folder = tmp_path / "prostate_segmentation"
     touch(folder / "A.mhd", folder / "A_segmentation.mhd")
-    assert [case.name for case in dataset.find_cases(folder)] == ["A"]
+    assert [case.name for case in find_cases(folder)] == ["A"]
 
 
 def test_unpaired_files_are_all_named(tmp_path):
     touch(*[tmp_path / f"{name}.mhd" for name in ("A", "A_segmentation", "B", "C_segmentation", "D")])
     with pytest.raises(InputErrors) as raised:
-        dataset.find_cases(tmp_path)
+        find_cases(tmp_path)
     lines = str(raised.value).splitlines()
     assert [line.split(": ")[0].rsplit("/", 1)[1] for line in lines] == ["B.mhd", "C_segmentation.mhd", "D.mhd"]
     assert "no mask for this image" in lines[0]
@@ -65,40 +66,40 @@ def test_unpaired_files_are_all_named(tmp_path):
 
 def test_folders_without_cases(tmp_path):
     with pytest.raises(InputError, match="no volumes"):
-        dataset.find_cases(tmp_path)
+        find_cases(tmp_path)
     touch(tmp_path / "A.mhd")
     with pytest.raises(InputError, match="1 volumes but no masks"):
-        dataset.find_cases(tmp_path)
+        find_cases(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no volumes"):
-        dataset.find_cases(tmp_path / "empty", tmp_path)
+        find_cases(tmp_path / "empty", tmp_path)
     (tmp_path / "imagesTr").mkdir()
     with pytest.raises(InputError, match="labelsTr: no such folder"):
-        dataset.find_cases(tmp_path)
+        find_cases(tmp_path)
 
 
 def test_the_same_case_under_two_names(tmp_path):
     touch(tmp_path / "scans" / "A.mhd", tmp_path / "scans" / "A_0000.mhd", tmp_path / "masks" / "A.mhd")
     with pytest.raises(InputErrors, match=r"A_0000.mhd: the same case as A.mhd"):
-        dataset.find_cases(tmp_path / "scans", tmp_path / "masks")
+        find_cases(tmp_path / "scans", tmp_path / "masks")
 
 
 def test_images_to_predict(tmp_path):
     touch(*[tmp_path / "p" / name for name in ("A.mhd", "A_segmentation.mhd", "B.mhd")])
-    assert list(dataset.find_images(tmp_path / "p")) == ["A", "B"]
+    assert list(find_images(tmp_path / "p")) == ["A", "B"]
     touch(tmp_path / "d" / "imagesTr" / "x.nii.gz", tmp_path / "d" / "labelsTr" / "x.nii.gz")
-    assert dataset.find_images(tmp_path / "d") == {"x": tmp_path / "d" / "imagesTr" / "x.nii.gz"}
+    assert find_images(tmp_path / "d") == {"x": tmp_path / "d" / "imagesTr" / "x.nii.gz"}
     touch(tmp_path / "d" / "imagesTs" / "y_0000.nii.gz")
-    assert list(dataset.find_images(tmp_path / "d")) == ["y"]
+    assert list(find_images(tmp_path / "d")) == ["y"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no volumes"):
-        dataset.find_images(tmp_path / "empty")
+        find_images(tmp_path / "empty")
 
 
 def test_predictions_and_references_pair(tmp_path):
     touch(tmp_path / "p" / "A.mhd", tmp_path / "p" / "A_probability.mhd", tmp_path / "p" / "B.mhd")
     touch(*[tmp_path / "l" / f"{name}{end}.mhd" for name in "ABC" for end in ("", "_segmentation")])
-    pairs, unpredicted = dataset.pair_masks(tmp_path / "p", tmp_path / "l")
+    pairs, unpredicted = pair_masks(tmp_path / "p", tmp_path / "l")
     assert unpredicted == 1
     assert [(name, reference.name) for name, _, reference in pairs] == [
         ("A", "A_segmentation.mhd"),
@@ -106,10 +107,10 @@ def test_predictions_and_references_pair(tmp_path):
     ]
     touch(tmp_path / "p" / "Z.mhd")
     with pytest.raises(InputErrors, match=r"Z.mhd: no reference mask for it"):
-        dataset.pair_masks(tmp_path / "p", tmp_path / "l")
+        pair_masks(tmp_path / "p", tmp_path / "l")
     (tmp_path / "none").mkdir()
     with pytest.raises(InputError, match="no predicted masks"):
-        dataset.pair_masks(tmp_path / "none", tmp_path / "l")
+        pair_masks(tmp_path / "none", tmp_path / "l")
 
 
 @pytest.mark.parametrize(("count", "folds"), [(40, 5), (11, 4), (5, 5), (7, 2)])
@@ -117,7 +118,7 @@ def test_folds_part_the_cases(count, folds):
     cases = [f"case{i}" for i in range(count)]
     validated = []
     for fold in range(folds):
-        training, validation = dataset.split(cases, folds, fold, seed=3)
+        training, validation = split(cases, folds, fold, seed=3)
         assert sorted(training + validation) == sorted(cases)
         assert validation
         validated += validation
@@ -129,16 +130,16 @@ def test_folds_part_the_cases(count, folds):
 
 def test_folds_stay_the_same_on_every_machine():
     cases = [f"{i:02d}" for i in range(12)]
-    assert dataset.split(cases, 4, 1, seed=0)[1] == ["02", "05", "10"]
-    assert dataset.split(cases, 4, 1, seed=0) == dataset.split(cases, 4, 1, seed=0)
-    assert dataset.split(cases, 4, 1, seed=0) != dataset.split(cases, 4, 1, seed=1)
+    assert split(cases, 4, 1, seed=0)[1] == ["02", "05", "10"]
+    assert split(cases, 4, 1, seed=0) == split(cases, 4, 1, seed=0)
+    assert split(cases, 4, 1, seed=0) != split(cases, 4, 1, seed=1)
 
 
 def counted(labels, tmp_path, binary=False, declared=None):
     cases = [Case(str(i), tmp_path / f"{i}.mha", tmp_path / f"{i}_mask.mha") for i in range(len(labels))]
     empty = np.zeros((1, 1, 1), np.uint8)
     prepared = [PreparedCase(case.name, empty, empty, empty, found) for case, found in zip(cases, labels, strict=True)]
-    return dataset.count_classes(prepared, cases, binary, declared)
+    return count_classes(prepared, cases, binary, declared)
 
 
 def test_classes_are_counted_from_the_labels(tmp_path):
@@ -162,22 +163,22 @@ def test_classes_are_counted_from_the_labels(tmp_path):
 def test_damaged_description(tmp_path, content):
     (tmp_path / "dataset.json").write_text(content)
     with pytest.raises(InputError, match="not a data set's description"):
-        dataset.declared_labels(tmp_path)
+        declared_labels(tmp_path)
 
 
 def test_nnunets_description(tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "gland": 1}}))
-    assert dataset.declared_labels(tmp_path) == {0: "background", 1: "gland"}
+    assert declared_labels(tmp_path) == {0: "background", 1: "gland"}
 
 
 def test_real_folders(real_data):
-    promise = dataset.find_cases(real_data / "promise12")
+    promise = find_cases(real_data / "promise12")
     assert len(promise) == 40
     assert all(case.mask.name == f"{case.name}_segmentation.mhd" for case in promise)
-    assert len(dataset.find_cases(real_data / "Task04_Hippocampus")) == 200
-    assert dataset.declared_labels(real_data / "Task04_Hippocampus")[2] == "Posterior"
+    assert len(find_cases(real_data / "Task04_Hippocampus")) == 200
+    assert declared_labels(real_data / "Task04_Hippocampus")[2] == "Posterior"
 
 
 def test_case_on_disk_is_found(tmp_path):
     write_case(tmp_path, "A")
-    assert dataset.find_cases(tmp_path)[0].name == "A"
+    assert find_cases(tmp_path)[0].name == "A"

@@ -9,6 +9,7 @@ from tests.io.dicom_slices import write_dicom
 from tests.volumes import make_image, write_case
 from vnet_fast import train
 from vnet_fast.io import volumes
+from vnet_fast.io.grid import mask_on_grid, probabilities_on_image, working_grid
 
 TINY = ["--volume", 16, 16, 16, "--spacing", 1, 1, 2, "--base-channels", 2, "--device", "cpu", "--folds", 2]
 # both ways to look at the cases must say the same
@@ -176,11 +177,11 @@ def test_very_small_volumes_are_read(folder, look, way, size):
     assert lines == ([expected] if way == "--check" else [])
 
     image = volumes.read_image(folder / "B.mha")
-    grid = volumes.working_grid(image, (1, 1, 2), (16, 16, 16))
-    there = volumes.mask_on_grid(volumes.read_mask(folder / f"B{MASK}"), grid)
+    grid = working_grid(image, (1, 1, 2), (16, 16, 16))
+    there = mask_on_grid(volumes.read_mask(folder / f"B{MASK}"), grid)
     assert there.any()
     shares = np.stack([there == 0, there == 1]).astype(np.float32)
-    np.testing.assert_array_equal(volumes.probabilities_on_image(shares, grid, image).argmax(0), np.ones(size[::-1]))
+    np.testing.assert_array_equal(probabilities_on_image(shares, grid, image).argmax(0), np.ones(size[::-1]))
 
 
 @BOTH

@@ -5,7 +5,7 @@ import SimpleITK as sitk
 from tests.io.dicom_slices import write_dicom
 from vnet_fast.errors import InputError
 from vnet_fast.io import volumes
-from vnet_fast.io.volumes import Grid
+from vnet_fast.io.grid import Grid
 
 
 def test_dicom_folder(tmp_path):

@@ -13,8 +13,8 @@ import SimpleITK as sitk
 from tests.volumes import make_image
 from vnet_fast.errors import InputError
 from vnet_fast.io import formats, header, integrity, volumes
+from vnet_fast.io.grid import Grid
 from vnet_fast.io.header import Placement
-from vnet_fast.io.volumes import Grid
 
 ARRAY = np.arange(60, dtype=np.int16).reshape(3, 4, 5) - 20
 SPACING, ORIGIN = (0.5, 0.75, 3.0), (10.0, -20.0, 30.0)

@@ -7,7 +7,8 @@ from tests.volumes import make_image, write_case
 from vnet_fast.errors import InputError
 from vnet_fast.io import volumes
 from vnet_fast.io.formats import SUFFIXES
-from vnet_fast.io.volumes import Grid
+from vnet_fast.io.grid import Grid, covered_share, image_on_grid, mask_on_grid, probabilities_on_image, working_grid
+from vnet_fast.prediction import segmentation
 
 OBLIQUE = (0.96, -0.28, 0.0, 0.28, 0.96, 0.0, 0.0, 0.0, 1.0)
 # rotated by 0.3 about x, then by 0.2 about y
@@ -112,7 +113,7 @@ def test_mask_within_the_tolerance(tmp_path):
 def test_same_spacing_only_crops_and_pads(size):
     array = ramp() + 1
     image = make_image(array, (2, 2, 3), (5, 6, 7), OBLIQUE)
-    on_grid = volumes.image_on_grid(image, volumes.working_grid(image, (2, 2, 3), size))
+    on_grid = image_on_grid(image, working_grid(image, (2, 2, 3), size))
     inside = ~np.isnan(on_grid)
     assert inside.sum() == np.prod([min(a, b) for a, b in zip(size, image.GetSize(), strict=True)])
     np.testing.assert_allclose(np.unique(on_grid[inside]), np.unique(on_grid[inside].round()), atol=1e-3)
@@ -129,7 +130,7 @@ def test_same_spacing_only_crops_and_pads(size):
 @pytest.mark.parametrize("direction", [(1, 0, 0, 0, 1, 0, 0, 0, 1), OBLIQUE, TILTED, SAGITTAL, FLIPPED], ids=str)
 def test_working_grid_is_centred_and_upright(direction):
     image = make_image(ramp((20, 30, 10)), (0.5, 0.6, 3), (10, -20, 30), direction)
-    grid = volumes.working_grid(image, (1, 1, 1.5), (16, 16, 16))
+    grid = working_grid(image, (1, 1, 1.5), (16, 16, 16))
 
     def centre(of):
         axes = np.array(of.direction).reshape(3, 3)
@@ -149,8 +150,8 @@ def test_linear_interpolation_of_a_linear_image():
     )
     coefficients = np.array([1.5, -0.7, 0.3])
     image = Grid.of(image).image_from((points @ coefficients).reshape(18, 22, 24).astype(np.float32))
-    grid = volumes.working_grid(image, (1, 1, 1.5), (16, 16, 16))
-    on_grid = sitk.GetImageFromArray(volumes.image_on_grid(image, grid))
+    grid = working_grid(image, (1, 1, 1.5), (16, 16, 16))
+    on_grid = sitk.GetImageFromArray(image_on_grid(image, grid))
     reference = grid.image_from(np.zeros(grid.size[::-1]))
     for index in ((0, 0, 0), (15, 0, 7), (8, 8, 8), (15, 15, 15)):
         expected = coefficients @ np.array(reference.TransformIndexToPhysicalPoint(index))
@@ -188,8 +189,8 @@ DIRECTIONS = {"oblique": OBLIQUE, "tilted": TILTED, "sagittal": SAGITTAL, "flipp
 
 def there_and_back(image, probabilities_on):
     """The mask after a way to the network's grid, as probabilities of three classes, and back."""
-    grid = volumes.working_grid(image, (1, 1, 1.5), (128, 128, 64))
-    on_image = volumes.probabilities_on_image(probabilities_on(grid), grid, image)
+    grid = working_grid(image, (1, 1, 1.5), (128, 128, 64))
+    on_image = probabilities_on_image(probabilities_on(grid), grid, image)
     np.testing.assert_allclose(on_image.sum(0), 1, atol=1e-5)
     return on_image.argmax(0)
 
@@ -208,7 +209,7 @@ def test_masks_go_there_and_back(kind, direction, shape):
     image = make_image(mask, spacing, (12, -34, 56), DIRECTIONS[direction])
 
     def shares(grid):
-        each = [volumes.image_on_grid(sitk.Cast(image == k, sitk.sitkFloat32), grid) for k in range(3)]
+        each = [image_on_grid(sitk.Cast(image == k, sitk.sitkFloat32), grid) for k in range(3)]
         return np.stack([np.nan_to_num(share, nan=float(k == 0)) for k, share in enumerate(each)])
 
     assert_kept(there_and_back(image, shares), mask)
@@ -224,7 +225,7 @@ def test_labels_go_there_and_back(kind, direction, shape):
     image = make_image(mask, spacing, (12, -34, 56), DIRECTIONS[direction])
 
     def labels(grid):
-        there = volumes.mask_on_grid(image, grid)
+        there = mask_on_grid(image, grid)
         assert set(np.unique(there)) == set(np.unique(mask))
         return np.stack([(there == k).astype(np.float32) for k in range(3)])
 
@@ -236,17 +237,17 @@ def test_thin_structures_survive():
     mask = np.zeros((20, 20, 20), np.uint8)
     mask[10] = 1
     image = make_image(mask, (1, 1, 1.5))
-    on_grid = volumes.mask_on_grid(image, volumes.working_grid(image, (1, 1, 1.4), (20, 20, 20)))
+    on_grid = mask_on_grid(image, working_grid(image, (1, 1, 1.4), (20, 20, 20)))
     assert (on_grid.any(0)).all()
 
 
 def test_outside_of_the_network_is_background():
     image = make_image(np.ones((30, 30, 30), np.float32))
-    grid = volumes.working_grid(image, (1, 1, 1), (16, 16, 16))
+    grid = working_grid(image, (1, 1, 1), (16, 16, 16))
     probabilities = np.stack([np.zeros((16, 16, 16)), np.ones((16, 16, 16))]).astype(np.float32)
-    on_image = volumes.probabilities_on_image(probabilities, grid, image)
+    on_image = probabilities_on_image(probabilities, grid, image)
     assert (on_image.argmax(0) == 1).sum() == 16**3
-    assert volumes.covered_share(image, grid) == pytest.approx((16 / 30,) * 3)
+    assert covered_share(image, grid) == pytest.approx((16 / 30,) * 3)
 
 
 def test_largest_components():
@@ -255,7 +256,7 @@ def test_largest_components():
     mask[8:10, 8:10, 8:10] = 1
     mask[0, 11, 11] = 2
     mask[4, 4, 4] = 1  # touches the first by a corner
-    kept = volumes.largest_components(mask)
+    kept = segmentation.largest_components(mask)
     assert (kept == 1).sum() == 28
     assert (kept == 2).sum() == 1
     assert not kept[8:10, 8:10, 8:10].any()

@@ -7,7 +7,7 @@ import torch
 from monai.utils import LossReduction
 
 from vnet_fast import DiceLoss, WeightedCrossEntropy
-from vnet_fast.ops.add_prelu import dice_sums
+from vnet_fast.ops.dice import dice_sums
 
 SHAPES = {3: (2, 3, 7), 4: (2, 3, 5, 4), 5: (2, 3, 4, 3, 5)}
 REFERENCE = monai.losses.DiceLoss

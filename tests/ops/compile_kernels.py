@@ -27,6 +27,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from vnet_fast.kernels import add_prelu, augment, dice
+from vnet_fast.ops.dice import DiceOptions
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TYPES = {
@@ -151,22 +152,15 @@ def dice_launches():
         (torch.bfloat16, torch.contiguous_format, torch.uint8),
         (torch.float32, torch.contiguous_format, torch.uint8),
     ]
-    options = {
-        "activation": "softmax",
-        "labels": True,
-        "first_class": 1,
-        "squared": True,
-        "soft": False,
-        "ignore_index": None,
-    }
+    options = DiceOptions(activation="softmax", labels=True, first_class=1, squared=True)
     launches = []
     for dtype, layout, label_type in cases:
         logits, labels = empty(CLASSES, dtype, layout=layout), empty(1, label_type)
-        assert dice.supports(logits, labels, **options)
+        assert dice.supports(logits, labels, options)
 
         def run(logits=logits, labels=labels):
-            sums = dice.dice_sums(logits, labels, **options)
-            dice.dice_sums_backward(sums, logits, labels, **options)
+            sums = dice.dice_sums(logits, labels, options)
+            dice.dice_sums_backward(sums, logits, labels, options)
 
         types = " and ".join(str(kind).removeprefix("torch.") for kind in (dtype, label_type))
         layout = str(layout).removeprefix("torch.")

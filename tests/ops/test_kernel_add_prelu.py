@@ -1,28 +1,15 @@
 """The fused bias + residual + PReLU kernels, against plain PyTorch in float64."""
 
-import os
-
+import pytest
 import torch
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
+import torch.nn.functional as F
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
+from tests.ops.kernels import DEVICE, MARKS, TYPES  # noqa: E402
 from vnet_fast.kernels import add_prelu  # noqa: E402
 
-if DEVICE == "cuda":
-    pytestmark = pytest.mark.gpu
-TYPES = [
-    pytest.param(torch.float32, id="float32"),
-    pytest.param(torch.float16, id="float16"),
-    pytest.param(torch.bfloat16, id="bfloat16"),
-]
+pytestmark = MARKS
 CHANNELS = [2, 3, 8, 16, 32, 256]
 SIZES = ["one_voxel", "primes", "one_block", "one_block_and_one", "real"]
 # bias, residual
@@ -46,33 +33,6 @@ SLOPES = {
     "tiny_negative": [-(2.0**-43), -(2.0**-13), -(2.0**-12)],
     "mixed": [0.25, 0.0, -0.25, 2.0**-13, -(2.0**-13), 1.0],
 }
-
-
-@pytest.fixture(autouse=True)
-def _poisoned_memory(monkeypatch):
-    """New memory holds NaN, and 255 in bytes, until it is written."""
-    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture(autouse=True)
-def _rounded_to_nearest(monkeypatch):
-    """The interpreter cuts float32 off to bfloat16, where a GPU rounds to nearest."""
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        return
-    from triton.runtime import interpreter
-
-    original = interpreter._convert_float
-
-    def convert(data, source, target, rounding):
-        if (source, target) != (triton.language.float32, triton.language.bfloat16):
-            return original(data, source, target, rounding)
-        narrow = torch.from_numpy(np.ascontiguousarray(data)).bfloat16()
-        return narrow.view(torch.int16).numpy().reshape(data.shape)
-
-    monkeypatch.setattr(interpreter, "_convert_float", convert)
 
 
 def block_rows(channels, dtype):

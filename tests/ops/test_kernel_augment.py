@@ -1,32 +1,19 @@
 """The kernel of augmentation, against its definition and SimpleITK."""
 
-import os
-
+import numpy as np
+import pytest
 import torch
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-
-from tests.training.test_draws import itk_resampled, itk_transform, smooth_volume  # noqa: E402
+from tests.ops.test_augment import itk_resampled, itk_transform, smooth_volume
+from vnet_fast.ops import augment as operation
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
+from tests.ops.kernels import DEVICE, INTERPRETED, MARKS, TYPES, surrounded  # noqa: E402
 from vnet_fast.data.intensity import RANK_LEVELS, to_ranks  # noqa: E402
 from vnet_fast.kernels import augment  # noqa: E402
-from vnet_fast.training import draws as definition  # noqa: E402
 
-if DEVICE == "cuda":
-    pytestmark = pytest.mark.gpu
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-TYPES = [
-    pytest.param(torch.float32, id="float32"),
-    pytest.param(torch.float16, id="float16"),
-    pytest.param(torch.bfloat16, id="bfloat16"),
-]
+pytestmark = MARKS
 ROWS, COLUMNS = augment.TILE
 SIZES = {
     "one_voxel": (1, 1, 1),
@@ -44,42 +31,6 @@ IMAGE_TOLERANCE = 1e-3
 MASK_MARGIN = 1e-4
 
 
-@pytest.fixture(autouse=True)
-def _poisoned_memory(monkeypatch):
-    """New memory holds NaN, and 255 in bytes, until it is written."""
-    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.empty(1, device=DEVICE).isnan()
-    assert torch.empty(1, dtype=torch.uint8, device=DEVICE) == 255
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture(autouse=True)
-def _rounded_to_nearest(monkeypatch):
-    """The interpreter cuts float32 off to bfloat16, where a GPU rounds to nearest."""
-    if not INTERPRETED:
-        return
-    from triton.runtime import interpreter
-
-    original = interpreter._convert_float
-
-    def convert(data, source, target, rounding):
-        if (source, target) != (triton.language.float32, triton.language.bfloat16):
-            return original(data, source, target, rounding)
-        narrow = torch.from_numpy(np.ascontiguousarray(data)).bfloat16()
-        return narrow.view(torch.int16).numpy().reshape(data.shape)
-
-    monkeypatch.setattr(interpreter, "_convert_float", convert)
-
-
-def surrounded(tensor):
-    """A copy between two cases of NaN, or of the largest number, which nothing may read."""
-    edge = torch.nan if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max
-    padding = torch.full_like(tensor[:1], edge)
-    return torch.cat([padding, tensor, padding])[1:-1]
-
-
 def to_bits(ranks):
     """Ranks from 0 to 65535 as the kernel takes them."""
     return torch.from_numpy(ranks.cpu().numpy().astype(np.uint16).view(np.int16))
@@ -95,7 +46,7 @@ def make_inputs(size, labels=(0, 1), cases=(2, 0, 2), deformed=(True, False, Tru
     masks = torch.tensor(labels, dtype=torch.uint8)[chosen]
     intensities_of = torch.randint(stored, (volumes,), generator=generator)
     deformed = torch.tensor(deformed)
-    control_points = sigma * torch.randn(volumes, 2, *[definition.CONTROL_POINTS] * 3, generator=generator)
+    control_points = sigma * torch.randn(volumes, 2, *[augment.CONTROL_POINTS] * 3, generator=generator)
     control_points[~deformed] = 1e6
     ranks, tables, masks = (surrounded(tensor.to(DEVICE)) for tensor in (to_bits(ranks), tables, masks))
     choices = torch.tensor(cases), intensities_of, deformed, control_points
@@ -105,7 +56,7 @@ def make_inputs(size, labels=(0, 1), cases=(2, 0, 2), deformed=(True, False, Tru
 def expected_of(inputs, num_classes):
     """The definition's image and mask, on the CPU."""
     ranks, tables, masks, cases, intensities_of, deformed, control_points = (tensor.cpu() for tensor in inputs)
-    return definition.augment(
+    return operation.augment_definition(
         ranks[cases].int() & 0xFFFF,
         tables[intensities_of],
         masks[cases],
@@ -119,7 +70,7 @@ def margins(masks, control_points):
     """(N, D, H, W): how much larger the largest share of a label is than the next one."""
     nothing = torch.zeros_like(masks)
     shares = [
-        definition.deform((masks == label).float(), nothing, control_points, num_classes=2)[0]
+        operation.deform((masks == label).float(), nothing, control_points, num_classes=2)[0]
         for label in masks.unique()
     ]
     shares = torch.stack([*shares, torch.zeros_like(shares[0])]).sort(0).values
@@ -395,4 +346,4 @@ def test_supports(case, expected):
 def test_constants_are_the_definitions():
     """Kernels import nothing of the package, so they have their own."""
     ours = (augment.CONTROL_POINTS, augment.MESH, augment.DOMAIN_MARGIN, augment.RANK_LEVELS)
-    assert ours == (definition.CONTROL_POINTS, definition.MESH, definition.DOMAIN_MARGIN, RANK_LEVELS)
+    assert ours == (augment.CONTROL_POINTS, augment.MESH, augment.DOMAIN_MARGIN, RANK_LEVELS)

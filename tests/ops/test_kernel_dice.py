@@ -1,42 +1,23 @@
 """The fused Dice kernels, against the definition in float64."""
 
 import itertools
-import os
 
+import numpy as np
+import pytest
 import torch
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
+from tests.ops.kernels import DEVICE, INTERPRETED, MARKS, TYPES, surrounded  # noqa: E402
 from vnet_fast.kernels import dice  # noqa: E402
-from vnet_fast.ops import definitions  # noqa: E402
+from vnet_fast.ops.dice import DiceOptions, dice_sums_definition  # noqa: E402
 
-if DEVICE == "cuda":
-    pytestmark = pytest.mark.gpu
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+pytestmark = MARKS
 EPSILON = torch.finfo(torch.float32).eps
-TYPES = [
-    pytest.param(torch.float32, id="float32"),
-    pytest.param(torch.float16, id="float16"),
-    pytest.param(torch.bfloat16, id="bfloat16"),
-]
 LAYOUTS = ["contiguous", "channels_last"]
 SIZES = ["one_voxel", "primes", "one_block", "one_block_and_one", "real"]
 TERMS = {"plain": (False, False), "squared": (True, False), "soft": (False, True)}
-PAPER = {
-    "activation": "softmax",
-    "labels": True,
-    "first_class": 1,
-    "squared": True,
-    "soft": False,
-    "ignore_index": None,
-}
+PAPER = DiceOptions(activation="softmax", labels=True, first_class=1, squared=True)
 
 
 def name_of(value):
@@ -49,16 +30,6 @@ def in_layout(tensor, layout):
     if layout == "contiguous":
         return tensor.contiguous()
     return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
-@pytest.fixture(autouse=True)
-def _poisoned_memory(monkeypatch):
-    """New memory holds NaN until it is written."""
-    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.empty(1, device=DEVICE).isnan()
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(autouse=True)
@@ -80,16 +51,6 @@ def _poisoned_lanes(monkeypatch):
         return original(self, pointers, mask, other, *arguments)
 
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_masked_load", load)
-
-
-def surrounded(tensor):
-    """A copy between two volumes of NaN, or of the largest number, which nothing may read."""
-    if tensor.is_floating_point():
-        edge = torch.nan
-    else:
-        edge = 1 if tensor.dtype == torch.bool else torch.iinfo(tensor.dtype).max
-    padding = torch.full_like(tensor[:1], edge)
-    return torch.cat([padding, tensor, padding])[1:-1]
 
 
 def make_logits(shape, dtype, layout="contiguous"):
@@ -123,7 +84,7 @@ def make_grad_sums(logits, first_class=0):
 
 def shape_of(size, layout, dtype, classes=2):
     logits = make_logits((1, classes, 2), dtype, layout)
-    block = dice.form_of(logits, make_labels((1, classes, 2)), **PAPER).block
+    block = dice.form_of(logits, make_labels((1, classes, 2)), PAPER).block
     spatial = {
         "one_voxel": (1, 1, 1, 1),
         "primes": (2, 3, 5, 7),
@@ -137,7 +98,7 @@ def shape_of(size, layout, dtype, classes=2):
 def definition(logits, target, grad_sums, options, dtype):
     """The sums and the gradient of the logits, of plain PyTorch on logits of `dtype`, in float64."""
     logits = logits.detach().to(dtype).requires_grad_()
-    sums = definitions.dice_sums(logits, target, **options)
+    sums = dice_sums_definition(logits, target, options)
     (grad,) = torch.autograd.grad(sums, logits, grad_sums.to(sums.dtype))
     return sums.detach().double(), grad.double()
 
@@ -151,18 +112,18 @@ def floors(logits, target, grad_sums, options, exact):
     sums: half an epsilon in each addition, of random sign.
     """
     probability = logits.double()
-    if options["activation"] != "none":
-        activate = torch.sigmoid if options["activation"] == "sigmoid" else lambda x: torch.softmax(x, 1)
+    if options.activation != "none":
+        activate = torch.sigmoid if options.activation == "sigmoid" else lambda x: torch.softmax(x, 1)
         probability = activate(probability)
-    linear = {**options, "activation": "none"}
+    linear = options._replace(activation="none")
     grad_probability = definition(probability, target, grad_sums, linear, torch.float64)[1]
-    terms = definitions.dice_sums(probability.abs(), target, **{**linear, "soft": False}).nan_to_num(0)
-    if options["soft"]:
+    terms = dice_sums_definition(probability.abs(), target, linear._replace(soft=False)).nan_to_num(0)
+    if options.soft:
         terms[0] = terms[1] + terms[2]
     rounding = torch.finfo(logits.dtype).eps / (1 if INTERPRETED and logits.dtype == torch.bfloat16 else 2)
     grad_floor = rounding * exact[1].nan_to_num(0).abs().amax()
     grad_floor += 4 * EPSILON * grad_probability.nan_to_num(0).abs().amax()
-    added = min(dice.form_of(logits, target, **options).block, logits[0, 0].numel())
+    added = min(dice.form_of(logits, target, options).block, logits[0, 0].numel())
     epsilons = 4 + added**0.5 / 2 if INTERPRETED else 4
     return epsilons * EPSILON * terms.amax((1, 2)), grad_floor
 
@@ -170,10 +131,10 @@ def floors(logits, target, grad_sums, options, exact):
 def check(logits, target, options, grad_sums=None):
     """Runs both kernels and compares with the definition; returns what they gave."""
     if grad_sums is None:
-        grad_sums = make_grad_sums(logits, options["first_class"])
-    assert dice.supports(logits, target, **options)
-    sums = dice.dice_sums(logits, target, **options)
-    grad = dice.dice_sums_backward(grad_sums, logits, target, **options)
+        grad_sums = make_grad_sums(logits, options.first_class)
+    assert dice.supports(logits, target, options)
+    sums = dice.dice_sums(logits, target, options)
+    grad = dice.dice_sums_backward(grad_sums, logits, target, options)
     exact = definition(logits, target, grad_sums, options, torch.float64)
     plain = definition(logits, target, grad_sums, options, logits.dtype)
 
@@ -209,7 +170,7 @@ def test_sizes(dtype, layout, size):
 def test_numbers_of_classes(dtype, layout, classes):
     for size in ("primes", "one_block_and_one"):
         shape = shape_of(size, layout, dtype, classes)
-        check(make_logits(shape, dtype, layout), make_labels(shape), {**PAPER, "first_class": 0})
+        check(make_logits(shape, dtype, layout), make_labels(shape), PAPER._replace(first_class=0))
 
 
 @pytest.mark.parametrize("spatial", [(7,), (5, 7), (3, 5, 7)], ids=["1d", "2d", "3d"])
@@ -218,7 +179,7 @@ def test_numbers_of_classes(dtype, layout, classes):
 def test_spatial_axes(labels, layout, spatial):
     shape = (2, 3, *spatial)
     target = make_labels(shape) if labels else make_channels(shape, torch.float32, layout)
-    check(make_logits(shape, torch.float32, layout), target, {**PAPER, "labels": labels})
+    check(make_logits(shape, torch.float32, layout), target, PAPER._replace(labels=labels))
 
 
 @pytest.mark.parametrize("first_class", [0, 1])
@@ -228,14 +189,14 @@ def test_spatial_axes(labels, layout, spatial):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_options(layout, activation, labels, terms, first_class):
     squared, soft = TERMS[terms]
-    options = {
-        "activation": activation,
-        "labels": labels,
-        "first_class": first_class,
-        "squared": squared,
-        "soft": soft,
-        "ignore_index": None,
-    }
+    options = DiceOptions(
+        activation=activation,
+        labels=labels,
+        first_class=first_class,
+        squared=squared,
+        soft=soft,
+        ignore_index=None,
+    )
     # channels-last takes two ways: a power of two of classes, and any other number
     for classes in (2, 3) if layout == "channels_last" else (3,):
         shape = (2, classes, 3, 5, 7)
@@ -249,7 +210,7 @@ def test_ignored_labels(dtype, ignore_index):
     shape = (2, 3, 3, 5, 7)
     layout, terms = ("channels_last", "squared") if ignore_index > 0 else ("contiguous", "plain")
     squared, soft = TERMS[terms]
-    options = {**PAPER, "squared": squared, "soft": soft, "ignore_index": ignore_index}
+    options = PAPER._replace(squared=squared, soft=soft, ignore_index=ignore_index)
     check(make_logits(shape, torch.float32, layout), make_labels(shape, dtype, ignore_index), options)
 
 
@@ -259,23 +220,23 @@ def test_types_of_the_target(dtype):
     for layout in LAYOUTS:
         logits = make_logits(shape, torch.bfloat16, layout)
         check(logits, make_labels(shape, dtype), PAPER)
-        check(logits, make_channels(shape, dtype, layout), {**PAPER, "labels": False})
+        check(logits, make_channels(shape, dtype, layout), PAPER._replace(labels=False))
 
 
 def test_labels_of_many_bits():
     """A label is not its lower 32 bits: beyond the classes it is none of them."""
     logits = make_logits((2, 2, 3, 5, 7), torch.float32)
     target = make_labels(logits.shape, torch.int64)
-    options = {**PAPER, "first_class": 0}
-    expected = dice.dice_sums(logits, torch.full_like(target, 5), **options)
+    options = PAPER._replace(first_class=0)
+    expected = dice.dice_sums(logits, torch.full_like(target, 5), options)
     assert (expected[[0, 2]] == 0).all()
-    assert torch.equal(dice.dice_sums(logits, target + 2**32, **options), expected)
+    assert torch.equal(dice.dice_sums(logits, target + 2**32, options), expected)
 
 
 def test_fractions_of_labels_are_cut_off():
     logits = make_logits((2, 3, 3, 5, 7), torch.float32)
     target = make_labels(logits.shape, torch.float32)
-    check(logits, target + 0.75, {**PAPER, "ignore_index": 1})
+    check(logits, target + 0.75, PAPER._replace(ignore_index=1))
 
 
 @pytest.mark.parametrize("label", [0, 1], ids=["empty", "full"])
@@ -292,7 +253,7 @@ def test_no_foreground_and_nothing_else(dtype, layout, label):
 def test_everything_is_ignored(layout):
     shape = (2, 3, 3, 5, 7)
     target = torch.full((2, 1, 3, 5, 7), 255, dtype=torch.uint8, device=DEVICE)
-    for result in check(make_logits(shape, torch.float32, layout), target, {**PAPER, "ignore_index": 255}):
+    for result in check(make_logits(shape, torch.float32, layout), target, PAPER._replace(ignore_index=255)):
         assert (result == 0).all()
 
 
@@ -306,7 +267,7 @@ def test_extreme_logits(dtype, layout, activation, scale):
     logits = make_logits(shape, torch.float32, layout) * scale
     # float16 ends at 65504, and infinity has its own test
     logits = surrounded(logits.clamp(-6e4, 6e4).to(dtype) if dtype == torch.float16 else logits.to(dtype))
-    check(logits, make_labels(shape), {**PAPER, "activation": activation})
+    check(logits, make_labels(shape), PAPER._replace(activation=activation))
 
 
 @pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered")
@@ -326,7 +287,7 @@ def test_nan_and_infinity(layout, classes, activation, value):
         logits = make_logits(shape, torch.float32, layout)
         logits[0, channel, z, y, x] = value
         squared, soft = TERMS[terms]
-        options = {**PAPER, "activation": activation, "squared": squared, "soft": soft, "ignore_index": 255}
+        options = PAPER._replace(activation=activation, squared=squared, soft=soft, ignore_index=255)
         sums, _ = check(logits, target, options)
         assert not sums[:, 1].isnan().any()
         if activation == "softmax" and value != -torch.inf:
@@ -340,7 +301,7 @@ def test_programs_that_take_several_blocks(monkeypatch, layout, dtype):
     logits, target = make_logits(shape, dtype, layout), make_labels(shape)
     monkeypatch.setattr(dice, "MIN_BLOCKS", 1)
     monkeypatch.setattr(dice, "MAX_PROGRAMS", 3)
-    assert dice._num_programs(logits, dice.form_of(logits, target, **PAPER)) == 3
+    assert dice._num_programs(logits, dice.form_of(logits, target, PAPER)) == 3
     check(logits, target, PAPER)
 
 
@@ -358,7 +319,7 @@ def test_the_ground_truth_has_no_gradient(layout):
     logits, target = make_logits(shape, torch.float32, layout), make_labels(shape)
     grad_sums = torch.zeros(3, 2, 2, device=DEVICE)
     grad_sums[2] = torch.nan
-    assert (dice.dice_sums_backward(grad_sums, logits, target, **PAPER) == 0).all()
+    assert (dice.dice_sums_backward(grad_sums, logits, target, PAPER) == 0).all()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -373,8 +334,8 @@ def test_two_runs_are_bit_equal(layout):
 def test_a_volume_has_the_same_sums_in_any_batch(layout):
     shape = shape_of("real", layout, torch.bfloat16)
     logits, target = make_logits(shape, torch.bfloat16, layout), make_labels(shape)
-    batch = dice.dice_sums(logits, target, **PAPER)
-    assert torch.equal(batch[:, 1:], dice.dice_sums(logits[1:], target[1:], **PAPER))
+    batch = dice.dice_sums(logits, target, PAPER)
+    assert torch.equal(batch[:, 1:], dice.dice_sums(logits[1:], target[1:], PAPER))
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -391,8 +352,8 @@ def test_nothing_is_written_beside_the_results(monkeypatch, layout, size, classe
     empty, empty_like = torch.empty, torch.empty_like
     monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: between_sevens(empty(*args, **kwargs)))
     monkeypatch.setattr(torch, "empty_like", lambda tensor: between_sevens(empty_like(tensor)))
-    sums = dice.dice_sums(logits, target, **PAPER)
-    grad = dice.dice_sums_backward(torch.ones_like(sums), logits, target, **PAPER)
+    sums = dice.dice_sums(logits, target, PAPER)
+    grad = dice.dice_sums_backward(torch.ones_like(sums), logits, target, PAPER)
     monkeypatch.undo()
     partials, grads = wide
     assert torch.equal(partials[1:-1].sum(-1), sums)
@@ -430,22 +391,22 @@ def test_against_monai(layout, arguments):
     labels, ignore_index = "to_onehot_y" in arguments, arguments.get("ignore_index")
     target = make_labels(shape, torch.int64, ignore_index) if labels else make_channels(shape, torch.float32, layout)
     logits = make_logits(shape, torch.float32, layout)
-    options = {
-        "activation": "softmax" if "softmax" in arguments else "sigmoid",
-        "labels": labels,
-        "first_class": 0 if arguments.get("include_background", True) else 1,
-        "squared": "squared_pred" in arguments,
-        "soft": "soft_label" in arguments,
-        "ignore_index": ignore_index,
-    }
+    options = DiceOptions(
+        activation="softmax" if "softmax" in arguments else "sigmoid",
+        labels=labels,
+        first_class=0 if arguments.get("include_background", True) else 1,
+        squared="squared_pred" in arguments,
+        soft="soft_label" in arguments,
+        ignore_index=ignore_index,
+    )
 
-    sums = dice.dice_sums(logits, target, **options).double().requires_grad_()
+    sums = dice.dice_sums(logits, target, options).double().requires_grad_()
     intersection, prediction, ground = sums
     union = 2 * (prediction + ground - intersection) if "jaccard" in arguments else prediction + ground
     fraction = (2 * intersection + arguments.get("smooth_nr", 1e-5)) / (union + arguments.get("smooth_dr", 1e-5))
     loss = (1 - fraction).mean()
     (grad_sums,) = torch.autograd.grad(loss, sums)
-    grad = dice.dice_sums_backward(grad_sums.float(), logits, target, **options).double()
+    grad = dice.dice_sums_backward(grad_sums.float(), logits, target, options).double()
 
     exact_logits = logits.double().requires_grad_()
     exact = losses.DiceLoss(**arguments)(exact_logits, target)
@@ -505,4 +466,4 @@ def supports_cases():
 @pytest.mark.parametrize(("case", "expected"), supports_cases())
 def test_supports(case, expected):
     logits, target, options = case
-    assert dice.supports(logits, target, **{**PAPER, **options}) is expected
+    assert dice.supports(logits, target, PAPER._replace(**options)) is expected

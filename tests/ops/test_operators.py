@@ -7,29 +7,11 @@ from torch.autograd import gradcheck
 from torch.library import opcheck
 
 from vnet_fast import DiceLoss, VNet
-from vnet_fast.nn import vnet
-from vnet_fast.ops import add_prelu as functional
+from vnet_fast.ops import dispatch
 from vnet_fast.ops.add_prelu import add_prelu, add_prelu_join
-from vnet_fast.training import draws as augmentation
+from vnet_fast.ops.dice import DiceOptions
 
-PAPER = ("softmax", True, 1, True, False, None)
-
-
-@pytest.fixture
-def through_kernels(monkeypatch):
-    """Runs the kernels on CPU tensors, in Triton's interpreter."""
-    pytest.importorskip("triton", reason="Triton is not installed")
-    if torch.cuda.is_available():
-        pytest.skip("Triton's interpreter is off where there is a CUDA device")
-    monkeypatch.setattr(functional, "_runs_kernels", lambda tensor: tensor.dtype != torch.float64)
-    # PyTorch's own convolution, which it takes for small volumes, leaves the layout; cuDNN keeps it
-    original = vnet.convolve
-
-    def convolve(convolution, x):
-        y, bias = original(convolution, x)
-        return y.contiguous(memory_format=torch.channels_last_3d), bias
-
-    monkeypatch.setattr(vnet, "convolve", convolve)
+PAPER = DiceOptions(activation="softmax", labels=True, first_class=1, squared=True)
 
 
 def volume(*shape, dtype=torch.float32, seed=0, requires_grad=False):
@@ -86,12 +68,12 @@ def test_opcheck_of_add_prelu_join():
     opcheck(torch.ops.vnet_fast.add_prelu_join.default, add_prelu_arguments("residual, bias"))
 
 
-@pytest.mark.parametrize("options", [PAPER, ("sigmoid", False, 0, False, True, None)], ids=["paper", "soft"])
+@pytest.mark.parametrize("options", [PAPER, DiceOptions(activation="sigmoid", soft=True)], ids=["paper", "soft"])
 def test_opcheck_of_dice_sums(options):
     logits = volume(2, 3, 3, 4, 5, requires_grad=True)
-    target = labels(2, 1, 3, 4, 5) if options[1] else torch.rand(2, 3, 3, 4, 5)
+    target = labels(2, 1, 3, 4, 5) if options.labels else torch.rand(2, 3, 3, 4, 5)
     opcheck(torch.ops.vnet_fast.dice_sums.default, (logits, target, *options))
-    grad_sums = torch.rand(3, 2, 3 - options[2])
+    grad_sums = torch.rand(3, 2, 3 - options.first_class)
     opcheck(torch.ops.vnet_fast.dice_sums_backward.default, (grad_sums, logits.detach(), target, *options))
 
 
@@ -149,7 +131,7 @@ def test_the_network_through_the_kernels(through_kernels, monkeypatch, topology)
     image, target = volume(1, 1, 16, 16, 16), labels(1, 1, 16, 16, 16)
     ran = []
     for name in ("add_prelu", "dice"):
-        module = functional._module(name)
+        module = dispatch.load_kernels(name)
         for function in ("add_prelu", "add_prelu_backward", "dice_sums", "dice_sums_backward"):
             if original := getattr(module, function, None):
                 monkeypatch.setattr(
@@ -283,60 +265,3 @@ def test_network_on_a_gpu_against_the_cpu(autocast):
     torch.testing.assert_close(ours[0].double().cpu(), expected[0], rtol=close, atol=close)
     for kernel, exact in zip(ours[1], expected[1], strict=True):
         assert (kernel.cpu() - exact).norm() <= 2 * close * exact.norm() + 1e-6
-
-
-# Augmentation
-
-
-def stored_volumes(m=3, size=(4, 9, 10), classes=3):
-    generator = torch.Generator().manual_seed(0)
-    ranks = torch.randint(-(2**15), 2**15, (m, *size), generator=generator, dtype=torch.int16)
-    tables = torch.randn(m, 65536, generator=generator).sort(1).values
-    masks = torch.randint(classes, (m, *size), generator=generator, dtype=torch.uint8)
-    return ranks, tables, masks
-
-
-def choices(n=2, deformed=(True, False)):
-    points = 2 * torch.randn(n, 2, 5, 5, 5, generator=torch.Generator().manual_seed(1))
-    points *= torch.tensor(deformed)[:, None, None, None, None]
-    return torch.tensor([2, 0]), torch.tensor([1, 1]), torch.tensor(deformed), points
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_augment_is_registered_fully(dtype):
-    opcheck(torch.ops.vnet_fast.augment.default, (*stored_volumes(), *choices(), 3, dtype))
-
-
-def test_augment_gathers_what_the_choices_name():
-    (ranks, tables, masks), (cases, others, deformed, points) = stored_volumes(), choices()
-    image, mask = functional.augment(ranks, tables, masks, cases, others, deformed, points, 3)
-    unsigned = ranks[cases].long() % 65536
-    expected = augmentation.augment(unsigned, tables[others], masks[cases], points, deformed.numpy(), 3)
-    assert torch.equal(image, expected[0])
-    assert torch.equal(mask, expected[1])
-    assert torch.equal(mask[1, 0], masks[0])
-    assert not torch.equal(mask[0, 0], masks[2])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_augment_through_the_kernel(through_kernels, monkeypatch, dtype):
-    arguments = (*stored_volumes(), *choices(), 3, dtype)
-    ran, kernels = [], functional._module("augment")
-    original = kernels.augment
-    monkeypatch.setattr(kernels, "augment", lambda *args: (ran.append(1), original(*args))[1])
-    image, mask = functional.augment(*arguments)
-    assert ran == [1]
-    monkeypatch.setattr(functional, "_runs_kernels", lambda tensor: False)
-    expected, labels = functional.augment(*arguments)
-    assert ran == [1]
-    spread = float(expected.float().max() - expected.float().min())
-    assert (image.float() - expected.float()).abs().max() <= (1e-3 + torch.finfo(dtype).eps) * spread
-    assert (mask != labels).float().mean() < 0.01
-
-
-def test_what_augments_by_kernel(monkeypatch):
-    assert not functional.augments_by_kernel(torch.device("cpu"))
-    monkeypatch.setattr(functional, "_module", lambda name: None)
-    assert not functional.augments_by_kernel(torch.device("cuda"))
-    monkeypatch.setattr(functional, "_module", lambda name: name)
-    assert functional.augments_by_kernel(torch.device("cuda"))

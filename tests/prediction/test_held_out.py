@@ -8,8 +8,8 @@ import torch
 
 from tests.volumes import make_image
 from vnet_fast import VNet, predict
-from vnet_fast.data import cache
 from vnet_fast.data.phantom import phantoms
+from vnet_fast.data.preparation import read_case
 from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.prediction import held_out
 from vnet_fast.run import checkpoint
@@ -173,7 +173,7 @@ def test_phantoms_are_written_and_are_those_that_were_validated(tmp_path):
     trained_beside = {case.name: case for case in phantoms(config.seed, 4, config.volume, config.spacing)}
     for case in found:
         files = held_out.Case(case.name, case.image, case.reference)
-        image, _, prepared = cache.read_case(files, config.spacing, config.volume)
+        image, _, prepared = read_case(files, config.spacing, config.volume)
         assert image.GetSpacing() == pytest.approx(config.spacing)
         np.testing.assert_array_equal(prepared.ranks, trained_beside[case.name].ranks)
         np.testing.assert_array_equal(prepared.mask, trained_beside[case.name].mask)

@@ -9,8 +9,9 @@ from scipy.signal.windows import gaussian
 from torch import nn
 
 from vnet_fast import VNet
+from vnet_fast.devices import HOST
 from vnet_fast.prediction import inference, windows
-from vnet_fast.prediction.inference import HOST, LEFT_RIGHT, NO_FLIP, Attempt, attempts, predict_probabilities
+from vnet_fast.prediction.inference import LEFT_RIGHT, NO_FLIP, Attempt, attempts, predict_probabilities
 
 SIZE = (16, 32, 32)
 CUDA = torch.device("cuda")

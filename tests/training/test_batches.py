@@ -7,7 +7,7 @@ import torch
 from vnet_fast.data.phantom import phantoms
 from vnet_fast.training import batches
 from vnet_fast.training.batches import FromWorkers, Ready, Resident, Streamed, Volumes, make_source
-from vnet_fast.training.draws import Draws, draw
+from vnet_fast.training.draws import BatchSampler, sample_batch
 
 SIZE = (16, 32, 32)
 CPU = torch.device("cpu")
@@ -20,7 +20,7 @@ def prepared():
 
 
 def draws(batch_size=2, augmented=True):
-    return Draws(0, batch_size, 4, SIZE, augmented)
+    return BatchSampler(0, batch_size, 4, SIZE, augmented)
 
 
 def made(source, iteration):
@@ -33,7 +33,7 @@ def test_batches_are_the_cases(prepared):
     image, mask = made(source, 3)
     assert image.shape == mask.shape == (2, 1, *SIZE)
     assert (image.dtype, mask.dtype) == (torch.float32, torch.uint8)
-    for n, case in enumerate(draw(0, 3, 2, 4, SIZE).cases):
+    for n, case in enumerate(sample_batch(0, 3, 2, 4, SIZE).cases):
         np.testing.assert_array_equal(image[n, 0].numpy(), prepared[case].image)
         np.testing.assert_array_equal(mask[n, 0].numpy(), prepared[case].mask)
     assert max(case.ranks.max() for case in prepared) > 60_000
@@ -41,7 +41,7 @@ def test_batches_are_the_cases(prepared):
 
 def test_augmented_batches_take_other_intensities(prepared):
     image, _ = made(Resident(Volumes(prepared, 2), draws(), CPU), 0)
-    choice = draw(0, 0, 2, 4, SIZE)
+    choice = sample_batch(0, 0, 2, 4, SIZE)
     for n in range(2):
         table = prepared[choice.intensities_of[n]].table
         assert image[n].min() >= table.min()
@@ -87,7 +87,7 @@ def test_workers_go_in_order(prepared):
 def test_source_of_a_cpu(prepared):
     source = make_source(prepared, 2, draws(), CPU, torch.float32, 0, 9)
     assert isinstance(source, Resident)
-    assert source.words == f"4 volumes, {Volumes(prepared, 2).nbytes / 1e6:.0f} MB in memory"
+    assert source.description == f"4 volumes, {Volumes(prepared, 2).nbytes / 1e6:.0f} MB in memory"
     source = make_source(prepared, 2, draws(), CPU, torch.float32, 0, 9, workers=1)
     assert isinstance(source, FromWorkers)
     source.close()
@@ -118,5 +118,5 @@ def test_source_of_a_gpu_by_size(prepared, monkeypatch, free, kind, kernel):
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", [Resident, Streamed])
 def test_words_say_where_volumes_are(prepared, kind):
-    words = kind(Volumes(prepared, 2), draws(), torch.device("cuda")).words
+    words = kind(Volumes(prepared, 2), draws(), torch.device("cuda")).description
     assert words.endswith("on the GPU" if kind is Resident else "streamed from pinned memory")

@@ -10,6 +10,7 @@ import torch
 from vnet_fast import evaluate, train
 from vnet_fast.data import training_data
 from vnet_fast.run import checkpoint
+from vnet_fast.training import trainer
 
 TINY = ["--volume", 16, 16, 16, "--spacing", 1.5, 1.5, 2, "--base-channels", 1, "--device", "cpu", "--seed", 1]
 TINY += ["--learning-rate", 0.01, "--optimizer", "adamw", "--lr-step", 2]
@@ -94,14 +95,14 @@ def test_folds_of_other_machines_are_taken_over(cases, tmp_path, run_verb):
 
 def stop_at(monkeypatch, fold, iteration, number):
     """Sends a signal in the middle of a fold's iteration."""
-    update = train.Run._update
+    update = trainer.Run._update
 
     def stopping(run, source):
         if (run.config.fold, run.iteration + 1) == (fold, iteration):
             os.kill(os.getpid(), number)
         return update(run, source)
 
-    monkeypatch.setattr(train.Run, "_update", stopping)
+    monkeypatch.setattr(trainer.Run, "_update", stopping)
 
 
 def test_a_signal_stops_all_folds_and_the_whole_is_resumed(cases, tmp_path, run_verb, monkeypatch):
@@ -137,7 +138,7 @@ def test_a_signal_at_the_end_of_a_fold_begins_no_other(cases, tmp_path, run_verb
 
 
 def test_phantoms(tmp_path, run_verb, monkeypatch):
-    monkeypatch.setattr(training_data, "PHANTOMS", 5)
+    monkeypatch.setattr(training_data, "NUM_PHANTOMS", 5)
     run = tmp_path / "run"
     code, out, err = run_verb(train, *ALL_FOLDS, "--folds", 2, "--iterations", 1, "--output", run)
     assert code == 0, err

@@ -1,162 +1,43 @@
 import numpy as np
 import pytest
-import SimpleITK as sitk
-import torch
 
-from vnet_fast.training import draws
-from vnet_fast.training.draws import CONTROL_POINTS, draw
+from vnet_fast.training.draws import sample_batch
 
 SIZE = (12, 30, 26)
 
 
-def control_points(seed=0, n=1, sigma=3.0):
-    generator = np.random.default_rng(seed)
-    return generator.normal(0, sigma, (n, 2, *[CONTROL_POINTS] * 3)).astype(np.float32)
-
-
-def smooth_volume(seed=0, size=SIZE):
-    noise = sitk.GetImageFromArray(np.random.default_rng(seed).normal(size=size).astype(np.float32))
-    return sitk.GetArrayFromImage(sitk.SmoothingRecursiveGaussian(noise, 1.5))
-
-
-def itk_transform(points, size):
-    """SimpleITK's B-spline transform with displacements in x and y of (2, 5, 5, 5) control points."""
-    image = sitk.Image(size[::-1], sitk.sitkFloat32)
-    transform = sitk.BSplineTransformInitializer(image, [2, 2, 2], 3)
-    zero = np.zeros(CONTROL_POINTS**3)
-    transform.SetParameters([float(v) for v in np.concatenate([points[0].ravel(), points[1].ravel(), zero])])
-    return transform
-
-
-def itk_resampled(array, transform):
-    image = sitk.GetImageFromArray(array)
-    resampler = sitk.ResampleImageFilter()
-    resampler.SetReferenceImage(image)
-    resampler.SetTransform(transform)
-    resampler.SetInterpolator(sitk.sitkLinear)
-    resampler.UseNearestNeighborExtrapolatorOn()
-    return sitk.GetArrayFromImage(resampler.Execute(image))
-
-
-@pytest.mark.parametrize("size", [SIZE, (16, 16, 16), (5, 64, 33)], ids=str)
-def test_displacement_is_itks(size):
-    points = control_points()
-    ours = draws.displacement(torch.from_numpy(points), size)[0].numpy()
-    transform = itk_transform(points[0], size)
-    for z, y, x in np.ndindex(*size):
-        if (z + y + x) % 7:
-            continue
-        moved = transform.TransformPoint((float(x), float(y), float(z)))
-        assert moved == pytest.approx((x + ours[0, z, y, x], y + ours[1, z, y, x], z), abs=1e-4)
-
-
-@pytest.mark.parametrize("sigma", [1.0, 4.0])
-def test_deformation_is_itks(sigma):
-    points = control_points(1, n=2, sigma=sigma)
-    image = np.stack([smooth_volume(1), smooth_volume(2)])
-    mask = (image > 0.05).astype(np.uint8)
-    ours_image, ours_mask = draws.deform(
-        torch.from_numpy(image), torch.from_numpy(mask), torch.from_numpy(points), num_classes=2
-    )
-    inside = (slice(None), slice(2, -2), slice(2, -2))
-    for n in range(2):
-        transform = itk_transform(points[n], SIZE)
-        theirs = itk_resampled(image[n], transform)
-        # beyond the border ITK takes the nearest voxel, we the nearest point of the border
-        close = np.abs(ours_image[n].numpy() - theirs) <= 1e-4 * np.ptp(image)
-        assert close[inside].mean() > 0.97
-        assert close.mean() > 0.9
-        share = itk_resampled(mask[n].astype(np.float32), transform)
-        decided = (np.abs(share - 0.5) > 1e-3) & close
-        np.testing.assert_array_equal(ours_mask[n].numpy()[decided], (share > 0.5)[decided])
-
-
-def test_deformation_inside_is_itks_everywhere():
-    """A volume that is constant towards its border is the same whatever lies beyond."""
-    image = np.zeros((1, *SIZE), np.float32)
-    image[0, 4:8, 10:20, 9:17] = smooth_volume()[4:8, 10:20, 9:17]
-    points = control_points(3)
-    ours, _ = draws.deform(
-        torch.from_numpy(image), torch.zeros(1, *SIZE, dtype=torch.uint8), torch.from_numpy(points), 2
-    )
-    theirs = itk_resampled(image[0], itk_transform(points[0], SIZE))
-    np.testing.assert_allclose(ours[0].numpy(), theirs, atol=1e-4 * np.ptp(image))
-
-
-def test_labels_are_deformed_each_and_the_largest_wins():
-    points = torch.from_numpy(control_points(4))
-    mask = torch.zeros(1, *SIZE, dtype=torch.uint8)
-    mask[:, 3:9, 8:22, 6:13], mask[:, 3:9, 8:22, 13:20] = 1, 3
-    image = torch.zeros(1, *SIZE)
-    _, deformed = draws.deform(image, mask, points, num_classes=4)
-    shares = torch.stack([draws.deform((mask == k).float(), mask, points, 2)[0] for k in range(4)])
-    decided = (shares.sort(0).values[-1] - shares.sort(0).values[-2]) > 1e-4
-    assert decided.float().mean() > 0.99
-    assert torch.equal(deformed[decided].long(), shares.argmax(0)[decided])
-    assert deformed.dtype == torch.uint8
-
-
-def test_no_displacement_changes_nothing():
-    image, mask = torch.from_numpy(smooth_volume())[None], torch.randint(3, (1, *SIZE), dtype=torch.uint8)
-    deformed = draws.deform(image, mask, torch.zeros(1, 2, 5, 5, 5), 3)
-    torch.testing.assert_close(deformed[0], image, rtol=1e-5, atol=1e-5)
-    assert torch.equal(deformed[1], mask)
-
-
-def test_a_shift_of_all_control_points_shifts_the_volume():
-    points = torch.zeros(1, 2, 5, 5, 5)
-    points[:, 0], points[:, 1] = 3, -2
-    image = torch.from_numpy(smooth_volume())[None]
-    deformed, _ = draws.deform(image, torch.zeros_like(image, dtype=torch.uint8), points, 2)
-    torch.testing.assert_close(deformed[:, :, 2:, :-3], image[:, :, :-2, 3:], rtol=1e-4, atol=1e-4)
-
-
-def test_augment_mixes_matched_and_deformed():
-    ranks = torch.randint(0, 65536, (2, *SIZE))
-    tables = torch.sort(torch.randn(2, 65536), 1).values
-    masks = torch.randint(2, (2, *SIZE), dtype=torch.uint8)
-    points = torch.from_numpy(control_points(5, n=2))
-    image, mask = draws.augment(ranks, tables, masks, points, np.array([False, True]), 2)
-    assert image.shape == mask.shape == (2, 1, *SIZE)
-    matched = torch.stack([tables[n][ranks[n]] for n in range(2)])
-    assert torch.equal(image[0, 0], matched[0])
-    assert torch.equal(mask[0, 0], masks[0])
-    expected = draws.deform(matched[1:], masks[1:], points[1:], 2)
-    assert torch.equal(image[1:, 0], expected[0])
-    assert torch.equal(mask[1:, 0], expected[1])
-    assert not torch.equal(mask[1, 0], masks[1])
-
-
 def test_draws_depend_on_seed_and_iteration_alone():
     for iteration in (0, 7, 12_345):
-        a, b = (draw(5, iteration, 2, 11, SIZE) for _ in range(2))
+        a, b = (sample_batch(5, iteration, 2, 11, SIZE) for _ in range(2))
         for name in ("cases", "intensities_of", "deformed", "control_points"):
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
-    assert not np.array_equal(draw(5, 1, 2, 11, SIZE).control_points, draw(5, 2, 2, 11, SIZE).control_points)
-    orders = [[draw(seed, i, 1, 11, SIZE).cases[0] for i in range(11)] for seed in (5, 6)]
+    assert not np.array_equal(
+        sample_batch(5, 1, 2, 11, SIZE).control_points, sample_batch(5, 2, 2, 11, SIZE).control_points
+    )
+    orders = [[sample_batch(seed, i, 1, 11, SIZE).cases[0] for i in range(11)] for seed in (5, 6)]
     assert orders[0] != orders[1]
 
 
 @pytest.mark.parametrize(("batch_size", "cases"), [(2, 7), (3, 2), (1, 5), (4, 4)])
 def test_every_case_is_taken_once_an_epoch(batch_size, cases):
-    taken = np.concatenate([draw(0, i, batch_size, cases, SIZE).cases for i in range(3 * cases)])
+    taken = np.concatenate([sample_batch(0, i, batch_size, cases, SIZE).cases for i in range(3 * cases)])
     for epoch in taken[: len(taken) // cases * cases].reshape(-1, cases):
         assert sorted(epoch) == list(range(cases))
 
 
 def test_strength_of_the_deformation_is_the_papers():
-    drawn = [draw(0, i, 2, 9, (64, 128, 128)) for i in range(400)]
+    drawn = [sample_batch(0, i, 2, 9, (64, 128, 128)) for i in range(400)]
     deformed = np.concatenate([d.deformed for d in drawn])
     assert deformed.mean() == pytest.approx(0.5, abs=0.05)
     points = np.concatenate([d.control_points for d in drawn])
     assert points[deformed].std() == pytest.approx(15, rel=0.02)
     assert not points[~deformed].any()
-    half = np.concatenate([draw(0, i, 2, 9, (32, 64, 64)).control_points for i in range(400)])
+    half = np.concatenate([sample_batch(0, i, 2, 9, (32, 64, 64)).control_points for i in range(400)])
     assert half[deformed].std() == pytest.approx(7.5, rel=0.02)
 
 
 def test_without_augmentation_the_cases_are_the_same():
-    plain, augmented = (draw(3, 8, 4, 9, SIZE, augmented=flag) for flag in (False, True))
+    plain, augmented = (sample_batch(3, 8, 4, 9, SIZE, augmented=flag) for flag in (False, True))
     np.testing.assert_array_equal(plain.cases, augmented.cases)
     np.testing.assert_array_equal(plain.intensities_of, plain.cases)
     assert not plain.deformed.any()

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from vnet_fast import devices
 from vnet_fast.devices import is_out_of_memory
 from vnet_fast.training import memory
 from vnet_fast.training.memory import what_fits
@@ -67,7 +68,7 @@ def test_what_fits_on_a_gpu_does():
 
     model = VNet(base_channels=2).cuda()
     size = (64, 128, 128)
-    memory.free(torch.device("cuda"))
+    devices.free(torch.device("cuda"))
     torch.cuda.reset_peak_memory_stats()
     assert memory._fits(model, DiceLoss.paper(), None, 1, size)
     one = torch.cuda.max_memory_allocated() / torch.cuda.get_device_properties(0).total_memory

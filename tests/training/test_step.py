@@ -5,7 +5,7 @@ from vnet_fast import DiceLoss, VNet
 from vnet_fast.data.phantom import phantoms
 from vnet_fast.training import step
 from vnet_fast.training.batches import Resident, Volumes
-from vnet_fast.training.draws import Draws
+from vnet_fast.training.draws import BatchSampler
 from vnet_fast.training.step import WARM_UP, Step, make_optimizer
 
 SIZE = (16, 32, 32)
@@ -20,7 +20,7 @@ def prepared():
 
 
 def source_of(prepared, device=CPU, dtype=torch.float32, augmented=True, batch_size=2):
-    return Resident(Volumes(prepared, 2), Draws(0, batch_size, 4, SIZE, augmented), device, dtype)
+    return Resident(Volumes(prepared, 2), BatchSampler(0, batch_size, 4, SIZE, augmented), device, dtype)
 
 
 def trainer(device=CPU, autocast=None, source=None, graph=False, name="sgd", rate=0.01, base_channels=2):

@@ -8,7 +8,8 @@ from vnet_fast import VNet
 from vnet_fast.data.phantom import phantoms
 from vnet_fast.evaluation.metrics import dice_per_class
 from vnet_fast.prediction.inference import predict_probabilities
-from vnet_fast.training.validation import interval, mean_dice, validate
+from vnet_fast.run.log import mean_dice
+from vnet_fast.training.validation import interval, validate
 
 SIZE = (32, 32, 16)
 

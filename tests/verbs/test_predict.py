@@ -9,7 +9,8 @@ from tests.volumes import make_image, write_case
 from vnet_fast import VNet, evaluate, predict
 from vnet_fast.data.intensity import normalise
 from vnet_fast.io import volumes
-from vnet_fast.io.volumes import Grid
+from vnet_fast.io.grid import Grid, covering_size, image_on_grid, probabilities_on_image, working_grid
+from vnet_fast.prediction import segmentation
 from vnet_fast.prediction.inference import predict_probabilities
 from vnet_fast.run import checkpoint
 
@@ -190,7 +191,7 @@ def test_where_memory_is_short_for_one_all_networks_run_on_the_cpu(tmp_path, mon
 
     monkeypatch.setattr(checkpoint, "build_model", build_model)
     monkeypatch.setattr(torch.nn.ModuleList, "to", lambda networks, device: (moved.append(device.type), networks)[1])
-    model, device, *_ = predict.load_networks(paths, torch.device("meta"))
+    model, device, *_ = segmentation.load_networks(paths, torch.device("meta"))
     assert tried == [("0", "meta"), ("1", "meta"), ("1", "cpu"), ("2", "cpu")]
     assert (len(model), device.type, moved) == (3, "cpu", ["cpu"])
 
@@ -240,17 +241,17 @@ def test_a_volume_that_fits_is_one_forward_pass(tmp_path, trained, size, overlap
     model = checkpoint.build_model(checkpoint.load(trained), trained, torch.device("cpu")).eval()
     seen = []
     model.register_forward_hook(lambda module, arguments, logits: seen.append(arguments[0]))
-    image, probabilities, larger = predict.segment(
+    image, probabilities, larger = segmentation.segment(
         model, tmp_path / "x.nrrd", (1.5, 1.5, 2.0), [16, 16, 16], None, overlap
     )
-    grid = volumes.working_grid(image, (1.5, 1.5, 2.0), (16, 16, 16))
-    values = torch.from_numpy(normalise(volumes.image_on_grid(image, grid)))[None, None]
+    grid = working_grid(image, (1.5, 1.5, 2.0), (16, 16, 16))
+    values = torch.from_numpy(normalise(image_on_grid(image, grid)))[None, None]
     assert not larger
     assert len(seen) == 1
     assert torch.equal(seen[0], values)
     with torch.no_grad():
         expected = torch.softmax(model(values)[0], 0).numpy()
-    np.testing.assert_array_equal(probabilities, volumes.probabilities_on_image(expected, grid, image))
+    np.testing.assert_array_equal(probabilities, probabilities_on_image(expected, grid, image))
 
 
 @pytest.mark.parametrize(
@@ -265,11 +266,11 @@ def test_a_volume_that_fits_is_one_forward_pass(tmp_path, trained, size, overlap
 )
 def test_covering_grid(size, spacing, covering):
     image = make_image(np.zeros(size[::-1], np.float32), spacing, (1, 2, 3), OBLIQUE)
-    assert volumes.covering_size(image, volumes.working_grid(image, (1, 1, 1), (16, 16, 16))) == covering
-    on_grid = volumes.image_on_grid(image, volumes.working_grid(image, (1, 1, 1), covering))
+    assert covering_size(image, working_grid(image, (1, 1, 1), (16, 16, 16))) == covering
+    on_grid = image_on_grid(image, working_grid(image, (1, 1, 1), covering))
     assert np.isfinite(on_grid[tuple(slice(1, -1) if n > 16 else slice(None) for n in covering[::-1])]).any()
-    back = volumes.probabilities_on_image(
-        np.ones((2, *covering[::-1]), np.float32), volumes.working_grid(image, (1, 1, 1), covering), image
+    back = probabilities_on_image(
+        np.ones((2, *covering[::-1]), np.float32), working_grid(image, (1, 1, 1), covering), image
     )
     # beyond the grid foreground would be 0
     assert (back[1] == 1).all()
@@ -330,7 +331,7 @@ def test_a_network_that_the_gpu_cannot_hold(trained, monkeypatch, capsys):
         return original(content, path, device)
 
     monkeypatch.setattr(checkpoint, "build_model", build_model)
-    model, device = predict.build_network(checkpoint.load(trained), trained, torch.device("cuda"))
+    model, device = segmentation.build_network(checkpoint.load(trained), trained, torch.device("cuda"))
     assert device == next(model.parameters()).device == torch.device("cpu")
     assert "bright.pt: out of memory on the GPU, the network runs on the CPU" in capsys.readouterr().out
 

@@ -22,7 +22,9 @@ from vnet_fast.data import training_data
 from vnet_fast.errors import InputError
 from vnet_fast.nn.losses import DiceLoss, WeightedCrossEntropy
 from vnet_fast.run import checkpoint, configuration
-from vnet_fast.run.configuration import Config, configure, learning_rate
+from vnet_fast.run.configuration import Config, configure
+from vnet_fast.training import signals, trainer
+from vnet_fast.training.schedule import learning_rate
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--volume", 16, 16, 16, "--spacing", 1.5, 1.5, 2, "--base-channels", 2, "--device", "cpu", "--seed", 1]
@@ -103,7 +105,7 @@ def test_same_seed_same_weights_and_resuming_changes_nothing(cases, tmp_path, ru
 def test_phantoms_without_data(tmp_path, run_verb):
     code, out, err = run_verb(train, "--output", tmp_path / "run", *TINY, "--iterations", 2)
     assert code == 0, err
-    assert f"{training_data.PHANTOMS} synthetic phantoms" in out
+    assert f"{training_data.NUM_PHANTOMS} synthetic phantoms" in out
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     # the demonstration's recipe where nothing else was asked for
     assert config["optimizer"] == "adamw"
@@ -148,8 +150,8 @@ def test_settings_reach_the_run(cases, tmp_path):
     """Topology, loss, precision, augmentation, batch and optimiser are those asked for."""
     common = {"data": str(cases), "volume": (16, 16, 16), "spacing": (1.5, 1.5, 2.0), "base_channels": 2, "folds": 3}
     common |= {"device": "cpu", "seed": 0, "iterations": 2}
-    plain = train.Run(Config(**common, output=str(tmp_path / "a")))
-    other = train.Run(
+    plain = trainer.Run(Config(**common, output=str(tmp_path / "a")))
+    other = trainer.Run(
         Config(
             **common,
             output=str(tmp_path / "b"),
@@ -185,7 +187,7 @@ def test_the_schedule_reaches_the_optimiser(cases, tmp_path):
         data=str(cases), output=str(tmp_path / "run"), volume=(16, 16, 16), spacing=(1.5, 1.5, 2.0), base_channels=2,
         folds=3, device="cpu", iterations=5, lr_step=2, learning_rate=1e-3,
     )  # fmt: skip
-    run = train.Run(config)
+    run = trainer.Run(config)
     rates, original = [], run.step.optimizer.step
     run.step.optimizer.step = lambda *a, **k: (
         rates.append([group["lr"] for group in run.step.optimizer.param_groups]), original(*a, **k)
@@ -196,9 +198,9 @@ def test_the_schedule_reaches_the_optimiser(cases, tmp_path):
 
 def test_checkpoints_are_saved_as_often_as_asked(cases, tmp_path, monkeypatch):
     saved = []
-    monkeypatch.setattr(train.Run, "_save_last", lambda run: saved.append(run.iteration))
+    monkeypatch.setattr(trainer.Run, "_save_last", lambda run: saved.append(run.iteration))
     config = {"data": str(cases), "volume": (16, 16, 16), "spacing": (1.5, 1.5, 2.0), "base_channels": 2, "folds": 3}
-    train.Run(Config(**config, output=str(tmp_path / "a"), iterations=9, val_every=4, save_every=3)).train()
+    trainer.Run(Config(**config, output=str(tmp_path / "a"), iterations=9, val_every=4, save_every=3)).train()
     assert saved == [1, 3, 4, 6, 8, 9]
 
 
@@ -441,7 +443,7 @@ def test_no_workers_are_left(cases, tmp_path, run_verb):
 
 
 def test_a_second_signal_ends_at_once():
-    stop = train.StopSignal()
+    stop = signals.StopSignal()
     os.kill(os.getpid(), signal.SIGINT)
     assert stop.number == signal.SIGINT
     assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vnet_fast.distributed import over_processes
-from vnet_fast.ops.add_prelu import dice_sums
+from vnet_fast.distributed import all_reduce_sum
+from vnet_fast.ops.dice import DiceOptions, dice_sums
 
 # no class: what a voxel that does not count is labelled with
 IGNORED = -1
@@ -71,17 +71,17 @@ class SoftDiceLoss(nn.Module):
         activation = self._activation
         if activation is None:
             x, activation = self.apply_nonlin(x), "none"
-        options = {"labels": labels, "first_class": 0 if self.do_bg else 1}
+        options = DiceOptions(activation, labels, first_class=0 if self.do_bg else 1)
         if loss_mask is None:
-            sums = dice_sums(x, y, activation=activation, **options)
+            sums = dice_sums(x, y, options)
         elif labels and loss_mask.dtype == torch.bool:
             y = y.to(torch.promote_types(y.dtype, torch.int8)).masked_fill(~loss_mask, IGNORED)
-            sums = dice_sums(x, y, activation=activation, ignore_index=IGNORED, **options)
+            sums = dice_sums(x, y, options._replace(ignore_index=IGNORED))
         else:
-            sums = _weighted_sums(_activated(x, activation), y, loss_mask, options)
+            sums = _weighted_sums(_activated(x, activation), y, loss_mask, options._replace(activation="none"))
         if self.batch_dice:
             sums = sums.sum(1)
-            sums = over_processes(sums) if self.ddp else sums
+            sums = all_reduce_sum(sums) if self.ddp else sums
         return -self._dice(*sums).mean()
 
     def _dice(self, intersection, prediction, ground):
@@ -135,6 +135,6 @@ def _activated(x, activation):
 def _weighted_sums(probability, y, weight, options):
     """The sums with each voxel weighted, as three of `dice_sums`: Σ w p g, Σ w p, Σ w g."""
     weight = weight.to(probability.dtype)
-    intersection, prediction, _ = dice_sums(probability * weight, y, **options)
-    ground = dice_sums(weight.expand_as(probability), y, **options)[0]
+    intersection, prediction, _ = dice_sums(probability * weight, y, options)
+    ground = dice_sums(weight.expand_as(probability), y, options)[0]
     return torch.stack([intersection, prediction, ground])

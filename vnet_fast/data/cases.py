@@ -1,8 +1,6 @@
 """Cases: found and paired in a folder, dealt to folds, their classes counted."""
 
-import json
 import os
-import random
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,91 +150,3 @@ def _without_endings(found, endings):
     if errors:
         raise InputErrors(errors)
     return short
-
-
-def split(cases, folds, fold, seed):
-    """Training and validation cases.
-
-    Cases are taken in order in blocks of `folds`, and each block is dealt to the folds at random:
-    so cases that were numbered centre by centre, as PROMISE12's, spread evenly over the folds.
-
-    Args:
-        cases: any list, the same one for every fold.
-        folds: at least 2.
-        fold: from 0, the one to validate on.
-        seed: the same seed gives the same folds on every machine.
-
-    Returns:
-        (training, validation), lists in the order of `cases`.
-    """
-    # Python's own generator: its sequence is promised to stay the same
-    generator = random.Random(seed)
-    dealt = []
-    for start in range(0, len(cases), folds):
-        order = list(range(folds))
-        generator.shuffle(order)
-        dealt += order[: len(cases) - start]
-    training = [case for case, at in zip(cases, dealt, strict=True) if at != fold]
-    return training, [case for case, at in zip(cases, dealt, strict=True) if at == fold]
-
-
-def declared_labels(data):
-    """The names of the labels in a Decathlon or nnU-Net `dataset.json`.
-
-    Returns:
-        dict from label to name, or None where there is no such file or it names no labels.
-
-    Raises:
-        InputError: if the file is not JSON.
-    """
-    path = Path(data) / "dataset.json"
-    if not os.path.isfile(path):
-        return None
-    try:
-        labels = json.loads(path.read_text(encoding="utf-8")).get("labels")
-        pairs = [(key, value) if str(key).isdigit() else (value, key) for key, value in (labels or {}).items()]
-        return {int(label): str(name) for label, name in pairs} or None
-    except OSError as error:
-        raise InputError(path, f"can't be read ({error.strerror})", "Check its permissions") from None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(path, f"not a data set's description ({error})", "Mend it or take it away") from None
-
-
-def count_classes(prepared, cases, binary, declared=None):
-    """How many classes the labels of all cases make, background included.
-
-    Args:
-        prepared: list of PreparedCase.
-        cases: their Cases, for messages.
-        binary: whether all labels above 0 are one class.
-        declared: None, or what `declared_labels` returned.
-
-    Raises:
-        InputError: if there is no foreground at all, a label is missing below the largest one, or
-            one is not declared.
-    """
-    found = {label: case for entry, case in zip(prepared, cases, strict=True) for label in entry.labels}
-    largest = max(found)
-    if largest == 0:
-        raise InputError(cases[0].mask.parent, "all masks are empty", "Name a folder with labelled masks")
-    if binary:
-        return 2
-    if declared:
-        strange = sorted(found.keys() - declared.keys() - {0})
-        if strange:
-            cause = f"has label {strange[0]}, which dataset.json does not name"
-            raise InputError(found[strange[0]].mask, cause, "Mend the mask, or name the label there")
-        largest = max(declared)
-        gaps = sorted(set(range(1, largest)) - declared.keys())
-        if gaps:
-            raise InputError("dataset.json", f"names label {largest} but not {gaps[0]}", "Number them 1, 2, …")
-        return largest + 1
-    missing = sorted(set(range(1, largest)) - set(found))
-    if missing and len(found.keys() - {0}) == 1:
-        cause = f"is of 0 and {largest}, as are all masks that are not empty"
-        raise InputError(found[largest].mask, cause, f"Give --binary to read {largest} as the foreground, or write 1")
-    if missing:
-        cause = f"has label {largest}, but no mask has {', '.join(map(str, missing[:5]))}"
-        cause += ", …" if len(missing) > 5 else ""
-        raise InputError(found[largest].mask, cause, "Number the labels 1, 2, … or give --binary")
-    return largest + 1

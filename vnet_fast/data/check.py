@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vnet_fast.data import cases as dataset
-from vnet_fast.data.cache import PreparedCase, for_each, read_case
 from vnet_fast.data.cases import Case
+from vnet_fast.data.labels import count_classes, declared_labels
+from vnet_fast.data.preparation import PreparedCase, for_each, read_case
 from vnet_fast.data.training_data import doubts, find_cases, progress_bar, same_volumes
 from vnet_fast.errors import InputError, InputErrors
 
@@ -102,7 +102,7 @@ def _few_voxels(looked):
 
 def _of_labels(config, cases, prepared):
     try:
-        dataset.count_classes(prepared, cases, config.binary, dataset.declared_labels(config.data))
+        count_classes(prepared, cases, config.binary, declared_labels(config.data))
     except InputError as error:
         return [error]
     return []

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from vnet_fast.data.cache import prepare
+from vnet_fast.data.preparation import prepare
 
 # of each scanner: exponent of its law, darkest and brightest raw value, noise as a share of the range
 LAWS = ((1.0, 0, 500, 0.03), (0.7, -900, 9000, 0.05), (1.3, 0, 1800, 0.03), (1.0, 40, 250, 0.07))

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from vnet_fast.data import cases as dataset
 from vnet_fast.data.cache import Cache
+from vnet_fast.data.cases import pair_cases
+from vnet_fast.data.folds import split
+from vnet_fast.data.labels import count_classes, declared_labels
 from vnet_fast.data.phantom import phantoms
 from vnet_fast.errors import InputError, InputErrors
 
-PHANTOMS = 100
+NUM_PHANTOMS = 100
 
 
 @dataclass(frozen=True)
@@ -56,16 +58,16 @@ def load_data(config):
         InputError, InputErrors: if there are too few cases, or any can't be used.
     """
     if config.data is None:
-        check_folds("the phantoms", PHANTOMS, config)
-        cases = phantoms(config.seed, PHANTOMS, config.volume, config.spacing)
-        training, validation = dataset.split(cases, config.folds, config.fold, config.seed)
-        print(f"data: {PHANTOMS} synthetic phantoms, {len(training)} to train on, {len(validation)} to validate")
+        check_folds("the phantoms", NUM_PHANTOMS, config)
+        cases = phantoms(config.seed, NUM_PHANTOMS, config.volume, config.spacing)
+        training, validation = split(cases, config.folds, config.fold, config.seed)
+        print(f"data: {NUM_PHANTOMS} synthetic phantoms, {len(training)} to train on, {len(validation)} to validate")
         return Data(training, validation, 2)
     cases, prepared = _prepare(config)
-    num_classes = dataset.count_classes(prepared, cases, config.binary, dataset.declared_labels(config.data))
+    num_classes = count_classes(prepared, cases, config.binary, declared_labels(config.data))
     for doubt in doubts(cases, prepared):
         print(f"warning: {doubt}", file=sys.stderr)
-    training, validation = dataset.split(prepared, config.folds, config.fold, config.seed)
+    training, validation = split(prepared, config.folds, config.fold, config.seed)
     print(
         f"data: {len(cases)} cases in {config.data}, {len(training)} to train on, {len(validation)} to validate, "
         f"{num_classes - 1} {'class' if num_classes == 2 else 'classes'} (prepared volumes in {_cache_folder(config)})"
@@ -75,7 +77,7 @@ def load_data(config):
 
 def find_cases(config):
     """The cases of a run's folder, and an InputError for all that is wrong with what is there."""
-    cases, errors = dataset.pair_cases(config.data, config.labels)
+    cases, errors = pair_cases(config.data, config.labels)
     try:
         check_folds(config.data, len(cases), config)
     except InputError as error:

@@ -17,6 +17,7 @@ from vnet_fast.evaluation.metrics import METRICS, measure
 from vnet_fast.evaluation.regions import REGIONS, regions
 from vnet_fast.evaluation.score import score
 from vnet_fast.io import volumes
+from vnet_fast.io.grid import Grid
 
 WHOLE = REGIONS[0]
 SCORE = "score"
@@ -86,7 +87,7 @@ def compare(prediction_path, reference_path, binary=False, names=(WHOLE,)):
     """
     reference = volumes.read_mask(reference_path)
     prediction = volumes.read_mask(prediction_path, reference, reference_path)
-    grid = volumes.Grid.of(reference)
+    grid = Grid.of(reference)
     theirs, ours = (np.array(volumes.sitk.GetArrayViewFromImage(mask)) for mask in (reference, prediction))
     if binary:
         theirs, ours = np.minimum(theirs, 1), np.minimum(ours, 1)

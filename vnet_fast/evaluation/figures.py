@@ -9,6 +9,7 @@ from vnet_fast.data import cases
 from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.evaluation.comparison import COMPARED
 from vnet_fast.io import volumes
+from vnet_fast.io.grid import Grid
 
 
 def draw(config, evaluations, pairs, comparisons=()):
@@ -63,16 +64,6 @@ def images_of(labels, images=None):
         return {case.name: case.image for case in cases.pair_cases(data)[0]}
     except (InputError, InputErrors):
         raise InputError(labels, "no volumes beside the reference masks", "Name their folder with --images") from None
-
-
-def made_folder(path, flag):
-    """A folder that is there; an `InputError` if it can't be."""
-    path = Path(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(path, f"can't be made ({error.strerror})", f"Choose another {flag}") from None
-    return path
 
 
 def chosen(evaluation):
@@ -130,7 +121,7 @@ def draw_case(evaluations, name, words, image, reference, predictions, path, bin
         np.array(volumes.sitk.GetArrayViewFromImage(read)),
         _array(mask, binary),
         rows,
-        volumes.Grid.of(read).spacing,
+        Grid.of(read).spacing,
         f"{name}: {words} of {len(evaluations[0].cases)} cases{dice}",
         path,
         theme,

@@ -3,8 +3,10 @@ is, by rules as strict as the formats': what ITK would read in spite of them, it
 """
 
 import math
+import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -159,3 +161,25 @@ def _split(text, form, count):
 def words(values):
     """Numbers for a message."""
     return " ".join(f"{value:.7g}" for value in values)
+
+
+CONVERT = "Convert it, with ITK-SNAP or SimpleITK for example"
+
+
+# characters of a name in a message
+MAX_NAME = 255
+
+
+def beside(path, name):
+    """The data file that a header names, which must lie in the header's folder or below."""
+    if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise InputError(path, f"its data file lies outside its folder ({name[:MAX_NAME]})", "Put the two side by side")
+    data = path.parent / name
+    # of os.path, for which a name that no file can have is one that none has
+    if os.path.exists(data) and os.path.samefile(data, path):
+        raise InputError(path, "names itself as its data file", COPY_AGAIN)
+    if not os.path.exists(data):
+        raise InputError(path, f"its data file {name[:MAX_NAME]} is missing", "Put the two side by side")
+    if not os.path.isfile(data):
+        raise InputError(path, f"its data file {name} is not a regular file", "Put the two side by side")
+    return data

@@ -1,20 +1,15 @@
 """MetaImage's headers, `.mhd` with a data file beside it and `.mha` with the data in it."""
 
 import difflib
-import os
-from pathlib import Path
 
 import numpy as np
 
 from vnet_fast.errors import InputError
 from vnet_fast.io import integrity
-from vnet_fast.io.header import Placement, integers, make_header, numbers
+from vnet_fast.io.header import CONVERT, Placement, beside, integers, make_header, numbers
 from vnet_fast.io.integrity import COPY_AGAIN
 
-CONVERT = "Convert it, with ITK-SNAP or SimpleITK for example"
 MAX_LINE, MAX_LINES = 1 << 16, 10_000
-# characters of a name in a message
-MAX_NAME = 255
 ELEMENT_BYTES = {
     "MET_CHAR": 1,
     "MET_UCHAR": 1,
@@ -181,18 +176,3 @@ def _data_file(path, fields):
     if name.upper().startswith("LIST") or "%" in name:
         raise InputError(path, "its data is spread over several files", CONVERT)
     return beside(path, name)
-
-
-def beside(path, name):
-    """The data file that a header names, which must lie in the header's folder or below."""
-    if not name or Path(name).is_absolute() or ".." in Path(name).parts:
-        raise InputError(path, f"its data file lies outside its folder ({name[:MAX_NAME]})", "Put the two side by side")
-    data = path.parent / name
-    # of os.path, for which a name that no file can have is one that none has
-    if os.path.exists(data) and os.path.samefile(data, path):
-        raise InputError(path, "names itself as its data file", COPY_AGAIN)
-    if not os.path.exists(data):
-        raise InputError(path, f"its data file {name[:MAX_NAME]} is missing", "Put the two side by side")
-    if not os.path.isfile(data):
-        raise InputError(path, f"its data file {name} is not a regular file", "Put the two side by side")
-    return data

@@ -5,9 +5,8 @@ import re
 
 from vnet_fast.errors import InputError
 from vnet_fast.io import integrity
-from vnet_fast.io.header import Placement, columns, integers, make_header, numbers
+from vnet_fast.io.header import CONVERT, Placement, beside, columns, integers, make_header, numbers
 from vnet_fast.io.integrity import COPY_AGAIN
-from vnet_fast.io.metaimage import CONVERT, beside
 
 MAGIC = re.compile(rb"NRRD000[1-5]\r?\n")
 MAX_LINE, MAX_LINES = 1 << 16, 10_000

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from vnet_fast.ops import add_prelu
+from vnet_fast.ops import dispatch
 
 
 def convolve(convolution, x):
@@ -21,7 +21,7 @@ def convolve(convolution, x):
     Returns:
         (N, C', D', H', W'), and None or the bias (C',).
     """
-    deferred = add_prelu.kernels_for("add_prelu", x) is not None
+    deferred = dispatch.kernels_for("add_prelu", x) is not None
     weight, bias = convolution.weight, None if deferred else convolution.bias
     left = convolution.bias if deferred else None
     if isinstance(convolution, nn.ConvTranspose3d):

@@ -5,8 +5,8 @@ import warnings
 import torch
 from torch import nn
 
-from vnet_fast.distributed import over_processes
-from vnet_fast.ops.add_prelu import dice_sums
+from vnet_fast.distributed import all_reduce_sum
+from vnet_fast.ops.dice import DiceOptions, dice_sums
 
 REDUCTIONS = ("none", "mean", "sum")
 
@@ -111,43 +111,41 @@ class DiceLoss(nn.Module):
         """
         if input.ndim < 3:
             raise ValueError(f"input must have shape (N, C, *spatial); got {tuple(input.shape)}")
-        num_classes = input.shape[1]
-        activation = "sigmoid" if self.sigmoid else "none"
-        labels, first_class = self.to_onehot_y, 0 if self.include_background else 1
-        if self.softmax:
-            activation = "softmax"
-        if num_classes == 1:
-            if self.softmax:
-                warnings.warn("single channel prediction, `softmax=True` ignored.", stacklevel=2)
-                activation = "none"
-            if self.to_onehot_y:
-                warnings.warn("single channel prediction, `to_onehot_y=True` ignored.", stacklevel=2)
-                labels = False
-            if not self.include_background:
-                warnings.warn("single channel prediction, `include_background=False` ignored.", stacklevel=2)
-                first_class = 0
+        options = self._options(input.shape[1])
         if self.other_act is not None:
             input = self.other_act(input)
-        needed = (input.shape[0], 1 if labels else input.shape[1], *input.shape[2:])
+        needed = (input.shape[0], 1 if options.labels else input.shape[1], *input.shape[2:])
         if tuple(target.shape) != needed:
             raise AssertionError(f"target must have shape {needed} to match input; got {tuple(target.shape)}")
 
-        sums = dice_sums(
-            input,
-            target,
-            activation=activation,
-            labels=labels,
-            first_class=first_class,
-            squared=self.squared_pred,
-            soft=self.soft_label,
-            ignore_index=self.ignore_index,
-        )
+        sums = dice_sums(input, target, options)
         if self.batch:
-            sums = over_processes(sums.sum(1))
+            sums = all_reduce_sum(sums.sum(1))
         intersection, prediction, ground = sums
         union = 2 * (prediction + ground - intersection) if self.jaccard else prediction + ground
         loss = 1 - (2 * intersection + self.smooth_nr) / (union + self.smooth_dr)
         return self._reduce(self._weigh(loss), input.ndim)
+
+    def _options(self, num_classes):
+        """What the sums are of; of a single class there is nothing to choose from, which is warned of."""
+        softmax, labels, background = self.softmax, self.to_onehot_y, self.include_background
+        if num_classes == 1:
+            for name, ignored in (
+                ("softmax=True", softmax),
+                ("to_onehot_y=True", labels),
+                ("include_background=False", not background),
+            ):
+                if ignored:
+                    warnings.warn(f"single channel prediction, `{name}` ignored.", stacklevel=3)
+            softmax, labels, background = False, False, True
+        return DiceOptions(
+            activation="softmax" if softmax else "sigmoid" if self.sigmoid else "none",
+            labels=labels,
+            first_class=0 if background else 1,
+            squared=self.squared_pred,
+            soft=self.soft_label,
+            ignore_index=self.ignore_index,
+        )
 
     def _weigh(self, loss):
         """Multiplies the loss of each class, the last axis, by its weight."""

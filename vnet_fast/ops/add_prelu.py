@@ -1,38 +1,10 @@
-"""The operations that are worth a kernel: operators of `torch.library`, run by their Triton kernels on
-CUDA devices and by their definitions in plain PyTorch elsewhere.
-"""
-
-import functools
-import importlib
+"""PReLU of x + bias + residual, as one operation: the activation of every layer of the network."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from vnet_fast.ops import definitions
-from vnet_fast.training import draws as augmentation
-
-ACTIVATIONS = ("none", "sigmoid", "softmax")
-
-
-@functools.cache
-def _module(name):
-    """The kernels of an operation, or None where Triton is not installed."""
-    try:
-        return importlib.import_module(f"vnet_fast.kernels.{name}")
-    except ImportError:
-        return None
-
-
-def _runs_kernels(tensor):
-    return tensor.is_cuda
-
-
-def kernels_for(name, tensor):
-    """The kernels of an operation if they can run where `tensor` is, else None."""
-    return _module(name) if _runs_kernels(tensor) else None
-
-
-# PReLU of a sum
+from vnet_fast.ops.dispatch import kernels_for, load_kernels
 
 
 def add_prelu(x, slope, bias=None, residual=None):
@@ -73,6 +45,32 @@ def add_prelu_join(x, slope, bias, skip):
     return torch.ops.vnet_fast.add_prelu_join(x, slope, bias, skip.to(x.dtype))[0]
 
 
+def add_prelu_definition(x, slope, bias, residual):
+    """`add_prelu` in plain PyTorch: what the kernel is tested against, and what runs without it."""
+    return F.prelu(_add(x, bias, residual), slope.to(x.dtype))
+
+
+def add_prelu_gradients_definition(grad_y, x, slope, bias, residual):
+    """The gradients of `add_prelu` in plain PyTorch.
+
+    Returns:
+        grad_x, which is the residual's too, in the type of `x`; grad_slope and grad_bias, (C,) in
+        float32 (float64 for float64), the latter None without a bias.
+    """
+    z = _add(x, bias, residual)
+    others = [axis for axis in range(z.ndim) if axis != 1]
+    wide = torch.promote_types(z.dtype, torch.float32)
+    slope = slope.to(z.dtype).reshape(-1, *[1] * (z.ndim - 2))
+    grad_x, grad_slope = torch.ops.aten._prelu_kernel_backward(grad_y, z, slope)
+    return grad_x, grad_slope.sum(others, dtype=wide), None if bias is None else grad_x.sum(others, dtype=wide)
+
+
+def _add(x, bias, residual):
+    if bias is not None:
+        x = x + bias.to(x.dtype).reshape(-1, *[1] * (x.ndim - 2))
+    return x if residual is None else x + residual.to(x.dtype)
+
+
 def _add_prelu_kernels(x, slope, bias, residual):
     kernels = kernels_for("add_prelu", x)
     return kernels if kernels is not None and kernels.supports(x, slope, bias, residual) else None
@@ -84,7 +82,7 @@ def _add_prelu(x: Tensor, slope: Tensor, bias: Tensor | None, residual: Tensor |
     kernels = _add_prelu_kernels(x, slope, bias, residual)
     if kernels is not None:
         return kernels.add_prelu(x, slope, bias, residual)
-    return definitions.add_prelu(x, slope, bias, residual), x.new_empty((0,), dtype=torch.uint8)
+    return add_prelu_definition(x, slope, bias, residual), x.new_empty((0,), dtype=torch.uint8)
 
 
 @_add_prelu.register_fake
@@ -101,7 +99,7 @@ def _add_prelu_join(x: Tensor, slope: Tensor, bias: Tensor | None, skip: Tensor)
     if kernels is not None:
         negative = kernels.add_prelu(x, slope, bias, out=y)[1]
     else:
-        y.copy_(definitions.add_prelu(x, slope, bias, None))
+        y.copy_(add_prelu_definition(x, slope, bias, None))
         negative = x.new_empty((0,), dtype=torch.uint8)
     joined[:, x.shape[1] :] = skip
     return joined, negative
@@ -125,7 +123,7 @@ def _new_joined(x, skip):
 
 @torch.library.custom_op("vnet_fast::add_prelu_backward", mutates_args=())
 def _add_prelu_backward(grad_y: Tensor, y: Tensor, negative: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return _module("add_prelu").add_prelu_backward(grad_y, y, negative, slope)
+    return load_kernels("add_prelu").add_prelu_backward(grad_y, y, negative, slope)
 
 
 @_add_prelu_backward.register_fake
@@ -169,7 +167,7 @@ def _add_prelu_gradients(ctx, grad_y):
         grad_x, grad_slope, grad_bias = torch.ops.vnet_fast.add_prelu_backward(grad_y, y, negative, slope)
     else:
         slope, x, bias, residual = ctx.saved_tensors
-        grad_x, grad_slope, grad_bias = definitions.add_prelu_gradients(grad_y, x, slope, bias, residual)
+        grad_x, grad_slope, grad_bias = add_prelu_gradients_definition(grad_y, x, slope, bias, residual)
     slope_type, bias_type, residual_type = ctx.types
     grad_residual = None
     if residual_type is not None and ctx.needs_input_grad[3]:
@@ -185,192 +183,3 @@ def _add_prelu_join_gradients(ctx, grad_joined, _):
 
 _add_prelu.register_autograd(lambda ctx, grad_y, _: _add_prelu_gradients(ctx, grad_y), setup_context=_save_add_prelu)
 _add_prelu_join.register_autograd(_add_prelu_join_gradients, setup_context=_save_add_prelu_join)
-
-
-# Sums of the Dice loss
-
-
-def dice_sums(
-    input, target, *, activation="none", labels=False, first_class=0, squared=False, soft=False, ignore_index=None
-):
-    """The sums over the voxels of each (volume, class) that every form of the Dice loss is made of.
-
-    With p the activated input and g the target, both set to zero where the target is ignored.
-
-    Args:
-        input: (N, C, *spatial), floating point.
-        target: (N, 1, *spatial) class indices of any integer, bool or whole-valued float type if
-            `labels`; else (N, C, *spatial), numbers of any type.
-        activation: `none`, `sigmoid`, or `softmax` over the classes.
-        labels: whether `target` holds class indices.
-        first_class: the first class that is counted; 1 leaves the background out.
-        squared: sums p² and g² rather than p and g.
-        soft: takes the intersection as (Σ|p| + Σ|g| - Σ|p - g|) / 2, which is right for targets
-            between 0 and 1; no different from Σpg if `squared`.
-        ignore_index: None, or the label whose voxels do not count. For a target with a channel for
-            each class, a number that is no class ignores the voxels where no channel is set.
-
-    Returns:
-        (3, N, C - first_class): intersection, prediction, ground truth; float64 if the input is,
-        else float32, whatever the input's precision.
-
-    Raises:
-        ValueError: if `activation` is none of the three.
-        RuntimeError: if a label lies outside 0 … C - 1 and is not ignored (on the CPU; the kernel
-            takes it for no class).
-    """
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {activation!r}")
-    options = (activation, bool(labels), int(first_class), bool(squared), bool(soft and not squared), ignore_index)
-    if target.requires_grad:
-        # a target that is learnt itself: rare, and not worth a kernel
-        return definitions.dice_sums(input, target, *options)
-    return torch.ops.vnet_fast.dice_sums(input, target, *options)
-
-
-def _dice_kernels(input, target, *options):
-    kernels = kernels_for("dice", input)
-    return kernels if kernels is not None and kernels.supports(input, target, **_named(*options)) else None
-
-
-def _named(activation, labels, first_class, squared, soft, ignore_index):
-    return {
-        "activation": activation,
-        "labels": labels,
-        "first_class": first_class,
-        "squared": squared,
-        "soft": soft,
-        "ignore_index": ignore_index,
-    }
-
-
-@torch.library.custom_op("vnet_fast::dice_sums", mutates_args=())
-def _dice_sums(
-    input: Tensor,
-    target: Tensor,
-    activation: str,
-    labels: bool,
-    first_class: int,
-    squared: bool,
-    soft: bool,
-    ignore_index: int | None,
-) -> Tensor:
-    options = (activation, labels, first_class, squared, soft, ignore_index)
-    kernels = _dice_kernels(input, target, *options)
-    if kernels is not None:
-        return kernels.dice_sums(input, target, **_named(*options))
-    return definitions.dice_sums(input, target, *options)
-
-
-@_dice_sums.register_fake
-def _(input, target, activation, labels, first_class, squared, soft, ignore_index):
-    shape = (3, input.shape[0], input.shape[1] - first_class)
-    return input.new_empty(shape, dtype=torch.promote_types(input.dtype, torch.float32))
-
-
-@torch.library.custom_op("vnet_fast::dice_sums_backward", mutates_args=())
-def _dice_sums_backward(
-    grad_sums: Tensor,
-    input: Tensor,
-    target: Tensor,
-    activation: str,
-    labels: bool,
-    first_class: int,
-    squared: bool,
-    soft: bool,
-    ignore_index: int | None,
-) -> Tensor:
-    options = (activation, labels, first_class, squared, soft, ignore_index)
-    kernels = _dice_kernels(input, target, *options)
-    if kernels is not None:
-        return kernels.dice_sums_backward(grad_sums, input, target, **_named(*options))
-    return definitions.dice_sums_gradient(grad_sums, input, target, *options)
-
-
-@_dice_sums_backward.register_fake
-def _(grad_sums, input, target, activation, labels, first_class, squared, soft, ignore_index):
-    return torch.empty_like(input)
-
-
-def _save_dice_sums(ctx, inputs, output):
-    input, target, *ctx.options = inputs
-    ctx.save_for_backward(input, target)
-
-
-def _dice_sums_gradients(ctx, grad_sums):
-    input, target = ctx.saved_tensors
-    if torch.is_grad_enabled():
-        # a gradient of the gradient is wanted: the definition has one
-        return definitions.dice_sums_gradient(grad_sums, input, target, *ctx.options), *[None] * (1 + len(ctx.options))
-    grad = torch.ops.vnet_fast.dice_sums_backward(grad_sums, input, target, *ctx.options)
-    return grad, None, *[None] * len(ctx.options)
-
-
-_dice_sums.register_autograd(_dice_sums_gradients, setup_context=_save_dice_sums)
-
-
-# Augmentation
-
-
-def augment(ranks, tables, masks, cases, intensities_of, deformed, control_points, num_classes, dtype=torch.float32):
-    """A training batch of N volumes from M stored ones, deformed and with other intensities.
-
-    Nothing is read on the host where the kernel runs, so that a CUDA graph can hold it. There, what is
-    not deformed costs only the look-up.
-
-    Args:
-        ranks: (M, D, H, W) int16 with the bits of uint16, see `intensity.to_ranks`.
-        tables: (M', 65536) float32, of the distributions of intensity.
-        masks: (M, D, H, W) uint8 labels below `num_classes`.
-        cases: (N,) int64, which volumes and masks.
-        intensities_of: (N,) int64, which tables.
-        deformed: (N,) bool.
-        control_points: (N, 2, 5, 5, 5) float32, see `augment.Draw`.
-        num_classes: background included.
-        dtype: of the image, floating point.
-
-    Returns:
-        image (N, 1, D, H, W) in `dtype`, mask (N, 1, D, H, W) uint8.
-    """
-    return torch.ops.vnet_fast.augment(
-        ranks, tables, masks, cases, intensities_of, deformed, control_points, num_classes, dtype
-    )
-
-
-def augments_by_kernel(device):
-    """Whether `augment` runs its kernel on a device; else it waits for the device."""
-    return device.type == "cuda" and _module("augment") is not None
-
-
-@torch.library.custom_op("vnet_fast::augment", mutates_args=())
-def _augment(
-    ranks: Tensor,
-    tables: Tensor,
-    masks: Tensor,
-    cases: Tensor,
-    intensities_of: Tensor,
-    deformed: Tensor,
-    control_points: Tensor,
-    num_classes: int,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    kernels = kernels_for("augment", ranks)
-    stored = ranks, tables, masks, cases, intensities_of, deformed, control_points
-    if kernels is not None and kernels.supports(*stored, dtype):
-        return kernels.augment(*stored, dtype)
-    image, mask = augmentation.augment(
-        # widened in use: torch indexes with signed types only
-        ranks[cases].to(torch.int32) & 0xFFFF,
-        tables[intensities_of],
-        masks[cases],
-        control_points,
-        deformed.cpu().numpy(),
-        num_classes,
-    )
-    return image.to(dtype), mask
-
-
-@_augment.register_fake
-def _(ranks, tables, masks, cases, intensities_of, deformed, control_points, num_classes, dtype):
-    shape = (cases.shape[0], 1, *ranks.shape[1:])
-    return ranks.new_empty(shape, dtype=dtype), masks.new_empty(shape)

@@ -12,19 +12,20 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from vnet_fast.data import cases as dataset
-from vnet_fast.data.cases import Case
+from vnet_fast.data.cases import MASK_SUFFIX, Case, natural, pair_cases
 from vnet_fast.data.phantom import case_seed, phantom
-from vnet_fast.devices import choose_precision, device_name
+from vnet_fast.devices import choose_precision, device_name, find_device
 from vnet_fast.errors import InputError, InputErrors
-from vnet_fast.files import write_text
+from vnet_fast.files import make_folder, write_text
 from vnet_fast.io import formats, volumes
-from vnet_fast.predict import build_network, grid_of, output_suffix, segment, to_labels
+from vnet_fast.io.grid import Grid
+from vnet_fast.prediction.segmentation import build_network, output_suffix, segment, to_labels
 from vnet_fast.run import checkpoint
-from vnet_fast.run.configuration import ALL, find_device, stored_config
+from vnet_fast.run.checkpoint import grid_of
+from vnet_fast.run.configuration import ALL, stored_config
 from vnet_fast.run.folder import BEST, RESUME_HINT, fold_folder
 
-PREDICTIONS, PHANTOMS, RECORD = "predictions", "phantoms", "made_by.json"
+PREDICTION_FOLDER, PHANTOM_FOLDER, RECORD = "predictions", "phantoms", "made_by.json"
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,12 @@ def held_out(run, device="auto"):
         names = _same_names(names, content, folder)
         cases = _cases(run, config, content["validation"])
         try:
-            found += _predicted(cases, content, folder / BEST, config, run / PREDICTIONS, device)
+            found += _predicted(cases, content, folder / BEST, config, run / PREDICTION_FOLDER, device)
         except InputErrors as several:
             errors += several.errors
     if errors:
         raise InputErrors(errors)
-    return sorted(found, key=lambda case: dataset.natural(case.name))
+    return sorted(found, key=lambda case: natural(case.name))
 
 
 def _same_names(names, content, folder):
@@ -96,12 +97,12 @@ def _same_names(names, content, folder):
 def _cases(run, config, names):
     """The Cases of these names."""
     if config.data is None:
-        return [_phantom(run / PHANTOMS, name, config) for name in names]
+        return [_phantom(run / PHANTOM_FOLDER, name, config) for name in names]
     for folder in filter(None, (config.data, config.labels)):
         if not os.path.isdir(folder):
             cause = f"no such folder, and {run} was trained on it"
             raise InputError(folder, cause, f"Restore it, or write where it is now into {run / 'config.json'}")
-    found = {case.name: case for case in dataset.pair_cases(config.data, config.labels)[0]}
+    found = {case.name: case for case in pair_cases(config.data, config.labels)[0]}
     missing = [name for name in names if name not in found]
     if missing:
         cause = "no such case, or not its mask, and the run held it out"
@@ -111,12 +112,12 @@ def _cases(run, config, names):
 
 def _phantom(folder, name, config):
     """The Case of a run's phantom, written as a scanner would on the network's grid."""
-    case = Case(name, folder / f"{name}.nii.gz", folder / f"{name}{dataset.MASK_SUFFIX}.nii.gz")
+    case = Case(name, folder / f"{name}.nii.gz", folder / f"{name}{MASK_SUFFIX}.nii.gz")
     if not (case.image.exists() and case.mask.exists()):
-        _make_folder(folder)
+        make_folder(folder)
         seed = case_seed(config.seed, int(name.removeprefix("phantom")))
         image, mask = phantom(seed, config.volume, config.spacing)
-        on_grid = volumes.Grid(config.volume, config.spacing, (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1)).image_from(image)
+        on_grid = Grid(config.volume, config.spacing, (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1)).image_from(image)
         volumes.write(image, on_grid, case.image)
         volumes.write(mask, on_grid, case.mask)
     return case
@@ -136,7 +137,7 @@ def _predicted(cases, content, path, config, folder, device):
         HeldOut(case.name, case.image, case.mask, folder / f"{case.name}{output_suffix(case.image)}") for case in cases
     ]
     made_by = {"iteration": content.get("iteration"), "weights": _digest(content["model"]), "amp": config.amp}
-    _make_folder(folder)
+    make_folder(folder)
     record = Record(folder)
     made_by = {case.name: made_by | {"image": _stamp(case.image)} for case in found}
     todo = [case for case in found if not record.has(case.prediction, made_by[case.name])]
@@ -179,13 +180,6 @@ def _digest(weights):
     return digest.hexdigest()
 
 
-def _make_folder(folder):
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(folder, f"can't be made ({error.strerror})", "Make room or give permission") from None
-
-
 class Record:
     """What made each prediction of a folder: a file beside them, which names those that are whole.
 
@@ -221,7 +215,4 @@ class Record:
 
     def _write(self, made):
         self.made = made
-        try:
-            write_text(self.path, json.dumps(self.made, indent=1) + "\n")
-        except OSError as error:
-            raise InputError(self.path, f"can't be written ({error.strerror})", "Make room") from None
+        write_text(self.path, json.dumps(self.made, indent=1) + "\n")

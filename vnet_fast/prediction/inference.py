@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from vnet_fast.devices import mixed_precision
+from vnet_fast.devices import HOST, mixed_precision
 from vnet_fast.prediction import windows
 
-HOST = torch.device("cpu")
 OVERLAP = 0.5
 NO_FLIP = [()]
 # x of the working grid: patients are about symmetric there. Training mirrors along no axis, so that
@@ -71,7 +70,7 @@ def predict_probabilities(
         # the failed pass lets go of its memory before the next begins
         with contextlib.suppress(torch.OutOfMemoryError):
             return _average(model, image, attempt, autocast, overlap, flips, track)
-        say(f"out of memory on the GPU, {following.words}")
+        say(f"out of memory on the GPU, {following.description}")
     try:
         # mixed precision was chosen for the device
         return _average(model.to(HOST), image, ways[-1], None, overlap, flips, track)

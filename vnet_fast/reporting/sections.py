@@ -22,7 +22,7 @@ WORDS = {
 }
 
 
-def sections(subjects, evaluations, comparisons, folder):
+def make_sections(subjects, evaluations, comparisons, folder):
     """The sections of the page.
 
     Args:
@@ -128,12 +128,12 @@ def _distribution(evaluations, draw):
 def _curves(subjects, draw):
     pictures = []
     for index, subject in enumerate(subjects):
-        for words, log in subject.logs.items():
+        for words, rows in subject.logs.items():
             name = f"{subject.name}{', ' if words else ''}{words}"
             pictures.append(
                 draw(
                     f"curves-{index}{words.replace('fold ', '-fold')}",
-                    lambda path, theme, log=log, name=name: plotting.curves(log, path, theme, name),
+                    lambda path, theme, rows=rows, name=name: plotting.curves(rows, path, theme, name),
                     f"Loss, validation Dice and learning rate of {name} against the iteration.",
                     words or _about_training(subject),
                 )

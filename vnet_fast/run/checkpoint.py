@@ -129,3 +129,18 @@ def fill_model(model, content, path):
 def all_finite(model):
     """Whether no weight is NaN or infinite."""
     return all(bool(torch.isfinite(weight).all()) for weight in model.state_dict().values())
+
+
+def grid_of(content, path):
+    """Spacing and size, x y z, of a checkpoint's content; an `InputError` if it has none."""
+    try:
+        spacing, size = tuple(map(float, content["spacing"])), tuple(content["volume"])
+        sound = len(spacing) == len(size) == 3 and min(spacing) > 0
+        sound = sound and all(isinstance(n, int) and n > 0 for n in size) and isinstance(content["validation"], list)
+    except (KeyError, TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise InputError(path, "does not say its spacing and size", ANOTHER)
+    if content["architecture"]["in_channels"] != 1:
+        raise InputError(path, "is of a network for several input channels", ANOTHER)
+    return spacing, size

@@ -15,11 +15,10 @@ from vnet_fast.command_line import (
     positive_float,
     positive_int,
 )
-from vnet_fast.devices import choose_device, choose_precision
+from vnet_fast.devices import choose_precision, find_device
 from vnet_fast.errors import InputError
 from vnet_fast.nn.losses import DiceLoss, WeightedCrossEntropy
 from vnet_fast.nn.vnet import SIZE_MULTIPLE, TOPOLOGIES
-from vnet_fast.run import tensorboard as board
 
 LOSSES = {"dice": DiceLoss.paper, "weighted-ce": WeightedCrossEntropy}
 MAX_SEED = 2**63
@@ -164,8 +163,6 @@ def configure(given):
         raise InputError("--momentum", f"must be below 1; got {config.momentum}", "The paper has 0.99")
     if config.seed >= MAX_SEED:
         raise InputError("--seed", f"must be below 2^63; got {config.seed}", "Any small number will do")
-    if config.tensorboard:
-        board.check_installed()
     return config
 
 
@@ -194,16 +191,3 @@ def _resumed(given):
     if Path(given.get("output", given["resume"])) != Path(given["resume"]):
         raise InputError("--output", "given with --resume", "Leave it out: a run goes on in its own folder")
     return replace(stored, **{**given, "output": given["resume"]})
-
-
-def find_device(name):
-    """The device of a `--device`; an `InputError` if it is not there."""
-    try:
-        return choose_device(name)
-    except RuntimeError as error:
-        raise InputError("--device", str(error), "Use --device cpu") from None
-
-
-def learning_rate(config, iteration):
-    """The learning rate of an iteration, from 0."""
-    return config.learning_rate * 0.1 ** (iteration // config.lr_step)

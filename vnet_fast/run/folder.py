@@ -39,11 +39,11 @@ def finished_at(path):
 
 def write_config(path, config):
     """Keeps the settings of a run in its folder's `config.json`."""
-    try:
-        write_text(Path(path) / "config.json", json.dumps({**asdict(config), "resume": None}, indent=2) + "\n")
-    except OSError as error:
-        cause = f"can't be written ({error.strerror})"
-        raise InputError(path, cause, "Choose another --output") from None
+    write_text(
+        Path(path) / "config.json",
+        json.dumps({**asdict(config), "resume": None}, indent=2) + "\n",
+        "Choose another --output",
+    )
 
 
 class RunFolder:

@@ -6,75 +6,16 @@ import sys
 import time
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from vnet_fast.errors import InputError
 from vnet_fast.files import write_text
-from vnet_fast.run.configuration import learning_rate
 from vnet_fast.run.tensorboard import Board
-from vnet_fast.training.validation import mean_dice
+from vnet_fast.training.schedule import learning_rate
 
 LOG_FIELDS = ("iteration", "loss", "learning_rate", "validation_dice", "volumes_per_second")
-# iterations whose losses are read back at once: a look at every one would wait for the GPU
-READ_BACK = 10
 # between two lines where there is no terminal
 SECONDS_BETWEEN_LINES = 30
-
-
-class ReadBack:
-    """Losses on their way from the device.
-
-    A group is copied when it is full and read when the next one is, so that the device, which is then
-    already at work on later iterations, never waits.
-
-    Args:
-        start: iterations done before.
-    """
-
-    def __init__(self, start):
-        self.first = start + 1
-        self.pending, self.sent = [], None
-
-    def add(self, loss):
-        """The loss of the next iteration, a scalar tensor."""
-        self.pending.append(loss)
-
-    @property
-    def full(self):
-        """Whether a group is to be read."""
-        return len(self.pending) >= READ_BACK
-
-    def read(self, everything=False):
-        """The losses that have come back: those of the group before, or of all iterations.
-
-        Returns:
-            the first one's iteration, counted from 1, and a list of numbers, which may be empty.
-        """
-        values = [] if self.sent is None else self._arrived()
-        if self.pending:
-            group = torch.stack(self.pending)
-            self.sent, self.pending = (group.to("cpu", non_blocking=True), _mark(group.device)), []
-        if self.sent is not None and (everything or self.sent[1] is None):
-            values += self._arrived()
-        first = self.first
-        self.first += len(values)
-        return first, values
-
-    def _arrived(self):
-        (values, mark), self.sent = self.sent, None
-        if mark is not None:
-            mark.synchronize()
-        return values.tolist()
-
-
-def _mark(device):
-    """A point in the device's work that can be waited for; None where nothing is asynchronous."""
-    if device.type != "cuda":
-        return None
-    event = torch.cuda.Event()
-    event.record()
-    return event
 
 
 class Log:
@@ -165,3 +106,22 @@ class Log:
 def minutes(seconds):
     """Seconds as minutes:seconds."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def mean_dice(per_case):
+    """The mean over cases and classes."""
+    return float(np.mean(list(per_case.values())))
+
+
+def read_log(log):
+    """A run's `log.csv`: list of (iteration, loss, learning rate, validation Dice or None)."""
+    with open(log, newline="") as file:
+        return [
+            (
+                int(row["iteration"]),
+                float(row["loss"]),
+                float(row["learning_rate"]),
+                float(row["validation_dice"]) if row["validation_dice"] else None,
+            )
+            for row in csv.DictReader(file)
+        ]

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vnet_fast.errors import InputError
-from vnet_fast.ops.add_prelu import augment, augments_by_kernel
+from vnet_fast.ops.augment import augment, augments_by_kernel
 
 # the rest is for weights, activations and the graph
 RESIDENT_SHARE = 0.25
@@ -60,7 +60,7 @@ class Resident:
 
     Args:
         volumes: Volumes, moved to `device`.
-        draws: `augment.Draws`.
+        draws: `training.draws.BatchSampler`.
         device: where batches are made.
         dtype: of the images.
     """
@@ -68,11 +68,11 @@ class Resident:
     def __init__(self, volumes, draws, device, dtype=torch.float32):
         volumes.send(device)
         self.volumes, self.draws, self.device, self.dtype = volumes, draws, device, dtype
-        self.words = f"{len(volumes)} volumes, {volumes.nbytes / 1e6:.0f} MB"
-        self.words += " on the GPU" if device.type == "cuda" else " in memory"
+        self.description = f"{len(volumes)} volumes, {volumes.nbytes / 1e6:.0f} MB"
+        self.description += " on the GPU" if device.type == "cuda" else " in memory"
 
     def inputs(self, iteration):
-        """(cases, intensities_of, deformed, control_points), see `augment.Draw`."""
+        """(cases, intensities_of, deformed, control_points), see `training.draws.BatchParameters`."""
         choice = self.draws(iteration)
         arrays = choice.cases, choice.intensities_of, choice.deformed, choice.control_points
         return tuple(_sent(torch.from_numpy(array), self.device) for array in arrays)
@@ -101,7 +101,7 @@ class Streamed:
             self.stream = torch.cuda.Stream(device)
         self.volumes, self.draws, self.device, self.dtype = volumes, draws, device, dtype
         self.fetched = None, None
-        self.words = f"{len(volumes)} volumes, {volumes.nbytes / 1e6:.0f} MB streamed from pinned memory"
+        self.description = f"{len(volumes)} volumes, {volumes.nbytes / 1e6:.0f} MB streamed from pinned memory"
 
     def inputs(self, iteration):
         """(ranks, tables, masks, places, deformed, control_points); of the batch's volumes only."""
@@ -154,7 +154,7 @@ class Ready:
 
     def __init__(self, source):
         self.source = source
-        self.words = source.words
+        self.description = source.description
 
     def inputs(self, iteration):
         """(image, mask)."""
@@ -170,7 +170,7 @@ class FromWorkers:
     Args:
         prepared: list of `cache.PreparedCase`.
         num_classes: background included.
-        draws: `augment.Draws`.
+        draws: `training.draws.BatchSampler`.
         first: the first iteration.
         end: the one after the last.
         workers: how many processes.
@@ -197,7 +197,7 @@ class FromWorkers:
         self.batches, self.next = iter(loader), first
         megabytes = sum(case.ranks.nbytes + case.table.nbytes + case.mask.nbytes for case in prepared) / 1e6
         processes = "a process" if workers == 1 else f"{workers} processes"
-        self.words = (
+        self.description = (
             f"{len(prepared)} volumes, {megabytes:.0f} MB in memory, augmented by {processes} ahead of the step"
         )
 
@@ -263,7 +263,7 @@ def make_source(prepared, num_classes, draws, device, dtype, first, end, workers
     Args:
         prepared: list of `cache.PreparedCase`, all of one size.
         num_classes: background included.
-        draws: `augment.Draws`.
+        draws: `training.draws.BatchSampler`.
         device: where the network trains.
         dtype: of the images.
         first: the first iteration.

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from vnet_fast.devices import find_device, free
 from vnet_fast.distributed import Processes
 from vnet_fast.errors import InputError
 from vnet_fast.files import write_text
-from vnet_fast.run.configuration import ALL, FREE_ON_RESUME, find_device, stored_config
+from vnet_fast.run.configuration import ALL, FREE_ON_RESUME, stored_config
 from vnet_fast.run.folder import BEST, RESUME_HINT, finished_at, fold_folder, holds_run, write_config
-from vnet_fast.training.memory import free
 from vnet_fast.versions import versions
 
 # what is each fold's own
@@ -121,14 +121,11 @@ def collect(output, config):
         config: the Config.
     """
     summary = summarise(output, config)
-    try:
-        write_text(output / "summary.json", json.dumps(summary, indent=2) + "\n")
-    except OSError as error:
-        raise InputError(output, f"can't be written ({error.strerror})", "Make room or give permission") from None
+    write_text(output / "summary.json", json.dumps(summary, indent=2) + "\n")
     print("\n".join(table(summary)))
     try:
         # imported here: training from the cache needs no image library
-        from vnet_fast.prediction.held_out import PHANTOMS, PREDICTIONS, held_out
+        from vnet_fast.prediction.held_out import PHANTOM_FOLDER, PREDICTION_FOLDER, held_out
     except ImportError as error:
         print(f"no predictions: {error.name} is not installed")
         return
@@ -137,9 +134,11 @@ def collect(output, config):
     except KeyboardInterrupt:
         print(f"stopped while predicting. {RESUME_HINT} {output}")
         raise
-    labels = config.labels or config.data or output / PHANTOMS
-    print(f"every case predicted by the fold that did not train on it: {output / PREDICTIONS}")
-    predictions, labels, folds = (shlex.quote(str(path)) for path in (output / PREDICTIONS, labels, output / "fold"))
+    labels = config.labels or config.data or output / PHANTOM_FOLDER
+    print(f"every case predicted by the fold that did not train on it: {output / PREDICTION_FOLDER}")
+    predictions, labels, folds = (
+        shlex.quote(str(path)) for path in (output / PREDICTION_FOLDER, labels, output / "fold")
+    )
     print(
         f"evaluate with: python -m vnet_fast.evaluate --predictions {predictions} --labels {labels}"
         + (" --binary" if config.binary else "")

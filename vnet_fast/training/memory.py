@@ -1,11 +1,10 @@
 """What a device's memory holds, found by trying."""
 
-import gc
 import math
 
 import torch
 
-from vnet_fast.devices import is_out_of_memory, mixed_precision
+from vnet_fast.devices import free, is_out_of_memory, mixed_precision
 from vnet_fast.nn.vnet import SIZE_MULTIPLE
 
 
@@ -49,10 +48,3 @@ def _fits(model, loss, autocast, batch_size, size):
         model.zero_grad(set_to_none=True)
         free(device)
     return True
-
-
-def free(device):
-    """Gives back the memory that nothing refers to any more."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

@@ -9,7 +9,7 @@ from vnet_fast.devices import device_name
 from vnet_fast.files import write_text
 from vnet_fast.prediction.inference import predict_probabilities
 from vnet_fast.run import checkpoint
-from vnet_fast.run.log import minutes
+from vnet_fast.run.log import minutes, read_log
 from vnet_fast.versions import versions
 
 
@@ -50,7 +50,7 @@ def finish(run):
 
 
 def _draw(run):
-    plotting.curves(run.folder / "log.csv", run.folder / "curves.png")
+    plotting.curves(read_log(run.folder / "log.csv"), run.folder / "curves.png")
     path = run.folder / "best.pt"
     checkpoint.fill_model(run.model, checkpoint.load(path, run.device), path)
     # the median case: neither the luckiest nor the worst

@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from vnet_fast.devices import mixed_precision
@@ -73,8 +72,3 @@ def validate(model, cases, num_classes, autocast=None):
 def _counts(a, b):
     """Voxels in both masks, and the sum of each one's."""
     return torch.stack([(a & b).sum(), a.sum() + b.sum()])
-
-
-def mean_dice(per_case):
-    """The mean over cases and classes."""
-    return float(np.mean(list(per_case.values())))

@@ -1,0 +1,56 @@
+"""What the kernels are tested under: memory that shows what was never written, and right rounding."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.ops.kernels import DEVICE, INTERPRETED
+from vnet_fast.nn import vnet
+from vnet_fast.ops import dispatch
+
+
+@pytest.fixture
+def poisoned_memory(monkeypatch):
+    """New memory holds NaN, and 255 in bytes, until it is written."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(1, device=DEVICE).isnan()
+    assert torch.empty(1, dtype=torch.uint8, device=DEVICE) == 255
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def rounded_to_nearest(monkeypatch):
+    """The interpreter cuts float32 off to bfloat16, where a GPU rounds to nearest."""
+    if not INTERPRETED:
+        return
+    triton = pytest.importorskip("triton", reason="Triton is not installed")
+    from triton.runtime import interpreter
+
+    original = interpreter._convert_float
+
+    def convert(data, source, target, rounding):
+        if (source, target) != (triton.language.float32, triton.language.bfloat16):
+            return original(data, source, target, rounding)
+        narrow = torch.from_numpy(np.ascontiguousarray(data)).bfloat16()
+        return narrow.view(torch.int16).numpy().reshape(data.shape)
+
+    monkeypatch.setattr(interpreter, "_convert_float", convert)
+
+
+@pytest.fixture
+def through_kernels(monkeypatch):
+    """Runs the kernels on CPU tensors, in Triton's interpreter."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    if torch.cuda.is_available():
+        pytest.skip("Triton's interpreter is off where there is a CUDA device")
+    monkeypatch.setattr(dispatch, "can_run_kernels", lambda tensor: tensor.dtype != torch.float64)
+    # PyTorch's own convolution, which it takes for small volumes, leaves the layout; cuDNN keeps it
+    original = vnet.convolve
+
+    def convolve(convolution, x):
+        y, bias = original(convolution, x)
+        return y.contiguous(memory_format=torch.channels_last_3d), bias
+
+    monkeypatch.setattr(vnet, "convolve", convolve)
