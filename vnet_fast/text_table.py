@@ -1,0 +1,26 @@
+"""Tables of plain text."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+Alignment = Literal["left", "right"]
+_SIGNS = {"left": "<", "right": ">"}
+
+
+def format_table(rows: Sequence[Sequence[str]], align: Alignment | Sequence[Alignment] = "left") -> list[str]:
+    """Formats rows as lines of text, with columns as wide as their widest cell and two spaces apart.
+
+    Args:
+        rows: the headings, then the rows; all have the same number of cells.
+        align: the side to which cells are aligned, one for all columns or one for each.
+
+    Returns:
+        a line for each row, without trailing blanks.
+
+    Raises:
+        ValueError: if the number of cells differs between rows, or from that of alignments.
+    """
+    columns = list(zip(*rows, strict=True))
+    sides = [align] * len(columns) if isinstance(align, str) else align
+    formats = [f"{_SIGNS[side]}{max(map(len, column))}" for side, column in zip(sides, columns, strict=True)]
+    return ["  ".join(map(format, row, formats)).rstrip() for row in rows]
