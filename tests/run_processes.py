@@ -18,14 +18,14 @@ from vnet_fast.distributed import Processes
 
 def train_until_one_dies(*arguments):
     """The second process is killed in its sixth iteration."""
-    update = trainer.Run._update
+    update = trainer.Trainer._update
 
     def dying(run, source):
         if run.processes.rank == 1 and run.iteration == 5:
             os.kill(os.getpid(), signal.SIGKILL)
         return update(run, source)
 
-    trainer.Run._update = dying
+    trainer.Trainer._update = dying
     command_line.run(train.main, command_line.parser_of(train.Config, "vnet_fast.train"), list(arguments))
 
 
@@ -52,13 +52,13 @@ def batch_dice(folder):
 
 def train_and_count_threads(*arguments):
     """Trains, and writes the names of the threads that are left beside the run."""
-    end = train.Processes.end
+    end = trainer.Processes.end
 
     def counted(processes, failed=False):
         end(processes, failed)
         print(f"threads: {' '.join(_threads())}", file=sys.stderr)
 
-    train.Processes.end = counted
+    trainer.Processes.end = counted
     command_line.run(train.main, command_line.parser_of(train.Config, "vnet_fast.train"), list(arguments))
 
 

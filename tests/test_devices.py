@@ -7,6 +7,7 @@ import torch
 
 from vnet_fast import devices
 from vnet_fast.devices import choose_precision
+from vnet_fast.errors import InputError
 
 CPU = torch.device("cpu")
 
@@ -27,11 +28,11 @@ def test_named_precisions():
 
 
 def test_devices():
-    assert devices.choose_device("cpu") == CPU
+    assert devices.find_device("cpu") == CPU
     if not torch.cuda.is_available():
-        assert devices.choose_device("auto") == CPU
-        with pytest.raises(RuntimeError, match="no CUDA device is available"):
-            devices.choose_device("cuda")
+        assert devices.find_device("auto") == CPU
+        with pytest.raises(InputError, match="no CUDA device is available"):
+            devices.find_device("cuda")
 
 
 @pytest.mark.parametrize(

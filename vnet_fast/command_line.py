@@ -6,14 +6,19 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 from vnet_fast.errors import InputError, InputErrors
 
 EXIT_BAD_INPUT = 2
+ConfigType = TypeVar("ConfigType")
+Number = TypeVar("Number", int, float)
 
 
-def option(default, help, **arguments):
-    """A field of a Config with the words and the form of its option.
+def option(default: Any, help: str, **arguments: Any) -> Any:
+    """A field of a Config, with the help text and the type of its option.
 
     Args:
         default: its default value.
@@ -24,56 +29,58 @@ def option(default, help, **arguments):
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a wrong option in one line, as every other bad input."""
+    """Reports a wrong option in one line, like any other bad input."""
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
+        """Exits with code 2."""
         self.exit(EXIT_BAD_INPUT, f"error: {message}. See {self.prog} --help.\n")
 
 
 class StoredParser(argparse.ArgumentParser):
-    """Reports a wrong value as one of the file that it was stored in."""
+    """Reports a wrong value as an error of the file that it was stored in."""
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
+        """Raises an InputError."""
         raise InputError(self.prog, f"not what a run stores ({message})", "Restore the file, or start a new run")
 
 
-def parse_stored(config_class, stored, path):
-    """A Config from stored values, checked as those of the command line are.
+def parse_stored(config_class: type[ConfigType], stored: dict[str, Any], path: str | Path) -> ConfigType:
+    """A Config from stored values, checked in the same way as options of the command line.
 
     Args:
         config_class: a dataclass whose fields are made by `option`.
-        stored: dict from name to value, as JSON keeps them; unknown names are passed over.
-        path: the file that they are from.
+        stored: dict from name to value, as JSON keeps them; unknown names are ignored.
+        path: the file that they come from.
 
     Raises:
         InputError: if a value is not allowed.
     """
     parser = StoredParser(prog=str(path), argument_default=argparse.SUPPRESS, allow_abbrev=False, add_help=False)
-    words = []
-    for field in dataclasses.fields(config_class):
+    arguments = []
+    for field in dataclasses.fields(config_class):  # type: ignore[arg-type]  # every Config is a dataclass
         flag = _add_option(parser, field)
         value = stored.get(field.name)
         if value is True:
-            words.append(flag)
+            arguments.append(flag)
         elif value not in (None, False):
-            words += [flag, *map(str, value if isinstance(value, list | tuple) else [value])]
-    given = vars(parser.parse_args(words))
-    return config_class(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
+            arguments += [flag, *map(str, value if isinstance(value, list | tuple) else [value])]
+    given = vars(parser.parse_args(arguments))
+    return config_class(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
 
 
-def _add_option(parser, field):
+def _add_option(parser: argparse.ArgumentParser, field: "dataclasses.Field[Any]") -> str:
     arguments = dict(field.metadata)
     if field.default not in (None, False, "") and "action" not in arguments:
-        shown = field.default if not isinstance(field.default, tuple) else " ".join(map(str, field.default))
-        arguments["help"] += f" (default: {shown})"
+        default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        arguments["help"] += f" (default: {default})"
     flag = "--" + field.name.replace("_", "-")
     parser.add_argument(flag, **arguments)
     return flag
 
 
-def parser_of(config_class, module):
-    """A parser with an option for each field of `config_class`; options not given are absent from
-    what it returns.
+def parser_of(config_class: type[Any], module: str) -> Parser:
+    """A parser with an option for each field of `config_class`. What it returns lacks the options that are not
+    given.
 
     Args:
         config_class: a dataclass whose fields are made by `option`.
@@ -92,11 +99,13 @@ def parser_of(config_class, module):
     return parser
 
 
-def run(main, parser, arguments=None):
-    """Parses, calls `main(given)` with the options given as a dict, and exits with its code.
+def run(
+    main: Callable[[dict[str, Any]], int], parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None
+) -> NoReturn:
+    """Parses the arguments, calls `main` with a dict of the given options, and exits with the code it returns.
 
-    Bad input is one line on stderr and exit code 2; nothing else is caught, but for the reader of
-    a pipe that has gone away.
+    Bad input becomes one line on stderr and exit code 2. Unexpected exceptions are not caught; a closed pipe is
+    no error.
     """
     given = vars(parser.parse_args(arguments))
     debug = given.pop("debug", False)
@@ -117,53 +126,53 @@ def run(main, parser, arguments=None):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
     except OSError as error:
-        # a full disk, a folder in the place of a file: what no part has words of its own for
+        # a full disk, or a folder where a file should be: errors that no other module explains
         if debug:
             traceback.print_exc()
-        print(
-            f"error: {error.filename or 'a file'}: {error.strerror or error}. Check it and try again", file=sys.stderr
-        )
+        cause = error.strerror or error
+        print(f"error: {error.filename or 'a file'}: {cause}. Check it and try again", file=sys.stderr)
         code = EXIT_BAD_INPUT
     sys.exit(code)
 
 
-def path_text(text):
+def path_text(text: str) -> str:
     """The type of an option that names a file or a folder."""
     if not text:
         raise argparse.ArgumentTypeError("must be a path; got ''")
     return text
 
 
-def positive_int(text):
-    """The type of an option that counts."""
+def positive_int(text: str) -> int:
+    """The type of a whole number above 0."""
     return _number(text, int, lambda value: value > 0, "a whole number above 0")
 
 
-def natural_int(text):
-    """The type of an option that counts from 0."""
+def natural_int(text: str) -> int:
+    """The type of a whole number, 0 or more."""
     return _number(text, int, lambda value: value >= 0, "a whole number, 0 or more")
 
 
-def positive_float(text):
-    """The type of an option that measures."""
+def positive_float(text: str) -> float:
+    """The type of a finite number above 0."""
     return _number(text, float, lambda value: 0 < value < float("inf"), "a number above 0")
 
 
-def natural_float(text):
-    """The type of an option that measures, 0 allowed."""
+def natural_float(text: str) -> float:
+    """The type of a finite number, 0 or more."""
     return _number(text, float, lambda value: 0 <= value < float("inf"), "a number, 0 or more")
 
 
-def share(text):
-    """The type of an option that is a part of a whole, which it never is altogether."""
+def share(text: str) -> float:
+    """The type of a fraction, from 0 to below 1."""
     return _number(text, float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
 
 
-def _number(text, convert, allowed, words):
+def _number(text: str, convert: type[Number], is_allowed: Callable[[Number], bool], description: str) -> Number:
+    message = f"must be {description}; got {text!r}"
     try:
         value = convert(text)
     except ValueError:
-        value = None
-    if value is None or not allowed(value):
-        raise argparse.ArgumentTypeError(f"must be {words}; got {text!r}")
+        raise argparse.ArgumentTypeError(message) from None
+    if not is_allowed(value):
+        raise argparse.ArgumentTypeError(message)
     return value

@@ -1,54 +1,60 @@
-"""Training in several processes, as `torchrun` starts them."""
+"""Training in several processes, which `torchrun` starts."""
 
 import gc
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any, TextIO, TypeVar
 
 import torch
 import torch.distributed
 
-# here, before there is a process group: imported later, as DistributedDataParallel does, its functions
-# would have the group as the default of their arguments and keep it from ending (PyTorch 2.13)
+# Imported before there is a process group. When DistributedDataParallel imports it later, the default arguments
+# of its functions keep the group from ending (PyTorch 2.13).
 import torch.distributed.nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-# the first process prepares the volumes while the others wait
+# the other processes wait while the first one prepares the volumes
 TIMEOUT = timedelta(hours=12)
+Value = TypeVar("Value")
 
 
 class Processes:
-    """This process and those that train with it; alone where `torchrun` did not start it.
+    """This process and those that train with it; it is alone if `torchrun` did not start it.
 
-    What the processes tell each other goes through gloo, beside the gradients, and waits for no GPU.
-    Of several, only the first writes to stdout.
+    Besides the gradients, the processes exchange values through gloo, which waits for no GPU. Only the first
+    process writes to stdout.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.rank = int(os.environ.get("RANK", 0))
         self.count = int(os.environ.get("WORLD_SIZE", 1))
-        self._stdout = None
+        self._stdout: TextIO | None = None
 
     @property
-    def several(self):
+    def several(self) -> bool:
+        """Whether more than one process trains."""
         return self.count > 1
 
     @property
-    def is_first(self):
+    def is_first(self) -> bool:
+        """Whether this is the process that writes files and messages."""
         return self.rank == 0
 
-    def start(self, device):
-        """Joins the others.
+    def start(self, device: torch.device) -> torch.device:
+        """Joins the other processes.
 
         Args:
             device: where the network trains.
 
         Returns:
-            the device of this process: with several GPUs each has its own.
+            the device of this process: of several GPUs, each process has its own.
 
         Raises:
-            RuntimeError: if there are more processes than GPUs on a machine.
+            RuntimeError: if a machine has more processes than GPUs.
         """
         if not self.several:
             return device
@@ -64,14 +70,15 @@ class Processes:
             self._stdout, sys.stdout = sys.stdout, open(os.devnull, "w")  # noqa: SIM115 - closed by end()
         return device
 
-    def end(self, failed=False):
-        """Leaves the others, and ends the threads that talked to them: one that still let go of a tensor
-        of Python's while the interpreter ends would abort the process. What `wrap` returned must be let
-        go of before.
+    def end(self, failed: bool = False) -> None:
+        """Leaves the other processes and ends the communication threads.
+
+        A communication thread that frees a tensor at shutdown aborts Python. Delete the model that `wrap`
+        returned first.
 
         Args:
-            failed: whether this process fails: then it does not wait for them, who may wait for it in the
-                middle of a step, and its end tells them.
+            failed: whether this process fails. Then it does not wait for the others, which may wait for it in
+                the middle of a step; its end tells them.
         """
         if self._stdout is not None:
             sys.stdout.close()
@@ -80,77 +87,78 @@ class Processes:
             torch.distributed.destroy_process_group()
             gc.collect()
 
-    def wrap(self, model):
-        """The model that averages its gradients over the processes."""
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model, with its gradients averaged over the processes."""
         if not self.several:
             return model
-        # of 1x1x1 weights, whose strides along axes of length 1 mean nothing
+        # for 1x1x1 weights, whose strides along axes of length 1 mean nothing
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
-    def first(self, value):
-        """The first process's value, on all."""
+    def first(self, value: Value) -> Value:
+        """The first process's value, in all processes."""
         if not self.several:
             return value
         values = [value]
         torch.distributed.broadcast_object_list(values, device=torch.device("cpu"))
         return values[0]
 
-    def gathered(self, value):
-        """The values of all processes, on all, in the order of their ranks."""
+    def gathered(self, value: Value) -> list[Value]:
+        """The values of all processes, in all processes, in the order of their ranks."""
         if not self.several:
             return [value]
-        values = [None] * self.count
+        values: list[Any] = [None] * self.count
         torch.distributed.all_gather_object(values, value)
         return values
 
-    def any(self, flag):
-        """Whether the flag is set on any of them."""
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process."""
         if not self.several:
             return flag
         tensor = torch.tensor(int(flag))
         torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
         return bool(tensor)
 
-    def wait(self):
-        """Waits until all have come here."""
+    def wait(self) -> None:
+        """Waits until all processes have come here."""
         self.any(False)
 
-    def share(self, items):
-        """Those of a list that are this process's."""
+    def share(self, items: Sequence[Value]) -> Sequence[Value]:
+        """This process's share of a list."""
         return items[self.rank :: self.count]
 
 
-def is_loss_of_another(error):
-    """Whether an exception is PyTorch's for a process that is no longer there."""
-    words = str(error).lower()
-    lost = ("gloo" in words or "nccl" in words) and ("connection" in words or "timed out" in words or "peer" in words)
+def is_lost_process(error: BaseException) -> bool:
+    """Whether an exception is PyTorch's for another process that has ended."""
+    message = str(error).lower()
+    is_connection = any(reason in message for reason in ("connection", "timed out", "peer"))
+    lost = ("gloo" in message or "nccl" in message) and is_connection
     return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and lost)
 
 
-def all_reduce_sum(tensor):
-    """The sum of a tensor over the processes that train together, differentiable; alone the tensor itself.
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """The sum of a tensor over the processes, differentiable; in a single process the tensor itself.
 
-    Each process's loss is made of the sums of all, and the gradients that come back are summed too: what
-    averaging over the processes then makes of them is the gradient of the average loss.
+    Sums are all-reduced forward and backward, so that DDP's average is the gradient of the average loss.
     """
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         return tensor
-    return _Sum.apply(tensor)
+    total: Tensor = _AllReduceSum.apply(tensor)
+    return total
 
 
-class _Sum(torch.autograd.Function):
+class _AllReduceSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, tensor):
-        return _summed(tensor)
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return _all_reduced(tensor)
 
     @staticmethod
-    def backward(ctx, grad):
-        return _summed(grad)
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return _all_reduced(grads[0])
 
 
-def _summed(tensor):
+def _all_reduced(tensor: Tensor) -> Tensor:
     tensor = tensor.clone(memory_format=torch.contiguous_format)
     torch.distributed.all_reduce(tensor)
     return tensor

@@ -1,36 +1,39 @@
-"""What is wrong with a user's input, in one line."""
+"""Errors in the user's input, each reported in one line."""
+
+from collections.abc import Sequence
+from typing import Any
 
 
 class InputError(Exception):
-    """Bad input: what it is, why it can't be used, and what to do.
+    """Bad input: the file or option, what is wrong with it, and how to mend it.
 
     Args:
-        subject: the file, folder or option.
+        subject: the file, folder, option or device.
         cause: what is wrong with it, without a closing full stop.
         remedy: what to do about it, a sentence.
     """
 
-    def __init__(self, subject, cause, remedy):
+    def __init__(self, subject: object, cause: str, remedy: str) -> None:
         super().__init__(subject, cause, remedy)
         self.subject, self.cause, self.remedy = str(subject), cause, remedy
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.subject}: {self.cause}. {self.remedy}".replace("\n", " ")
 
 
-class InputErrors(Exception):  # noqa: N818 - it is several of them
-    """Several `InputError`s, reported together.
+class InputErrors(Exception):  # noqa: N818 - it holds several of them
+    """Several `InputError`s that are reported together.
 
     Args:
         errors: at least one InputError.
-        results: what was done in spite of them.
+        results: what could be done in spite of them.
     """
 
-    def __init__(self, errors, results=()):
+    def __init__(self, errors: Sequence[InputError], results: Sequence[Any] = ()) -> None:
         super().__init__(*errors)
         self.results = results
-        # a folder that can't be written is one mistake, however many files were to go there
+        # a folder that can't be written is one mistake, however many files should go there
         self.errors = list({str(error): error for error in errors}.values())
 
-    def __str__(self):
+    def __str__(self) -> str:
         return "\n".join(map(str, self.errors))

@@ -30,7 +30,7 @@ class Config:
     output: str = option(None, "writes all numbers as JSON", type=path_text, metavar="FILE")
     csv: str = option(None, "writes the cases as CSV, a row for each case, class and region", type=path_text,
                       metavar="FILE")  # fmt: skip
-    plotting: str = option(None, "draws the distributions, and the best, median and worst case", type=path_text,
+    figures: str = option(None, "draws the distributions, and the best, median and worst case", type=path_text,
                           metavar="DIR")  # fmt: skip
     images: str = option(None, "folder of the volumes for --figures, if they are not with the reference masks",
                          type=path_text, metavar="DIR")  # fmt: skip

@@ -1,21 +1,27 @@
-"""Files that are whole or not there, and folders."""
+"""Writes files whole or not at all, and makes folders."""
 
 import contextlib
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from vnet_fast.errors import InputError
 
+DEFAULT_REMEDY = "Make room or give permission"
+
 
 @contextlib.contextmanager
-def replacing(path, keep=None):
-    """A new binary file that takes the place of `path` once it is whole: written beside it, synced,
-    renamed. If the block raises, `path` stays as it was and nothing is left.
+def replacing(path: str | Path, keep: Path | None = None) -> Iterator[BinaryIO]:
+    """Opens a new binary file that replaces `path` once it is complete.
+
+    It is written beside its place, synced and renamed. If the block raises, `path` stays as it was and nothing
+    is left behind.
 
     Args:
         path: in a folder that exists.
-        keep: None, or what the file before is renamed to; in the moment between, only that is there.
+        keep: None, or a new name for the file that is replaced. For a moment there is only that one.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
@@ -33,8 +39,8 @@ def replacing(path, keep=None):
         raise
 
 
-def _sync_folder(folder):
-    """Makes the renaming last through a loss of power, where folders can be synced."""
+def _sync_folder(folder: Path) -> None:
+    """Makes a renaming survive a loss of power, where folders can be synced."""
     with contextlib.suppress(OSError):
         number = os.open(folder, os.O_RDONLY)
         try:
@@ -43,11 +49,16 @@ def _sync_folder(folder):
             os.close(number)
 
 
-def write_text(path, text, remedy="Make room or give permission"):
+def write_text(path: str | Path, text: str, remedy: str = DEFAULT_REMEDY) -> None:
     """Writes a text file, whole or not at all.
 
+    Args:
+        path: of the file.
+        text: its content.
+        remedy: what the user should do if it can't be written.
+
     Raises:
-        InputError: if it can't be written; `remedy` is what to do.
+        InputError: if it can't be written.
     """
     try:
         with replacing(path) as file:
@@ -56,14 +67,18 @@ def write_text(path, text, remedy="Make room or give permission"):
         raise InputError(path, f"can't be written ({error.strerror})", remedy) from None
 
 
-def make_folder(path, remedy="Make room or give permission"):
-    """Makes a folder, and those above it, if it is not there.
+def make_folder(path: str | Path, remedy: str = DEFAULT_REMEDY) -> Path:
+    """Makes a folder and its parents, unless they exist.
+
+    Args:
+        path: of the folder.
+        remedy: what the user should do if it can't be made.
 
     Returns:
         its Path.
 
     Raises:
-        InputError: if it can't be made; `remedy` is what to do.
+        InputError: if it can't be made.
     """
     path = Path(path)
     try:

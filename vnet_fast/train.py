@@ -1,12 +1,11 @@
 """Trains a V-Net on a folder of volumes with masks, or on phantoms."""
 
+from typing import Any
+
 from vnet_fast import command_line
 from vnet_fast.data.check import check
-from vnet_fast.devices import (
-    keep_freed_memory,
-    use_all_cores,
-)
-from vnet_fast.distributed import is_loss_of_another
+from vnet_fast.devices import keep_freed_memory, use_all_cores
+from vnet_fast.distributed import is_lost_process
 from vnet_fast.errors import InputError
 from vnet_fast.run import tensorboard
 from vnet_fast.run.configuration import ALL, Config, configure
@@ -14,7 +13,7 @@ from vnet_fast.training.cross_validation import cross_validate
 from vnet_fast.training.trainer import train_run
 
 
-def main(given):
+def main(given: dict[str, Any]) -> int:
     """Runs with the options given; returns the exit code."""
     use_all_cores()
     keep_freed_memory()
@@ -28,9 +27,9 @@ def main(given):
     try:
         return train_run(config)
     except RuntimeError as error:
-        if not is_loss_of_another(error):
+        if not is_lost_process(error):
             raise
-        raise InputError("another process", "has ended", "See what it said, and resume the run") from None
+        raise InputError("another process", "has ended", "See its message, and resume the run") from None
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Versions of what a result depends on."""
+"""The versions of the packages that a result depends on."""
 
 import importlib.metadata
 import platform
@@ -8,9 +8,9 @@ from vnet_fast import __version__
 PACKAGES = ("torch", "triton", "numpy", "SimpleITK")
 
 
-def versions():
-    """dict from name to version; None where a package is not installed."""
-    found = {"vnet_fast": __version__, "python": platform.python_version()}
+def versions() -> dict[str, str | None]:
+    """The version of each package by its name; None where it is not installed."""
+    found: dict[str, str | None] = {"vnet_fast": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)

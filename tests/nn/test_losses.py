@@ -7,7 +7,7 @@ import torch
 from monai.utils import LossReduction
 
 from vnet_fast import DiceLoss, WeightedCrossEntropy
-from vnet_fast.ops.dice import dice_sums
+from vnet_fast.ops.dice import DiceOptions, dice_sums
 
 SHAPES = {3: (2, 3, 7), 4: (2, 3, 5, 4), 5: (2, 3, 4, 3, 5)}
 REFERENCE = monai.losses.DiceLoss
@@ -243,7 +243,7 @@ def test_gradcheck(labels):
     for activation in ("none", "sigmoid", "softmax"):
         for squared in (True, False):
             assert torch.autograd.gradcheck(
-                lambda x, a=activation, s=squared: dice_sums(x, target, activation=a, labels=labels, squared=s),
+                lambda x, options=DiceOptions(activation, labels, squared=squared): dice_sums(x, target, options),
                 logits.clone().requires_grad_(),
             )
 
@@ -262,7 +262,7 @@ def test_no_spatial_axis():
 
 def test_unknown_activation():
     with pytest.raises(ValueError, match="activation must be one of none, sigmoid, softmax; got 'relu'"):
-        dice_sums(torch.zeros(1, 1, 2), torch.zeros(1, 1, 2), activation="relu")
+        dice_sums(torch.zeros(1, 1, 2), torch.zeros(1, 1, 2), DiceOptions("relu"))
 
 
 def paper_dice(p, g):

@@ -193,13 +193,13 @@ def test_what_is_missing_is_one_line(cases, run, tmp_path):
             held_out.held_out(folder, "cpu")
     for suffix in (".mhd", ".zraw"):
         (cases / f"Case04{suffix}").unlink()
-    with pytest.raises(InputErrors, match=r"Case04: no such case, or not its mask"):
+    with pytest.raises(InputErrors, match=r"Case04: the run held it out, but the case or its mask is missing"):
         held_out.held_out(run, "cpu")
     cases.rename(tmp_path / "moved")
     with pytest.raises(InputError, match=r"cases: no such folder, and .*run was trained on it. Restore it, or write"):
         held_out.held_out(run, "cpu")
     change_config(run, data=str(tmp_path / "moved"))
-    with pytest.raises(InputErrors, match=r"moved/Case04: no such case"):
+    with pytest.raises(InputErrors, match=r"moved/Case04: the run held it out"):
         held_out.held_out(run, "cpu")
     (run / "best.pt").unlink()
     with pytest.raises(InputError, match=r"run: has no best.pt yet"):

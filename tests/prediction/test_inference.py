@@ -11,7 +11,7 @@ from torch import nn
 from vnet_fast import VNet
 from vnet_fast.devices import HOST
 from vnet_fast.prediction import inference, windows
-from vnet_fast.prediction.inference import LEFT_RIGHT, NO_FLIP, Attempt, attempts, predict_probabilities
+from vnet_fast.prediction.inference import LEFT_RIGHT, NO_FLIP, Attempt, list_attempts, predict_probabilities
 
 SIZE = (16, 32, 32)
 CUDA = torch.device("cuda")
@@ -229,7 +229,7 @@ def test_overlap_outside_of_its_range():
 
 
 def test_attempts_on_a_gpu():
-    found = attempts(CUDA, (64, 128, 128), (80, 128, 128))
+    found = list_attempts(CUDA, (64, 128, 128), (80, 128, 128))
     assert [(a.device.type, a.window, a.collected.type) for a in found] == [
         ("cuda", (64, 128, 128), "cuda"),
         ("cuda", (64, 128, 128), "cpu"),
@@ -238,15 +238,15 @@ def test_attempts_on_a_gpu():
         ("cpu", (64, 128, 128), "cpu"),
     ]
     # there is little to collect of a single window
-    assert attempts(CUDA, (64, 128, 128), (64, 128, 128))[1].window == (64, 64, 128)
+    assert list_attempts(CUDA, (64, 128, 128), (64, 128, 128))[1].window == (64, 64, 128)
 
 
 def test_out_of_memory_halves_the_windows_and_says_so():
-    said, image = [], make_image((16, 80, 128))
+    messages, image = [], make_image((16, 80, 128))
     model = Scarce(make_pointwise(), voxels=16 * 64 * 64)
-    found = predict_probabilities(model, image, say=said.append)
+    found = predict_probabilities(model, image, notify=messages.append)
     np.testing.assert_allclose(found, forward(model.network, image), rtol=0, atol=1e-6)
-    assert said == [
+    assert messages == [
         "out of memory on the GPU, windows are 64 x 80 x 16 voxels, which is less accurate",
         "out of memory on the GPU, windows are 64 x 48 x 16 voxels, which is less accurate",
     ]
@@ -257,12 +257,12 @@ def test_out_of_memory_halves_the_windows_and_says_so():
 
 def test_halves_are_windows_of_that_size():
     network, image = make_vnet(), make_image((16, 16, 128))
-    found = predict_probabilities(Scarce(network, voxels=16 * 16 * 64), image, say=lambda words: None)
+    found = predict_probabilities(Scarce(network, voxels=16 * 16 * 64), image, notify=lambda message: None)
     np.testing.assert_array_equal(found, predict_probabilities(network, image, window=(16, 16, 64)))
 
 
 def test_the_last_resort_is_the_cpu(monkeypatch):
-    said, precisions, image = [], [], make_image((16, 16, 160))
+    messages, precisions, image = [], [], make_image((16, 16, 160))
 
     def mixed_precision(device, dtype):
         precisions.append((device.type, dtype))
@@ -270,9 +270,9 @@ def test_the_last_resort_is_the_cpu(monkeypatch):
 
     monkeypatch.setattr(inference, "mixed_precision", mixed_precision)
     model = OnlyOnTheHost(make_pointwise())
-    found = predict_probabilities(model, image, torch.bfloat16, window=(16, 16, 96), say=said.append)
+    found = predict_probabilities(model, image, torch.bfloat16, window=(16, 16, 96), notify=messages.append)
     np.testing.assert_allclose(found, forward(model.network, image), rtol=0, atol=1e-6)
-    assert said == [
+    assert messages == [
         "out of memory on the GPU, probabilities are collected on the CPU",
         "out of memory on the GPU, windows are 48 x 16 x 16 voxels, which is less accurate",
         "out of memory on the GPU, the network runs on the CPU, in float32",
@@ -284,7 +284,7 @@ def test_the_last_resort_is_the_cpu(monkeypatch):
 
 def test_what_the_cpu_cannot_hold_is_no_endless_loop():
     with pytest.raises(torch.OutOfMemoryError):
-        predict_probabilities(Scarce(make_pointwise(), voxels=0), make_image(SIZE), say=lambda words: None)
+        predict_probabilities(Scarce(make_pointwise(), voxels=0), make_image(SIZE), notify=lambda message: None)
 
 
 @pytest.mark.gpu
@@ -299,7 +299,7 @@ def test_collected_on_the_host_or_the_device_is_the_same():
 
 @pytest.mark.gpu
 def test_out_of_memory_on_a_gpu():
-    model, image, said = VNet(base_channels=8).to(CUDA), make_image((64, 128, 128)), []
+    model, image, messages = VNet(base_channels=8).to(CUDA), make_image((64, 128, 128)), []
     torch.cuda.reset_peak_memory_stats()
     predict_probabilities(model, image)
     weights, peak = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
@@ -307,12 +307,12 @@ def test_out_of_memory_on_a_gpu():
     limit = weights + 0.65 * (peak - weights)
     torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(CUDA).total_memory)
     try:
-        found = predict_probabilities(model, image, say=said.append)
+        found = predict_probabilities(model, image, notify=messages.append)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert said
-    assert "CPU" not in said[-1]
+    assert messages
+    assert "CPU" not in messages[-1]
     window = image.shape
-    for _ in said:
-        window = windows.halved(window)
+    for _ in messages:
+        window = windows.halve_longest_axis(window)
     np.testing.assert_allclose(found, predict_probabilities(model, image, window=window), rtol=0, atol=1e-3)

@@ -66,7 +66,7 @@ def test_cover_reaches_every_voxel_with_weights_that_sum_to_1(shape, window, ove
     for part in windows.cover(shape, window, overlap):
         weights = part.weights()
         assert weights.dtype == torch.float32
-        assert weights.shape == windows.fitted(window, shape)
+        assert weights.shape == windows.clip_to_shape(window, shape)
         total[part.where] += weights
     torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-6)
 
@@ -95,14 +95,14 @@ def test_overlap_outside_of_its_range(overlap):
 
 def test_halves_down_to_the_smallest():
     sizes = [(64, 128, 128)]
-    while size := windows.halved(sizes[-1]):
+    while size := windows.halve_longest_axis(sizes[-1]):
         sizes.append(size)
     assert sizes[1:] == [(64, 64, 128), (64, 64, 64)]
 
 
 @pytest.mark.parametrize("longest", range(65, 300, 13))
 def test_a_half_is_smaller_and_a_multiple_of_16(longest):
-    half = windows.halved((16, longest, 20))[1]
+    half = windows.halve_longest_axis((16, longest, 20))[1]
     assert longest / 2 <= half < longest
     assert half % 16 == 0
-    assert windows.halved((64, 20, 7)) is None
+    assert windows.halve_longest_axis((64, 20, 7)) is None

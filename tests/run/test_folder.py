@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import torch
 from vnet_fast import VNet
 from vnet_fast.errors import InputError
 from vnet_fast.run import checkpoint
-from vnet_fast.run.folder import LAST, PREVIOUS, RunFolder
+from vnet_fast.run.folder import LAST, LOCK, PREVIOUS, PROCESS, RunFolder
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +26,7 @@ def small(value=0.0):
 
 def test_a_folder_is_made_and_held_until_closed(tmp_path):
     folder = RunFolder(tmp_path / "a" / "run")
-    assert (folder / "lock").read_text() == str(os.getpid())
+    assert (folder / PROCESS).read_text() == str(os.getpid())
     with pytest.raises(InputError, match=rf"process {os.getpid()} is training in it. Wait for its end"):
         RunFolder(tmp_path / "a" / "run")
     folder.close()
@@ -58,7 +59,7 @@ def test_the_lock_of_a_process_that_was_killed_is_taken_over(tmp_path, capsys):
 
 def test_a_folder_that_can_not_be_made(tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(InputError, match=r"run: can't be written \(.*\)\. Choose another --output"):
+    with pytest.raises(InputError, match=r"run: can't be made \(.*\)\. Choose another --output"):
         RunFolder(tmp_path / "file" / "run")
 
 
@@ -70,7 +71,7 @@ def test_the_checkpoint_before_the_last_is_kept(tmp_path):
     assert checkpoint.load(folder / PREVIOUS)["iteration"] == 2
     content, path = RunFolder.load_last(tmp_path, CPU)
     assert (content["iteration"], path) == (3, tmp_path / LAST)
-    assert {path.name for path in tmp_path.iterdir()} == {LAST, PREVIOUS, "lock"}
+    assert {path.name for path in tmp_path.iterdir()} == {LAST, PREVIOUS, LOCK, PROCESS}
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_a_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"last.pt: can't be written \(No space left on device\)"):
         folder.save_last(small(), iteration=2)
     assert RunFolder.load_last(tmp_path, CPU)[0]["iteration"] == 1
-    assert {path.name for path in tmp_path.iterdir()} == {LAST, "lock"}
+    assert {path.name for path in tmp_path.iterdir()} == {LAST, LOCK, PROCESS}
 
 
 def test_what_a_killed_process_was_writing_is_taken_away(tmp_path):
@@ -148,12 +149,16 @@ def test_what_a_killed_process_was_writing_is_taken_away(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [LAST]
 
 
-def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
-    from vnet_fast.run import folder as run_folder
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    """A file that exists stands in for the lock."""
+    fcntl = pytest.importorskip("fcntl", reason="only Unix has flock")
 
-    def flock(file, how):
-        raise OSError(38, "Function not implemented")
+    def flock(file, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr(run_folder.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(InputError, match=rf"process {os.getpid()} is training in it"):
+        RunFolder(tmp_path / "run")
+    folder.close()
     RunFolder(tmp_path / "run").close()
-    assert "its file system has no locks" in capsys.readouterr().out

@@ -11,7 +11,7 @@ def test_minutes():
 def test_a_kill_right_after_resuming_keeps_the_log(tmp_path):
     path, config = tmp_path / "log.csv", Config(iterations=900)
     log = Log(path, 0, config)
-    log.add(1, [0.5] * 500, 2.0)
+    log.add(1, [0.5] * 500, [1e-4] * 500, 2.0)
     log.close()
     child = os.fork()
     if child == 0:
@@ -20,4 +20,4 @@ def test_a_kill_right_after_resuming_keeps_the_log(tmp_path):
     os.waitpid(child, 0)
     lines = path.read_text().splitlines()
     assert len(lines) == 451
-    assert lines[-1].startswith("450,0.5,")
+    assert lines[-1] == "450,0.5,0.0001,,2"

@@ -5,22 +5,25 @@ import pytest
 import torch
 
 from vnet_fast.data.phantom import phantoms
+from vnet_fast.data.training_data import Data
 from vnet_fast.training import batches
-from vnet_fast.training.batches import FromWorkers, Ready, Resident, Streamed, Volumes, make_source
+from vnet_fast.training.batches import make_source
 from vnet_fast.training.draws import BatchSampler, sample_batch
+from vnet_fast.training.sources import Ready, Resident, Streamed, Volumes
+from vnet_fast.training.workers import FromWorkers
 
-SIZE = (16, 32, 32)
+SHAPE = (16, 32, 32)
 CPU = torch.device("cpu")
 DEVICES = [CPU, pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)]
 
 
 @pytest.fixture(scope="module")
 def prepared():
-    return phantoms(0, 4, SIZE[::-1], (4, 4, 6))
+    return phantoms(0, 4, (32, 32, 16), (4, 4, 6))
 
 
-def draws(batch_size=2, augmented=True):
-    return BatchSampler(0, batch_size, 4, SIZE, augmented)
+def sampler(batch_size=2, augmented=True):
+    return BatchSampler(0, batch_size, 4, SHAPE, augmented)
 
 
 def made(source, iteration):
@@ -29,19 +32,19 @@ def made(source, iteration):
 
 
 def test_batches_are_the_cases(prepared):
-    source = Resident(Volumes(prepared, 2), draws(augmented=False), CPU)
+    source = Resident(Volumes(prepared, 2), sampler(augmented=False), CPU)
     image, mask = made(source, 3)
-    assert image.shape == mask.shape == (2, 1, *SIZE)
+    assert image.shape == mask.shape == (2, 1, *SHAPE)
     assert (image.dtype, mask.dtype) == (torch.float32, torch.uint8)
-    for n, case in enumerate(sample_batch(0, 3, 2, 4, SIZE).cases):
+    for n, case in enumerate(sample_batch(0, 3, 2, 4, SHAPE).cases):
         np.testing.assert_array_equal(image[n, 0].numpy(), prepared[case].image)
         np.testing.assert_array_equal(mask[n, 0].numpy(), prepared[case].mask)
     assert max(case.ranks.max() for case in prepared) > 60_000
 
 
 def test_augmented_batches_take_other_intensities(prepared):
-    image, _ = made(Resident(Volumes(prepared, 2), draws(), CPU), 0)
-    choice = sample_batch(0, 0, 2, 4, SIZE)
+    image, _ = made(Resident(Volumes(prepared, 2), sampler(), CPU), 0)
+    choice = sample_batch(0, 0, 2, 4, SHAPE)
     for n in range(2):
         table = prepared[choice.intensities_of[n]].table
         assert image[n].min() >= table.min()
@@ -58,7 +61,7 @@ def test_two_classes_take_all_labels_as_one(prepared):
 @pytest.mark.parametrize("device", DEVICES, ids=str)
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_streamed_batches_are_the_resident_ones(prepared, device, batch_size):
-    resident, streamed = (kind(Volumes(prepared, 2), draws(batch_size), device) for kind in (Resident, Streamed))
+    resident, streamed = (kind(Volumes(prepared, 2), sampler(batch_size), device) for kind in (Resident, Streamed))
     # in order, as training asks for them, and not, as a run that is resumed
     for iteration in (0, 1, 2, 3, 9, 10, 4):
         for ours, expected in zip(made(streamed, iteration), made(resident, iteration), strict=True):
@@ -66,8 +69,8 @@ def test_streamed_batches_are_the_resident_ones(prepared, device, batch_size):
 
 
 def test_batches_made_ahead_are_those_made_in_the_step(prepared):
-    resident = Resident(Volumes(prepared, 2), draws(), CPU)
-    ahead, ready = FromWorkers(prepared, 2, draws(), 5, 9, workers=2), Ready(resident)
+    resident = Resident(Volumes(prepared, 2), sampler(), CPU)
+    ahead, ready = FromWorkers(prepared, 2, sampler(), 5, 9, workers=2), Ready(resident)
     assert ahead.prepare is None
     for iteration in range(5, 9):
         expected = made(resident, iteration)
@@ -78,17 +81,17 @@ def test_batches_made_ahead_are_those_made_in_the_step(prepared):
 
 
 def test_workers_go_in_order(prepared):
-    source = FromWorkers(prepared, 2, draws(), 5, 9, workers=1)
+    source = FromWorkers(prepared, 2, sampler(), 5, 9, workers=1)
     with pytest.raises(ValueError, match="iteration must be 5, the next in order; got 6"):
         source.inputs(6)
     source.close()
 
 
 def test_source_of_a_cpu(prepared):
-    source = make_source(prepared, 2, draws(), CPU, torch.float32, 0, 9)
+    source = make_source(Data(prepared, [], 2), sampler(), CPU, torch.float32, range(9))
     assert isinstance(source, Resident)
     assert source.description == f"4 volumes, {Volumes(prepared, 2).nbytes / 1e6:.0f} MB in memory"
-    source = make_source(prepared, 2, draws(), CPU, torch.float32, 0, 9, workers=1)
+    source = make_source(Data(prepared, [], 2), sampler(), CPU, torch.float32, range(9), workers=1)
     assert isinstance(source, FromWorkers)
     source.close()
 
@@ -110,7 +113,7 @@ def test_source_of_a_gpu_by_size(prepared, monkeypatch, free, kind, kernel):
         monkeypatch.setattr(
             batches, name, lambda *args, name=name: (seen.append(name), Resident(args[0], args[1], CPU))[1]
         )
-    source = make_source(prepared, 2, draws(), FakeDevice(), torch.bfloat16, 0, 9)
+    source = make_source(Data(prepared, [], 2), sampler(), FakeDevice(), torch.bfloat16, range(9))
     assert seen == [kind.__name__]
     assert isinstance(source, Resident if kernel else Ready)
 
@@ -118,5 +121,5 @@ def test_source_of_a_gpu_by_size(prepared, monkeypatch, free, kind, kernel):
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", [Resident, Streamed])
 def test_words_say_where_volumes_are(prepared, kind):
-    words = kind(Volumes(prepared, 2), draws(), torch.device("cuda")).description
+    words = kind(Volumes(prepared, 2), sampler(), torch.device("cuda")).description
     assert words.endswith("on the GPU" if kind is Resident else "streamed from pinned memory")

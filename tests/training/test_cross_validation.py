@@ -95,14 +95,14 @@ def test_folds_of_other_machines_are_taken_over(cases, tmp_path, run_verb):
 
 def stop_at(monkeypatch, fold, iteration, number):
     """Sends a signal in the middle of a fold's iteration."""
-    update = trainer.Run._update
+    update = trainer.Trainer._update
 
     def stopping(run, source):
         if (run.config.fold, run.iteration + 1) == (fold, iteration):
             os.kill(os.getpid(), number)
         return update(run, source)
 
-    monkeypatch.setattr(trainer.Run, "_update", stopping)
+    monkeypatch.setattr(trainer.Trainer, "_update", stopping)
 
 
 def test_a_signal_stops_all_folds_and_the_whole_is_resumed(cases, tmp_path, run_verb, monkeypatch):
@@ -128,8 +128,8 @@ def test_a_signal_stops_all_folds_and_the_whole_is_resumed(cases, tmp_path, run_
 
 
 def test_a_signal_at_the_end_of_a_fold_begins_no_other(cases, tmp_path, run_verb, monkeypatch):
-    run, finish = tmp_path / "run", train.finish
-    monkeypatch.setattr(train, "finish", lambda run: (os.kill(os.getpid(), signal.SIGTERM), finish(run)))
+    run, finish = tmp_path / "run", trainer.finish
+    monkeypatch.setattr(trainer, "finish", lambda *given: (os.kill(os.getpid(), signal.SIGTERM), finish(*given)))
     code, out, _ = run_verb(train, "--data", cases, *ALL_FOLDS, "--folds", 2, "--iterations", 1, "--output", run)
     assert code == 128 + signal.SIGTERM
     assert f"--resume {run}\n" in out

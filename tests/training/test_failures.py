@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from vnet_fast import train
+from vnet_fast import VNet, train
 from vnet_fast.errors import InputError
 from vnet_fast.run import checkpoint
 from vnet_fast.run.configuration import Config
-from vnet_fast.training import batches, trainer
+from vnet_fast.training import trainer, workers
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--volume", 16, 16, 16, "--spacing", 1.5, 1.5, 2, "--base-channels", 1, "--device", "cpu", "--folds", 3]
@@ -40,7 +40,7 @@ def failing_from(monkeypatch, run, iteration, change):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_the_run(cases, tmp_path, monkeypatch, bad):
-    run = trainer.Run(config_of(cases, tmp_path))
+    run = trainer.Trainer(config_of(cases, tmp_path))
     failing_from(monkeypatch, run, 6, lambda loss: loss + bad)
     names = sorted({case.name for case in run.data.training})
     with pytest.raises(InputError) as caught:
@@ -48,7 +48,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(cases, tmp_path, monkeypatch, b
     run.close()
     message = str(caught.value)
     assert "the loss became NaN or infinite at iteration 6 (" in message
-    drawn = {run.data.training[case].name for case in run.draws(5).cases}
+    drawn = {run.data.training[case].name for case in run.sampler(5).cases}
     assert all((name in message) == (name in drawn) for name in names)
     assert "last.pt is from before. Start again with a lower --learning-rate" in message
     assert checkpoint.load(tmp_path / "run" / "last.pt")["iteration"] == 4
@@ -56,7 +56,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(cases, tmp_path, monkeypatch, b
 
 def test_weights_that_are_not_finite_are_not_saved(cases, tmp_path, monkeypatch):
     """The loss of the last iteration is finite, its gradient is not."""
-    run = trainer.Run(config_of(cases, tmp_path))
+    run = trainer.Trainer(config_of(cases, tmp_path))
     failing_from(monkeypatch, run, 8, lambda loss: loss + (loss * 0).sqrt())
     with pytest.raises(InputError, match=r"weights became NaN or infinite by iteration 8; last\.pt is from before"):
         run.train()
@@ -66,7 +66,7 @@ def test_weights_that_are_not_finite_are_not_saved(cases, tmp_path, monkeypatch)
 
 
 def test_float16_goes_on_until_its_scaler_has_given_up(cases, tmp_path, monkeypatch):
-    run = trainer.Run(config_of(cases, tmp_path, amp="fp16", iterations=40, val_every=4, save_every=4))
+    run = trainer.Trainer(config_of(cases, tmp_path, amp="fp16", iterations=40, val_every=4, save_every=4))
     run.step.scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=1000)
     failing_from(monkeypatch, run, 3, lambda loss: loss * float("inf"))
     with pytest.raises(InputError, match="the loss became NaN or infinite at iteration"):
@@ -80,14 +80,14 @@ def test_float16_goes_on_until_its_scaler_has_given_up(cases, tmp_path, monkeypa
 
 
 def test_out_of_memory_says_what_fits(cases, tmp_path, run_verb, monkeypatch):
-    original = train.VNet.forward
+    original = VNet.forward
 
     def forward(model, x):
         if len(x) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return original(model, x)
 
-    monkeypatch.setattr(train.VNet, "forward", forward)
+    monkeypatch.setattr(VNet, "forward", forward)
     code, _, err = run_verb(
         train, "--data", cases, *TINY, "--iterations", 2, "--batch-size", 5, "--output", tmp_path / "run"
     )
@@ -103,7 +103,7 @@ def test_out_of_memory_says_what_fits(cases, tmp_path, run_verb, monkeypatch):
 
 
 def test_two_runs_in_one_folder(cases, tmp_path, run_verb):
-    first = trainer.Run(config_of(cases, tmp_path))
+    first = trainer.Trainer(config_of(cases, tmp_path))
     code, _, err = run_verb(train, "--data", cases, *TINY, "--output", tmp_path / "run")
     assert code == 2
     assert err == (
@@ -119,7 +119,7 @@ def test_a_damaged_last_checkpoint_never_takes_the_place_of_the_good_one(cases, 
     options = ["--iterations", 8, "--save-every", 2]
     assert run_verb(train, "--data", cases, *TINY, *options, "--output", run)[0] == 0
     (run / "last.pt").write_bytes(b"damaged")
-    resumed = trainer.Run(train.configure({"resume": str(run), "iterations": 10}))
+    resumed = trainer.Trainer(train.configure({"resume": str(run), "iterations": 10}))
     assert resumed.iteration == 6
     resumed.close()
     assert not (run / "last.pt").exists()
@@ -128,7 +128,7 @@ def test_a_damaged_last_checkpoint_never_takes_the_place_of_the_good_one(cases, 
 
 
 def test_a_run_killed_before_its_first_validation_can_be_resumed(cases, tmp_path, monkeypatch):
-    run = trainer.Run(config_of(cases, tmp_path, iterations=500, val_every=500, save_every=500))
+    run = trainer.Trainer(config_of(cases, tmp_path, iterations=500, val_every=500, save_every=500))
     update = run._update
 
     def interrupted(source):
@@ -144,7 +144,7 @@ def test_a_run_killed_before_its_first_validation_can_be_resumed(cases, tmp_path
 
 
 def test_a_run_that_never_validated_is_not_finished(cases, tmp_path, run_verb):
-    run = trainer.Run(config_of(cases, tmp_path, iterations=9, val_every=9))
+    run = trainer.Trainer(config_of(cases, tmp_path, iterations=9, val_every=9))
     run.iteration = 5
     run._save_last()
     run.close()
@@ -161,7 +161,7 @@ def test_a_run_that_can_not_start_leaves_no_lock(cases, tmp_path, run_verb):
 
 
 def test_a_worker_that_is_killed(cases, tmp_path, run_verb, monkeypatch):
-    original = batches.FromWorkers.inputs
+    original = workers.FromWorkers.inputs
 
     def inputs(source, iteration):
         if iteration == 3:
@@ -170,7 +170,7 @@ def test_a_worker_that_is_killed(cases, tmp_path, run_verb, monkeypatch):
             time.sleep(0.5)
         return original(source, iteration)
 
-    monkeypatch.setattr(batches.FromWorkers, "inputs", inputs)
+    monkeypatch.setattr(workers.FromWorkers, "inputs", inputs)
     code, _, err = run_verb(
         train, "--data", cases, *TINY, "--iterations", 99, "--workers", 1, "--save-every", 1, "--output", tmp_path / "r"
     )
@@ -182,14 +182,14 @@ def test_a_worker_that_is_killed(cases, tmp_path, run_verb, monkeypatch):
 
 
 def test_a_workers_own_error_names_the_cases(cases, tmp_path, run_verb, monkeypatch):
-    original = batches.FromWorkers.__init__
+    original = workers.FromWorkers.__init__
 
     def init(source, prepared, *arguments):
         from dataclasses import replace
 
         original(source, [replace(case, table=case.table[:5]) for case in prepared], *arguments)
 
-    monkeypatch.setattr(batches.FromWorkers, "__init__", init)
+    monkeypatch.setattr(workers.FromWorkers, "__init__", init)
     code, _, err = run_verb(
         train, "--data", cases, *TINY, "--iterations", 3, "--workers", 1, "--output", tmp_path / "run"
     )

@@ -6,7 +6,7 @@ import torch
 from vnet_fast import devices
 from vnet_fast.devices import is_out_of_memory
 from vnet_fast.training import memory
-from vnet_fast.training.memory import what_fits
+from vnet_fast.training.memory import largest_fitting_batch
 
 
 class Limited(torch.nn.Module):
@@ -42,7 +42,7 @@ def loss(logits, target):
 def test_what_fits_is_found_by_trying(volumes, expected):
     size = (64, 128, 128)
     model = Limited(volumes * math.prod(size))
-    assert what_fits(model, loss, None, 4, size) == expected
+    assert largest_fitting_batch(model, loss, None, 4, size) == expected
     assert model.weight.grad is None
     assert all(batch < 4 for batch, *_ in model.tried)
 
@@ -51,7 +51,7 @@ def test_other_errors_are_not_taken_for_it():
     model = Limited(math.inf)
     model.forward = lambda x: (_ for _ in ()).throw(RuntimeError("shapes do not match"))
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        what_fits(model, loss, None, 2, (16, 16, 16))
+        largest_fitting_batch(model, loss, None, 2, (16, 16, 16))
 
 
 def test_out_of_memory_on_gpu_and_cpu():
@@ -68,13 +68,13 @@ def test_what_fits_on_a_gpu_does():
 
     model = VNet(base_channels=2).cuda()
     size = (64, 128, 128)
-    devices.free(torch.device("cuda"))
+    devices.free_memory(torch.device("cuda"))
     torch.cuda.reset_peak_memory_stats()
     assert memory._fits(model, DiceLoss.paper(), None, 1, size)
     one = torch.cuda.max_memory_allocated() / torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(2.5 * one)
     try:
-        fitting = what_fits(model, DiceLoss.paper(), None, 16, size)
+        fitting = largest_fitting_batch(model, DiceLoss.paper(), None, 16, size)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert fitting[1] == size

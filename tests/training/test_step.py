@@ -151,7 +151,7 @@ def test_state_goes_on_where_it_was(prepared, name):
 def test_another_networks_state_is_refused():
     model = VNet(base_channels=2, topology="caffe")
     other = Step(model, DiceLoss.paper(), make_optimizer(model, "sgd", 0.1, 0.9, 0))
-    with pytest.raises(ValueError, match="of other parameters"):
+    with pytest.raises(ValueError, match="belongs to other parameters"):
         trainer().load_state_dict(other.state_dict())
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from vnet_fast import VNet, export
+from vnet_fast.prediction import export as exporting
 from vnet_fast.run import checkpoint
 
 TOPOLOGIES = ("paper", "caffe")
@@ -129,7 +130,7 @@ def test_other_formats(tmp_path, trained, run_verb):
     path, _ = trained()
     for name in ("model", "model.pt", "model.pth"):
         output = tmp_path / name
-        message = f"{output}: neither .pt2 nor .onnx. Choose one of them by the name's end"
+        message = f"{output}: neither .pt2 nor .onnx. Choose one of them as the end of the name"
         assert_refused(run_verb, path, output, message)
 
 
@@ -159,7 +160,7 @@ def test_output_in_an_impossible_place(tmp_path, trained, run_verb):
 
 @pytest.mark.parametrize("name", ["onnx", "onnxscript"])
 def test_without_the_packages_of_onnx(tmp_path, trained, run_verb, monkeypatch, name):
-    monkeypatch.setattr(export, "_is_installed", lambda each: each != name)
+    monkeypatch.setattr(exporting, "is_installed", lambda each: each != name)
     path, _ = trained()
     output = tmp_path / "model.onnx"
     message = f"{output}: {name} is not installed. pip install 'vnet_fast[onnx]'"
@@ -167,13 +168,13 @@ def test_without_the_packages_of_onnx(tmp_path, trained, run_verb, monkeypatch, 
 
 
 def test_what_is_installed():
-    assert export._is_installed("torch")
-    assert not export._is_installed("no_such_package")
+    assert exporting.is_installed("torch")
+    assert not exporting.is_installed("no_such_package")
 
 
 def test_onnx_is_written_unchecked_without_onnxruntime(tmp_path, trained, run_verb, monkeypatch):
-    monkeypatch.setattr(export, "_is_installed", lambda each: each != "onnxruntime")
-    monkeypatch.setattr(export, "onnx_bytes", lambda program, facts: b"content")
+    monkeypatch.setattr(exporting, "is_installed", lambda each: each != "onnxruntime")
+    monkeypatch.setattr(exporting, "onnx_bytes", lambda program, facts: b"content")
     path, _ = trained()
     output = tmp_path / "model.onnx"
     code, out, _ = run_verb(export, "--checkpoint", path, "--output", output)
@@ -183,8 +184,8 @@ def test_onnx_is_written_unchecked_without_onnxruntime(tmp_path, trained, run_ve
 
 
 def test_onnx_that_is_too_large(tmp_path, trained, run_verb, monkeypatch):
-    monkeypatch.setattr(export, "_is_installed", lambda name: True)
-    monkeypatch.setattr(export, "MAX_ONNX_BYTES", 1000)
+    monkeypatch.setattr(exporting, "is_installed", lambda name: True)
+    monkeypatch.setattr(exporting, "MAX_ONNX_BYTES", 1000)
     path, _ = trained()
     output = tmp_path / "model.onnx"
     message = f"{output}: the weights take 0.0 GB, an ONNX file 2.1 GB. Write a .pt2 instead"
@@ -195,7 +196,7 @@ def test_file_that_differs_is_not_written(tmp_path, trained, run_verb, monkeypat
     path, _ = trained()
     output = tmp_path / "model.pt2"
     output.write_text("the one before")
-    monkeypatch.setattr(export, "_add_prelu", lambda x, slope, bias, residual: (2 * x, x.new_empty(0)))
+    monkeypatch.setattr(exporting, "_plain_add_prelu", lambda x, slope, bias, residual: (2 * x, x.new_empty(0)))
     code, out, err = run_verb(export, "--checkpoint", path, "--output", output)
     assert (code, out) == (2, "")
     assert err.startswith(f"error: {output}: not written, its logits would be ")
@@ -206,4 +207,4 @@ def test_file_that_differs_is_not_written(tmp_path, trained, run_verb, monkeypat
 def test_help_says_which_sizes(run_verb):
     code, out, _ = run_verb(export, "--help")
     assert code == 0
-    assert "N is any number, z, y and x are" in out
+    assert "N is any number; z, y and x are" in out

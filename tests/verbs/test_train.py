@@ -150,8 +150,8 @@ def test_settings_reach_the_run(cases, tmp_path):
     """Topology, loss, precision, augmentation, batch and optimiser are those asked for."""
     common = {"data": str(cases), "volume": (16, 16, 16), "spacing": (1.5, 1.5, 2.0), "base_channels": 2, "folds": 3}
     common |= {"device": "cpu", "seed": 0, "iterations": 2}
-    plain = trainer.Run(Config(**common, output=str(tmp_path / "a")))
-    other = trainer.Run(
+    plain = trainer.Trainer(Config(**common, output=str(tmp_path / "a")))
+    other = trainer.Trainer(
         Config(
             **common,
             output=str(tmp_path / "b"),
@@ -187,7 +187,7 @@ def test_the_schedule_reaches_the_optimiser(cases, tmp_path):
         data=str(cases), output=str(tmp_path / "run"), volume=(16, 16, 16), spacing=(1.5, 1.5, 2.0), base_channels=2,
         folds=3, device="cpu", iterations=5, lr_step=2, learning_rate=1e-3,
     )  # fmt: skip
-    run = trainer.Run(config)
+    run = trainer.Trainer(config)
     rates, original = [], run.step.optimizer.step
     run.step.optimizer.step = lambda *a, **k: (
         rates.append([group["lr"] for group in run.step.optimizer.param_groups]), original(*a, **k)
@@ -198,9 +198,9 @@ def test_the_schedule_reaches_the_optimiser(cases, tmp_path):
 
 def test_checkpoints_are_saved_as_often_as_asked(cases, tmp_path, monkeypatch):
     saved = []
-    monkeypatch.setattr(trainer.Run, "_save_last", lambda run: saved.append(run.iteration))
+    monkeypatch.setattr(trainer.Trainer, "_save_last", lambda run: saved.append(run.iteration))
     config = {"data": str(cases), "volume": (16, 16, 16), "spacing": (1.5, 1.5, 2.0), "base_channels": 2, "folds": 3}
-    trainer.Run(Config(**config, output=str(tmp_path / "a"), iterations=9, val_every=4, save_every=3)).train()
+    trainer.Trainer(Config(**config, output=str(tmp_path / "a"), iterations=9, val_every=4, save_every=3)).train()
     assert saved == [1, 3, 4, 6, 8, 9]
 
 

@@ -1,1 +1,1 @@
-"""Our losses under the names and arguments of other libraries, one file a library."""
+"""Our losses with the names and arguments of other libraries, one file per library. May import ops."""

@@ -2,25 +2,26 @@
 
 import functools
 import sys
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vnet_fast.distributed import all_reduce_sum
 from vnet_fast.ops.dice import DiceOptions, dice_sums
 
-# no class: what a voxel that does not count is labelled with
+# the label of voxels that do not count, which is no class
 IGNORED = -1
-# nnU-Net's own, below which a denominator does not fall
+# the smallest denominator, as in nnU-Net
 MIN_DENOMINATOR = 1e-8
 
 
 class SoftDiceLoss(nn.Module):
     """-Dice, the mean over volumes and classes: nnU-Net's `SoftDiceLoss` of version 2.8.
 
-    Dice = (2 Σ p g + smooth) / max(Σ p + Σ g + smooth, 1e-8), sums over the voxels. They are taken in
-    float32 for half precision too, and the loss is float32 then (float64 for float64 input).
+    Dice = (2 Σ p g + smooth) / max(Σ p + Σ g + smooth, 1e-8), with sums over the voxels. Sums and loss are float32
+    for half precision too, and float64 for float64 input.
 
     Args:
         apply_nonlin: a function that makes probabilities of `x`, or None if it holds them. A softmax
@@ -30,15 +31,23 @@ class SoftDiceLoss(nn.Module):
         batch_dice: sums over the volumes of the batch too, before the division.
         do_bg: whether class 0 counts.
         smooth: added to the numerator and to the denominator.
-        ddp: with `batch_dice`, sums over the volumes of all processes that train together
-            (`torch.distributed`); no different in a single process, where nnU-Net's fails.
-        clip_tp: None, or the least that Σ p g is taken for.
+        ddp: with `batch_dice`, sums over the volumes of all processes that train together (`torch.distributed`).
+            It has no effect in a single process, where nnU-Net's loss fails.
+        clip_tp: None, or a lower bound of Σ p g.
 
     Source:
         Isensee et al. 2021 (nnU-Net); arguments, order and defaults of `nnunetv2.training.loss.dice`.
     """
 
-    def __init__(self, apply_nonlin=None, batch_dice=False, do_bg=True, smooth=1.0, ddp=True, clip_tp=None):
+    def __init__(
+        self,
+        apply_nonlin: Callable[[Tensor], Tensor] | None = None,
+        batch_dice: bool = False,
+        do_bg: bool = True,
+        smooth: float = 1.0,
+        ddp: bool = True,
+        clip_tp: float | None = None,
+    ) -> None:
         super().__init__()
         self.apply_nonlin = apply_nonlin
         self.batch_dice = batch_dice
@@ -48,7 +57,7 @@ class SoftDiceLoss(nn.Module):
         self.clip_tp = clip_tp
         self._activation = _fused_activation(apply_nonlin)
 
-    def forward(self, x, y, loss_mask=None):
+    def forward(self, x: Tensor, y: Tensor, loss_mask: Tensor | None = None) -> Tensor:
         """The loss of a batch.
 
         Args:
@@ -70,6 +79,7 @@ class SoftDiceLoss(nn.Module):
         self._check(x, y, loss_mask)
         activation = self._activation
         if activation is None:
+            assert self.apply_nonlin is not None
             x, activation = self.apply_nonlin(x), "none"
         options = DiceOptions(activation, labels, first_class=0 if self.do_bg else 1)
         if loss_mask is None:
@@ -84,31 +94,31 @@ class SoftDiceLoss(nn.Module):
             sums = all_reduce_sum(sums) if self.ddp else sums
         return -self._dice(*sums).mean()
 
-    def _dice(self, intersection, prediction, ground):
+    def _dice(self, intersection: Tensor, prediction: Tensor, ground: Tensor) -> Tensor:
         denominator = prediction + ground
         if self.clip_tp is not None:
             clipped = intersection.clamp(min=self.clip_tp)
-            # what lies outside of the intersection stays as it is
+            # prediction and ground truth outside of the intersection stay as they are
             denominator = denominator + 2 * (clipped - intersection)
             intersection = clipped
         return (2 * intersection + self.smooth) / (denominator + self.smooth).clamp(min=MIN_DENOMINATOR)
 
-    def _check(self, x, y, loss_mask):
+    def _check(self, x: Tensor, y: Tensor, loss_mask: Tensor | None) -> None:
         one_channel = (x.shape[0], 1, *x.shape[2:])
         if y.shape not in (x.shape, one_channel):
             raise ValueError(f"y must have shape {tuple(x.shape)} or {one_channel} to match x; got {tuple(y.shape)}")
         if loss_mask is not None and loss_mask.shape != one_channel:
             raise ValueError(f"loss_mask must have shape {one_channel} to match x; got {tuple(loss_mask.shape)}")
         if not self.do_bg and x.shape[1] == 1:
-            raise ValueError("do_bg must be True for an x of one class, of which none is left without the background")
+            raise ValueError("do_bg must be True for an x of one class: without the background no class is left")
 
 
-# nnU-Net's of the same sums, that keeps less in memory; it lacks clip_tp, the last argument
+# nnU-Net's loss of this name has the same sums, needs less memory, and lacks clip_tp, the last argument
 MemoryEfficientSoftDiceLoss = SoftDiceLoss
 
 
-def _fused_activation(apply_nonlin):
-    """The name that `dice_sums` has for a function, or None if it has none."""
+def _fused_activation(apply_nonlin: object) -> str | None:
+    """The name of a function among the activations of `dice_sums`, or None."""
     if apply_nonlin is None:
         return "none"
     if apply_nonlin in (torch.sigmoid, torch.special.expit, F.sigmoid) or type(apply_nonlin) is nn.Sigmoid:
@@ -118,22 +128,22 @@ def _fused_activation(apply_nonlin):
     if isinstance(apply_nonlin, functools.partial) and apply_nonlin.func in (torch.softmax, F.softmax):
         over_classes = not apply_nonlin.args and apply_nonlin.keywords == {"dim": 1}
         return "softmax" if over_classes else None
-    # whoever hands over nnU-Net's has imported it
+    # nnU-Net's own function can only be given if nnU-Net has been imported
     helpers = sys.modules.get("nnunetv2.utilities.helpers")
     if helpers is not None and apply_nonlin is getattr(helpers, "softmax_helper_dim1", None):
         return "softmax"
     return None
 
 
-def _activated(x, activation):
+def _activated(x: Tensor, activation: str) -> Tensor:
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     if activation == "softmax":
         return torch.softmax(x, 1)
     return torch.sigmoid(x) if activation == "sigmoid" else x
 
 
-def _weighted_sums(probability, y, weight, options):
-    """The sums with each voxel weighted, as three of `dice_sums`: Σ w p g, Σ w p, Σ w g."""
+def _weighted_sums(probability: Tensor, y: Tensor, weight: Tensor, options: DiceOptions) -> Tensor:
+    """The sums with a weight for each voxel, Σ w p g, Σ w p, Σ w g, by two calls of `dice_sums`."""
     weight = weight.to(probability.dtype)
     intersection, prediction, _ = dice_sums(probability * weight, y, options)
     ground = dice_sums(weight.expand_as(probability), y, options)[0]

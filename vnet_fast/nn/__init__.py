@@ -1,0 +1,1 @@
+"""The network, its convolutions and the losses. May import ops."""

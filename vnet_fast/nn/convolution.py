@@ -1,21 +1,23 @@
-"""Convolutions of the network: PyTorch's own, but for a gradient that the CPU gets wrong or slowly."""
+"""Convolutions of the network: PyTorch's own, except for a gradient that is wrong or slow on a CPU."""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from vnet_fast.ops import dispatch
 
 
-def convolve(convolution, x):
-    """A convolution, and its bias if that is still to be added.
+def convolve(convolution: nn.Conv3d | nn.ConvTranspose3d, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A convolution, and its bias if the caller has to add it.
 
-    Where the kernels run, the epilogue adds the bias in a pass that it makes anyway; elsewhere the
-    convolution adds it.
+    Where the kernels run, the fused activation adds the bias at no cost. Elsewhere the convolution adds it.
 
     Args:
-        convolution: `nn.Conv3d` or `nn.ConvTranspose3d` with a bias, padding by zeros.
+        convolution: with a bias, padded with zeros.
         x: (N, C, D, H, W).
 
     Returns:
@@ -23,29 +25,31 @@ def convolve(convolution, x):
     """
     deferred = dispatch.kernels_for("add_prelu", x) is not None
     weight, bias = convolution.weight, None if deferred else convolution.bias
-    left = convolution.bias if deferred else None
+    deferred_bias = convolution.bias if deferred else None
     if isinstance(convolution, nn.ConvTranspose3d):
-        return F.conv_transpose3d(x, weight, bias, convolution.stride), left
+        return F.conv_transpose3d(x, weight, bias, convolution.stride), deferred_bias
     coarse = convolution.kernel_size[0] > min(x.shape[2:]) and convolution.stride[0] == 1
     if coarse and x.device.type == "cpu" and torch.is_grad_enabled():
         if torch.is_autocast_enabled("cpu"):
-            # what autocast does to the arguments of a convolution
+            # as autocast does with the arguments of a convolution
             dtype = torch.get_autocast_dtype("cpu")
-            x, weight, bias = (None if tensor is None else tensor.to(dtype) for tensor in (x, weight, bias))
-        return _CoarseConvolution.apply(x, weight, bias), left
-    return F.conv3d(x, weight, bias, convolution.stride, convolution.padding), left
+            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        apply: Callable[..., Tensor] = _CoarseConvolution.apply
+        y = apply(x, weight, bias)
+        return y, deferred_bias
+    return F.conv3d(x, weight, bias, convolution.stride, convolution.padding), deferred_bias
 
 
 class _CoarseConvolution(torch.autograd.Function):
-    """A convolution of stride 1 that keeps the size, of volumes smaller than its kernel, on a CPU.
+    """A convolution of stride 1 that keeps the shape, for volumes smaller than its kernel, on a CPU.
 
-    The weight's gradient is a product of matrices, of grad_y and of x gathered for every tap. oneDNN's
-    (torch 2.13, AVX-512 BF16) leaves part of it unwritten in bfloat16, which shows as errors of 70 % of
-    its norm, or NaN; in float32 it is right, but takes up to ten times as long.
+    The weight's gradient is a matrix product of grad_y and of x, gathered for every tap. oneDNN's gradient (torch
+    2.13, AVX-512 BF16) is partly unwritten in bfloat16, which shows as errors of 70 % of its norm, or NaN. In float32
+    it is right, but takes up to ten times as long.
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias):
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.padding = [length // 2 for length in weight.shape[2:]]
         ctx.has_bias = bias is not None
@@ -53,7 +57,7 @@ class _CoarseConvolution(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_y):
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
@@ -68,8 +72,8 @@ class _CoarseConvolution(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias
 
 
-def _weight_gradient(x, grad_y, shape, padding):
-    # channels last: then nothing is moved but what is gathered, and the result has the weight's layout
+def _weight_gradient(x: Tensor, grad_y: Tensor, shape: torch.Size, padding: list[int]) -> Tensor:
+    # channels last, so that only the gathered taps are copied and the result has the weight's layout
     d, h, w = padding
     x = F.pad(x.permute(0, 2, 3, 4, 1), (0, 0, w, w, h, h, d, d))
     for axis, length in enumerate(shape[2:], start=1):

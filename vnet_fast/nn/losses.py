@@ -1,9 +1,11 @@
-"""Losses of volumetric segmentation, as modules."""
+"""Losses for volumetric segmentation, as modules."""
 
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vnet_fast.distributed import all_reduce_sum
 from vnet_fast.ops.dice import DiceOptions, dice_sums
@@ -14,30 +16,30 @@ REDUCTIONS = ("none", "mean", "sum")
 class DiceLoss(nn.Module):
     """1 - Dice, for each volume and class: a drop-in for `monai.losses.DiceLoss` of MONAI 1.6.
 
-    Dice = (2 Σ p g + smooth_nr) / (Σ p + Σ g + smooth_dr), sums over the voxels. They are taken in
-    float32 for half precision too, and the loss is float32 then (float64 for float64 input), where
-    MONAI's sums overflow. Inputs are never written to. NaN in gives NaN out.
+    Dice = (2 Σ p g + smooth_nr) / (Σ p + Σ g + smooth_dr), with sums over the voxels. Sums and loss are float32 for
+    half precision too, where MONAI's sums overflow, and float64 for float64 input. Inputs are never written to. NaN
+    in the input gives NaN.
 
     Args:
         include_background: whether class 0 counts.
         to_onehot_y: whether `target` holds class indices, (N, 1, *spatial).
         sigmoid: applies a sigmoid to `input`.
         softmax: applies a softmax over the classes to `input`.
-        other_act: a function that is applied to `input` instead of the two.
-        squared_pred: takes Σ p² and Σ g² in the denominator.
+        other_act: a function that is applied to `input` instead of these two.
+        squared_pred: uses Σ p² and Σ g² in the denominator.
         jaccard: the Jaccard index instead of Dice.
         reduction: `mean`, `sum` or `none`.
         smooth_nr: added to the numerator.
         smooth_dr: added to the denominator.
-        batch: sums over the volumes of the batch too, before the division; in training by several processes
-            (`torch.distributed`) over those of all.
-        weight: a factor for every class that counts, or one for all; not negative.
-        soft_label: takes the intersection so that it is right for targets between 0 and 1.
+        batch: sums over the volumes of the batch too, before the division. If several processes train
+            (`torch.distributed`), the sums are over the volumes of all of them.
+        weight: a factor for every class that counts, or one for all classes; not negative.
+        soft_label: computes the intersection so that it is right for targets between 0 and 1.
         ignore_index: the label whose voxels do not count.
 
     Raises:
         TypeError: if `other_act` is not callable.
-        ValueError: if more than one activation is asked for, or `reduction` is unknown.
+        ValueError: if more than one activation is given, or `reduction` is unknown.
 
     Source:
         Milletari, Navab, Ahmadi 2016, section 3; arguments, order and defaults of MONAI.
@@ -45,21 +47,21 @@ class DiceLoss(nn.Module):
 
     def __init__(
         self,
-        include_background=True,
-        to_onehot_y=False,
-        sigmoid=False,
-        softmax=False,
-        other_act=None,
-        squared_pred=False,
-        jaccard=False,
-        reduction="mean",
-        smooth_nr=1e-5,
-        smooth_dr=1e-5,
-        batch=False,
-        weight=None,
-        soft_label=False,
-        ignore_index=None,
-    ):
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: Callable[[Tensor], Tensor] | None = None,
+        squared_pred: bool = False,
+        jaccard: bool = False,
+        reduction: str = "mean",
+        smooth_nr: float = 1e-5,
+        smooth_dr: float = 1e-5,
+        batch: bool = False,
+        weight: Any = None,
+        soft_label: bool = False,
+        ignore_index: int | None = None,
+    ) -> None:
         super().__init__()
         if other_act is not None and not callable(other_act):
             raise TypeError(f"other_act must be None or callable; got {type(other_act).__name__}")
@@ -79,20 +81,21 @@ class DiceLoss(nn.Module):
         self.batch = batch
         self.soft_label = soft_label
         self.ignore_index = ignore_index
+        self.class_weight: Tensor | None
         self.register_buffer("class_weight", None if weight is None else torch.as_tensor(weight))
-        # looked at here, because a look at a tensor on a GPU in every step would wait for the GPU
-        self._negative_weight = weight is not None and bool(self.class_weight.min() < 0)
+        # checked here, because checking a tensor on a GPU in every step would wait for the GPU
+        self._negative_weight = self.class_weight is not None and bool(self.class_weight.min() < 0)
 
     @classmethod
-    def paper(cls):
-        """The loss of the paper, on logits and class indices: softmax, the foreground classes,
-        squares in the denominator, `smooth_nr=0`, `smooth_dr=1e-5`.
+    def paper(cls) -> "DiceLoss":
+        """The paper's loss, on logits and class indices: softmax, foreground classes only, squares in the denominator,
+        `smooth_nr=0`, `smooth_dr=1e-5`.
         """
         return cls(
             include_background=False, to_onehot_y=True, softmax=True, squared_pred=True, smooth_nr=0, smooth_dr=1e-5
         )
 
-    def forward(self, input, target):
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of a batch.
 
         Args:
@@ -101,13 +104,12 @@ class DiceLoss(nn.Module):
                 integer or floating point.
 
         Returns:
-            A scalar; with `reduction="none"` (N, C', 1, …), or (C', 1, …) with `batch`, where C'
-            counts the classes that count.
+            a scalar; with `reduction="none"` (N, C', 1, …), or (C', 1, …) with `batch`, where C' is the number of
+            classes that count.
 
         Raises:
             AssertionError: if the shapes do not match.
-            ValueError: if `input` has no spatial axis, or `weight` has another length than there are
-                classes, or a negative entry.
+            ValueError: if `input` has no spatial axis, or `weight` has a negative entry or not one entry per class.
         """
         if input.ndim < 3:
             raise ValueError(f"input must have shape (N, C, *spatial); got {tuple(input.shape)}")
@@ -126,8 +128,8 @@ class DiceLoss(nn.Module):
         loss = 1 - (2 * intersection + self.smooth_nr) / (union + self.smooth_dr)
         return self._reduce(self._weigh(loss), input.ndim)
 
-    def _options(self, num_classes):
-        """What the sums are of; of a single class there is nothing to choose from, which is warned of."""
+    def _options(self, num_classes: int) -> DiceOptions:
+        """The options of the sums. With a single class some settings mean nothing: they are ignored with a warning."""
         softmax, labels, background = self.softmax, self.to_onehot_y, self.include_background
         if num_classes == 1:
             for name, ignored in (
@@ -147,7 +149,7 @@ class DiceLoss(nn.Module):
             ignore_index=self.ignore_index,
         )
 
-    def _weigh(self, loss):
+    def _weigh(self, loss: Tensor) -> Tensor:
         """Multiplies the loss of each class, the last axis, by its weight."""
         num_classes = loss.shape[-1]
         if self.class_weight is None or num_classes == 1:
@@ -161,7 +163,7 @@ class DiceLoss(nn.Module):
             raise ValueError("weight must not be negative")
         return loss * self.class_weight.to(loss)
 
-    def _reduce(self, loss, input_ndim):
+    def _reduce(self, loss: Tensor, input_ndim: int) -> Tensor:
         reduction = _checked_reduction(self.reduction)
         if reduction == "mean":
             return loss.mean()
@@ -171,11 +173,11 @@ class DiceLoss(nn.Module):
 
 
 class WeightedCrossEntropy(nn.Module):
-    """Multinomial logistic loss, each class weighted by the inverse of its share of the volume.
+    """Multinomial logistic loss in which each class is weighted by the inverse of its share of the volume.
 
-    The mean over the voxels of w·(-log p) with w = V / n_k, n_k of the volume's V voxels having the
-    voxel's class k. So every class that is present weighs the same, and the loss is at most the sum
-    of the classes' mean losses. Computed in float32 for half precision.
+    The mean over the voxels of w·(-log p). A voxel of class k has w = V / n_k: n_k of the volume's V voxels have that
+    class. So every class that is present has the same weight, and the loss is the sum of the classes' mean losses.
+    Computed in float32 for half precision.
 
     Args:
         reduction: `mean`, `sum` or `none`, over the volumes of the batch.
@@ -187,11 +189,11 @@ class WeightedCrossEntropy(nn.Module):
         The baseline of section 4 of the paper; weights of the authors' release.
     """
 
-    def __init__(self, reduction="mean"):
+    def __init__(self, reduction: str = "mean") -> None:
         super().__init__()
         self.reduction = _checked_reduction(reduction)
 
-    def forward(self, input, target):
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of a batch.
 
         Args:
@@ -199,7 +201,7 @@ class WeightedCrossEntropy(nn.Module):
             target: (N, 1, *spatial) class indices 0 … C - 1 of any type.
 
         Returns:
-            A scalar, or (N,) with `reduction="none"`; float32 (float64 for float64 input).
+            a scalar, or (N,) with `reduction="none"`; float32 (float64 for float64 input).
 
         Raises:
             ValueError: if the shapes do not match.
@@ -212,7 +214,7 @@ class WeightedCrossEntropy(nn.Module):
         voxels = flat.shape[1]
         counts = torch.stack([(flat == k).sum(1) for k in range(input.shape[1])], 1).to(logits.dtype)
         weight = (voxels / counts.clamp(min=1)).gather(1, flat)
-        # rather than F.cross_entropy, which on a GPU has no deterministic form for volumes
+        # not F.cross_entropy, which has no deterministic implementation for volumes on a GPU
         log_probability = torch.log_softmax(logits.flatten(2), 1).gather(1, flat[:, None])[:, 0]
         loss = -(weight * log_probability).mean(1)
         if self.reduction == "none":
@@ -220,7 +222,7 @@ class WeightedCrossEntropy(nn.Module):
         return loss.mean() if self.reduction == "mean" else loss.sum()
 
 
-def _checked_reduction(reduction):
+def _checked_reduction(reduction: str) -> str:
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}; got {reduction!r}")
     return reduction

@@ -1,11 +1,13 @@
 """V-Net: the volumetric, fully convolutional network of Milletari, Navab and Ahmadi (2016)."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from vnet_fast.nn.convolution import convolve
 from vnet_fast.ops.add_prelu import add_prelu, add_prelu_join
@@ -19,11 +21,15 @@ INITIAL_SLOPE = 0.25
 
 @dataclass(frozen=True)
 class Topology:
-    """How many 5x5x5 convolutions each stage has, from the input to the output."""
+    """A variant of the network.
+
+    Args:
+        left, right: how many 5x5x5 convolutions each stage has, from the input to the output.
+        wide_head: whether a 5x5x5 convolution to the classes precedes the 1x1x1 convolution.
+    """
 
     left: tuple[int, ...]
     right: tuple[int, ...]
-    # whether a 5x5x5 convolution to the classes stands before the 1x1x1 one
     wide_head: bool
 
 
@@ -35,26 +41,27 @@ TOPOLOGIES = {
 }
 
 
-def initialise(module):
-    """Draws the weights of a convolution as the authors' release does: He et al. 2015 with the
-    mean of fan-in and fan-out, zero biases.
+def initialise(module: nn.Conv3d | nn.ConvTranspose3d) -> None:
+    """Initialises a convolution as the authors' release does: weights by He et al. 2015, with the mean of fan-in and
+    fan-out, and zero biases.
     """
     fan = (module.in_channels + module.out_channels) / 2 * math.prod(module.kernel_size)
     nn.init.normal_(module.weight, std=math.sqrt(2 / fan))
-    nn.init.zeros_(module.bias)
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
 
 
 class Activated(nn.Module):
-    """A convolution and the PReLU behind it."""
+    """A convolution followed by a PReLU."""
 
-    def __init__(self, convolution):
+    def __init__(self, convolution: nn.Conv3d | nn.ConvTranspose3d) -> None:
         super().__init__()
         initialise(convolution)
         self.convolution = convolution
         self.activation = nn.PReLU(convolution.out_channels, init=INITIAL_SLOPE)
 
-    def forward(self, x, residual=None, skip=None):
-        """PReLU(convolution(x) + residual), followed by `skip` along the channels if that is given."""
+    def forward(self, x: Tensor, residual: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
+        """PReLU(convolution(x) + residual); if `skip` is given, it is concatenated along the channels."""
         x, bias = convolve(self.convolution, x)
         if skip is not None:
             return add_prelu_join(x, self.activation.weight, bias, skip)
@@ -70,18 +77,19 @@ class Stage(nn.Module):
         convolutions: how many.
     """
 
-    def __init__(self, in_channels, channels, convolutions):
+    def __init__(self, in_channels: int, channels: int, convolutions: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
             Activated(nn.Conv3d(in_channels if i == 0 else channels, channels, KERNEL_SIZE, padding=KERNEL_SIZE // 2))
             for i in range(convolutions)
         )
 
-    def forward(self, x, residual):
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """The stage's output, (N, channels, D, H, W); `residual` has its shape, or one channel."""
         *first, last = self.layers
         for layer in first:
             x = layer(x)
-        return last(x, residual)
+        return cast(Tensor, last(x, residual))
 
 
 class VNet(nn.Module):
@@ -93,9 +101,9 @@ class VNet(nn.Module):
         base_channels: channels of the first stage, doubled with every halving of the resolution.
         topology: `paper` (figure 2 of the paper) or `caffe` (the authors' released network).
 
-    The input is added to the first stage's output, repeated over its channels (cyclically, where
-    it has more than one). A size that is not a multiple of 16 is padded with zeros on both sides
-    and the logits are cropped back. It runs in channels-last 3D layout whatever the input's.
+    The input is added to the first stage's output, repeated over its channels (cyclically, if it has more than one).
+    A shape that is not a multiple of 16 is padded with zeros on both sides, and the logits are cropped back. The
+    network runs in channels-last 3D layout, whatever the layout of its input.
 
     Source:
         Milletari, Navab, Ahmadi: V-Net, 3DV 2016, arXiv 1606.04797.
@@ -103,15 +111,11 @@ class VNet(nn.Module):
 
     memory_format = torch.channels_last_3d
 
-    def __init__(self, in_channels=1, num_classes=2, base_channels=16, topology="paper"):
+    def __init__(
+        self, in_channels: int = 1, num_classes: int = 2, base_channels: int = 16, topology: str = "paper"
+    ) -> None:
         super().__init__()
-        for name, value in (("in_channels", in_channels), ("num_classes", num_classes)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer; got {value!r}")
-        if not isinstance(base_channels, int) or base_channels < 1:
-            raise ValueError(f"base_channels must be a positive integer; got {base_channels!r}")
-        if topology not in TOPOLOGIES:
-            raise ValueError(f"topology must be one of {', '.join(TOPOLOGIES)}; got {topology!r}")
+        _check_arguments(in_channels, num_classes, base_channels, topology)
         self.in_channels = in_channels
         self.num_classes = num_classes
         self.base_channels = base_channels
@@ -138,15 +142,15 @@ class VNet(nn.Module):
             Stage(2 * skip, 2 * skip, count) for skip, count in zip(skipped, plan.right, strict=True)
         )
         last = 2 * base_channels
-        self.wide_head = None
+        self.wide_head: Activated | None = None
         if plan.wide_head:
             self.wide_head = Activated(nn.Conv3d(last, num_classes, KERNEL_SIZE, padding=KERNEL_SIZE // 2))
             last = num_classes
         self.head = nn.Conv3d(last, num_classes, 1)
         initialise(self.head)
-        self.to(memory_format=self.memory_format)
+        self.to(memory_format=self.memory_format)  # type: ignore[call-overload]  # missing in torch's types
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """Logits of a batch of volumes.
 
         Args:
@@ -156,7 +160,7 @@ class VNet(nn.Module):
             (N, num_classes, D, H, W).
 
         Raises:
-            ValueError: if `x` has another number of dimensions or channels, or an empty one.
+            ValueError: if `x` has another number of dimensions or channels, or is empty.
         """
         if x.ndim != 5 or x.shape[1] != self.in_channels or 0 in x.shape:
             raise ValueError(f"x must have shape (N, {self.in_channels}, D, H, W); got {tuple(x.shape)}")
@@ -173,7 +177,7 @@ class VNet(nn.Module):
                 logits = logits.narrow(axis, start, length)
         return logits
 
-    def _forward_padded(self, x):
+    def _forward_padded(self, x: Tensor) -> Tensor:
         skips = []
         residual = self._repeated_input(x)
         for stage, down in zip(self.left, [*self.down, None], strict=True):
@@ -186,41 +190,51 @@ class VNet(nn.Module):
             x = stage(x, x)
         if self.wide_head is not None:
             x = self.wide_head(x)
-        return self.head(x)
+        return cast(Tensor, self.head(x))
 
-    def _repeated_input(self, x):
+    def _repeated_input(self, x: Tensor) -> Tensor:
         if self.in_channels == 1:
             return x
         channel = torch.arange(self.base_channels, device=x.device) % self.in_channels
         return x.index_select(1, channel).contiguous(memory_format=self.memory_format)
 
-    def receptive_fields(self):
-        """Receptive field of every stage, in voxels of the input along one axis.
+    def receptive_fields(self) -> dict[str, int]:
+        """The receptive field of every stage, in voxels of the input along one axis.
 
         Returns:
-            dict from `left 1` … `left 5`, `right 4` … `right 1`, `output` to voxels.
+            voxels by the name of the stage: `left 1` … `left 5`, `right 4` … `right 1`, `output`.
 
         Source:
-            Table 1 of the paper. As there, a 2x2x2 up-convolution counts as a kernel of two voxels
-            of its output, though each of its outputs looks at a single voxel of its input.
+            Table 1 of the paper. As there, a 2x2x2 up-convolution counts as a kernel of two voxels of its output,
+            although each of its outputs depends on a single voxel of its input.
         """
         fields = {}
         field, step = 1, 1
 
-        def convolve(layers):
-            return sum((layer.convolution.kernel_size[0] - 1) * step for layer in layers)
+        def growth(layers: Iterable[nn.Module]) -> int:
+            kernels = (cast(Activated, layer).convolution.kernel_size[0] for layer in layers)
+            return sum((kernel - 1) * step for kernel in kernels)
 
         for level, stage in enumerate(self.left):
-            field += convolve(stage.layers)
+            field += growth(cast(Stage, stage).layers)
             fields[f"left {level + 1}"] = field
             if level < len(self.down):
-                field += convolve([self.down[level]])
+                field += growth([self.down[level]])
                 step *= DOWN_FACTOR
         for level, (up, stage) in enumerate(zip(self.up, self.right, strict=True)):
             step //= DOWN_FACTOR
-            field += convolve([up, *stage.layers])
+            field += growth([up, *cast(Stage, stage).layers])
             fields[f"right {LEVELS - 1 - level}"] = field
         if self.wide_head is not None:
-            field += convolve([self.wide_head])
+            field += growth([self.wide_head])
         fields["output"] = field
         return fields
+
+
+def _check_arguments(in_channels: int, num_classes: int, base_channels: int, topology: str) -> None:
+    numbers = {"in_channels": in_channels, "num_classes": num_classes, "base_channels": base_channels}
+    for name, value in numbers.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a positive integer; got {value!r}")
+    if topology not in TOPOLOGIES:
+        raise ValueError(f"topology must be one of {', '.join(TOPOLOGIES)}; got {topology!r}")

@@ -1,5 +1,7 @@
 """PReLU of x + bias + residual, as one operation: the activation of every layer of the network."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,7 +9,7 @@ from torch import Tensor
 from vnet_fast.ops.dispatch import kernels_for, load_kernels
 
 
-def add_prelu(x, slope, bias=None, residual=None):
+def add_prelu(x: Tensor, slope: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
     """PReLU of x + bias + residual.
 
     Args:
@@ -24,14 +26,15 @@ def add_prelu(x, slope, bias=None, residual=None):
     """
     if residual is not None and residual.shape[1] == x.shape[1]:
         residual = residual.to(x.dtype)
-    return torch.ops.vnet_fast.add_prelu(x, slope, bias, residual)[0]
+    y: Tensor = torch.ops.vnet_fast.add_prelu(x, slope, bias, residual)[0]
+    return y
 
 
-def add_prelu_join(x, slope, bias, skip):
-    """PReLU of x + bias, and `skip` behind it along the channels.
+def add_prelu_join(x: Tensor, slope: Tensor, bias: Tensor | None, skip: Tensor) -> Tensor:
+    """PReLU of x + bias, concatenated with `skip` along the channels.
 
-    The activation is written straight into its half of the result. The skip is copied: the down
-    convolution, its other reader, needs it dense.
+    The activation is written directly into its half of the result. The skip is copied, because the down-convolution,
+    which reads it too, needs a dense tensor.
 
     Args:
         x: (N, C, D, H, W), floating point.
@@ -42,20 +45,23 @@ def add_prelu_join(x, slope, bias, skip):
     Returns:
         (N, C + C', D, H, W), the type and layout of `x`.
     """
-    return torch.ops.vnet_fast.add_prelu_join(x, slope, bias, skip.to(x.dtype))[0]
+    joined: Tensor = torch.ops.vnet_fast.add_prelu_join(x, slope, bias, skip.to(x.dtype))[0]
+    return joined
 
 
-def add_prelu_definition(x, slope, bias, residual):
-    """`add_prelu` in plain PyTorch: what the kernel is tested against, and what runs without it."""
+def add_prelu_definition(x: Tensor, slope: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    """`add_prelu` in plain PyTorch. The kernel is tested against it, and it runs where the kernel can't."""
     return F.prelu(_add(x, bias, residual), slope.to(x.dtype))
 
 
-def add_prelu_gradients_definition(grad_y, x, slope, bias, residual):
+def add_prelu_gradients_definition(
+    grad_y: Tensor, x: Tensor, slope: Tensor, bias: Tensor | None, residual: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """The gradients of `add_prelu` in plain PyTorch.
 
     Returns:
-        grad_x, which is the residual's too, in the type of `x`; grad_slope and grad_bias, (C,) in
-        float32 (float64 for float64), the latter None without a bias.
+        grad_x, in the dtype of `x`, which is the residual's gradient too; grad_slope and grad_bias, (C,) in float32
+        (float64 for float64); grad_bias is None without a bias.
     """
     z = _add(x, bias, residual)
     others = [axis for axis in range(z.ndim) if axis != 1]
@@ -65,28 +71,29 @@ def add_prelu_gradients_definition(grad_y, x, slope, bias, residual):
     return grad_x, grad_slope.sum(others, dtype=wide), None if bias is None else grad_x.sum(others, dtype=wide)
 
 
-def _add(x, bias, residual):
+def _add(x: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
     if bias is not None:
         x = x + bias.to(x.dtype).reshape(-1, *[1] * (x.ndim - 2))
     return x if residual is None else x + residual.to(x.dtype)
 
 
-def _add_prelu_kernels(x, slope, bias, residual):
+def _add_prelu_kernels(x: Tensor, slope: Tensor, bias: Tensor | None, residual: Tensor | None) -> Any:
     kernels = kernels_for("add_prelu", x)
     return kernels if kernels is not None and kernels.supports(x, slope, bias, residual) else None
 
 
 @torch.library.custom_op("vnet_fast::add_prelu", mutates_args=())
 def _add_prelu(x: Tensor, slope: Tensor, bias: Tensor | None, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-    """y, and what the kernel keeps for the backward pass: empty where the definition runs."""
+    """y, and the bits that the kernel keeps for the backward pass; none where the definition runs."""
     kernels = _add_prelu_kernels(x, slope, bias, residual)
     if kernels is not None:
-        return kernels.add_prelu(x, slope, bias, residual)
+        y, negative = kernels.add_prelu(x, slope, bias, residual)
+        return y, negative
     return add_prelu_definition(x, slope, bias, residual), x.new_empty((0,), dtype=torch.uint8)
 
 
 @_add_prelu.register_fake
-def _(x, slope, bias, residual):
+def _(x: Tensor, slope: Tensor, bias: Tensor | None, residual: Tensor | None) -> tuple[Tensor, Tensor]:
     kernels = _add_prelu_kernels(x, slope, bias, residual)
     return torch.empty_like(x), x.new_empty((0,), dtype=torch.uint8) if kernels is None else kernels.new_negative(x)
 
@@ -106,13 +113,13 @@ def _add_prelu_join(x: Tensor, slope: Tensor, bias: Tensor | None, skip: Tensor)
 
 
 @_add_prelu_join.register_fake
-def _(x, slope, bias, skip):
+def _(x: Tensor, slope: Tensor, bias: Tensor | None, skip: Tensor) -> tuple[Tensor, Tensor]:
     kernels = _add_prelu_kernels(x, slope, bias, None)
     negative = x.new_empty((0,), dtype=torch.uint8) if kernels is None else kernels.new_negative(x)
     return _new_joined(x, skip), negative
 
 
-def _new_joined(x, skip):
+def _new_joined(x: Tensor, skip: Tensor) -> Tensor:
     shape = (x.shape[0], x.shape[1] + skip.shape[1], *x.shape[2:])
     last = torch.channels_last_3d if x.ndim == 5 else torch.channels_last
     channels_last = x.is_contiguous(memory_format=last)
@@ -123,24 +130,28 @@ def _new_joined(x, skip):
 
 @torch.library.custom_op("vnet_fast::add_prelu_backward", mutates_args=())
 def _add_prelu_backward(grad_y: Tensor, y: Tensor, negative: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return load_kernels("add_prelu").add_prelu_backward(grad_y, y, negative, slope)
+    # the forward pass was run by the kernels, so they are there
+    kernels: Any = load_kernels("add_prelu")
+    grad_x, grad_slope, grad_bias = kernels.add_prelu_backward(grad_y, y, negative, slope)
+    return grad_x, grad_slope, grad_bias
 
 
 @_add_prelu_backward.register_fake
-def _(grad_y, y, negative, slope):
+def _(grad_y: Tensor, y: Tensor, negative: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     last = torch.channels_last_3d if y.ndim == 5 else torch.channels_last
     grad_x = torch.empty(y.shape, dtype=y.dtype, device=y.device, memory_format=last)
-    return grad_x, *(torch.empty(y.shape[1], dtype=torch.float32, device=y.device) for _ in range(2))
+    grad_slope, grad_bias = (torch.empty(y.shape[1], dtype=torch.float32, device=y.device) for _ in range(2))
+    return grad_x, grad_slope, grad_bias
 
 
-def _save_add_prelu(ctx, inputs, output):
+def _save_add_prelu(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, slope, bias, residual = inputs
     y, negative = output
     ctx.mark_non_differentiable(negative)
     _save(ctx, x, slope, bias, residual, y, negative)
 
 
-def _save_add_prelu_join(ctx, inputs, output):
+def _save_add_prelu_join(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, slope, bias, _ = inputs
     joined, negative = output
     ctx.mark_non_differentiable(negative)
@@ -148,19 +159,27 @@ def _save_add_prelu_join(ctx, inputs, output):
     _save(ctx, x, slope, bias, None, joined, negative)
 
 
-def _save(ctx, x, slope, bias, residual, y, negative):
+def _save(
+    ctx: Any,
+    x: Tensor,
+    slope: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    y: Tensor,
+    negative: Tensor,
+) -> None:
     ctx.types = [None if tensor is None else tensor.dtype for tensor in (slope, bias, residual)]
     ctx.one_channel = residual is not None and residual.shape[1] != x.shape[1]
     ctx.by_kernel = negative.shape[0] > 0
-    # the kernel needs neither x nor the residual again, the definition not y
+    # the kernel needs neither x nor the residual again, and the definition does not need y
     if ctx.by_kernel:
         ctx.save_for_backward(slope, y, negative)
     else:
         ctx.save_for_backward(slope, x, bias, residual)
 
 
-def _add_prelu_gradients(ctx, grad_y):
-    """Of x, slope, bias and residual; None where one is not there."""
+def _add_prelu_gradients(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients of x, slope, bias and residual; None for one that is not given."""
     if ctx.by_kernel:
         slope, y, negative = ctx.saved_tensors
         y = y[:, : grad_y.shape[1]]
@@ -173,10 +192,12 @@ def _add_prelu_gradients(ctx, grad_y):
     if residual_type is not None and ctx.needs_input_grad[3]:
         grad_residual = grad_x.sum(1, keepdim=True) if ctx.one_channel else grad_x
         grad_residual = grad_residual.to(residual_type)
-    return grad_x, grad_slope.to(slope_type), None if bias_type is None else grad_bias.to(bias_type), grad_residual
+    if bias_type is not None:
+        grad_bias = grad_bias.to(bias_type)
+    return grad_x, grad_slope.to(slope_type), None if bias_type is None else grad_bias, grad_residual
 
 
-def _add_prelu_join_gradients(ctx, grad_joined, _):
+def _add_prelu_join_gradients(ctx: Any, grad_joined: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     grads = _add_prelu_gradients(ctx, grad_joined[:, : ctx.channels])
     return *grads[:3], grad_joined[:, ctx.channels :]
 

@@ -1,4 +1,4 @@
-"""The sums that every form of the Dice loss is made of, as one operation."""
+"""The sums over voxels that every form of the Dice loss is made of, as one operation."""
 
 from typing import Any, NamedTuple
 
@@ -13,15 +13,15 @@ OPTIONS_SCHEMA = "str activation, bool labels, int first_class, bool squared, bo
 
 
 class DiceOptions(NamedTuple):
-    """What the sums are of.
+    """The options of the sums.
 
     Args:
         activation: `none`, `sigmoid`, or `softmax` over the classes.
         labels: whether the target holds class indices.
         first_class: the first class that is counted; 1 leaves the background out.
-        squared: sums p² and g² rather than p and g.
-        soft: takes the intersection as (Σ|p| + Σ|g| - Σ|p - g|) / 2, which is right for targets
-            between 0 and 1; no different from Σpg if `squared`.
+        squared: sums p² and g² instead of p and g.
+        soft: computes the intersection as (Σ|p| + Σ|g| - Σ|p - g|) / 2, which is right for targets between 0 and 1.
+            It has no effect if `squared`.
         ignore_index: None, or the label whose voxels do not count. For a target with a channel for
             each class, a number that is no class ignores the voxels where no channel is set.
     """
@@ -43,7 +43,7 @@ def dice_sums(input: Tensor, target: Tensor, options: DiceOptions = DiceOptions(
         input: (N, C, *spatial), floating point.
         target: (N, 1, *spatial) class indices of any integer, bool or whole-valued float type if
             `options.labels`; else (N, C, *spatial), numbers of any type.
-        options: what the sums are of.
+        options: of the sums.
 
     Returns:
         (3, N, C - first_class): intersection, prediction, ground truth; float64 if the input is,
@@ -52,20 +52,20 @@ def dice_sums(input: Tensor, target: Tensor, options: DiceOptions = DiceOptions(
     Raises:
         ValueError: if the activation is none of the three.
         RuntimeError: if a label lies outside 0 … C - 1 and is not ignored (on the CPU; the kernel
-            takes it for no class).
+            ignores it).
     """
     if options.activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {options.activation!r}")
     options = options._replace(soft=options.soft and not options.squared)
     if target.requires_grad:
-        # a target that is learnt itself: rare, and not worth a kernel
+        # a target that is learned: rare, and not worth a kernel
         return dice_sums_definition(input, target, options)
     sums: Tensor = torch.ops.vnet_fast.dice_sums(input, target, *options)
     return sums
 
 
 def dice_sums_definition(input: Tensor, target: Tensor, options: DiceOptions) -> Tensor:
-    """`dice_sums` in plain PyTorch: what the kernel is tested against, and what runs without it."""
+    """`dice_sums` in plain PyTorch. The kernel is tested against it, and it runs where the kernel can't."""
     _, p, g, _ = _masked(input, target, options)
     voxels = tuple(range(2, input.ndim))
     if options.soft:
@@ -101,7 +101,7 @@ def dice_sums_gradient_definition(grad_sums: Tensor, input: Tensor, target: Tens
 
 
 def _masked(input: Tensor, target: Tensor, options: DiceOptions) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """p of every class; p and g of those that count, zero where ignored; ones where voxels count."""
+    """p of all classes; p and g of the classes that count, zero where ignored; ones where voxels count."""
     probability = input.to(torch.promote_types(input.dtype, torch.float32))
     if options.activation == "softmax":
         probability = torch.softmax(probability, 1)
@@ -172,7 +172,7 @@ def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _gradients(ctx: Any, grad_sums: Tensor) -> tuple[Tensor | None, ...]:
     input, target = ctx.saved_tensors
     if torch.is_grad_enabled():
-        # a gradient of the gradient is wanted: the definition has one
+        # a second derivative is wanted, which the definition has
         grad = dice_sums_gradient_definition(grad_sums, input, target, ctx.options)
     else:
         grad = torch.ops.vnet_fast.dice_sums_backward(grad_sums, input, target, *ctx.options)

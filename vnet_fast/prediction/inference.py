@@ -1,21 +1,24 @@
-"""Probabilities of a volume, in windows where it is larger than the network's, on a device that may
-be too small for them.
-"""
+"""Probabilities of a volume, in windows if it is larger than the network's size, on a device that may be too small."""
 
 import contextlib
 import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
 from vnet_fast.devices import HOST, mixed_precision
 from vnet_fast.prediction import windows
 
 OVERLAP = 0.5
-NO_FLIP = [()]
-# x of the working grid: patients are about symmetric there. Training mirrors along no axis, so that
-# the field's average over all eight flips does harm (on PROMISE12 Dice 0.61, this 0.72, none 0.71)
-LEFT_RIGHT = [(), (-1,)]
+NO_FLIP: list[tuple[int, ...]] = [()]
+# Along x of the network's grid, where patients are about symmetric. Training mirrors along no axis, so that averaging
+# over all eight flips does harm (on PROMISE12, Dice is 0.61 with all flips, 0.72 with this one, and 0.71 with none).
+LEFT_RIGHT: list[tuple[int, ...]] = [(), (-1,)]
+Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -26,60 +29,68 @@ class Attempt:
         device: where the network runs.
         window: (d, h, w) voxels of its windows.
         collected: the device that holds the whole volume and its probabilities.
-        words: what is different from the attempt before, for the log.
+        description: how it differs from the attempt before, for the log.
     """
 
     device: torch.device
-    window: tuple[int, int, int]
+    window: Shape
     collected: torch.device
-    words: str = ""
+    description: str = ""
 
 
 def predict_probabilities(
-    model, image, autocast=None, window=None, overlap=OVERLAP, flips=NO_FLIP, say=print, track=iter
-):
+    model: nn.Module,
+    image: np.ndarray,
+    autocast: torch.dtype | None = None,
+    window: Shape | None = None,
+    overlap: float = OVERLAP,
+    flips: Sequence[tuple[int, ...]] = NO_FLIP,
+    notify: Callable[[str], object] = print,
+    track: Callable[[Any], Iterable[windows.Window]] = iter,
+) -> np.ndarray:
     """Softmax probabilities of one volume.
 
-    Where the device has not enough memory, the probabilities are collected on the host, then the
-    windows halved along their longest axis again and again, down to 64 voxels; at last the network
-    runs on the CPU, in float32, with the windows that were asked for. Each step is said.
+    If the device's memory is too small, the probabilities are collected on the host. If it still is, the windows are
+    halved along their longest axis, repeatedly, down to 64 voxels. At last the network runs on the CPU, in float32,
+    with the requested windows. Each of these steps is reported.
 
     Args:
-        model: the network, or a ModuleList of networks, whose probabilities are averaged; afterwards it
-            is where it was, in evaluation mode.
-        image: (D, H, W) float32 array, normalised.
+        model: the network, or a ModuleList of networks whose probabilities are averaged. Afterwards it is in
+            evaluation mode, on the device where it was.
+        image: (D, H, W) float32, normalised.
         autocast: the dtype of mixed precision, or None.
-        window: (d, h, w) voxels of the windows that a larger image is predicted in, or None: in one.
-        overlap: share of the window by which neighbours overlap at least, 0 <= overlap < 1.
-        flips: tuples of the axes -3, -2, -1 to flip a window along; the results are flipped back and
+        window: (d, h, w) voxels of the windows for a larger image; None predicts the image in one piece.
+        overlap: the least share of the window by which neighbours overlap, 0 <= overlap < 1.
+        flips: tuples of the axes -3, -2, -1 along which a window is flipped; the results are flipped back and
             averaged. `()` is the window as it is.
-        say: called with a line whenever memory does not suffice.
+        notify: called with a message whenever memory does not suffice.
         track: wraps the list of windows, such as `tqdm`.
 
     Returns:
-        (K, D, H, W) float32 array: the Gaussian-weighted average of the windows; of a single window
-        without flips, exactly what the network gives.
+        (K, D, H, W) float32: the Gaussian-weighted average of the windows; for a single window without flips,
+        exactly the network's output.
 
     Raises:
         ValueError: if overlap is outside of its range.
     """
     device = next(model.parameters()).device
     model.eval()
-    ways = attempts(device, windows.fitted(window or image.shape, image.shape), image.shape)
+    d, h, w = image.shape
+    ways = list_attempts(device, windows.clip_to_shape(window or (d, h, w), (d, h, w)), (d, h, w))
     for attempt, following in itertools.pairwise(ways):
-        # the failed pass lets go of its memory before the next begins
+        # a failed pass frees its memory before the next begins
         with contextlib.suppress(torch.OutOfMemoryError):
             return _average(model, image, attempt, autocast, overlap, flips, track)
-        say(f"out of memory on the GPU, {following.description}")
+        notify(f"out of memory on the GPU, {following.description}")
     try:
-        # mixed precision was chosen for the device
+        # without mixed precision, which was chosen for the device
         return _average(model.to(HOST), image, ways[-1], None, overlap, flips, track)
     finally:
         model.to(device)
 
 
-def attempts(device, window, shape):
-    """The ways to predict a volume, from the one that is wanted to the last resort.
+def list_attempts(device: torch.device, window: Shape, shape: Shape) -> list[Attempt]:
+    """The ways to predict a volume, from the requested one to the last resort.
 
     Args:
         device: of the network.
@@ -87,38 +98,54 @@ def attempts(device, window, shape):
         shape: (D, H, W) voxels of the volume.
 
     Returns:
-        list of Attempt, at least two.
+        at least two attempts.
     """
-    found = [Attempt(device, window, device)]
-    if device != HOST and window != tuple(shape):
-        found.append(Attempt(device, window, HOST, "probabilities are collected on the CPU"))
-    smaller = window
-    while smaller := windows.halved(smaller):
+    ways = [Attempt(device, window, device)]
+    if device != HOST and window != shape:
+        ways.append(Attempt(device, window, HOST, "probabilities are collected on the CPU"))
+    smaller = windows.halve_longest_axis(window)
+    while smaller is not None:
         size = " x ".join(map(str, reversed(smaller)))
-        found.append(Attempt(device, smaller, HOST, f"windows are {size} voxels, which is less accurate"))
-    return [*found, Attempt(HOST, window, HOST, "the network runs on the CPU, in float32")]
+        ways.append(Attempt(device, smaller, HOST, f"windows are {size} voxels, which is less accurate"))
+        smaller = windows.halve_longest_axis(smaller)
+    return [*ways, Attempt(HOST, window, HOST, "the network runs on the CPU, in float32")]
 
 
 @torch.inference_mode()
-def _average(model, image, attempt, autocast, overlap, flips, track):
-    """The weighted average of the windows' probabilities: (K, D, H, W) float32 array."""
+def _average(
+    model: nn.Module,
+    image: np.ndarray,
+    attempt: Attempt,
+    autocast: torch.dtype | None,
+    overlap: float,
+    flips: Sequence[tuple[int, ...]],
+    track: Callable[[Any], Iterable[windows.Window]],
+) -> np.ndarray:
+    """The weighted average of the windows' probabilities, (K, D, H, W) float32."""
+    d, h, w = image.shape
     volume = torch.from_numpy(image)[None, None].to(attempt.collected)
-    average = None
-    for window in track(windows.cover(image.shape, attempt.window, overlap, attempt.collected)):
-        part = volume[(..., *window.where)].to(attempt.device)
-        probabilities = _probabilities(model, part, autocast, flips).to(attempt.collected)
+    average: Tensor | None = None
+    for window in track(windows.cover((d, h, w), attempt.window, overlap, attempt.collected)):
+        z, y, x = window.where
+        part = volume[..., z, y, x].to(attempt.device)
+        probabilities = _predict_window(model, part, autocast, flips).to(attempt.collected)
         if average is None:
-            average = torch.zeros(len(probabilities), *image.shape, device=attempt.collected)
-        average[(slice(None), *window.where)].addcmul_(probabilities, window.weights())
-    return average.cpu().numpy()
+            average = torch.zeros(len(probabilities), d, h, w, device=attempt.collected)
+        average[:, z, y, x].addcmul_(probabilities, window.weights())
+    assert average is not None
+    array: np.ndarray = average.cpu().numpy()
+    return array
 
 
-def _probabilities(model, part, autocast, flips):
-    """(K, d, h, w) float32 of a (1, 1, d, h, w) window: the mean over networks and flips."""
-    networks = model if isinstance(model, torch.nn.ModuleList) else [model]
-    total = 0
+def _predict_window(
+    model: nn.Module, part: Tensor, autocast: torch.dtype | None, flips: Sequence[tuple[int, ...]]
+) -> Tensor:
+    """(K, d, h, w) float32 of a (1, 1, d, h, w) window, the mean over networks and flips."""
+    networks = list(model) if isinstance(model, nn.ModuleList) else [model]
+    total: Tensor | int = 0
     for network, axes in itertools.product(networks, flips):
         with mixed_precision(part.device, autocast):
             logits = network(part.flip(axes))
         total = total + torch.softmax(logits[0].float(), 0).flip(axes)
-    return total / (len(networks) * len(flips))
+    mean: Tensor = total / (len(networks) * len(flips))  # type: ignore[assignment]  # there is at least one term
+    return mean

@@ -1,0 +1,1 @@
+"""The folder of a training run: its configuration, checkpoints, log and lock. May import nn."""

@@ -1,13 +1,13 @@
-"""Checkpoints: plain tensors and plain types, written whole or not at all, loaded without running
-any code.
-"""
+"""Checkpoints: plain tensors and plain types, written whole or not at all, and loaded without running any code."""
 
 import pickle
 import struct
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from vnet_fast.errors import InputError
 from vnet_fast.files import replacing
@@ -15,7 +15,7 @@ from vnet_fast.nn.vnet import VNet
 
 FORMAT = 1
 ANOTHER = "Name a checkpoint of this program, such as RUN/best.pt"
-# what the unpickler makes of a damaged file
+# what the unpickler raises for a damaged file
 DAMAGED = (
     RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError,
     struct.error, zipfile.BadZipFile, pickle.UnpicklingError,
@@ -24,13 +24,13 @@ PLAIN_TYPES = (torch.Tensor, int, float, bool, str, type(None))
 ARCHITECTURE = ("in_channels", "num_classes", "base_channels", "topology")
 
 
-def save(path, model, keep=None, **state):
-    """Writes a checkpoint beside its place, synced, and renames it.
+def save(path: str | Path, model: VNet, keep: Path | None = None, **state: Any) -> None:
+    """Writes a checkpoint beside its place, syncs it, and renames it.
 
     Args:
-        path: the file; the one before is replaced.
-        model: a VNet; its architecture is kept with its weights.
-        keep: None, or the file that the one before becomes.
+        path: the file; an older checkpoint there is replaced.
+        model: the network; its architecture is stored with its weights.
+        keep: None, or a new name for the checkpoint that is replaced.
         **state: tensors and plain types, in dicts, lists and tuples.
 
     Raises:
@@ -53,8 +53,8 @@ def save(path, model, keep=None, **state):
         raise InputError(path, cause, "Make room or choose another --output") from None
 
 
-def _check_plain(value, name):
-    """A NumPy number or another object would be refused by `load`, when it is too late."""
+def _check_plain(value: object, name: str) -> None:
+    """Refuses NumPy numbers and other objects now, because `load` would refuse them when it is too late."""
     if isinstance(value, dict):
         for key, entry in value.items():
             _check_plain(entry, f"{name}[{key!r}]")
@@ -65,11 +65,11 @@ def _check_plain(value, name):
         raise TypeError(f"{name} must be a tensor or of a plain type; got {type(value).__name__}")
 
 
-def load(path, device="cpu"):
-    """The content of a checkpoint, a dict.
+def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """The content of a checkpoint.
 
     Raises:
-        InputError: if it is missing, damaged, or no checkpoint of this program.
+        InputError: if it is missing or damaged, or is not a checkpoint of this program.
     """
     try:
         content = torch.load(path, map_location=device, weights_only=True)
@@ -86,12 +86,12 @@ def load(path, device="cpu"):
     return content
 
 
-def build_model(content, path, device):
+def build_model(content: dict[str, Any], path: str | Path, device: torch.device) -> VNet:
     """The network of a checkpoint with its weights.
 
     Args:
         content: what `load` returned.
-        path: where it came from, for messages.
+        path: of the checkpoint, for messages.
         device: where the network goes.
 
     Raises:
@@ -105,11 +105,11 @@ def build_model(content, path, device):
     return model.to(device)
 
 
-def fill_model(model, content, path):
-    """Loads a checkpoint's weights into a network that must have the same architecture.
+def fill_model(model: VNet, content: dict[str, Any], path: str | Path) -> None:
+    """Loads a checkpoint's weights into a network of the same architecture.
 
     Raises:
-        InputError: if it has another one, or the weights do not fit or are not finite.
+        InputError: if the architecture differs, or the weights do not fit or are not finite.
     """
     ours = {name: getattr(model, name) for name in ARCHITECTURE}
     theirs = content["architecture"]
@@ -126,21 +126,33 @@ def fill_model(model, content, path):
         raise InputError(path, "some of its weights are NaN or infinite", "Use an earlier checkpoint")
 
 
-def all_finite(model):
+def all_finite(model: nn.Module) -> bool:
     """Whether no weight is NaN or infinite."""
     return all(bool(torch.isfinite(weight).all()) for weight in model.state_dict().values())
 
 
-def grid_of(content, path):
-    """Spacing and size, x y z, of a checkpoint's content; an `InputError` if it has none."""
+def grid_of(content: dict[str, Any], path: str | Path) -> tuple[tuple[float, float, float], tuple[int, int, int]]:
+    """The grid that a checkpoint's network works on.
+
+    Args:
+        content: what `load` returned.
+        path: of the checkpoint, for messages.
+
+    Returns:
+        spacing in mm and size in voxels, both x y z.
+
+    Raises:
+        InputError: if the checkpoint does not say them, or its network has several input channels.
+    """
     try:
         spacing, size = tuple(map(float, content["spacing"])), tuple(content["volume"])
-        sound = len(spacing) == len(size) == 3 and min(spacing) > 0
-        sound = sound and all(isinstance(n, int) and n > 0 for n in size) and isinstance(content["validation"], list)
+        is_sound = len(spacing) == len(size) == 3 and min(spacing) > 0
+        is_sound = is_sound and all(isinstance(n, int) and n > 0 for n in size)
+        is_sound = is_sound and isinstance(content["validation"], list)
     except (KeyError, TypeError, ValueError):
-        sound = False
-    if not sound:
+        is_sound = False
+    if not is_sound:
         raise InputError(path, "does not say its spacing and size", ANOTHER)
     if content["architecture"]["in_channels"] != 1:
         raise InputError(path, "is of a network for several input channels", ANOTHER)
-    return spacing, size
+    return spacing, size  # type: ignore[return-value]  # the lengths are checked above

@@ -1,136 +1,162 @@
-"""The folder of a training run: held by one process at a time, its last checkpoint never lost."""
+"""The folder of a training run: which files it holds, who may train in it, and its last checkpoint."""
 
+import contextlib
 import json
 import os
+import warnings
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
 
 from vnet_fast.errors import InputError
-from vnet_fast.files import write_text
+from vnet_fast.files import make_folder, write_text
+from vnet_fast.nn.vnet import VNet
 from vnet_fast.run import checkpoint
+from vnet_fast.run.configuration import CONFIG_FILE, Config
 
-try:
-    import fcntl
-except ImportError:
-    # no such locks on Windows
-    fcntl = None
-
+# checkpoints
 LAST, PREVIOUS, BEST, UNREADABLE = "last.pt", "previous.pt", "best.pt", "unreadable.pt"
+# what was measured, and the pictures of it
+LOG, SUMMARY, CURVES, OVERLAY, TENSORBOARD = "log.csv", "summary.json", "curves.png", "overlay.png", "tensorboard"
+# there while a process trains in the folder: the lock, and the number of the process
+LOCK, PROCESS = "lock", "process"
 RESUME_HINT = "Resume with: python -m vnet_fast.train --resume"
+ANOTHER_OUTPUT = "Choose another --output"
 
 
-def fold_folder(run, fold):
-    """The folder of one fold's run in a cross-validation's."""
+def fold_folder(run: str | Path, fold: int) -> Path:
+    """The folder of one fold's run inside the folder of a cross-validation."""
     return Path(run) / f"fold{fold}"
 
 
-def holds_run(path):
-    """Whether a run has been begun in a folder."""
+def holds_run(path: str | Path) -> bool:
+    """Whether a run has been started in a folder."""
     return any((Path(path) / name).exists() for name in (LAST, PREVIOUS))
 
 
-def finished_at(path):
-    """The iteration at which the run in a folder was finished, or None."""
+def write_config(path: str | Path, config: Config) -> None:
+    """Writes the settings of a run into its folder; an `InputError` if that fails."""
+    content = {**asdict(config), "resume": None}
+    write_text(Path(path) / CONFIG_FILE, json.dumps(content, indent=2) + "\n", ANOTHER_OUTPUT)
+
+
+def write_summary(path: str | Path, summary: dict[str, Any]) -> None:
+    """Writes the result of a run into its folder; an `InputError` if that fails."""
+    write_text(Path(path) / SUMMARY, json.dumps(summary, indent=2) + "\n")
+
+
+def read_summary(path: str | Path) -> dict[str, Any]:
+    """The result in the folder of a finished run.
+
+    Raises:
+        InputError: if there is none, or the file is damaged.
+    """
+    file = Path(path) / SUMMARY
     try:
-        return json.loads((Path(path) / "summary.json").read_text(encoding="utf-8"))["iterations"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        cause = f"not a run's result ({error})"
+        raise InputError(file, cause, "Delete it, and resume that run to write it again") from None
+
+
+def finished_at(path: str | Path) -> int | None:
+    """The iteration at which the run in a folder was finished, or None if it is not finished."""
+    try:
+        iterations = read_summary(path).get("iterations")
+    except InputError:
         return None
-
-
-def write_config(path, config):
-    """Keeps the settings of a run in its folder's `config.json`."""
-    write_text(
-        Path(path) / "config.json",
-        json.dumps({**asdict(config), "resume": None}, indent=2) + "\n",
-        "Choose another --output",
-    )
+    return iterations if isinstance(iterations, int) else None
 
 
 class RunFolder:
-    """A run's folder, made if it is not there and locked until `close`.
+    """The folder of a run, created if needed and locked until `close`.
 
     Args:
         path: of the folder.
-        resume: whether a run in it goes on; else there must be none.
+        resume: whether a run in it is resumed; otherwise there must be none.
 
     Raises:
         InputError: if it can't be written, holds a run already, or another process trains in it.
     """
 
-    def __init__(self, path, resume=False):
+    def __init__(self, path: str | Path, resume: bool = False) -> None:
         self.path = Path(path)
         if not resume and (holds_run(self.path) or any(map(holds_run, self.path.glob("fold*")))):
-            raise InputError(self.path, "holds a run already", "Choose another --output, or --resume it")
+            raise InputError(self.path, "holds a run already", f"{ANOTHER_OUTPUT}, or --resume it")
+        make_folder(self.path, ANOTHER_OUTPUT)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = self._locked()
-            # what a process that was killed was writing
-            for left in self.path.glob(f".{LAST}-*"), self.path.glob(f".{BEST}-*"):
-                for file in left:
-                    file.unlink(missing_ok=True)
+            self._lock: FileLock | None = self._acquire_lock()
+            self._delete_unfinished_checkpoints()
         except OSError as error:
-            cause = f"can't be written ({error.strerror})"
-            raise InputError(self.path, cause, "Choose another --output") from None
+            raise InputError(self.path, f"can't be written ({error.strerror})", ANOTHER_OUTPUT) from None
 
-    def __truediv__(self, name):
+    def __truediv__(self, name: str) -> Path:
         return self.path / name
 
-    def __str__(self):
+    def __str__(self) -> str:
         return str(self.path)
 
-    def _locked(self):
-        while True:
-            file = open(self.path / "lock", "a+")  # noqa: SIM115 - closed by close()
-            if fcntl is None:
-                return file
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                cause = f"process {_process_in(file)} is training in it"
-                raise InputError(self.path, cause, "Wait for its end, or choose another --output") from None
-            except OSError:
-                print(f"{self.path}: its file system has no locks; let no other process train in it")
-                return file
-            # the process that held it may have taken the file away between
-            if _is_file(file, self.path / "lock"):
-                break
-            file.close()
-        ended = _process_in(file)
-        if ended:
-            print(f"{self.path}: process {ended}, which trained in it, has ended; its lock is taken over")
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        return file
+    def _acquire_lock(self) -> FileLock:
+        lock = FileLock(self.path / LOCK)
+        try:
+            with warnings.catch_warnings():
+                # where the file system has no locks, a file stands in for one
+                warnings.filterwarnings("ignore", message="flock not supported")
+                lock.acquire(blocking=False)
+        except Timeout:
+            cause = f"process {self._read_process() or 'unknown'} is training in it"
+            raise InputError(self.path, cause, "Wait for its end, or choose another --output") from None
+        killed = self._read_process()
+        if killed:
+            print(f"{self.path}: process {killed}, which trained in it, has ended; its lock is taken over")
+        (self.path / PROCESS).write_text(str(os.getpid()))
+        return lock
 
-    def close(self):
-        """Lets other processes train in it."""
-        if self._lock is not None:
-            (self.path / "lock").unlink(missing_ok=True)
-            self._lock.close()
-            self._lock = None
+    def _read_process(self) -> str:
+        with contextlib.suppress(OSError):
+            return (self.path / PROCESS).read_text().strip()
+        return ""
 
-    def set_last_aside(self):
-        """Renames a `last.pt` that can't be read, so that it never takes the place of `previous.pt`.
+    def _delete_unfinished_checkpoints(self) -> None:
+        """Deletes what a killed process was writing."""
+        for name in (LAST, BEST):
+            for file in self.path.glob(f".{name}-*"):
+                file.unlink(missing_ok=True)
 
-        It is kept: what this process can't read, by permission or of a newer program, may be sound.
+    def close(self) -> None:
+        """Lets other processes train in the folder."""
+        if self._lock is None:
+            return
+        # deleted while it is held: who waits for the old file notices and opens a new one
+        for name in (PROCESS, LOCK):
+            (self.path / name).unlink(missing_ok=True)
+        self._lock.release()
+        self._lock = None
+
+    def set_last_aside(self) -> None:
+        """Renames a `last.pt` that can't be read, so that it never replaces `previous.pt`.
+
+        It is kept, because it may be sound: this process may lack permission, or be an older version.
         """
         if (self.path / LAST).exists():
             os.replace(self.path / LAST, self.path / UNREADABLE)
 
-    def save_last(self, model, **state):
-        """Writes `last.pt`; the one before becomes `previous.pt`."""
+    def save_last(self, model: VNet, **state: Any) -> None:
+        """Writes `last.pt`; the checkpoint before it becomes `previous.pt`."""
         checkpoint.save(self.path / LAST, model, keep=self.path / PREVIOUS, **state)
 
     @staticmethod
-    def load_last(path, device):
-        """The last checkpoint that can be read in a folder.
+    def load_last(path: str | Path, device: torch.device) -> tuple[dict[str, Any], Path]:
+        """The last checkpoint in a folder that can be read.
 
         Returns:
             its content and its path.
 
         Raises:
-            InputError: if there is none; what is said is of `last.pt`.
+            InputError: if there is none; the message is about `last.pt`.
         """
         last, previous = Path(path) / LAST, Path(path) / PREVIOUS
         try:
@@ -142,15 +168,3 @@ class RunFolder:
                 raise error from None
             print(f"{last}: {error.cause}; going on from {PREVIOUS}")
             return content, previous
-
-
-def _process_in(file):
-    file.seek(0)
-    return file.read().strip()
-
-
-def _is_file(file, path):
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-    except FileNotFoundError:
-        return False

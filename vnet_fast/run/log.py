@@ -1,127 +1,156 @@
-"""The log of a training run, and its progress on the screen."""
+"""The log of a training run, `log.csv`, and the progress on the screen."""
 
 import csv
 import io
 import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from vnet_fast.errors import InputError
 from vnet_fast.files import write_text
+from vnet_fast.run.configuration import Config
+from vnet_fast.run.folder import TENSORBOARD
 from vnet_fast.run.tensorboard import Board
-from vnet_fast.training.schedule import learning_rate
 
-LOG_FIELDS = ("iteration", "loss", "learning_rate", "validation_dice", "volumes_per_second")
-# between two lines where there is no terminal
+FIELDS = ("iteration", "loss", "learning_rate", "validation_dice", "volumes_per_second")
+# between two lines of progress where there is no terminal
 SECONDS_BETWEEN_LINES = 30
 
 
+class LogRow(NamedTuple):
+    """One iteration of a log; the Dice is None where it was not validated."""
+
+    iteration: int
+    loss: float
+    learning_rate: float
+    validation_dice: float | None
+
+
 class Log:
-    """`log.csv` of a run and its progress, a bar on a terminal and lines elsewhere; and TensorBoard's
-    scalars beside it, if the run has them.
+    """Writes `log.csv`, and TensorBoard's scalars if the run has them, and shows the progress.
+
+    The progress is a bar on a terminal, and lines elsewhere.
 
     Args:
-        path: of the file; lines from `start` on are dropped when a run is resumed.
-        start: the first iteration.
+        path: of the file. When a run is resumed, lines after iteration `start` are deleted.
+        start: iterations that are done.
         config: of the run.
+
+    Raises:
+        InputError: if the file of a resumed run is damaged.
     """
 
-    def __init__(self, path, start, config):
-        self.config = config
-        kept = []
-        if start and path.exists():
-            try:
-                with open(path, newline="") as file:
-                    kept = [row for row in csv.DictReader(file) if int(row["iteration"]) <= start]
-            except (KeyError, ValueError, TypeError, csv.Error) as error:
-                raise InputError(path, f"not a log ({error})", "Take it away to resume without it") from None
-        # whole before the first new line: a run may be killed at any moment
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, LOG_FIELDS)
-        writer.writeheader()
-        writer.writerows([{name: row.get(name) for name in LOG_FIELDS} for row in kept])
-        write_text(path, text.getvalue())
-        self.board = Board(path.with_name("tensorboard"), start) if config.tensorboard else None
+    def __init__(self, path: Path, start: int, config: Config) -> None:
+        self.config, self.start = config, start
+        _rewrite(path, start)
+        self.board = Board(path.with_name(TENSORBOARD), start) if config.tensorboard else None
         self.file = open(path, "a", newline="")  # noqa: SIM115 - closed by close()
-        self.writer = csv.DictWriter(self.file, LOG_FIELDS)
+        self.writer = csv.writer(self.file)
         self.bar = tqdm(total=config.iterations, initial=start, unit="it", disable=not sys.stderr.isatty())
-        self.dice, self.said, self.began, self.start = None, time.monotonic(), time.monotonic(), start
+        self.dice: float | None = None
+        self.began = self.last_line = time.monotonic()
 
-    def add(self, first, losses, rate, per_case=None):
-        """Iterations that have been done.
+    def add(
+        self,
+        first: int,
+        losses: Sequence[float],
+        learning_rates: Sequence[float],
+        volumes_per_second: float,
+        per_case: dict[str, list[float]] | None = None,
+    ) -> None:
+        """Adds iterations that are done.
 
         Args:
-            first: of them, counted from 1.
-            losses: of each.
-            rate: volumes/s.
-            per_case: None, or what `validation.validate` returned after the last of them.
+            first: the first of them, counted from 1.
+            losses: of each iteration.
+            learning_rates: that each iteration was made with.
+            volumes_per_second: the speed.
+            per_case: None, or what `validate` returned after the last of them.
         """
         if not losses:
             return
+        last = first + len(losses) - 1
         dice = None if per_case is None else mean_dice(per_case)
-        if self.board:
-            self._show(first, losses, rate, per_case)
-        for iteration, loss in enumerate(losses, start=first):
-            last = iteration == first + len(losses) - 1
-            row = (
-                iteration,
-                f"{loss:.6g}",
-                f"{learning_rate(self.config, iteration - 1):.6g}",
-                f"{dice:.6g}" if last and dice is not None else "",
-                f"{rate:.6g}",
-            )
-            self.writer.writerow(dict(zip(LOG_FIELDS, row, strict=True)))
+        for iteration, (loss, rate) in enumerate(zip(losses, learning_rates, strict=True), start=first):
+            shown_dice = f"{dice:.6g}" if iteration == last and dice is not None else ""
+            self.writer.writerow((iteration, f"{loss:.6g}", f"{rate:.6g}", shown_dice, f"{volumes_per_second:.6g}"))
+            if self.board:
+                self.board.add_update(iteration, loss, rate)
         self.file.flush()
+        if self.board:
+            self.board.add_speed(last, volumes_per_second)
+            if per_case is not None:
+                self.board.add_validation(last, per_case)
+        self._show_progress(last, losses, volumes_per_second, dice)
+
+    def _show_progress(self, done: int, losses: Sequence[float], volumes_per_second: float, dice: float | None) -> None:
         self.dice = self.dice if dice is None else dice
-        shown = f"loss {np.mean(losses):.4f}  validation Dice {'-' if self.dice is None else f'{self.dice:.4f}'}"
-        shown += f"  {rate:.2f} volumes/s"
-        self.bar.set_postfix_str(shown, refresh=False)
+        shown_dice = "-" if self.dice is None else f"{self.dice:.4f}"
+        progress = f"loss {np.mean(losses):.4f}  validation Dice {shown_dice}  {volumes_per_second:.2f} volumes/s"
+        self.bar.set_postfix_str(progress, refresh=False)
         self.bar.update(len(losses))
-        self._say(first + len(losses) - 1, shown, dice is not None)
-
-    def _show(self, first, losses, rate, per_case):
-        for iteration, loss in enumerate(losses, start=first):
-            self.board.add_update(iteration, loss, learning_rate(self.config, iteration - 1))
-        self.board.add_rate(first + len(losses) - 1, rate)
-        if per_case is not None:
-            self.board.add_validation(first + len(losses) - 1, per_case)
-
-    def _say(self, done, shown, always):
         now = time.monotonic()
-        if not self.bar.disable or not (always or now - self.said > SECONDS_BETWEEN_LINES):
-            return
-        left = (now - self.began) / (done - self.start) * (self.config.iterations - done)
-        print(f"iteration {done}/{self.config.iterations}  {shown}  {minutes(left)} left", flush=True)
-        self.said = now
+        is_due = dice is not None or now - self.last_line > SECONDS_BETWEEN_LINES
+        if self.bar.disable and is_due:
+            left = (now - self.began) / (done - self.start) * (self.config.iterations - done)
+            print(f"iteration {done}/{self.config.iterations}  {progress}  {minutes(left)} left", flush=True)
+            self.last_line = now
 
-    def close(self):
+    def close(self) -> None:
+        """Closes the file, the bar and TensorBoard's writer."""
         self.bar.close()
         self.file.close()
         if self.board:
             self.board.close()
 
 
-def minutes(seconds):
+def _rewrite(path: Path, start: int) -> None:
+    """Writes the log with the lines up to iteration `start`, whole, because a run may be killed at any moment."""
+    kept = []
+    if start and path.exists():
+        try:
+            with open(path, newline="") as file:
+                kept = [row for row in csv.DictReader(file) if int(row["iteration"]) <= start]
+        except (KeyError, ValueError, TypeError, csv.Error) as error:
+            raise InputError(path, f"not a log ({error})", "Delete it to resume without it") from None
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, FIELDS)
+    writer.writeheader()
+    writer.writerows([{name: row.get(name) for name in FIELDS} for row in kept])
+    write_text(path, text.getvalue())
+
+
+def minutes(seconds: float) -> str:
     """Seconds as minutes:seconds."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-def mean_dice(per_case):
-    """The mean over cases and classes."""
+def mean_dice(per_case: dict[str, list[float]]) -> float:
+    """The mean Dice over cases and classes."""
     return float(np.mean(list(per_case.values())))
 
 
-def read_log(log):
-    """A run's `log.csv`: list of (iteration, loss, learning rate, validation Dice or None)."""
-    with open(log, newline="") as file:
-        return [
-            (
-                int(row["iteration"]),
-                float(row["loss"]),
-                float(row["learning_rate"]),
-                float(row["validation_dice"]) if row["validation_dice"] else None,
-            )
-            for row in csv.DictReader(file)
-        ]
+def read_log(path: str | Path) -> list[LogRow]:
+    """The rows of a run's `log.csv`.
+
+    Raises:
+        InputError: if the file is damaged or can't be read.
+    """
+    try:
+        with open(path, newline="") as file:
+            return [
+                LogRow(
+                    int(row["iteration"]),
+                    float(row["loss"]),
+                    float(row["learning_rate"]),
+                    float(row["validation_dice"]) if row["validation_dice"] else None,
+                )
+                for row in csv.DictReader(file)
+            ]
+    except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
+        raise InputError(path, f"not a log ({error})", "Delete it to report without it") from None

@@ -1,25 +1,24 @@
-"""The course of a training run for TensorBoard."""
+"""The curves of a training run for TensorBoard."""
+
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vnet_fast.errors import InputError
 
-# scalars that wait to be written: more than come between two looks at the losses, so that none waits
+# more scalars than are added between two readings of the losses, so that adding never waits for the disk
 QUEUE = 1000
 SECONDS_BETWEEN_WRITES = 10
 
 
-def check_installed():
-    """Makes sure that TensorBoard can be written for.
-
-    Raises:
-        InputError: if not.
-    """
-    _writer_class()
+def check_installed() -> None:
+    """Raises an `InputError` if TensorBoard is not installed."""
+    _load_writer()
 
 
-def _writer_class():
-    # imported here: it takes seconds, and most runs do without
+def _load_writer() -> Any:
+    # imported here, because it takes seconds and most runs do not need it
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -30,33 +29,39 @@ def _writer_class():
 
 
 class Board:
-    """Scalars of a run, written by a thread of its own.
+    """Writes the scalars of a run, in a thread of its own.
 
     Args:
         folder: where TensorBoard finds them.
-        start: iterations done before; what an earlier run wrote beyond is hidden.
+        start: iterations that are done. Later scalars of an interrupted run are hidden.
     """
 
-    def __init__(self, folder, start):
-        self.writer = _writer_class()(
+    def __init__(self, folder: Path, start: int) -> None:
+        self.writer = _load_writer()(
             str(folder), purge_step=start + 1, max_queue=QUEUE, flush_secs=SECONDS_BETWEEN_WRITES
         )
 
-    def add_update(self, iteration, loss, learning_rate):
-        """What one update of the weights was, `iteration` counted from 1."""
+    def add_update(self, iteration: int, loss: float, learning_rate: float) -> None:
+        """Adds one update of the weights; `iteration` counts from 1."""
         self.writer.add_scalar("loss", loss, iteration)
         self.writer.add_scalar("learning_rate", learning_rate, iteration)
 
-    def add_rate(self, iteration, rate):
-        """Volumes a second up to an iteration."""
-        self.writer.add_scalar("volumes_per_second", rate, iteration)
+    def add_speed(self, iteration: int, volumes_per_second: float) -> None:
+        """Adds the speed up to an iteration."""
+        self.writer.add_scalar("volumes_per_second", volumes_per_second, iteration)
 
-    def add_validation(self, iteration, per_case):
-        """The mean Dice of a validation and that of each foreground class, of what `validate` returned."""
+    def add_validation(self, iteration: int, per_case: dict[str, list[float]]) -> None:
+        """Adds the mean Dice of a validation, and that of each foreground class.
+
+        Args:
+            iteration: counted from 1.
+            per_case: Dice of each class, by the name of the case.
+        """
         values = list(per_case.values())
         self.writer.add_scalar("validation_dice/mean", np.mean(values), iteration)
         for label, dice in enumerate(np.mean(values, axis=0), start=1):
             self.writer.add_scalar(f"validation_dice/class_{label}", dice, iteration)
 
-    def close(self):
+    def close(self) -> None:
+        """Writes what is queued."""
         self.writer.close()

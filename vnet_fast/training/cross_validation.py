@@ -1,33 +1,44 @@
-"""Cross-validation: a run for each fold, and the result over all cases."""
+"""Cross-validation: one run per fold, and the result over all cases."""
 
 import contextlib
-import json
 import shlex
 import signal
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from vnet_fast.devices import find_device, free
+from vnet_fast.devices import find_device, free_memory
 from vnet_fast.distributed import Processes
 from vnet_fast.errors import InputError
-from vnet_fast.files import write_text
-from vnet_fast.run.configuration import ALL, FREE_ON_RESUME, stored_config
-from vnet_fast.run.folder import BEST, RESUME_HINT, finished_at, fold_folder, holds_run, write_config
+from vnet_fast.run.configuration import ALL, CONFIG_FILE, FREE_ON_RESUME, Config, stored_config
+from vnet_fast.run.folder import (
+    BEST,
+    RESUME_HINT,
+    SUMMARY,
+    finished_at,
+    fold_folder,
+    holds_run,
+    read_summary,
+    write_config,
+    write_summary,
+)
+from vnet_fast.text_table import format_table
 from vnet_fast.versions import versions
 
-# what is each fold's own
+# settings that differ between the folds
 OF_A_FOLD = {"fold", "output", "resume"}
 
 
-def cross_validate(config, train_run):
-    """Trains every fold that is not finished, one after the other, and collects their results.
+def cross_validate(config: Config, train_run: Callable[[Config, str], int]) -> int:
+    """Trains the folds that are not finished, one after the other, and collects their results.
 
     Args:
-        config: the Config, its `fold` ALL; its output holds each fold's run in fold0, fold1, …, where
-            some may lie already.
-        train_run: trains one run, called with its Config and the output; returns an exit code.
+        config: of the cross-validation, with `fold` ALL. Its output holds each fold's run in fold0, fold1, …; some
+            may be there already.
+        train_run: trains one run. It is called with the run's Config and the output, and returns an exit code.
 
     Returns:
         exit code: of the fold that a signal stopped, else 0.
@@ -47,33 +58,33 @@ def cross_validate(config, train_run):
             continue
         print(f"fold {fold} of {config.folds}:", flush=True)
         try:
-            with _kept_handlers():
+            with _restored_handlers():
                 code = train_run(run, config.output)
         except KeyboardInterrupt:
             print(f"stopped in fold {fold}. {RESUME_HINT} {config.output}")
             raise
         if holds_run(run.output):
-            # so that the hint to resume holds, and bad data leaves nothing
+            # written only now, so that bad data leaves nothing, and whatever there is can be resumed
             write_config(output, config)
         if code:
             return code
-        free(find_device(config.device))
+        free_memory(find_device(config.device))
     write_config(output, config)
     collect(output, config)
     return 0
 
 
-def check_output(output, config):
-    """Makes sure that a folder is free, or of a cross-validation with the same settings."""
+def check_output(output: Path, config: Config) -> None:
+    """Raises an InputError unless a folder is free, or of a cross-validation with the same settings."""
     if holds_run(output):
         cause = "holds a run of one fold"
         raise InputError(output, cause, "Choose another --output, or --resume that run without --fold")
-    if (output / "config.json").exists():
+    if (output / CONFIG_FILE).exists():
         check_same(output, stored_config(output), replace(config, fold=ALL))
 
 
-def fold_config(config, fold):
-    """The Config of one fold's run: to resume where one lies."""
+def fold_config(config: Config, fold: int) -> Config:
+    """The Config of one fold's run, which resumes a run that is there already."""
     folder = fold_folder(config.output, fold)
     own = replace(config, fold=fold, output=str(folder), resume=None)
     if not holds_run(folder):
@@ -85,25 +96,25 @@ def fold_config(config, fold):
     return replace(own, resume=str(folder))
 
 
-def check_same(folder, stored, config):
-    """Makes sure that a stored Config is one that a run with another may go on from."""
+def check_same(folder: Path, stored: Config, config: Config) -> None:
+    """Raises an InputError unless a run with the stored Config can be resumed with another one."""
     for name in (field.name for field in fields(config)):
         if name in FREE_ON_RESUME | OF_A_FOLD - {"fold"}:
             continue
         ours, theirs = getattr(config, name), getattr(stored, name)
         if ours != theirs:
-            cause = f"its --{name.replace('_', '-')} is {words(theirs)}, not {words(ours)}"
-            raise InputError(folder, cause, "Give the settings that it was begun with, or choose another --output")
+            cause = f"its --{name.replace('_', '-')} is {_as_given(theirs)}, not {_as_given(ours)}"
+            raise InputError(folder, cause, "Give the settings that it was started with, or choose another --output")
 
 
-def words(value):
+def _as_given(value: object) -> str:
     """A setting's value as on the command line."""
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 @contextlib.contextmanager
-def _kept_handlers():
-    """Between two folds signals do what they did before the first."""
+def _restored_handlers() -> Iterator[None]:
+    """Restores the handlers of signals that a run replaces."""
     before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
     try:
         yield
@@ -112,19 +123,18 @@ def _kept_handlers():
             signal.signal(number, handler)
 
 
-def collect(output, config):
-    """Writes `summary.json` and the predictions of all cases, each by the run that held it out, and
-    says the result.
+def collect(output: Path, config: Config) -> None:
+    """Writes `summary.json` and predicts every case with the run that held it out; prints the result.
 
     Args:
-        output: folder of the cross-validation, all its folds finished.
-        config: the Config.
+        output: folder of the cross-validation, whose folds are all finished.
+        config: of the cross-validation.
     """
     summary = summarise(output, config)
-    write_text(output / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_summary(output, summary)
     print("\n".join(table(summary)))
     try:
-        # imported here: training from the cache needs no image library
+        # imported here, because training from the cache needs no image library
         from vnet_fast.prediction.held_out import PHANTOM_FOLDER, PREDICTION_FOLDER, held_out
     except ImportError as error:
         print(f"no predictions: {error.name} is not installed")
@@ -135,10 +145,9 @@ def collect(output, config):
         print(f"stopped while predicting. {RESUME_HINT} {output}")
         raise
     labels = config.labels or config.data or output / PHANTOM_FOLDER
-    print(f"every case predicted by the fold that did not train on it: {output / PREDICTION_FOLDER}")
-    predictions, labels, folds = (
-        shlex.quote(str(path)) for path in (output / PREDICTION_FOLDER, labels, output / "fold")
-    )
+    print(f"every case was predicted by the fold that did not train on it: {output / PREDICTION_FOLDER}")
+    paths = (output / PREDICTION_FOLDER, labels, output / "fold")
+    predictions, labels, folds = (shlex.quote(str(path)) for path in paths)
     print(
         f"evaluate with: python -m vnet_fast.evaluate --predictions {predictions} --labels {labels}"
         + (" --binary" if config.binary else "")
@@ -146,30 +155,32 @@ def collect(output, config):
     print(f"predict with: python -m vnet_fast.predict --checkpoint {folds}*/{BEST} --input … --output …")
 
 
-def summarise(output, config):
-    """The result of all folds, as `summary.json` keeps it.
+def summarise(output: Path, config: Config) -> dict[str, Any]:
+    """The result of all folds, the content of `summary.json`.
 
-    Dice is that of validation, on the network's grid, at each fold's best iteration; the mean and the
-    standard deviation are over all cases.
+    Dice is that of validation, on the network's grid, at each fold's best iteration. Mean and standard deviation are
+    over all cases.
+
+    Raises:
+        InputError: if the result of a fold can't be read.
     """
     folds, per_case, per_class = [], {}, []
     for fold in range(config.folds):
-        path = fold_folder(output, fold) / "summary.json"
+        folder = fold_folder(output, fold)
+        result = read_summary(folder)
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            cases = found["val_dice_per_case"]
-            folds.append(
-                {"fold": fold, "cases": len(cases), **{name: found[name] for name in ("val_dice", "best_iteration")}}
-            )
+            cases = result["val_dice_per_case"]
+            best = {name: result[name] for name in ("val_dice", "best_iteration")}
+            folds.append({"fold": fold, "cases": len(cases), **best})
             per_case.update(cases)
-            per_class += [found["val_dice_per_class"]] * len(cases)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            per_class += [result["val_dice_per_class"]] * len(cases)
+        except (KeyError, TypeError, ValueError) as error:
             cause = f"not a run's result ({error})"
-            raise InputError(path, cause, "Take it away, and resume that fold's run to make it again") from None
-    values = list(per_case.values())
+            raise InputError(folder / SUMMARY, cause, "Delete it, and resume that run to write it again") from None
+    dice = list(per_case.values())
     return {
-        "val_dice": float(np.mean(values)),
-        "val_dice_standard_deviation": float(np.std(values, ddof=1)),
+        "val_dice": float(np.mean(dice)),
+        "val_dice_standard_deviation": float(np.std(dice, ddof=1)),
         "val_dice_per_case": per_case,
         "val_dice_per_class": np.mean(per_class, axis=0).tolist(),
         "folds": folds,
@@ -178,14 +189,12 @@ def summarise(output, config):
     }
 
 
-def table(summary):
+def table(summary: dict[str, Any]) -> list[str]:
     """The result of the folds as lines of text."""
     rows = [
         (str(fold["fold"]), str(fold["cases"]), f"{fold['val_dice']:.4f}", str(fold["best_iteration"]))
         for fold in summary["folds"]
     ]
     cases = str(len(summary["val_dice_per_case"]))
-    whole = f"{summary['val_dice']:.4f} ± {summary['val_dice_standard_deviation']:.4f}"
-    rows = [("fold", "cases", "Dice mean", "best iteration"), *rows, ("all", cases, whole, "")]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(f"{word:>{width}}" for word, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    overall = f"{summary['val_dice']:.4f} ± {summary['val_dice_standard_deviation']:.4f}"
+    return format_table([("fold", "cases", "Dice mean", "best iteration"), *rows, ("all", cases, overall, "")], "right")

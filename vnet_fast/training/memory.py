@@ -1,50 +1,85 @@
-"""What a device's memory holds, found by trying."""
+"""What is said when memory runs out in training, and which batch would fit, found by trying."""
 
-import math
+from collections.abc import Callable
 
 import torch
+from torch import Tensor, nn
 
-from vnet_fast.devices import free, is_out_of_memory, mixed_precision
+from vnet_fast.devices import free_memory, is_out_of_memory, mixed_precision
+from vnet_fast.errors import InputError
 from vnet_fast.nn.vnet import SIZE_MULTIPLE
+from vnet_fast.prediction.windows import halve_longest_axis
+from vnet_fast.run.configuration import Config
+
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def what_fits(model, loss, autocast, batch_size, size):
-    """A smaller batch that the memory holds; of one volume that is still too large, a smaller volume.
+def out_of_memory_error(
+    config: Config, model: nn.Module, loss: Loss, autocast: torch.dtype | None, search: bool
+) -> InputError:
+    """The error of a batch that does not fit in memory, with options that would fit.
 
     Args:
-        model: the network, its gradients of no more use.
+        config: of the run.
+        model: the network; its gradients are no longer needed.
         loss: called with (logits, target).
         autocast: the dtype of mixed precision, or None.
-        batch_size: what did not fit.
-        size: voxels, (z, y, x).
+        search: whether smaller batches are tried, which one of several processes can't do alone.
+    """
+    device = next(model.parameters()).device
+    free_memory(device)
+    cause = f"{config.batch_size} volumes of {' x '.join(map(str, config.volume))} do not fit in memory"
+    if not search:
+        return InputError(device, cause, "Give a smaller --batch-size or --volume")
+    fitting = largest_fitting_batch(model, loss, autocast, config.batch_size, config.shape)
+    if fitting is None:
+        return InputError(device, cause, "Give a smaller --base-channels")
+    batch_size, shape = fitting
+    options = f"--batch-size {batch_size}"
+    if shape != config.shape:
+        options += f" --volume {' '.join(map(str, reversed(shape)))}"
+    return InputError(device, cause, f"Give {options}, which fits, or --base-channels below {config.base_channels}")
+
+
+def largest_fitting_batch(
+    model: nn.Module, loss: Loss, autocast: torch.dtype | None, batch_size: int, shape: tuple[int, int, int]
+) -> tuple[int, tuple[int, int, int]] | None:
+    """A smaller batch that fits in memory; if a single volume does not fit, a smaller volume.
+
+    Args:
+        model: the network; its gradients are no longer needed.
+        loss: called with (logits, target).
+        autocast: the dtype of mixed precision, or None.
+        batch_size: of the batch that did not fit.
+        shape: of its volumes, voxels, (z, y, x).
 
     Returns:
-        (batch size, size), or None if not even the smallest fits.
+        (batch size, shape), or None if not even the smallest volume fits.
     """
-    for fewer in range(batch_size - 1, 0, -1):
-        if _fits(model, loss, autocast, fewer, size):
-            return fewer, size
-    while max(size) > SIZE_MULTIPLE:
-        longest = size.index(max(size))
-        half = math.ceil(size[longest] / 2 / SIZE_MULTIPLE) * SIZE_MULTIPLE
-        size = tuple(half if axis == longest else length for axis, length in enumerate(size))
-        if _fits(model, loss, autocast, 1, size):
-            return 1, size
+    for smaller in range(batch_size - 1, 0, -1):
+        if _fits(model, loss, autocast, smaller, shape):
+            return smaller, shape
+    while (halved := halve_longest_axis(shape, SIZE_MULTIPLE)) is not None:
+        shape = halved
+        if _fits(model, loss, autocast, 1, shape):
+            return 1, shape
     return None
 
 
-def _fits(model, loss, autocast, batch_size, size):
+def _fits(
+    model: nn.Module, loss: Loss, autocast: torch.dtype | None, batch_size: int, shape: tuple[int, int, int]
+) -> bool:
     device = next(model.parameters()).device
     try:
-        image = torch.zeros(batch_size, 1, *size, device=device, dtype=autocast or torch.float32)
+        image = torch.zeros(batch_size, 1, *shape, device=device, dtype=autocast or torch.float32)
         with mixed_precision(device, autocast):
             logits = model(image)
-        loss(logits, torch.zeros(batch_size, 1, *size, device=device, dtype=torch.uint8)).backward()
+        loss(logits, torch.zeros(batch_size, 1, *shape, device=device, dtype=torch.uint8)).backward()
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         return False
     finally:
         model.zero_grad(set_to_none=True)
-        free(device)
+        free_memory(device)
     return True

@@ -1,59 +1,67 @@
 """Losses on their way from the device to the log."""
 
 import torch
+from torch import Tensor
 
-# iterations whose losses are read back at once: a look at every one would wait for the GPU
+# the losses of so many iterations are read back together, because each reading would wait for the GPU
 READ_BACK = 10
 
 
 class ReadBack:
-    """Losses on their way from the device.
+    """Reads losses back from the device without waiting for it.
 
-    A group is copied when it is full and read when the next one is, so that the device, which is then
-    already at work on later iterations, never waits.
+    A group of losses is copied when it is full, and read when the next group is full. By then the device has
+    finished it and works on later iterations.
 
     Args:
-        start: iterations done before.
+        start: iterations that are done.
     """
 
-    def __init__(self, start):
+    def __init__(self, start: int) -> None:
         self.first = start + 1
-        self.pending, self.sent = [], None
+        self.pending: list[Tensor] = []
+        self.sent: tuple[Tensor, torch.cuda.Event | None] | None = None
 
-    def add(self, loss):
-        """The loss of the next iteration, a scalar tensor."""
+    def add(self, loss: Tensor) -> None:
+        """Adds the loss of the next iteration, a scalar tensor."""
         self.pending.append(loss)
 
     @property
-    def full(self):
-        """Whether a group is to be read."""
+    def full(self) -> bool:
+        """Whether a group is full, so that `read` should be called."""
         return len(self.pending) >= READ_BACK
 
-    def read(self, everything=False):
-        """The losses that have come back: those of the group before, or of all iterations.
+    def read(self, everything: bool = False) -> tuple[int, list[float]]:
+        """The losses of the group before this one.
+
+        Args:
+            everything: waits for the device and returns the losses of all iterations.
 
         Returns:
-            the first one's iteration, counted from 1, and a list of numbers, which may be empty.
+            the first one's iteration, counted from 1, and the losses, which may be none.
         """
-        values = [] if self.sent is None else self._arrived()
+        losses = self._receive()
         if self.pending:
             group = torch.stack(self.pending)
             self.sent, self.pending = (group.to("cpu", non_blocking=True), _mark(group.device)), []
         if self.sent is not None and (everything or self.sent[1] is None):
-            values += self._arrived()
+            losses += self._receive()
         first = self.first
-        self.first += len(values)
-        return first, values
+        self.first += len(losses)
+        return first, losses
 
-    def _arrived(self):
-        (values, mark), self.sent = self.sent, None
+    def _receive(self) -> list[float]:
+        if self.sent is None:
+            return []
+        (losses, mark), self.sent = self.sent, None
         if mark is not None:
             mark.synchronize()
-        return values.tolist()
+        values: list[float] = losses.tolist()
+        return values
 
 
-def _mark(device):
-    """A point in the device's work that can be waited for; None where nothing is asynchronous."""
+def _mark(device: torch.device) -> torch.cuda.Event | None:
+    """A mark in the device's queue of work that can be waited for; None on a CPU, which has no queue."""
     if device.type != "cuda":
         return None
     event = torch.cuda.Event()

@@ -1,78 +1,97 @@
 """One training step: eager, or one CUDA graph."""
 
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from vnet_fast.devices import mixed_precision
 
-# Iterations before the graph is captured: in the first, cuDNN chooses its algorithms, kernels are compiled
-# and the optimiser makes its state; in the second all is as it stays; one to spare.
+# Iterations before the graph is captured. In the first, cuDNN chooses its algorithms, kernels are compiled and the
+# optimiser creates its state. The second runs as all later ones do, and one is to spare.
 WARM_UP = 3
-# below it float16's scaler has given up: gradients overflow that are not even scaled up
+# below it the scaler of float16 has given up: gradients overflow although they are not scaled up
 SMALLEST_SCALE = 1.0
+Result = TypeVar("Result")
 
 
 class Step:
-    """Batch, forward pass, loss, backward pass and update.
+    """One training step: batch, forward pass, loss, backward pass and update.
 
-    With `graph`, on a CUDA device, the first iterations run eagerly and the next is captured: from then
-    on an iteration is one replay. Inputs of another shape run eagerly between replays. Where capture
-    fails, `refusal` says why, and all iterations run eagerly.
+    With `graph`, on a CUDA device, the first iterations run eagerly and the next one is captured. From then on an
+    iteration is one replay of the graph. Inputs of another shape run eagerly between replays. If the capture fails,
+    `refusal` says why, and all iterations run eagerly.
 
     Args:
         model: the network.
         loss: called with (logits, target).
-        optimizer: over the model's parameters, as `make_optimizer` returns it where a graph is wanted.
+        optimizer: of the model's parameters; `make_optimizer` returns one that a graph can hold.
         autocast: the dtype of mixed precision, or None for full precision.
-        prepare: None, or what makes (image, target) of the inputs, within the step.
+        prepare: None, or a function that makes (image, target) of the inputs, within the step.
         graph: whether a CUDA graph is wanted; without a CUDA device there is none.
     """
 
-    def __init__(self, model, loss, optimizer, autocast=None, prepare=None, graph=False):
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        optimizer: torch.optim.Optimizer,
+        autocast: torch.dtype | None = None,
+        prepare: Callable[..., tuple[Tensor, Tensor]] | None = None,
+        graph: bool = False,
+    ) -> None:
         self.model, self.loss, self.optimizer, self.autocast = model, loss, optimizer, autocast
         self.prepare = prepare
         self.device = next(model.parameters()).device
-        # float16 gradients underflow unscaled; bfloat16 has float32's range
+        # gradients in float16 underflow unless they are scaled; bfloat16 has the range of float32
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=autocast is torch.float16)
-        self.refusal = None
+        self.refusal: str | None = None
+        self.learning_rate = float("nan")
         self.wants_graph = graph and self.device.type == "cuda"
-        self._warmed, self._graph, self._inputs, self._loss = 0, None, None, None
+        self._warmed = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._inputs: tuple[Tensor, ...] | None = None
+        self._loss: Tensor | None = None
 
-    def __call__(self, *inputs):
-        """One update.
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Updates the weights once.
 
         Args:
-            *inputs: what `prepare` takes; without it an image (N, C, D, H, W) and a target
-                (N, 1, D, H, W) of labels. On the model's device.
+            *inputs: the arguments of `prepare`; without it an image (N, C, D, H, W) and a target (N, 1, D, H, W) of
+                labels. On the model's device.
 
         Returns:
-            the loss, a scalar tensor that is not waited for.
+            the loss, a scalar tensor. The device is not waited for.
         """
         if not self.wants_graph:
             return self._iterate(inputs)
         if self._inputs is None:
             self._inputs = tuple(tensor.clone() for tensor in inputs)
-        if _forms(inputs) != _forms(self._inputs):
+        if _shapes_and_dtypes(inputs) != _shapes_and_dtypes(self._inputs):
             return self._iterate(inputs)
         for static, given in zip(self._inputs, inputs, strict=True):
             static.copy_(given)
         if self._graph is None and self._warmed < WARM_UP:
             self._warmed += 1
-            return on_side_stream(lambda: self._iterate(self._inputs))
+            static_inputs = self._inputs
+            return on_side_stream(lambda: self._iterate(static_inputs))
         if self._graph is None and not self._capture():
             return self._iterate(inputs)
+        assert self._graph is not None
+        assert self._loss is not None
         self._graph.replay()
-        # the next replay overwrites it
+        # a copy, because the next replay overwrites the loss
         return self._loss.clone()
 
     @property
-    def captured(self):
+    def captured(self) -> bool:
         """Whether iterations are replays of a graph."""
         return self._graph is not None
 
-    def _iterate(self, inputs):
-        # gradients that were None are written, not added to: the graph needs no pass that clears them
+    def _iterate(self, inputs: Sequence[Tensor]) -> Tensor:
+        # a gradient of None is written and not added to, so that the graph needs no pass that clears gradients
         self.optimizer.zero_grad(set_to_none=True)
         image, target = self.prepare(*inputs) if self.prepare else inputs
         with mixed_precision(self.device, self.autocast):
@@ -83,16 +102,18 @@ class Step:
         self.scaler.update()
         return loss.detach()
 
-    def _capture(self):
+    def _capture(self) -> bool:
+        """Captures an iteration in a graph, or notes why it can't be; returns whether there is a graph."""
         scale = self.scaler.state_dict()
         self.optimizer.zero_grad(set_to_none=True)
+        inputs = self._inputs or ()
         try:
-            self._graph, self._loss = captured(lambda: self._iterate(self._inputs))
+            self._graph, self._loss = captured(lambda: self._iterate(inputs))
         except RuntimeError as error:
-            # nothing has run; what the optimiser and the scaler noted of the iteration is undone
+            # nothing has run, but the optimiser and the scaler have noted an iteration, which is undone here
             self.optimizer.zero_grad(set_to_none=True)
             for name in ("grad_scale", "found_inf"):
-                # the scaler takes them away where the optimiser's step returns
+                # the scaler deletes them only when the optimiser's step returns
                 if hasattr(self.optimizer, name):
                     delattr(self.optimizer, name)
             self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.scaler.is_enabled())
@@ -101,49 +122,50 @@ class Step:
             self.refusal = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return self._graph is not None
 
-    def still_scales(self):
-        """Whether float16's scaler may yet find a scale at which nothing overflows."""
+    def still_scales(self) -> bool:
+        """Whether the scaler of float16 may yet find a scale at which no gradient overflows."""
         return self.scaler.is_enabled() and self.scaler.get_scale() >= SMALLEST_SCALE
 
-    def release(self):
-        """Gives up the graph and the gradients, and with them their memory."""
+    def release(self) -> None:
+        """Frees the graph and the gradients."""
         self._graph, self._inputs, self._loss, self._warmed = None, None, None, 0
         self.optimizer.zero_grad(set_to_none=True)
 
-    def set_learning_rate(self, rate):
-        """Sets the rate of the iterations to come; each group's own is `rate` times its `scale`."""
+    def set_learning_rate(self, rate: float) -> None:
+        """Sets the learning rate of the next iterations; each group of parameters has `rate` times its `scale`."""
+        self.learning_rate = rate
         for group in self.optimizer.param_groups:
             value = rate * group.get("scale", 1.0)
             if isinstance(group["lr"], torch.Tensor):
-                # a graph reads it where it lies
+                # written in place, where the graph reads it
                 group["lr"].fill_(value)
             else:
                 group["lr"] = value
 
-    def state_dict(self):
-        """What a checkpoint keeps beside the weights: plain tensors and types."""
+    def state_dict(self) -> dict[str, Any]:
+        """The state of optimiser and scaler, in plain tensors and types, for a checkpoint."""
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned, on any device and in any precision.
 
         Raises:
-            KeyError, ValueError: if it is of another network or optimiser.
+            KeyError, ValueError: if it belongs to another network or optimiser.
         """
-        # the groups' settings stay: which are tensors, for a graph to read, depends on the device
+        # the settings of the groups stay, because it depends on the device which of them are tensors
         groups = self.optimizer.state_dict()["param_groups"]
         if [group["params"] for group in groups] != [group["params"] for group in state["optimizer"]["param_groups"]]:
-            raise ValueError("the optimiser's state is of other parameters")
+            raise ValueError("the optimiser's state belongs to other parameters")
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
-        # a graph would go on with the tensors that these replace
+        # a graph would go on using the tensors that are replaced here
         self._graph, self._warmed = None, 0
         if state["scaler"]:
-            # empty after a run in another precision
+            # the scaler's state is empty after a run in another precision
             self.scaler.load_state_dict(state["scaler"])
 
 
-def on_side_stream(function):
-    """Calls a function on a stream of its own, as iterations before a capture must run."""
+def on_side_stream(function: Callable[[], Result]) -> Result:
+    """Calls a function on a side stream, where iterations before a capture must run."""
     current, stream = torch.cuda.current_stream(), _side_stream(torch.cuda.current_device())
     stream.wait_stream(current)
     with torch.cuda.stream(stream):
@@ -153,33 +175,34 @@ def on_side_stream(function):
 
 
 @functools.cache
-def _side_stream(device):
-    # one for all: the memory of each stream is kept apart
+def _side_stream(device: int) -> torch.cuda.Stream:
+    # one stream for all calls, because each stream has memory of its own
     return torch.cuda.Stream(device)
 
 
-def captured(function):
-    """A CUDA graph of what a function launches, and what it returned, which each replay fills anew."""
+def captured(function: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:
+    """A CUDA graph of the kernels that a function launches, and the function's result, which each replay updates."""
     graph = torch.cuda.CUDAGraph()
-    # other threads may go on allocating, as those that pin memory do
+    # other threads, such as those that pin memory, may go on allocating
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = function()
     return graph, result
 
 
-def _forms(tensors):
+def _shapes_and_dtypes(tensors: Sequence[Tensor]) -> list[tuple[torch.Size, torch.dtype]]:
     return [(tensor.shape, tensor.dtype) for tensor in tensors]
 
 
-def make_optimizer(model, name, learning_rate, momentum, weight_decay):
-    """The optimiser, its rates as in the authors' release: with SGD biases learn twice as fast and do
-    not decay.
+def make_optimizer(
+    model: nn.Module, name: str, learning_rate: float, momentum: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """The optimiser, with the rates of the authors' release: with SGD, biases learn twice as fast and do not decay.
 
-    On a CUDA device it is one kernel, and the learning rate of each group a tensor that a graph reads.
-    On a CPU PyTorch's fused optimisers copy weights that are channels-last: the loop takes half the time.
+    On a CUDA device the optimiser is one kernel, and the learning rate of each group is a tensor, which a graph
+    reads. On a CPU, PyTorch's fused optimisers copy channels-last weights, and the plain loop takes half the time.
 
     Args:
-        model: whose parameters it updates.
+        model: its parameters are updated.
         name: `sgd` or `adamw`.
         learning_rate: of the first iteration.
         momentum: of SGD.
@@ -189,7 +212,7 @@ def make_optimizer(model, name, learning_rate, momentum, weight_decay):
     on_gpu = device.type == "cuda"
     biases = [weight for key, weight in model.named_parameters() if key.endswith("bias")]
     others = [weight for key, weight in model.named_parameters() if not key.endswith("bias")]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": others, "weight_decay": weight_decay, "scale": 1.0},
         {"params": biases, "weight_decay": 0.0, "scale": 2.0 if name == "sgd" else 1.0},
     ]

@@ -1,14 +1,19 @@
-"""Validation during training: how often, and the Dice of each case, counted on the device."""
+"""Validation during training: how often, the Dice of each case, and which validation is the best."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor, nn
 
+from vnet_fast.data.preparation import PreparedCase
 from vnet_fast.devices import mixed_precision
+from vnet_fast.run.log import mean_dice
 
+# of a run
 VALIDATIONS = 10
-# of a run's time at most, where that leaves one at the end
+# of a run's time at most, if that leaves one validation at the end
 TIME_SHARE = 0.02
 # a forward pass takes about this share of a step's time for the same volume
 FORWARD_SHARE = 1 / 3
@@ -16,40 +21,57 @@ FORWARD_SHARE = 1 / 3
 
 @dataclass
 class Best:
-    """The best validation so far."""
+    """The best validation so far.
+
+    Args:
+        iteration: of it; 0 before the first one.
+        dice: the mean over cases and classes.
+        per_case: Dice of each class, by the name of the case.
+    """
 
     iteration: int = 0
     dice: float = -1.0
-    per_case: dict = None
+    per_case: dict[str, list[float]] | None = field(default=None)
+
+    def improved_by(self, iteration: int, per_case: dict[str, list[float]]) -> bool:
+        """Takes a validation if its mean Dice is higher; returns whether it is."""
+        dice = mean_dice(per_case)
+        if dice <= self.dice:
+            return False
+        self.iteration, self.dice, self.per_case = iteration, dice, per_case
+        return True
 
 
-def interval(iterations, batch_size, cases):
-    """Iterations from one validation to the next: ten a run, or as many as take 2 % of its time.
+def interval(iterations: int, batch_size: int, cases: int) -> int:
+    """Iterations from one validation to the next: ten validations a run, fewer if they would take more than 2 % of
+    its time.
 
     Args:
         iterations: of the run.
-        batch_size: volumes an iteration.
-        cases: volumes a validation.
+        batch_size: volumes per iteration.
+        cases: volumes per validation.
     """
     affordable = math.floor(TIME_SHARE * iterations * batch_size / (FORWARD_SHARE * cases))
     return math.ceil(iterations / min(VALIDATIONS, max(1, affordable)))
 
 
 @torch.inference_mode()
-def validate(model, cases, num_classes, autocast=None):
+def validate(
+    model: nn.Module, cases: Sequence[PreparedCase], num_classes: int, autocast: torch.dtype | None = None
+) -> dict[str, list[float]]:
     """Dice of each case and foreground class.
 
     Args:
-        model: the network, left in training mode.
-        cases: list of `cache.PreparedCase`.
+        model: the network; it is left in training mode.
+        cases: to validate on.
         num_classes: background included; 2 makes all labels above 0 one class.
         autocast: the dtype of mixed precision, or None.
 
     Returns:
-        dict from name to a list of num_classes - 1 numbers; 1 where neither mask has the class.
+        num_classes - 1 numbers by the name of each case; 1 where neither mask has the class.
     """
     if not cases:
-        # of several processes, one may have none
+        # of several processes, one may have no case
         return {}
     device = next(model.parameters()).device
     model.eval()
@@ -65,10 +87,13 @@ def validate(model, cases, num_classes, autocast=None):
         counts.append(torch.stack([_counts(prediction == k, reference == k) for k in range(1, num_classes)]))
     model.train()
     # the device is waited for once
-    values = [[2 * both / total if total else 1.0 for both, total in case] for case in torch.stack(counts).tolist()]
-    return {case.name: dice for case, dice in zip(cases, values, strict=True)}
+    dice = [
+        [2 * overlap / total if total else 1.0 for overlap, total in of_case]
+        for of_case in torch.stack(counts).tolist()
+    ]
+    return {case.name: of_case for case, of_case in zip(cases, dice, strict=True)}
 
 
-def _counts(a, b):
-    """Voxels in both masks, and the sum of each one's."""
-    return torch.stack([(a & b).sum(), a.sum() + b.sum()])
+def _counts(prediction: Tensor, reference: Tensor) -> Tensor:
+    """The number of voxels in both masks, and the sum of the two masks' numbers."""
+    return torch.stack([(prediction & reference).sum(), prediction.sum() + reference.sum()])

@@ -1,0 +1,48 @@
+"""Lists the commands, or runs one: `python -m vnet_fast`, or `vnet-fast` if the package is installed."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from vnet_fast import __version__, command_line
+
+COMMANDS = {
+    "train": "train a V-Net on volumes with masks, or on phantoms",
+    "predict": "segment volumes with a trained V-Net",
+    "evaluate": "compare predicted masks with reference masks",
+    "report": "make one HTML page about training runs",
+    "export": "write a trained network as a file that runs without vnet_fast",
+}
+
+
+def overview() -> str:
+    """The list of commands, a line for each."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {description}" for name, description in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"vnet_fast {__version__}: V-Net for volumetric segmentation. The commands are:",
+            "",
+            *lines,
+            "",
+            "Run `python -m vnet_fast.COMMAND --help`, or `vnet-fast COMMAND --help`, for the options of a command.",
+        ]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs the command that the first argument names, with the other arguments."""
+    name, *others = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
+    if name in ("-h", "--help"):
+        print(overview())
+        sys.exit(0)
+    if name not in COMMANDS:
+        print(f"error: {name}: not a command. Choose one of {', '.join(COMMANDS)}", file=sys.stderr)
+        sys.exit(command_line.EXIT_BAD_INPUT)
+    module = importlib.import_module(f"vnet_fast.{name}")
+    command_line.run(module.main, command_line.parser_of(module.Config, module.__name__), others)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Which volumes are predicted, and where their masks are written."""
+
+import os
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from vnet_fast.data.cases import find_images
+from vnet_fast.errors import InputError
+from vnet_fast.io import formats
+
+# of the mask of a folder of DICOM slices
+DICOM_OUTPUT = ".nii.gz"
+
+
+def plan(source: str | Path, target: str | Path, only: Collection[str] | None = None) -> list[tuple[Path, Path]]:
+    """The files to predict and the files of their masks.
+
+    Args:
+        source: a volume, a folder of DICOM slices, or a folder of volumes.
+        target: the mask's file, or a folder.
+        only: None, or the names of the cases to take from a folder.
+
+    Returns:
+        list of (volume, mask) paths.
+
+    Raises:
+        InputError: if there is nothing to predict, or a mask would replace a volume.
+    """
+    source, target = Path(source), Path(target)
+    is_single = not os.path.isdir(source) or formats.is_dicom_folder(source)
+    volumes = _find_volumes(source, is_single)
+    if only is not None:
+        volumes = {name: path for name, path in volumes.items() if name in only}
+        if not volumes:
+            raise InputError(source, "none of the run's validation cases", "Name the folder it was trained on")
+    if is_single and formats.suffix_of(target):
+        pairs = [(source, target)]
+    else:
+        if formats.suffix_of(target) and not target.is_dir():
+            raise InputError(target, f"one file for {len(volumes)} volumes", "Name a folder")
+        if is_single and target.suffix and not target.is_dir():
+            raise InputError(target, "not a format that is written", formats.CONVERT.replace("Convert", "Change"))
+        pairs = [(path, target / f"{name}{output_suffix(path)}") for name, path in volumes.items()]
+    _check_nothing_is_replaced(volumes.values(), [mask for _, mask in pairs])
+    return pairs
+
+
+def _find_volumes(source: Path, is_single: bool) -> dict[str, Path]:
+    if not is_single:
+        return find_images(source)
+    if not os.path.isdir(source):
+        formats.check_regular(source)
+    # resolved, because the name of the folder `.` is that of the folder itself
+    return {formats.stem_of(source.resolve()): source}
+
+
+def _check_nothing_is_replaced(volumes: Iterable[Path], masks: Iterable[Path]) -> None:
+    # unlike Path.resolve, realpath accepts a loop of links
+    inputs = {os.path.realpath(file) for path in volumes for file in _files_of(path)}
+    for mask in masks:
+        written = [mask]
+        if mask.suffix.lower() in (".mhd", ".nhdr"):
+            written += [mask.with_suffix(suffix) for suffix in (".zraw", ".raw", ".raw.gz")]
+        for file in written:
+            if os.path.realpath(file) in inputs:
+                raise InputError(file, "would replace the volume itself", "Choose another --output")
+
+
+def _files_of(path: Path) -> list[Path]:
+    try:
+        return formats.files_of(path)
+    except InputError:
+        # a damaged header is reported when the volume is read
+        return [path]
+
+
+def output_suffix(path: Path) -> str:
+    """The suffix of the mask of the volume at `path`."""
+    return DICOM_OUTPUT if path.is_dir() else formats.suffix_of(path) or DICOM_OUTPUT

@@ -1,0 +1,78 @@
+"""Resumes a training run from its last checkpoint."""
+
+from dataclasses import dataclass
+
+from vnet_fast.data.training_data import Data
+from vnet_fast.devices import HOST
+from vnet_fast.distributed import Processes
+from vnet_fast.errors import InputError
+from vnet_fast.nn.vnet import VNet
+from vnet_fast.run import checkpoint
+from vnet_fast.run.configuration import Config
+from vnet_fast.run.folder import PREVIOUS, RunFolder, finished_at
+from vnet_fast.training.step import Step
+from vnet_fast.training.validation import Best
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run goes on.
+
+    Args:
+        iteration: how many are done.
+        seconds: of training so far.
+        best: the best validation so far.
+        batch_size: volumes per iteration of each process.
+    """
+
+    iteration: int
+    seconds: float
+    best: Best
+    batch_size: int
+
+
+def restore(
+    folder: RunFolder | None, config: Config, processes: Processes, model: VNet, step: Step, data: Data
+) -> State:
+    """Loads the last checkpoint of a run into its network and its step.
+
+    Args:
+        folder: of the run, None except in the first process.
+        config: of the run.
+        processes: that train together.
+        model, step: are filled.
+        data: of the run, which must have the same cases as before.
+
+    Raises:
+        InputError: if there is no usable checkpoint, its cases differ, or the run is finished.
+    """
+    # loaded on the host, because the device may have no room for a second copy
+    content, path = RunFolder.load_last(config.output, HOST)
+    processes.wait()
+    if folder and path.name == PREVIOUS:
+        folder.set_last_aside()
+    checkpoint.fill_model(model, content, path)
+    try:
+        step.load_state_dict(content)
+        total = content.get("batch", config.batch_size * processes.count)
+        best = Best(**content["best"])
+        state = State(content["iteration"], content["seconds"], best, _divide_batch(total, processes.count))
+        cases = {part: content[part] for part in ("training", "validation")}
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise InputError(path, f"can't be resumed ({error})", "Start a new run") from None
+    data.check_unchanged(cases, path.parent)
+    is_finished = state.best.iteration == 0 or finished_at(path.parent) == state.iteration
+    if state.iteration >= config.iterations and is_finished:
+        cause = f"is at iteration {state.iteration} of {config.iterations}"
+        raise InputError(path.parent, cause, "Give more --iterations")
+    print(f"resuming at iteration {state.iteration}")
+    return state
+
+
+def _divide_batch(total: int, processes: int) -> int:
+    """The batch of each process that keeps the number of volumes per iteration, however many processes there are."""
+    batch_size, rest = divmod(total, processes)
+    if rest:
+        cause = f"{processes} processes can't share the run's batches of {total}"
+        raise InputError("--nproc-per-node", cause, "Start a number of processes that divides it")
+    return batch_size
