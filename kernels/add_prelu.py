@@ -110,21 +110,10 @@ def _add_prelu_forward_kernel(
 
 @triton.jit
 def _add_prelu_backward_kernel(
-    grad_y_ptr,
-    y_ptr,
-    negative_ptr,
-    slope_ptr,
-    grad_x_ptr,
-    partials_ptr,
-    num_rows,
-    CHANNELS: tl.constexpr,
-    PADDED: tl.constexpr,
-    ROWS: tl.constexpr,
-    GRAD_Y_STRIDE: tl.constexpr,
-    Y_STRIDE: tl.constexpr,
-    SMALLEST: tl.constexpr,
-    LOADS: tl.constexpr,
-):
+    grad_y_ptr, y_ptr, negative_ptr, slope_ptr, grad_x_ptr, partials_ptr, num_rows, CHANNELS: tl.constexpr,
+    PADDED: tl.constexpr, ROWS: tl.constexpr, GRAD_Y_STRIDE: tl.constexpr, Y_STRIDE: tl.constexpr,
+    SMALLEST: tl.constexpr, LOADS: tl.constexpr,
+):  # fmt: skip
     row = tl.arange(0, ROWS)
     channel = tl.arange(0, PADDED)
     channel_inside = channel < CHANNELS

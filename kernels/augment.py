@@ -184,21 +184,9 @@ def _match_run(ranks_ptr, table_ptr, labels_ptr, image_ptr, mask_ptr, remaining,
 
 @triton.jit
 def _augment_kernel(
-    ranks_ptr,
-    tables_ptr,
-    masks_ptr,
-    cases_ptr,
-    intensities_of_ptr,
-    deformed_ptr,
-    control_points_ptr,
-    image_ptr,
-    mask_ptr,
-    depth,
-    height,
-    width,
-    voxels,
-    TILE: tl.constexpr,
-):
+    ranks_ptr, tables_ptr, masks_ptr, cases_ptr, intensities_of_ptr, deformed_ptr, control_points_ptr,
+    image_ptr, mask_ptr, depth, height, width, voxels, TILE: tl.constexpr,
+):  # fmt: skip
     # (tiles of a slice, slices, volumes)
     volume, slice_ = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64)
     stored = tl.load(cases_ptr + volume) * voxels

@@ -6,17 +6,17 @@ With p the activated logits and g the target, both zero where the target is igno
     prediction   = Σ p      or, squared, Σ p²; soft, Σ |p|
     ground       = Σ g      or, squared, Σ g²; soft, Σ |g|
 
-With a and b the gradients of intersection and prediction, that of p and that of the logits are
+With a and b the gradients of intersection and prediction, the gradients of p and of the logits are
 
     d_c = a g_c + b         or, squared, a g_c + 2 b p_c; soft, (b + a/2) sign(p_c) - a/2 sign(p_c - g_c)
     p_c (d_c - Σ_k p_k d_k) with a softmax, p_c (1 - p_c) d_c with a sigmoid
 
 Source: Milletari, Navab, Ahmadi 2016, section 3. The definition is `dice_sums_definition` in
-`vnet_fast/ops/dice.py`; the one deviation is that a label outside 0 … C - 1 is of no class here, where the
-definition raises.
+`vnet_fast/ops/dice.py`; the one deviation is that labels outside 0 … C - 1 are ignored here, where the definition
+raises.
 
 Bytes moved: forward logits + target, backward 2 × logits + target; labels never become one-hot.
-Saved for the backward pass: the inputs, from which it computes the probabilities again.
+Saved for the backward pass: the inputs, from which the probabilities are computed again.
 """
 
 import math
@@ -27,15 +27,15 @@ import triton
 import triton.language as tl
 
 NUM_WARPS = 4
-# of a row of logits that a program loads at a time: 16 bytes, the widest load, for each of its threads
+# bytes of logits that a program loads at a time: 16, the widest load, for each of its threads
 ROW_BYTES = 16 * 32 * NUM_WARPS
-# logits of a block at most: 32 for each thread, with three sums of each in registers
+# most logits of a block: 32 for each thread, with three sums of each in registers
 MAX_TILE = 4096
-# blocks of a program at least, so that the sum over its threads is a small part of its work
+# fewest blocks of a program, so that the sum over its threads is a small part of its work
 MIN_BLOCKS = 4
-# programs of a volume at most: four times what 132 multiprocessors hold, so that few idle at the end
+# most programs of a volume: four times what 132 multiprocessors hold, so that few are idle at the end
 MAX_PROGRAMS = 8192
-# all classes of a voxel stand in registers
+# all classes of a voxel are kept in registers
 MAX_CLASSES = 32
 # CUDA's limit of the grid's second axis
 MAX_VOLUMES = 65535
@@ -48,36 +48,21 @@ TARGET_TYPES = (*INPUT_TYPES, *INTEGER_TYPES, torch.bool)
 
 @dataclass(frozen=True)
 class Form:
-    """What is compiled into a kernel: the shape of its tiles, and the options of the sums.
-
-    `axis` is that of the classes in a tile, `step` the elements from a voxel to the next.
-    """
+    """What is compiled into a kernel: the shape of its tiles, and the options of the sums."""
 
     classes: int
     padded: int  # classes of a tile, a power of two
     block: int  # voxels of a tile
+    rows: int  # of a tile
+    columns: int  # of a tile
+    axis: int  # of the classes in a tile
+    step: int  # elements from a voxel to the next
     channels_last: bool
     activation: str
     labels: bool
     first_class: int
     terms: str  # plain, squared or soft
     ignore_index: int | None
-
-    @property
-    def rows(self):
-        return self.block if self.channels_last else self.padded
-
-    @property
-    def columns(self):
-        return self.padded if self.channels_last else self.block
-
-    @property
-    def axis(self):
-        return 1 if self.channels_last else 0
-
-    @property
-    def step(self):
-        return self.classes if self.channels_last else 1
 
 
 @triton.jit
@@ -139,7 +124,7 @@ def _load_block(input_ptr, target_ptr, start, remaining, voxels, FORM: tl.conste
         target, counted = _load_labels(target_ptr + start, counted, FORM)
     else:
         target = _load(target_ptr + start * FORM.step, remaining, voxels, FORM)
-    # numbers, so that NaN stays NaN where it does not count: as in the definition
+    # numbers and not flags, so that NaN stays NaN where it does not count, as in the definition
     counted = tl.expand_dims(tl.where(counted, 1.0, 0.0), FORM.axis)
     return _activate(logits, FORM), target, counted
 
@@ -148,7 +133,7 @@ def _load_block(input_ptr, target_ptr, start, remaining, voxels, FORM: tl.conste
 def _add_block(pair, prediction, input_ptr, target_ptr, start, remaining, voxels, FORM: tl.constexpr):
     """Adds a block to the sums, of which `pair` is intersection and ground truth."""
     p, g, counted = _load_block(input_ptr, target_ptr, start, remaining, voxels, FORM)
-    # the compiler drops what is done for classes that are zero here
+    # the compiler drops the work on classes that are zero here
     kept = _classes(FORM) >= FORM.first_class
     p, g = tl.where(kept, p * counted, 0.0), tl.where(kept, g, 0.0)
     if FORM.terms == "squared":
@@ -174,12 +159,12 @@ def _dice_forward_kernel(input_ptr, target_ptr, partial_ptr, voxels, FORM: tl.co
     ROWS: tl.constexpr = FORM.rows
     COLUMNS: tl.constexpr = FORM.columns
     prediction = tl.zeros((ROWS, COLUMNS), tl.float32)
-    # one tile for two sums: alone, Triton lays out that of the target in another way, and moves the
-    # labels through shared memory for it
+    # One tile holds two sums. In a tile of its own, Triton would lay out the target's sum in another way, and move
+    # the labels through shared memory.
     pair = tl.join(prediction, prediction)
     whole = voxels // FORM.block
     for block in range(program, whole, programs):
-        # a number that the compiler knows, so that it drops the masks
+        # a constant, so that the compiler drops the masks
         start, remaining = block * FORM.block, FORM.block
         pair, prediction = _add_block(pair, prediction, input_ptr, target_ptr, start, remaining, voxels, FORM)
     if program == programs - 1:
@@ -258,17 +243,9 @@ def form_of(input, target, options):
         # as PyTorch compares: the number in the labels' type, -1 being 255 for uint8
         limits = torch.iinfo(target.dtype)
         ignore_index = (ignore_index - limits.min) % (limits.max - limits.min + 1) + limits.min
-    return Form(
-        classes,
-        padded,
-        block,
-        channels_last,
-        options.activation,
-        options.labels,
-        options.first_class,
-        terms,
-        ignore_index,
-    )
+    rows, columns, axis, step = (block, padded, 1, classes) if channels_last else (padded, block, 0, 1)
+    tile = classes, padded, block, rows, columns, axis, step, channels_last
+    return Form(*tile, options.activation, options.labels, options.first_class, terms, ignore_index)
 
 
 def _num_programs(input, form):
@@ -282,11 +259,7 @@ def _launch(kernel, input, form, *tensors):
 
 
 def dice_sums(input, target, options):
-    """`ops.dice.dice_sums` of tensors and options that `supports` accepts.
-
-    Args:
-        options: with the attributes of `ops.dice.DiceOptions`.
-    """
+    """`dice_sums` of `vnet_fast/ops/dice.py`, for tensors and options that `supports` accepts."""
     form = form_of(input, target, options)
     shape = (3, len(input), form.classes - form.first_class, _num_programs(input, form))
     partials = torch.empty(shape, dtype=torch.float32, device=input.device)
@@ -295,10 +268,10 @@ def dice_sums(input, target, options):
 
 
 def dice_sums_backward(grad_sums, input, target, options):
-    """The gradient of `input`, in its type, shape and strides, from that of what `dice_sums` returned.
+    """The gradient of `input`, with its type, shape and strides, from the gradient of the sums.
 
     Args:
-        grad_sums: (3, N, C - first_class), float32, of any strides; the third has no influence.
+        grad_sums: (3, N, C - first_class), float32, of any strides; the third sum's gradient has no effect.
     """
     form, grad_input = form_of(input, target, options), torch.empty_like(input)
     _launch(_dice_backward_kernel, input, form, input, target, grad_sums.contiguous(), grad_input)
@@ -306,7 +279,7 @@ def dice_sums_backward(grad_sums, input, target, options):
 
 
 def supports(input, target, options):
-    """Whether the kernels can do it; where they can't, the definition can."""
+    """Whether the kernels can handle these tensors and options; if not, the definition runs."""
     num_volumes, num_classes = input.shape[:2]
     in_layout = _is_channels_last if _is_channels_last(input) else torch.Tensor.is_contiguous
     return (

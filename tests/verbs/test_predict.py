@@ -10,7 +10,7 @@ from vnet_fast import VNet, evaluate, predict
 from vnet_fast.data.intensity import normalise
 from vnet_fast.io import volumes
 from vnet_fast.io.grid import Grid, covering_size, image_on_grid, probabilities_on_image, working_grid
-from vnet_fast.prediction import segmentation
+from vnet_fast.prediction import networks, segmentation
 from vnet_fast.prediction.inference import predict_probabilities
 from vnet_fast.run import checkpoint
 
@@ -190,10 +190,10 @@ def test_where_memory_is_short_for_one_all_networks_run_on_the_cpu(tmp_path, mon
         return build(content, path, torch.device("cpu"))
 
     monkeypatch.setattr(checkpoint, "build_model", build_model)
-    monkeypatch.setattr(torch.nn.ModuleList, "to", lambda networks, device: (moved.append(device.type), networks)[1])
-    model, device, *_ = segmentation.load_networks(paths, torch.device("meta"))
+    monkeypatch.setattr(torch.nn.ModuleList, "to", lambda models, device: (moved.append(device.type), models)[1])
+    loaded = networks.load_networks(paths, torch.device("meta"))
     assert tried == [("0", "meta"), ("1", "meta"), ("1", "cpu"), ("2", "cpu")]
-    assert (len(model), device.type, moved) == (3, "cpu", ["cpu"])
+    assert (len(loaded.model), loaded.device.type, moved) == (3, "cpu", ["cpu"])
 
 
 def write_large(path, size=(40, 30, 21), spacing=(1.5, 1.5, 2.0)):
@@ -331,7 +331,7 @@ def test_a_network_that_the_gpu_cannot_hold(trained, monkeypatch, capsys):
         return original(content, path, device)
 
     monkeypatch.setattr(checkpoint, "build_model", build_model)
-    model, device = segmentation.build_network(checkpoint.load(trained), trained, torch.device("cuda"))
+    model, device = networks.build_network(checkpoint.load(trained), trained, torch.device("cuda"))
     assert device == next(model.parameters()).device == torch.device("cpu")
     assert "bright.pt: out of memory on the GPU, the network runs on the CPU" in capsys.readouterr().out
 
@@ -401,9 +401,9 @@ def test_the_current_folder_has_a_name(real_data, tmp_path, run_verb, trained, m
 
 @pytest.mark.parametrize(("words", "dtype"), [([], None), (["--amp", "bf16"], torch.bfloat16)], ids=str)
 def test_amp_reaches_the_network(cases, tmp_path, run_verb, trained, monkeypatch, words, dtype):
-    seen, original = [], predict.predict_probabilities
+    seen, original = [], segmentation.predict_probabilities
     monkeypatch.setattr(
-        predict,
+        segmentation,
         "predict_probabilities",
         lambda *arguments, **how: (seen.append(arguments[2]), original(*arguments, **how))[1],
     )

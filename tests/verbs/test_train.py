@@ -377,7 +377,7 @@ def test_output_that_cannot_be_written(tmp_path, run_verb):
     (tmp_path / "file").write_text("x")
     code, _, err = run_verb(train, "--output", tmp_path / "file" / "run", *TINY)
     assert code == 2
-    assert "can't be written (Not a directory). Choose another --output" in err
+    assert "can't be made (Not a directory). Choose another --output" in err
 
 
 def test_fewer_cases_than_folds(cases, tmp_path, run_verb):
@@ -525,5 +525,5 @@ def test_options_are_documented(capsys):
     with pytest.raises(SystemExit):
         parser.parse_args(["--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "size the network works on, voxels (default: 128 128 64)" in shown
+    assert "size of the network's input, voxels (default: 128 128 64)" in shown
     assert "--lr-step N" in shown

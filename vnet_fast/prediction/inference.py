@@ -50,9 +50,7 @@ def predict_probabilities(
 ) -> np.ndarray:
     """Softmax probabilities of one volume.
 
-    If the device's memory is too small, the probabilities are collected on the host. If it still is, the windows are
-    halved along their longest axis, repeatedly, down to 64 voxels. At last the network runs on the CPU, in float32,
-    with the requested windows. Each of these steps is reported.
+    If memory is short, the ways of `list_attempts` are tried one after the other, and each is reported.
 
     Args:
         model: the network, or a ModuleList of networks whose probabilities are averaged. Afterwards it is in
@@ -61,14 +59,12 @@ def predict_probabilities(
         autocast: the dtype of mixed precision, or None.
         window: (d, h, w) voxels of the windows for a larger image; None predicts the image in one piece.
         overlap: the least share of the window by which neighbours overlap, 0 <= overlap < 1.
-        flips: tuples of the axes -3, -2, -1 along which a window is flipped; the results are flipped back and
-            averaged. `()` is the window as it is.
+        flips: tuples of axes, of -3, -2, -1, to flip a window along; the results are flipped back and averaged.
         notify: called with a message whenever memory does not suffice.
         track: wraps the list of windows, such as `tqdm`.
 
     Returns:
-        (K, D, H, W) float32: the Gaussian-weighted average of the windows; for a single window without flips,
-        exactly the network's output.
+        (K, D, H, W) float32, the Gaussian-weighted average of the windows.
 
     Raises:
         ValueError: if overlap is outside of its range.
@@ -91,6 +87,10 @@ def predict_probabilities(
 
 def list_attempts(device: torch.device, window: Shape, shape: Shape) -> list[Attempt]:
     """The ways to predict a volume, from the requested one to the last resort.
+
+    If the device's memory is too small, the probabilities are collected on the host. If it still is, the windows are
+    halved along their longest axis, repeatedly, down to 64 voxels. At last the network runs on the CPU, in float32,
+    with the requested windows.
 
     Args:
         device: of the network.

@@ -49,8 +49,7 @@ def segment(
 ) -> Segmentation:
     """Reads a volume and predicts its probabilities.
 
-    In training the network saw the centre of each volume, normalised by the intensities there. So the whole of a
-    larger volume is normalised by the intensities of its centre, which then looks as it did in training.
+    A larger volume is normalised by the intensities of its centre, as volumes are in training.
 
     Args:
         model: the network, or a ModuleList of networks whose probabilities are averaged.
@@ -58,8 +57,8 @@ def segment(
         spacing: of the network's grid, mm, x y z.
         size: of the network's grid, voxels, x y z.
         autocast: the dtype of mixed precision, or None.
-        overlap: None to predict the centre of a larger volume, with background beyond it; or the share by which
-            the windows overlap that cover the whole volume, 0 <= overlap < 1.
+        overlap: None predicts the centre of a larger volume, with background beyond it. A number, 0 <= overlap < 1,
+            covers the whole volume by windows that overlap by this share.
         **options: `flips` and `track` of `predict_probabilities`.
 
     Raises:
@@ -67,37 +66,28 @@ def segment(
             network's grid.
     """
     image = volumes.read_image(path)
-    grid = centre = working_grid(image, spacing, size)
-    covering = covering_size(image, centre)
-    if overlap is not None and covering != centre.size:
-        grid = _covering_grid(image, path, spacing, covering)
-    values = reference = image_on_grid(image, centre)
-    if grid != centre:
-        values = image_on_grid(image, grid)
+    centre = working_grid(image, spacing, size)
+    is_larger = covering_size(image, centre) != centre.size
+    grid = _covering_grid(image, path, centre) if is_larger and overlap is not None else centre
+    reference = image_on_grid(image, centre)
     try:
-        values = normalise(values, reference)
+        values = normalise(reference if grid == centre else image_on_grid(image, grid), reference)
     except ValueError as error:
         raise InputError(path, f"{error} on the network's grid", "Check that it is a scan") from None
     z, y, x = reference.shape
+    share = OVERLAP if overlap is None else overlap
     probabilities = predict_probabilities(
-        model,
-        values,
-        autocast,
-        window=(z, y, x),
-        overlap=OVERLAP if overlap is None else overlap,
-        notify=lambda message: tqdm.write(f"{path}: {message}"),
-        **options,
+        model, values, autocast, (z, y, x), share, notify=lambda message: tqdm.write(f"{path}: {message}"), **options
     )
-    return Segmentation(image, probabilities_on_image(probabilities, grid, image), covering != centre.size)
+    return Segmentation(image, probabilities_on_image(probabilities, grid, image), is_larger)
 
 
-def _covering_grid(
-    image: sitk.Image, path: Path, spacing: tuple[float, float, float], size: tuple[int, int, int]
-) -> Grid:
+def _covering_grid(image: sitk.Image, path: Path, centre: Grid) -> Grid:
+    size = covering_size(image, centre)
     if math.prod(size) > MAX_VOXELS:
         cause = f"takes {' x '.join(map(str, size))} voxels on the network's grid"
         raise InputError(path, cause, "Check its spacing, or leave --overlap out")
-    return working_grid(image, spacing, size)
+    return working_grid(image, centre.spacing, size)
 
 
 def to_labels(probabilities: np.ndarray, all_components: bool = False) -> np.ndarray:

@@ -124,11 +124,7 @@ class Trainer:
     # The loop
 
     def train(self) -> int | None:
-        """Trains to the last iteration or a signal.
-
-        Returns:
-            the signal's number, or None.
-        """
+        """Trains to the last iteration or a signal; returns the signal's number, or None."""
         config = self.config
         val_every = config.val_every or interval(
             config.iterations, config.batch_size * self.processes.count, len(self.data.validation)
@@ -197,19 +193,16 @@ class Trainer:
         if self.log:
             volumes = (self.iteration - self.since) * self.config.batch_size * self.processes.count
             self.log.add(first, losses, rates, volumes / spent, per_case)
-            self._print_refusal()
+        if self.step.refusal:
+            print(f"no CUDA graph of the step, which runs eagerly: {self.step.refusal}", flush=True)
+            self.step.refusal = None
         if saving:
             self._save_last()
         self._start_clock()
 
     def _start_clock(self) -> None:
-        """Starts the clock of training, which validation and saving are no part of."""
+        # validation and saving do not count as training
         self.began, self.since = time.monotonic(), self.iteration
-
-    def _print_refusal(self) -> None:
-        if self.step.refusal:
-            print(f"no CUDA graph of the step, which runs eagerly: {self.step.refusal}", flush=True)
-            self.step.refusal = None
 
     def _validate(self) -> dict[str, list[float]]:
         cases = self.processes.share(self.data.validation)
@@ -255,11 +248,7 @@ class Trainer:
             finish(self.folder, result, self.model, self.data, self.config.spacing)
 
     def close(self, failed: bool = False) -> None:
-        """Unlocks the folder and leaves the other processes.
-
-        Args:
-            failed: whether an exception ends the run: then the other processes are not waited for.
-        """
+        """Unlocks the folder and leaves the other processes; a failed run does not wait for them."""
         if self.folder:
             self.folder.close()
         if hasattr(self, "step"):
