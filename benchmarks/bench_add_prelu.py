@@ -1,14 +1,14 @@
-"""PReLU(x + bias + residual) on the shape of every stage: ours, plain PyTorch, compiled, a copy."""
+"""PReLU(x + bias + residual) on the shape of every stage: ours, plain PyTorch, `torch.compile` and a copy."""
 
 import pytest
 import torch
 
-from benchmarks.measure import DEVICE, ON_GPU, PASSES, SIZE, copy_of, measure, passes_of
+from benchmarks.measure import DEVICE, KERNEL_SHAPE, ON_GPU, PASSES, copy_of, measure, passes_of
 from vnet_fast.ops.add_prelu import add_prelu
 
 DTYPE = torch.bfloat16 if ON_GPU else torch.float32
 BATCH = 2
-# channels and level of the last activation of each stage
+# channels and level of the last activation of each stage; a level halves the sides of the one above
 STAGES = {
     "left 1": (16, 0),
     "right 1": (32, 0),
@@ -24,6 +24,7 @@ MEASURED = STAGES if ON_GPU else {name: STAGES[name] for name in ("right 1", "le
 
 
 def plain(x, slope, bias, residual):
+    """PReLU(x + bias + residual) as one would write it in PyTorch."""
     z = x + bias.to(x.dtype)[:, None, None, None] + residual
     return torch.nn.functional.prelu(z, slope.to(x.dtype))
 
@@ -32,13 +33,13 @@ PROVIDERS = {"vnet_fast": add_prelu, "PyTorch": plain, "torch.compile": torch.co
 
 
 def tensors(stage):
-    """x, slope, bias, residual; the residual of the first stage is the input, of one channel."""
+    """x, slope, bias and residual of a stage. The residual of the first stage is the input, which has one channel."""
     channels, level = STAGES[stage]
-    size = [length >> level for length in SIZE]
+    shape = [length >> level for length in KERNEL_SHAPE]
     generator = torch.Generator().manual_seed(0)
 
     def volume(width):
-        x = torch.randn(BATCH, width, *size, generator=generator).to(DTYPE)
+        x = torch.randn(BATCH, width, *shape, generator=generator).to(DTYPE)
         return x.contiguous(memory_format=torch.channels_last_3d).to(DEVICE)
 
     first = stage == "left 1"
@@ -52,30 +53,30 @@ def tensors(stage):
 
 
 def check(function, inputs):
-    """Output and gradients against float64, before anything is timed."""
+    """Raises AssertionError if output or gradients differ from those in float64."""
     exact = [tensor.detach().double().requires_grad_(tensor.requires_grad) for tensor in inputs]
     outputs = function(*inputs), plain(*exact)
     leaves = [[t for t in tensors if t.requires_grad] for tensors in (inputs, exact)]
-    grads = [torch.autograd.grad(out.sum(), each) for out, each in zip(outputs, leaves, strict=True)]
+    grads = [torch.autograd.grad(out.sum(), tensors_) for out, tensors_ in zip(outputs, leaves, strict=True)]
     for ours, reference in zip((outputs[0], *grads[0]), (outputs[1], *grads[1]), strict=True):
-        # rounding of the result, and of float32 sums over the voxels in whatever order
+        # rounding of the result, and of float32 sums over the voxels in any order
         assert (ours.double() - reference).norm() <= (2 * torch.finfo(DTYPE).eps + 1e-5) * reference.norm()
 
 
-@pytest.mark.parametrize("which", PASSES)
+@pytest.mark.parametrize("pass_name", PASSES)
 @pytest.mark.parametrize("stage", MEASURED)
 @pytest.mark.parametrize("provider", [*PROVIDERS, "copy"])
-def bench_add_prelu(benchmark, provider, stage, which):
+def bench_add_prelu(benchmark, provider, stage, pass_name):
+    """Checks and times a pass of a provider."""
     inputs = tensors(stage)
-    size = inputs[0].numel() * inputs[0].element_size()
-    residual = inputs[3].numel() * inputs[3].element_size()
+    x, residual = inputs[0].nbytes, inputs[3].nbytes
     # forward: x and the residual in, y out; backward: the gradient and y in, the gradient of x out
-    traffic = {"forward": 2 * size + residual, "backward": 3 * size, "both": 5 * size + residual}[which]
-    group = f"add_prelu {which}, {stage}, {str(DTYPE).removeprefix('torch.')}"
+    traffic = {"forward": 2 * x + residual, "backward": 3 * x, "both": 5 * x + residual}[pass_name]
+    group = f"add_prelu {pass_name}, {stage}, {str(DTYPE).removeprefix('torch.')}"
     if provider == "copy":
         measure(benchmark, group, provider, lambda: copy_of(traffic), traffic)
         return
     function = PROVIDERS[provider]
     check(function, inputs)
     grad = torch.randn_like(inputs[0])
-    measure(benchmark, group, provider, lambda: passes_of(function, inputs, grad, which), traffic)
+    measure(benchmark, group, provider, lambda: passes_of(function, inputs, grad, pass_name), traffic)

@@ -1,4 +1,4 @@
-"""A training step (forward, loss, backward, update) on a fixed batch: ours, plain PyTorch, others'."""
+"""A training step (forward, loss, backward, update) on a fixed batch: ours, plain PyTorch, MONAI's and others'."""
 
 import functools
 import gc
@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from benchmarks import tables
-from benchmarks.floor import ceilings_of, floor_of
-from benchmarks.measure import NETWORK_ROUNDS, ON_GPU, VOLUME, synchronize, time_of
+from benchmarks.ceilings import ceilings_of
+from benchmarks.floor import floor_of
+from benchmarks.measure import NETWORK_ROUNDS, ON_GPU, SHAPE, synchronize, time_of
 from benchmarks.parts import step_by_parts
 from benchmarks.providers import BASELINE, EAGER, FASTEST, Provider, check_logits, fixed_batch, meta_model, training_of
 from vnet_fast.devices import keep_freed_memory
@@ -25,23 +26,26 @@ if ON_GPU:
     }
 else:
     COMPILED = {"plain PyTorch, float32, torch.compile default": Provider("plain", compiled="default")}
-# a compiler takes a minute or two for every shape: that of one batch
+# compiled networks for one batch size only, because a compiler takes a minute or two for every shape
 MEASURED = [(batch, name) for batch in BATCHES for name in EAGER] + [(min(BATCHES[-1], 2), name) for name in COMPILED]
-# iterations after the first until a step is as it stays: ours is captured in the fourth
-WARM_UP = 4
+# iterations after the first one until a step takes its final time: our graph is captured in the fourth, and on a CPU
+# only the first one differs
+WARM_UP = 4 if ON_GPU else 1
 TIME = "step, ms"
 
-# seconds of it for each batch
+# median seconds of a step of the baseline, for each batch size
 baseline = {}
 
 
 @functools.cache
 def floor(network, batch):
-    return floor_of(meta_model(network), (batch, 1, *VOLUME), FASTEST, ceilings_of(FASTEST))
+    """The Floor of a network for a batch size."""
+    return floor_of(meta_model(network), (batch, 1, *SHAPE), FASTEST, ceilings_of(FASTEST))
 
 
 @pytest.mark.parametrize(("batch", "name"), MEASURED)
 def bench_step(benchmark, batch, name):
+    """Checks and times a provider's step, and divides its time by parts."""
     provider = {**EAGER, **COMPILED}[name]
     provider.require()
     benchmark.group = f"step, batch of {batch}"
@@ -69,19 +73,18 @@ def measured(benchmark, provider, batch):
     Returns:
         GB at the peak of a step, statistics of its seconds, and the seconds of its parts.
     """
-    # as the verbs do; others are as PyTorch leaves them
+    # ours runs as the verbs do, the others run as PyTorch's defaults are
     keep_freed_memory(provider.ours)
     image, target = fixed_batch(batch)
-    before = _freed_memory()
+    before = _used_memory()
     training = training_of(provider)
     logits = training.first(image, target)
     check_logits(provider, logits)
     del logits
     if ON_GPU:
-        # cuDNN tries its algorithms in the first iteration only
+        # cuDNN tries its algorithms in the first iteration only, and takes much memory for it
         torch.cuda.reset_peak_memory_stats()
-    # on a CPU a step is as it stays from the second one on
-    for _ in range(WARM_UP if ON_GPU else 1):
+    for _ in range(WARM_UP):
         loss = training(image, target)
     loss = loss.item()
     assert math.isfinite(loss), f"its loss after a step is {loss}"
@@ -94,8 +97,8 @@ def measured(benchmark, provider, batch):
     return memory, stats, step_by_parts(step, stats.median)
 
 
-def _freed_memory():
-    """Bytes on the GPU that are in use after the last provider's are given back."""
+def _used_memory():
+    """Bytes on the GPU that are in use after the memory of earlier providers is freed."""
     gc.collect()
     if not ON_GPU:
         return 0

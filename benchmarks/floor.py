@@ -1,33 +1,20 @@
-"""The floor of a network: the least time of a step on a machine, whoever writes it.
+"""The floor of a network: the least time of a training step on a machine, by any implementation.
 
-Of each convolution and pass, the longer of its arithmetic at the machine's matrix-product rate and its
-compulsory bytes (input, output and weights once each) at its copy bandwidth. All elementwise work is
-taken as fused into a convolution. On top, the loss and the optimiser by their bytes.
+The floor of a convolution's pass is the longer of two times: its arithmetic at the machine's ceiling, and its
+compulsory bytes (input, output and weights, once each) at the rate of a transfer of that size. Products with the
+zeros of the padding do not count, because an implementation may skip them. All elementwise work is taken as fused
+into a convolution. The loss and the optimiser add the time of their bytes.
 """
 
 import math
-import time
 from dataclasses import dataclass
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.measure import DEVICE, ON_GPU, synchronize
-
 PASSES = ("forward", "input gradient", "weight gradient")
 # float32: gradient, momentum and weight read, momentum and weight written
 OPTIMIZER_BYTES = 20
-# side of the matrices and bytes of the copy: long enough for the rate to be the machine's
-MATRIX, COPIED = (8192, 2**32) if ON_GPU else (2048, 2**28)
-REPEATS = 20 if ON_GPU else 4
-
-
-@dataclass(frozen=True)
-class Ceilings:
-    """What a machine reaches: FLOP/s of a large matrix product, bytes/s of a large copy."""
-
-    flops: float
-    bandwidth: float
 
 
 @dataclass(frozen=True)
@@ -38,7 +25,7 @@ class Convolution:
         input, weight, output: shapes.
         stride, padding: along each axis.
         transposed: whether it is an up-convolution.
-        needs_input_gradient: false of the first one.
+        needs_input_gradient: false for the network's first convolution.
     """
 
     input: tuple
@@ -51,22 +38,25 @@ class Convolution:
 
     @property
     def passes(self):
-        """Of a training step."""
+        """The passes of a training step."""
         return [name for name in PASSES if self.needs_input_gradient or name != "input gradient"]
 
     @property
     def flops(self):
-        """Of one pass; all have the same."""
-        places = self.input if self.transposed else self.output
-        return 2 * places[0] * math.prod(places[2:]) * math.prod(self.weight)
+        """FLOPs of one pass, without the products with the padding's zeros. All passes have the same number."""
+        # an up-convolution is the gradient of a convolution from its output to its input
+        read, written = (self.output, self.input) if self.transposed else (self.input, self.output)
+        products = map(count_products, read[2:], self.weight[2:], written[2:], self.stride, self.padding)
+        return 2 * self.input[0] * math.prod(self.weight[:2]) * math.prod(products)
 
     def nbytes(self, dtype):
-        """That one pass must move; all must move the same."""
+        """Bytes that one pass must move. All passes move the same number."""
         return sum(map(math.prod, (self.input, self.weight, self.output))) * dtype.itemsize
 
     def floor(self, dtype, ceilings):
         """Seconds of one pass."""
-        return max(self.flops / ceilings.flops, self.nbytes(dtype) / ceilings.bandwidth)
+        nbytes = self.nbytes(dtype)
+        return max(self.flops / ceilings.flops, nbytes / ceilings.bandwidth(nbytes))
 
     def __str__(self):
         kernel = "x".join(map(str, self.weight[2:])) + (" up" if self.transposed else "")
@@ -76,9 +66,16 @@ class Convolution:
         return f"{self.input[1]}→{self.output[1]}, {kernel}, {size}"
 
 
+def count_products(length, kernel, outputs, stride, padding):
+    """The number of a convolution's products along one axis whose input lies within the volume."""
+    return sum(
+        0 <= output * stride - padding + offset < length for output in range(outputs) for offset in range(kernel)
+    )
+
+
 @dataclass(frozen=True)
 class Floor:
-    """Seconds of a training step and of its forward pass, and the step's FLOPs."""
+    """Seconds of a training step and of its forward pass, and the FLOPs of the step."""
 
     step: float
     forward: float
@@ -86,18 +83,19 @@ class Floor:
 
 
 class _Recorder(TorchDispatchMode):
-    """Notes every convolution that runs, by module or by function."""
+    """Records every convolution that runs, whether a module or a function calls it."""
 
     def __init__(self):
         super().__init__()
-        self.found = []
+        self.convolutions = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         if function is torch.ops.aten.convolution.default:
             x, weight, _, stride, padding, _, transposed = args[:7]
             shapes = (tuple(tensor.shape) for tensor in (x, weight, result))
-            self.found.append(Convolution(*shapes, tuple(stride), tuple(padding), transposed, x.requires_grad))
+            layer = Convolution(*shapes, tuple(stride), tuple(padding), transposed, x.requires_grad)
+            self.convolutions.append(layer)
         return result
 
 
@@ -113,63 +111,27 @@ def convolutions(model, shape):
     """
     with _Recorder() as recorder:
         logits = model(torch.empty(shape, device="meta"))
-    return recorder.found, tuple(logits.shape)
+    return recorder.convolutions, tuple(logits.shape)
 
 
 def floor_of(model, shape, dtype, ceilings):
     """The Floor of a network; see `convolutions`.
 
     Args:
+        model, shape: see `convolutions`.
         dtype: of activations and of the weights that convolutions read.
-        ceilings: of the machine, in that dtype.
+        ceilings: the machine's `ceilings.Ceilings` in that dtype.
     """
     layers, logits = convolutions(model, shape)
     # the loss reads logits and labels of one byte, its backward pass reads them again and writes a gradient
     voxels = math.prod(logits) // logits[1]
     loss = 3 * math.prod(logits) * dtype.itemsize + 2 * voxels
-    # in mixed precision the optimiser writes the weights in half precision too
-    parameter = OPTIMIZER_BYTES + (dtype.itemsize if dtype is not torch.float32 else 0)
-    others = loss + parameter * sum(weight.numel() for weight in model.parameters())
+    # in mixed precision the optimiser also writes the weights in half precision
+    bytes_per_weight = OPTIMIZER_BYTES + (dtype.itemsize if dtype is not torch.float32 else 0)
+    optimizer = bytes_per_weight * sum(weight.numel() for weight in model.parameters())
+    others = sum(nbytes / ceilings.bandwidth(nbytes) for nbytes in (loss, optimizer))
     return Floor(
-        step=sum(layer.floor(dtype, ceilings) * len(layer.passes) for layer in layers) + others / ceilings.bandwidth,
+        step=sum(layer.floor(dtype, ceilings) * len(layer.passes) for layer in layers) + others,
         forward=sum(layer.floor(dtype, ceilings) for layer in layers),
         flops=sum(layer.flops * len(layer.passes) for layer in layers),
     )
-
-
-# dict from dtype to Ceilings, of those that a run needed
-measured = {}
-
-
-def ceilings_of(dtype):
-    """The Ceilings of this machine, measured once a run."""
-    if dtype not in measured:
-        a, b = (torch.randn(MATRIX, MATRIX, device=DEVICE).to(dtype) for _ in range(2))
-        source = torch.zeros(COPIED, dtype=torch.uint8, device=DEVICE)
-        target = torch.empty_like(source)
-        measured[dtype] = Ceilings(
-            flops=2 * MATRIX**3 / min(map(_best, _products(a, b))),
-            bandwidth=2 * COPIED / _best(lambda: target.copy_(source)),
-        )
-    return measured[dtype]
-
-
-def _products(a, b):
-    """Functions that multiply two matrices."""
-    products = [lambda: torch.mm(a, b)]
-    if not ON_GPU and torch.backends.mkldnn.is_available():
-        # on a CPU of AMD's, MKL, which torch.mm calls, has half of oneDNN's rate in float32
-        products.append(lambda: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], ""))
-    return products
-
-
-def _best(run):
-    """The shortest seconds of several runs after a first: a ceiling is what the machine can do."""
-    seconds = []
-    for _ in range(1 + REPEATS):
-        synchronize()
-        began = time.perf_counter()
-        run()
-        synchronize()
-        seconds.append(time.perf_counter() - began)
-    return min(seconds[1:])

@@ -1,4 +1,4 @@
-"""Measures a function on the device that is there, and collects the rows of the table."""
+"""Measures functions on the GPU if there is one, or else on the CPU, and collects the rows of the table."""
 
 import contextlib
 import dataclasses
@@ -8,28 +8,38 @@ import signal
 import torch
 import torch._functorch.config
 
-# a compiled backward pass would give its buffers away, and could not be timed more than once
+# a compiled backward pass would otherwise free its buffers, and could not be timed more than once
 torch._functorch.config.donated_buffer = False
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ON_GPU = DEVICE.type == "cuda"
-# volumes of the paper's size on a GPU; a sixteenth of them where a CPU must end in minutes
-SIZE = (64, 128, 128) if ON_GPU else (16, 64, 64)
+# the volumes of kernels, (D, H, W): the paper's on a GPU, and a sixteenth of them on a CPU to end in minutes
+KERNEL_SHAPE = (64, 128, 128) if ON_GPU else (16, 64, 64)
 ROUNDS = 50 if ON_GPU else 5
 WARM_UP = 5 if ON_GPU else 1
 PASSES = ("forward", "backward", "both")
-# what whole networks are measured on, (D, H, W): `full` is the paper's, `tiny` only shows that all works
-VOLUMES = {"tiny": (16, 32, 32), "small": (32, 64, 64), "full": (64, 128, 128)}
+# the volumes of whole networks, (D, H, W): `full` is the paper's, `tiny` only shows that all benchmarks run
+SHAPES = {"tiny": (16, 32, 32), "small": (32, 64, 64), "full": (64, 128, 128)}
 CHOICE = os.environ.get("VNET_FAST_BENCHMARK_SIZE", "full" if ON_GPU else "small")
-if CHOICE not in VOLUMES:
-    raise ValueError(f"VNET_FAST_BENCHMARK_SIZE must be one of {', '.join(VOLUMES)}; got {CHOICE}")
-VOLUME = VOLUMES[CHOICE]
+if CHOICE not in SHAPES:
+    raise ValueError(f"VNET_FAST_BENCHMARK_SIZE must be one of {', '.join(SHAPES)}; got {CHOICE}")
+SHAPE = SHAPES[CHOICE]
+# the same, x y z
+SIZE = SHAPE[::-1]
 NETWORK_ROUNDS = 20 if ON_GPU else 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One measurement: seconds, bytes of compulsory traffic, extra bytes at the peak."""
+    """One measurement.
+
+    Args:
+        group, provider: what is measured, and by whom it is made.
+        wall: seconds of an eager call.
+        device: seconds of the device alone, or None on a CPU.
+        traffic: bytes that must be moved.
+        memory: bytes that are allocated at the peak beyond those before, or None on a CPU.
+    """
 
     group: str
     provider: str
@@ -42,32 +52,32 @@ class Row:
 ROWS = []
 
 
-def passes_of(function, inputs, grad_output, which):
+def passes_of(function, inputs, grad_output, pass_name):
     """A function of no arguments that runs the forward pass, the backward pass, or both.
 
     Args:
         function: of the tensors `inputs`, those that are floating point requiring gradients.
         grad_output: the gradient that the backward pass starts from.
-        which: one of PASSES.
+        pass_name: one of PASSES.
     """
     leaves = [tensor for tensor in inputs if tensor.requires_grad]
-    if which == "forward":
+    if pass_name == "forward":
         return lambda: function(*inputs)
-    if which == "both":
+    if pass_name == "both":
         return lambda: torch.autograd.grad(function(*inputs), leaves, grad_output)
     output = function(*inputs)
     return lambda: torch.autograd.grad(output, leaves, grad_output, retain_graph=True)
 
 
 def measure(benchmark, group, provider, make, traffic):
-    """Times what `make()` returns, in wall time of an eager call and in device time, and keeps a row.
+    """Times a function in wall time of an eager call and in device time, and keeps a row.
 
     Args:
         benchmark: pytest-benchmark's fixture.
-        group: what is measured; providers of one group stand side by side.
-        provider: whose it is.
-        make: returns a function of no arguments, ready to run.
-        traffic: bytes that must be moved whoever does it.
+        group: what is measured; the providers of one group are compared.
+        provider: the name of the implementation.
+        make: returns the function, which takes no arguments.
+        traffic: bytes that every implementation must move.
     """
     benchmark.group = group
     run = make()
@@ -80,31 +90,31 @@ def measure(benchmark, group, provider, make, traffic):
 
 
 def time_of(benchmark, run, rounds, warm_up=0):
-    """Statistics of the wall seconds of `run()`, the device's work included."""
+    """Statistics of the wall seconds of `run()`, including the device's work."""
 
-    def complete():
+    def run_and_wait():
         run()
         synchronize()
 
-    benchmark.pedantic(complete, rounds=rounds, warmup_rounds=warm_up)
+    benchmark.pedantic(run_and_wait, rounds=rounds, warmup_rounds=warm_up)
     return benchmark.stats.stats
 
 
 def synchronize():
-    """Waits for the device."""
+    """Waits until the device has finished its work."""
     if ON_GPU:
         torch.cuda.synchronize()
 
 
 @contextlib.contextmanager
 def time_limit(seconds):
-    """Raises TimeoutError within the block when it takes longer."""
+    """Raises TimeoutError within the block after this many seconds."""
 
     def stop(number, frame):
         raise TimeoutError(f"not done after {seconds} s")
 
     before = signal.signal(signal.SIGALRM, stop)
-    # again every second: a compiler may swallow the first one
+    # repeated every second, because a compiler may swallow the first error
     signal.setitimer(signal.ITIMER_REAL, seconds, 1)
     try:
         yield
@@ -114,10 +124,10 @@ def time_limit(seconds):
 
 
 def device_time(make):
-    """Median seconds of a replay of the function's CUDA graph: the time without launches.
+    """Median seconds of a replay of the function's CUDA graph, which is its time without launches.
 
-    The graph is made anew from `make`, on the stream that captures it, where the backward pass must
-    have its forward pass.
+    `make` is called on the stream that captures the graph, because the forward pass must run on the same stream as
+    the backward pass.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -141,7 +151,7 @@ def device_time(make):
 
 
 def peak_memory(run):
-    """Bytes that are allocated at the peak of a run beyond those before it."""
+    """Bytes that are allocated at the peak of a run beyond those before it, on a GPU."""
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
@@ -151,8 +161,9 @@ def peak_memory(run):
 
 
 def copy_of(traffic):
-    """A copy from one tensor to another that moves as many bytes: the limit of the machine."""
-    source = torch.zeros(max(1, traffic // 2), dtype=torch.uint8, device=DEVICE)
+    """A function that copies one tensor to another and moves this many bytes."""
+    # ones, because untouched pages of zeros are all one page of memory, which a cache holds
+    source = torch.ones(max(1, traffic // 2), dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
     return lambda: target.copy_(source)
 
@@ -163,16 +174,16 @@ def table(rows):
         "| what | provider | wall, µs | device, µs | GB/s | share of a copy | extra memory, MB |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
+    copies = {row.group: row.device or row.wall for row in rows if row.provider == "copy"}
     for row in rows:
         seconds = row.device or row.wall
-        copy = next((r.device or r.wall for r in rows if r.group == row.group and r.provider == "copy"), None)
         cells = [
             row.group,
             row.provider,
             f"{1e6 * row.wall:.0f}",
             "-" if row.device is None else f"{1e6 * row.device:.1f}",
             f"{row.traffic / seconds / 1e9:.0f}",
-            "-" if copy is None else f"{100 * copy / seconds:.0f} %",
+            f"{100 * copies[row.group] / seconds:.0f} %" if row.group in copies else "-",
             "-" if row.memory is None else f"{row.memory / 1e6:.1f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")

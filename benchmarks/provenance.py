@@ -1,4 +1,4 @@
-"""What a result depends on: processor, versions, command and the kernels' content; no name of a machine."""
+"""What a result depends on: processor, versions, command and the content of the kernels; no name of a machine."""
 
 import datetime
 import hashlib
@@ -11,14 +11,15 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import ON_GPU, VOLUME
+from benchmarks.measure import ON_GPU, SIZE
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("triton", "numpy", "monai", "SimpleITK")
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 def provenance():
-    """dict of plain types; the commit is pytest-benchmark's to say."""
+    """The provenance of this run: dict of plain types. pytest-benchmark adds the commit."""
     return {
         "device": torch.cuda.get_device_name() if ON_GPU else f"CPU, {torch.get_num_threads()} threads",
         "processor": processor(),
@@ -31,7 +32,7 @@ def provenance():
         **{name: version(name) for name in PACKAGES},
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "command": without_folders(" ".join(["pytest", *sys.argv[1:]])),
-        "volume": " x ".join(map(str, VOLUME[::-1])),
+        "volume": " x ".join(map(str, SIZE)),
         "kernels": {
             path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in sorted(ROOT.glob("kernels/*.py"))
         },
@@ -39,16 +40,21 @@ def provenance():
 
 
 def processor():
-    """The CPU's model."""
+    """The CPU's name with its family and model, because virtual machines cut the name to that of its maker."""
     try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        text = CPU_INFO.read_text()
     except OSError:
-        found = None
-    return found[1] if found else platform.machine()
+        return platform.machine()
+    name, family, model = (
+        re.search(rf"^{field}\s*:\s*(.+)$", text, re.MULTILINE) for field in ("model name", "cpu family", "model")
+    )
+    if not name:
+        return platform.machine()
+    return f"{name[1]} (family {family[1]}, model {model[1]})" if family and model else name[1]
 
 
 def version(package):
-    """The version of a package, or None."""
+    """The version of a package, or None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -56,5 +62,5 @@ def version(package):
 
 
 def without_folders(text):
-    """A text whose absolute paths are cut to their names: folders are nobody's business."""
+    """A text whose absolute paths are cut to their last names, because folders of a machine are private."""
     return re.sub(r"(?<![\w.])/(?:[^\s/'\"]+/)+", "", text)

@@ -1,4 +1,4 @@
-"""Who is measured: a network, its precision and layout, and how its steps are run."""
+"""The providers that are measured: a network, its precision and layout, and how its steps run."""
 
 import contextlib
 import functools
@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch._functorch.config
 
-from benchmarks.measure import DEVICE, ON_GPU, VOLUME, synchronize, time_limit
+from benchmarks.measure import DEVICE, ON_GPU, SHAPE, synchronize, time_limit
 from benchmarks.peers import CommonVNet, PlainVNet, dice_loss
 from vnet_fast import DiceLoss, VNet
 from vnet_fast.devices import choose_precision, mixed_precision
@@ -16,7 +16,7 @@ from vnet_fast.training.step import Step, make_optimizer
 
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 1e-4, 0.99, 5e-4
 HALF, PRECISION = choose_precision("auto", DEVICE)
-# that the floor of a network is computed in: the faster one here
+# the machine's fastest precision, in which floors are computed
 FASTEST = HALF or torch.float32
 # the largest error of logits against the plain network in float32, relative to their norm
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.05}
@@ -26,14 +26,14 @@ COMPILE_LIMIT = 120
 
 @dataclass(frozen=True)
 class Provider:
-    """Whose step or forward pass is measured.
+    """An implementation whose step or forward pass is measured.
 
     Args:
         network: a key of NETWORKS.
-        amp: whether in mixed precision.
+        amp: whether it runs in mixed precision.
         channels_last: whether its layout is channels-last; vnet_fast's always is.
         compiled: None, or a mode of `torch.compile`.
-        graph: whether a step is one CUDA graph; vnet_fast's only.
+        graph: whether a step is one CUDA graph, for vnet_fast only.
     """
 
     network: str
@@ -44,21 +44,23 @@ class Provider:
 
     @property
     def ours(self):
+        """Whether it is vnet_fast."""
         return self.network == "vnet_fast"
 
     @property
     def autocast(self):
+        """The dtype of mixed precision, or None."""
         return HALF if self.amp else None
 
     def require(self):
-        """Skips the benchmark where the provider can't run, with the reason."""
+        """Skips the benchmark with a reason if the provider can't run."""
         if self.network == "MONAI":
             pytest.importorskip("monai", reason="MONAI is not installed")
         if self.amp and HALF is None:
             pytest.skip(PRECISION)
 
     def model(self):
-        """The network with its first weights, the same every time."""
+        """The network with its initial weights, which are always the same."""
         torch.manual_seed(0)
         model = NETWORKS[self.network]()
         if self.ours:
@@ -66,7 +68,7 @@ class Provider:
         return model.to(DEVICE, memory_format=torch.channels_last_3d if self.channels_last else torch.contiguous_format)
 
     def loss(self):
-        """Called with logits and target."""
+        """The loss, a function of logits and target."""
         if self.network == "MONAI":
             return _monai_loss()
         return DiceLoss.paper() if self.ours else dice_loss
@@ -92,7 +94,7 @@ def _monai_loss():
 
 
 NETWORKS = {"vnet_fast": VNet, "plain": _plain, "common": CommonVNet, "MONAI": _monai}
-# what others are compared with
+# the provider that the others are compared with
 BASELINE = "plain PyTorch, float32"
 EAGER = {
     BASELINE: Provider("plain"),
@@ -108,7 +110,7 @@ EAGER = {
 
 
 class PlainTraining:
-    """Training iterations as a plain PyTorch loop makes them."""
+    """Training iterations of a plain PyTorch loop."""
 
     def __init__(self, provider):
         self.provider = provider
@@ -121,11 +123,11 @@ class PlainTraining:
             self.loss = torch.compile(self.loss, mode=provider.compiled)
 
     def __call__(self, image, target):
-        """One update; returns the loss."""
+        """Makes one update; returns the loss."""
         self.optimizer.zero_grad()
         with mixed_precision(DEVICE, self.provider.autocast):
             self.logits = self.forward(image)
-            # a name for the profiler
+            # the name is for the profiler
             with torch.profiler.record_function("loss"):
                 loss = self.loss(self.logits, target)
         loss.backward()
@@ -133,16 +135,16 @@ class PlainTraining:
         return loss.detach()
 
     def first(self, image, target):
-        """The first update; returns the logits before it."""
+        """Makes the first update; returns the logits before it."""
         if not self.provider.compiled:
             logits = _logits(self.model, image, self.provider.autocast)
             self(image, target)
             return logits
-        # a backward pass runs once here, so that it may reuse what the forward pass gives it
+        # a backward pass runs once here, so it may reuse the buffers of the forward pass
         with torch._functorch.config.patch(donated_buffer=True), time_limit(COMPILE_LIMIT):
             self(image, target)
             synchronize()
-        # those of the compiled network: the next iteration may write where they lie
+        # a copy, because the next iteration of a compiled network may overwrite them
         return self.logits.detach().clone()
 
 
@@ -155,20 +157,18 @@ class OurTraining:
         self.step = Step(self.model, provider.loss(), optimizer, provider.autocast, graph=provider.graph)
 
     def __call__(self, image, target):
-        """One update; returns the loss."""
+        """Makes one update; returns the loss."""
         return self.step(image, target)
 
     def first(self, image, target):
-        """The first update; returns the logits before it."""
+        """Makes the first update; returns the logits before it."""
         logits = _logits(self.model, image, self.step.autocast)
         self.step(image, target)
         return logits
 
 
 def exactly(autocast):
-    """The context of a check: for float32 without TF32, which PyTorch's convolutions take on a GPU, and
-    which would hide mistakes; nor does cuDNN try its algorithms for what is not timed.
-    """
+    """The context of a check. In float32 it turns off TF32, which would hide mistakes, and cuDNN's search."""
     if autocast is not None:
         return contextlib.nullcontext()
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False)
@@ -181,12 +181,12 @@ def _logits(model, image, autocast):
 
 
 def training_of(provider):
-    """PlainTraining or OurTraining."""
+    """The PlainTraining or OurTraining of a provider."""
     return (OurTraining if provider.ours else PlainTraining)(provider)
 
 
 def predictor_of(provider, model=None):
-    """A function from images to logits, without gradients; of the provider's network or of another."""
+    """A function from images to logits without gradients, of the provider's network or of `model`."""
     model = (provider.model() if model is None else model).eval()
 
     @torch.inference_mode()
@@ -199,23 +199,23 @@ def predictor_of(provider, model=None):
 
 @functools.cache
 def fixed_batch(batch):
-    """An image and a target on the device, the same for every provider."""
+    """An image and a target on the device, which are the same for every provider."""
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn(batch, 1, *VOLUME, generator=generator)
-    target = (torch.rand(batch, 1, *VOLUME, generator=generator) > 0.9).to(torch.uint8)
+    image = torch.randn(batch, 1, *SHAPE, generator=generator)
+    target = (torch.rand(batch, 1, *SHAPE, generator=generator) > 0.9).to(torch.uint8)
     return image.to(DEVICE), target.to(DEVICE)
 
 
 @functools.cache
 def _expected(batch):
-    """Logits of the plain network in float32."""
+    """The logits of the plain network in float32."""
     return _logits(EAGER[BASELINE].model(), fixed_batch(batch)[0], None)
 
 
 def check_logits(provider, logits):
-    """Raises AssertionError if logits of `fixed_batch` are not those of the plain network.
+    """Raises AssertionError if logits of `fixed_batch` differ from those of the plain network.
 
-    Networks of another topology have no reference: theirs must be finite.
+    Networks of another topology have no reference: their logits need only be finite.
     """
     assert logits.isfinite().all(), "its logits are not finite"
     if provider.network not in ("plain", "vnet_fast"):
@@ -227,11 +227,11 @@ def check_logits(provider, logits):
 
 
 def meta_model(network):
-    """A network without data, for `floor`."""
+    """A network on the meta device, for `floor`."""
     with torch.device("meta"):
         return NETWORKS[network]()
 
 
 if ON_GPU:
-    # as vnet_fast.train does; all are given it
+    # as in vnet_fast.train, and for all providers
     torch.backends.cudnn.benchmark = True
