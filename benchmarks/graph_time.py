@@ -4,11 +4,10 @@ import torch
 
 
 class TimedReplays:
-    """Stands before a captured step's graph and notes when each replay starts and ends on the device.
+    """Replaces the graph of a captured step, and records when each replay starts and ends on the device.
 
     Args:
-        step: a `vnet_fast.training.step.Step` that is captured; its graph is private to it, and nothing but a
-            benchmark may reach there.
+        step: a captured `vnet_fast.training.step.Step`. Its graph is private, and only this benchmark may use it.
     """
 
     def __init__(self, step):
@@ -16,7 +15,7 @@ class TimedReplays:
         step._graph = self
 
     def replay(self):
-        """One replay, between two events."""
+        """Replays the graph between two events."""
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         self.graph.replay()
@@ -24,6 +23,6 @@ class TimedReplays:
         self.marks.append((start, end))
 
     def seconds(self):
-        """The sum over all replays so far, which are waited for."""
+        """The device's seconds in all replays so far, after the last one has ended."""
         torch.cuda.synchronize()
         return sum(start.elapsed_time(end) for start, end in self.marks) / 1e3

@@ -1,4 +1,4 @@
-"""A step by parts: its time in convolutions, activations, loss, optimiser and copies, by a profiler."""
+"""Divides the time of a step by parts (convolutions, activations, loss, optimiser, copies), from a profiler."""
 
 import re
 from collections import Counter
@@ -20,18 +20,18 @@ PARTS = (
 )
 FORWARD, BACKWARD, ELEMENTWISE, LOSS, OPTIMISER, COPIES, OTHER, IDLE = PARTS
 
-# Everything below an operation or within a range of one of these names.
+# These names count for everything that runs within an operation or a range of that name.
 SCOPES = {
     LOSS: r"[dD]ice|softmax",
     OPTIMISER: r"^Optimizer\.|fused_sgd|FusedSgd|multi_tensor_apply|GradScaler|_amp_",
 }
-# By the kernel's or the operation's own name, whatever it is part of: a layout change within a convolution.
+# These names count for the kernel or operation itself, for example a layout change within a convolution.
 OWN = {
     ELEMENTWISE: r"^triton_(poi|red|per)_",
     COPIES: r"copy_kernel|copy_$|_to_copy$|Memcpy|Memset|CatArray|FillFunctor|(nchw|nhwc|ncdhw|ndhwc)To"
     r"|^aten::(cat|fill_|zero_|clone|contiguous|to)$",
 }
-# By the names of the operations, from within, and at last by the kernel's own.
+# These names are tried on the innermost operation first, then on the ones around it, and last on the kernel.
 OPERATIONS = (
     (BACKWARD, r"[cC]onvolution\w*[bB]ackward|dgrad|wgrad|bgrad"),
     (ELEMENTWISE, r"[pP]relu|[eE]lu|[bB]atch_?[nN]orm|bn_[fb]w|[dD]ropout|sum_partials"),
@@ -44,25 +44,25 @@ def part_of(name, operations=()):
     """The part of a step that an operation or a kernel belongs to.
 
     Args:
-        name: its own.
-        operations: names of the operation that it is or is launched by, and of those around, from within.
+        name: of the operation or kernel.
+        operations: names of the operation that it is or that launched it, and of those around it, innermost first.
     """
     for part, pattern in SCOPES.items():
-        if any(re.search(pattern, each) for each in (name, *operations)):
+        if any(re.search(pattern, candidate) for candidate in (name, *operations)):
             return part
     for part, pattern in OWN.items():
         if re.search(pattern, name):
             return part
-    # an operation says more than its kernel: cuDNN computes gradients by forward kernels too
-    for each in (*operations, name):
+    # operations before the kernel, because cuDNN also computes gradients by forward kernels
+    for candidate in (*operations, name):
         for part, pattern in OPERATIONS:
-            if re.search(pattern, each):
+            if re.search(pattern, candidate):
                 return part
     return OTHER
 
 
 def profiled(run):
-    """The events of `run()`."""
+    """The profiler's events of `run()`."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if ON_GPU:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -73,12 +73,12 @@ def profiled(run):
 
 
 def step_by_parts(run, wall):
-    """Seconds of each part of a step: of the device's kernels on a GPU, of operations on a CPU.
+    """Seconds of each part of a step, of kernels on a GPU and of operations on a CPU.
 
     Args:
         run: makes one step.
-        wall: seconds of a step without the profiler. What no part takes is idle; parts of a step that the
-            profiler slowed are scaled to it.
+        wall: seconds of a step without the profiler. If the parts sum to less, the rest is idle; if they sum to
+            more, because the profiler slows the step, they are scaled down to it.
 
     Returns:
         dict from part to seconds, in the order of PARTS.
@@ -92,6 +92,7 @@ def step_by_parts(run, wall):
 
 
 def _by_operations(events):
+    """Seconds of operations on a CPU, without those of the operations within them."""
     seconds = Counter()
     of_loss = _nodes_of_loss(events)
     for event in events:
@@ -101,7 +102,7 @@ def _by_operations(events):
 
 
 def _by_kernels(events):
-    """Kernels by what launched them; those of a graph's replay, which nothing launched, by their names."""
+    """Seconds of kernels by the operations that launched them, or in a graph's replay by their own names."""
     seconds, linked = Counter(), Counter()
     of_loss = _nodes_of_loss(events)
     for event in events:
@@ -115,17 +116,17 @@ def _by_kernels(events):
 
 
 def device_seconds(events):
-    """Seconds of each kernel's name on the GPU."""
+    """Seconds on the GPU by the name of the kernel."""
     seconds = Counter()
     for event in events:
-        # ranges that the program names stand among the GPU's events too
+        # the GPU's events include ranges that the program has named
         if event.device_type == DeviceType.CUDA and not event.is_user_annotation:
             seconds[event.name] += event.time_range.elapsed_us() / 1e6
     return seconds
 
 
 def _operations(event):
-    """The name of an operation and of those that it runs in."""
+    """The names of an operation and of those that it runs in."""
     names = []
     while event is not None:
         names.append(event.name)
@@ -134,12 +135,12 @@ def _operations(event):
 
 
 def _nodes_of_loss(events):
-    """Autograd's numbers of the operations that run in the range `loss`: their backward nodes have them too."""
+    """Autograd's numbers of the operations in the range `loss`, which their backward nodes have too."""
     return {event.sequence_nr for event in events if event.sequence_nr >= 0 and "loss" in _operations(event)}
 
 
 def _within(event, numbers):
-    """Whether an event is in the range `loss`, or in one of the backward nodes of these numbers."""
+    """Whether an event is in the range `loss`, or in a backward node with one of these numbers."""
     while event is not None:
         if event.name == "loss" or (event.name.startswith("autograd::engine") and event.sequence_nr in numbers):
             return True

@@ -1,4 +1,4 @@
-"""V-Nets that the project is measured against, in nothing but PyTorch."""
+"""V-Nets in plain PyTorch, which the project is compared with."""
 
 import torch
 from torch import nn
@@ -14,15 +14,15 @@ def dice_loss(logits, target):
         target: (N, 1, D, H, W) of 0 and 1.
     """
     foreground = torch.softmax(logits.float(), 1)[:, 1]
-    ground = target[:, 0].float()
+    reference = target[:, 0].float()
     voxels = (1, 2, 3)
-    intersection = (foreground * ground).sum(voxels)
-    sizes = foreground.square().sum(voxels) + ground.square().sum(voxels)
+    intersection = (foreground * reference).sum(voxels)
+    sizes = foreground.square().sum(voxels) + reference.square().sum(voxels)
     return (1 - 2 * intersection / (sizes + 1e-5)).mean()
 
 
 class PlainVNet(nn.Module):
-    """The network of `vnet_fast.VNet()` in plain PyTorch: figure 2 of the paper."""
+    """The network of `vnet_fast.VNet()` in plain PyTorch, as in figure 2 of the paper."""
 
     def __init__(self):
         super().__init__()
@@ -32,7 +32,7 @@ class PlainVNet(nn.Module):
             for level, (width, count) in enumerate(zip(WIDTHS, (1, 2, 3, 3, 3), strict=True))
         )
         self.down = nn.ModuleList(activated(nn.Conv3d(width // 2, width, 2, 2)) for width in coarser)
-        # a stage on the right is as wide as the one below it, the coarsest too
+        # an up-convolution reads as many channels as the stage below it has
         self.up = nn.ModuleList(
             activated(nn.ConvTranspose3d(min(4 * skip, WIDTHS[-1]), skip, 2, 2)) for skip in finest_last
         )
@@ -42,6 +42,7 @@ class PlainVNet(nn.Module):
         self.head = nn.Conv3d(2 * WIDTHS[0], 2, 1)
 
     def forward(self, x):
+        """Logits (N, 2, D, H, W) of an image (N, 1, D, H, W)."""
         x = residual_stage(self.left[0], x, x)
         skips = []
         for down, stage in zip(self.down, self.left[1:], strict=True):
@@ -54,23 +55,25 @@ class PlainVNet(nn.Module):
         return self.head(x)
 
     def take_weights(self, model):
-        """Takes the weights of a `vnet_fast.VNet()`, which has them in the same order."""
+        """Copies the weights of a `vnet_fast.VNet()`, which are in the same order."""
         weights = model.state_dict().values()
         self.load_state_dict(dict(zip(self.state_dict(), weights, strict=True)))
 
 
 def activated(convolution):
+    """A convolution and its PReLU."""
     return nn.Sequential(convolution, nn.PReLU(convolution.out_channels))
 
 
 def plain_stage(in_channels, channels, convolutions):
+    """The convolutions and PReLUs of a stage of the plain network."""
     return nn.ModuleList(
         activated(nn.Conv3d(in_channels if i == 0 else channels, channels, 5, padding=2)) for i in range(convolutions)
     )
 
 
 def residual_stage(layers, x, residual):
-    """The residual is added before the last activation."""
+    """A stage of the plain network, with the residual added before the last activation."""
     for layer in layers[:-1]:
         x = layer(x)
     convolution, activation = layers[-1]
@@ -78,8 +81,10 @@ def residual_stage(layers, x, residual):
 
 
 class CommonVNet(nn.Module):
-    """A V-Net as it is commonly found: batch normalisation, 1, 1, 2, 3, 2 and 2, 2, 1, 1 convolutions a
-    stage, an activation before and one after the residual is added, a 5x5x5 convolution in the head.
+    """A V-Net as it is commonly implemented.
+
+    It has batch normalisation, 1, 1, 2, 3, 2 and 2, 2, 1, 1 convolutions a stage, an activation before and another
+    after the residual is added, and a 5x5x5 convolution in the head.
     """
 
     def __init__(self):
@@ -99,6 +104,7 @@ class CommonVNet(nn.Module):
         self.head = nn.Sequential(normalised(nn.Conv3d(2 * WIDTHS[0], 2, 5, padding=2)), nn.Conv3d(2, 2, 1))
 
     def forward(self, x):
+        """Logits (N, 2, D, H, W) of an image (N, 1, D, H, W)."""
         x = self.first_activation(self.first(x) + x.repeat(1, WIDTHS[0], 1, 1, 1))
         skips = []
         for down, stage in zip(self.down, self.left, strict=True):
@@ -110,7 +116,7 @@ class CommonVNet(nn.Module):
 
 
 class NormalisedStage(nn.Module):
-    """Convolutions, each normalised and activated, and what came in added to what comes out."""
+    """Convolutions with normalisation and activation, then the addition of the input."""
 
     def __init__(self, channels, convolutions):
         super().__init__()
@@ -120,9 +126,11 @@ class NormalisedStage(nn.Module):
         self.activation = nn.PReLU(channels)
 
     def forward(self, x):
+        """Features of the shape of x."""
         return self.activation(self.layers(x) + x)
 
 
 def normalised(convolution):
+    """A convolution, its batch normalisation and its PReLU."""
     channels = convolution.out_channels
     return nn.Sequential(convolution, nn.BatchNorm3d(channels), nn.PReLU(channels))

@@ -1,15 +1,15 @@
-"""The picture of a step: its time by parts, for each provider and machine."""
+"""Draws the time of a step by parts, for each provider and machine."""
 
 from benchmarks.parts import PARTS
 from benchmarks.tables import shown
 
-# Okabe and Ito's, which colour-blind readers tell apart; grey for what is no part of the work
+# Okabe and Ito's colours, which colour-blind readers can tell apart, and grey for idle time
 COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#000000", "#BBBBBB")
 WIDTH, BAR, MARGIN = 10.0, 0.36, 1.1
 
 
 def draw(machines, path):
-    """Draws one panel for each machine, a stacked bar for each provider.
+    """Draws one panel for each machine, with a stacked bar for each provider.
 
     Args:
         machines: list of (title, list of (provider, dict from part to milliseconds)).
@@ -18,7 +18,7 @@ def draw(machines, path):
     import matplotlib
 
     matplotlib.use("agg")
-    # the same results make the same file
+    # fixed, so that the same results make the same file
     matplotlib.rcParams.update({"svg.hashsalt": "step", "font.size": 9})
     from matplotlib import pyplot as plt
 

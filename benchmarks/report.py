@@ -1,176 +1,186 @@
-"""Writes the README's tables and the picture of a step from `benchmarks/results/*.json`.
+"""Writes the tables of `benchmarks/RESULTS.md`, the README's few figures and the picture of a step.
 
     python benchmarks/report.py
 
-The files are those of `pytest benchmarks/ --benchmark-only --benchmark-json FILE`, of a CPU or a GPU.
+It reads every result in `benchmarks/results`: `*.json` of `pytest benchmarks/ --benchmark-only --benchmark-json FILE`,
+and `losses/*.json` of `losses.py`.
 """
 
-import json
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import picture, tables  # noqa: E402
+from benchmarks import loss_table, picture, stored, tables  # noqa: E402
+from benchmarks.highlights import highlights  # noqa: E402
 from benchmarks.measure import Row, table  # noqa: E402
+from benchmarks.stored import MACHINES, ReportError, machine  # noqa: E402
 
 MARKERS = "<!-- {}: begin -->", "<!-- {}: end -->"
-BEGIN, END = (marker.format("kernels") for marker in MARKERS)
-NOTHING = "Not measured yet on a {}."
-MACHINES = ("GPU", "CPU")
-# the tables of each section, with a line above each where there are several
+NOT_MEASURED = "Not measured yet on a {}."
+# the tables of each section, with a caption for each where there are several
 SECTIONS = {
     "step": {"step": None},
-    "layers": {"layers": None},
-    "pipeline": {"augmentation": "Augmentation:", "training": "Training end to end:"},
     "inference": {"inference": "The forward pass:", "files": "From file to file:"},
+    "pipeline": {"augmentation": "Augmentation:", "training": "Training end to end:"},
+    "layers": {"layers": None},
 }
-# too long to stand open
+# sections whose tables are so long that a reader unfolds them
 FOLDED = {"layers"}
 PICTURE = "step.svg"
 
 
-class ReportError(Exception):
-    """A README or a result that can't be used, in one line."""
+def write(root):
+    """Writes the generated sections of README.md and RESULTS.md, and the picture if a step was measured.
 
-
-def load(results):
-    """The contents of the results in a folder, in the order of their names.
+    Args:
+        root: the repository's folder.
 
     Raises:
-        ReportError: if one is not whole, as an interrupted run leaves it.
+        ReportError: if a result is incomplete, or if markers are missing; then no file is written.
     """
-    contents = []
-    for path in sorted(results.glob("*.json")):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            content["benchmarks"], content["machine_info"]
-        except (ValueError, KeyError, TypeError):
-            raise ReportError(f"{path.name}: not the result of a finished run. Delete it, or run again") from None
-        contents.append(content)
-    return contents
+    results = root / "benchmarks" / "results"
+    contents = stored.load(results)
+    texts = {
+        root / "README.md": {"benchmarks": highlights(contents)},
+        root / "benchmarks" / "RESULTS.md": sections(contents, results / "losses"),
+    }
+    written = {path: with_sections(path, content) for path, content in texts.items()}
+    panels = panels_of(contents)
+    if panels:
+        picture.draw(panels, results / PICTURE)
+    for path, text in written.items():
+        path.write_text(text, encoding="utf-8")
 
 
-def about(content):
-    """The provenance of a result."""
-    return content["machine_info"].get("vnet_fast", {})
+def sections(contents, losses):
+    """The generated sections of RESULTS.md: dict from name to Markdown.
+
+    Args:
+        contents: returned by `stored.load`.
+        losses: folder of the results of `losses.py`.
+    """
+    markdown = {name: section(name, contents) for name in SECTIONS}
+    if panels_of(contents):
+        markdown["step"] = f"![A step's time by parts](results/{PICTURE})\n\n{markdown['step']}"
+    return {
+        "ceilings": ceilings_section(contents),
+        **markdown,
+        "kernels": kernels_section(contents),
+        "losses": loss_table.section(losses) or "Not measured yet.\n",
+    }
 
 
-def machine(content):
-    """`CPU` or `GPU`."""
-    return "CPU" if about(content).get("device", "CPU").startswith("CPU") else "GPU"
-
-
-def title(content):
-    """The name of a result's processor; of a CPU with its threads."""
-    found = about(content)
-    if machine(content) == "GPU":
-        return found["device"]
-    return f"{found['processor']}, {found['device'].removeprefix('CPU, ')}"
-
-
-def heading(content):
-    """What a result depends on, in a line."""
-    found, commit = about(content), content.get("commit_info", {})
-    parts = [title(content), f"{found['volume']} voxels", f"torch {found['torch']}"]
-    parts += [f"{name} {found[name]}" for name in ("cuda", "cudnn", "triton", "monai") if found.get(name)]
-    if commit.get("id"):
-        parts.append(f"commit {commit['id'][:10]}" + (" with changes" if commit.get("dirty") else ""))
-    return ", ".join([*parts, found["date"]])
-
-
-def section(results):
-    """Markdown of the kernels' tables of every GPU result in a folder."""
-    parts = []
-    for content in load(results):
-        stored = [benchmark.get("extra_info", {}) for benchmark in content["benchmarks"]]
-        rows = [Row(**entry["row"]) for entry in stored if "row" in entry]
-        if not rows or machine(content) == "CPU":
-            continue
-        found = about(content)
-        hashes = ", ".join(f"{name} {digest}" for name, digest in found["kernels"].items())
-        parts.append(f"{found['device']}, torch {found['torch']}, Triton {found['triton']} ({hashes}):\n")
-        parts.append("\n".join(table(rows)) + "\n")
-    return "\n".join(parts) or NOTHING.format("GPU") + "\n"
-
-
-def section_of(name, contents):
+def section(name, contents):
     """Markdown of one of SECTIONS: for each machine its tables, or that it was not measured.
 
     Args:
         name: of the section.
-        contents: what `load` returned.
+        contents: returned by `stored.load`.
     """
-    parts = []
+    paragraphs = []
     for kind in MACHINES:
         measured = [text for content in contents if machine(content) == kind for text in _tables(name, content)]
-        parts += measured or [NOTHING.format(kind)]
-    return "\n\n".join(parts) + "\n"
+        paragraphs += measured or [NOT_MEASURED.format(kind)]
+    return "\n\n".join(paragraphs) + "\n"
 
 
 def _tables(name, content):
-    found = []
-    for each, caption in SECTIONS[name].items():
-        rows = tables.stored_rows(content, each)
+    paragraphs = []
+    for table_name, caption in SECTIONS[name].items():
+        rows = stored.rows(content, table_name)
         if rows:
-            found += [caption] if caption else []
-            found.append("\n".join(tables.lines(rows)))
-    if found and name in FOLDED:
-        return [f"<details><summary>{heading(content)}</summary>", *found, "</details>"]
-    return [f"{heading(content)}:", *found] if found else []
+            paragraphs += [caption] if caption else []
+            paragraphs.append("\n".join(tables.lines(rows)))
+    if paragraphs and name in FOLDED:
+        return [f"<details><summary>{stored.heading(content)}</summary>", *paragraphs, "</details>"]
+    return [f"{stored.heading(content)}:", *paragraphs] if paragraphs else []
 
 
-def replaced(text, name, content):
-    """A README's text with what stands between the markers of a section replaced.
+def ceilings_section(contents):
+    """Markdown of the machines' ceilings, and of the results that have none."""
+    rows, unknown = [], []
+    for content in contents:
+        ceilings = stored.ceilings(content)
+        if stored.lacks_ceilings(content):
+            unknown.append(f"- No ceilings, hence no floors and shares: {stored.heading(content)}.")
+        for precision, fields in ceilings.items():
+            fastest = max(fields["arithmetic"], key=fields["arithmetic"].get)
+            rates = [rate / 1e9 for rate in fields["traffic"].values()]
+            rows.append(
+                {
+                    "machine": f"{stored.title(content)}, {stored.provenance_of(content)['date']}",
+                    "precision": precision,
+                    "TFLOP/s": fields["arithmetic"][fastest] / 1e12,
+                    "measured by": fastest + (f". {fields['note']}" if fields["note"] else ""),
+                    "memory, GB/s": rates[-1],
+                    "caches, GB/s": max(rates),
+                }
+            )
+    paragraphs = ["\n".join(lines) for lines in (list(tables.lines(rows)) if rows else [], unknown) if lines]
+    return "\n\n".join(paragraphs or ["Not measured yet."]) + "\n"
+
+
+def kernels_section(contents):
+    """Markdown of the kernels' tables of every GPU."""
+    paragraphs = []
+    for content in contents:
+        details = [benchmark.get("extra_info", {}) for benchmark in content["benchmarks"]]
+        rows = [Row(**entry["row"]) for entry in details if "row" in entry]
+        if not rows or machine(content) == "CPU":
+            continue
+        provenance = stored.provenance_of(content)
+        hashes = ", ".join(f"{name} {digest}" for name, digest in provenance["kernels"].items())
+        caption = f"{provenance['device']}, torch {provenance['torch']}, Triton {provenance['triton']} ({hashes}):"
+        paragraphs += [f"{caption}\n", "\n".join(table(rows)) + "\n"]
+    return "\n".join(paragraphs) or NOT_MEASURED.format("GPU") + "\n"
+
+
+def with_sections(path, markdown):
+    """The text of a Markdown file with its generated sections replaced.
+
+    Args:
+        path: of the file.
+        markdown: dict from the section's name to its new text.
 
     Raises:
-        ReportError: if the markers are not there, once each and in their order.
+        ReportError: if the markers of a section are not there once each, in their order.
     """
-    begin, end = (marker.format(name) for marker in MARKERS)
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise ReportError(f"README.md: needs {begin} and {end}, once each. Add the two lines where the table is to be")
-    before, _, rest = text.partition(begin)
-    return f"{before}{begin}\n{content}{end}{rest.partition(end)[2]}"
+    text = path.read_text(encoding="utf-8")
+    for name, content in markdown.items():
+        begin, end = (marker.format(name) for marker in MARKERS)
+        if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+            raise ReportError(f"{path.name}: needs {begin} and {end} once each. Add these lines around the section")
+        before, _, rest = text.partition(begin)
+        text = f"{before}{begin}\n{content}{end}{rest.partition(end)[2]}"
+    return text
 
 
-def bars(content):
-    """The providers of a result's picture, of one batch: (provider, milliseconds of each part)."""
-    stored = [entry["extra_info"] for entry in content["benchmarks"]]
-    steps = [entry for entry in stored if entry.get("table") == "step" and "parts" in entry]
-    # the paper's batch where it was measured
-    batch = min((entry["cells"]["batch"] for entry in steps), key=lambda size: abs(size - 2), default=None)
-    return batch, [(entry["cells"]["provider"], entry["parts"]) for entry in steps if entry["cells"]["batch"] == batch]
-
-
-def write(readme, results):
-    """Writes the sections of a README and, where a step was measured, the picture beside the results.
-
-    Raises:
-        ReportError: see `load` and `replaced`.
-    """
-    contents = load(results)
+def panels_of(contents):
+    """The panels of the picture, the GPU's first; see `picture.draw`."""
     panels = []
     for content in sorted(contents, key=lambda content: MACHINES.index(machine(content))):
         batch, providers = bars(content)
         if providers:
-            panels.append((f"{title(content)}: batch of {batch}, {about(content)['volume']} voxels", providers))
-    sections = {"kernels": section(results), **{name: section_of(name, contents) for name in SECTIONS}}
-    if panels:
-        place = (results / PICTURE).relative_to(readme.parent).as_posix()
-        sections["step"] = f"![A step's time by parts]({place})\n\n{sections['step']}"
-    text = readme.read_text(encoding="utf-8")
-    for name, content in sections.items():
-        text = replaced(text, name, content)
-    if panels:
-        picture.draw(panels, results / PICTURE)
-    readme.write_text(text, encoding="utf-8")
+            volume = stored.provenance_of(content)["volume"]
+            panels.append((f"{stored.title(content)}: batch of {batch}, {volume} voxels", providers))
+    return panels
+
+
+def bars(content):
+    """A batch size that a result measured, and its providers: list of (name, dict from part to milliseconds)."""
+    details = [entry["extra_info"] for entry in content["benchmarks"]]
+    steps = [entry for entry in details if entry.get("table") == "step" and "parts" in entry]
+    # the paper's batch of 2 if it was measured
+    batch = min((entry["cells"]["batch"] for entry in steps), key=lambda size: abs(size - 2), default=None)
+    return batch, [(entry["cells"]["provider"], entry["parts"]) for entry in steps if entry["cells"]["batch"] == batch]
 
 
 def main():
-    """Returns the exit code."""
+    """Writes the files; returns the exit code."""
     try:
-        write(ROOT / "README.md", ROOT / "benchmarks" / "results")
+        write(ROOT)
     except ReportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,22 +1,16 @@
 import copy
+import dataclasses
 import json
-import platform
 import re
-from types import SimpleNamespace
 
 import pytest
-import torch
-from torch.autograd import DeviceType
 
-from benchmarks import conftest, losses, parts, report, tables
-from benchmarks.peers import PlainVNet, dice_loss
-from benchmarks.provenance import without_folders
-from vnet_fast import DiceLoss, VNet
-from vnet_fast.training.step import Step, make_optimizer
+from benchmarks import parts, report, stored
+from benchmarks.highlights import highlights
+from benchmarks.measure import Row
+from benchmarks.stored import ReportError
 
-MARKERS = "\n".join(
-    f"{name}:\n<!-- {name}: begin -->\nold\n<!-- {name}: end -->" for name in ("kernels", *report.SECTIONS)
-)
+SECTIONS = {"README.md": ["benchmarks"], "benchmarks/RESULTS.md": ["ceilings", *report.SECTIONS, "kernels", "losses"]}
 ABOUT = {
     "device": "CPU, 2 threads",
     "processor": "Some CPU",
@@ -27,6 +21,13 @@ ABOUT = {
     "kernels": {"dice.py": "ab"},
 }
 GPU = {"device": "Some GPU", "volume": "128 x 128 x 64", "cuda": "12.8"}
+CEILINGS = {
+    "bfloat16": {
+        "arithmetic": {"torch.mm, 1024 x 1024": 4e11, "multiply-add loop, bfloat16": 4.72e11},
+        "traffic": {"1024": 1.8e11, "4096": 4.5e10},
+        "note": None,
+    }
+}
 
 
 def benchmark(table, cells, **more):
@@ -34,71 +35,103 @@ def benchmark(table, cells, **more):
 
 
 def result(about):
-    """What a run leaves, of one provider that ran and one that failed."""
+    """What a run stores, of one provider that ran and one that failed."""
     times = {part: float(place) for place, part in enumerate(parts.PARTS)}
+    step = {"batch": 1, "provider": "vnet_fast, AMP", "step, ms": 1234.5, "floor, ms": 900.0, "share of floor, %": 72.9}
+    layer = {"layer": "1→16", "kernel": "a|b", "time, µs": 0.12345, "TFLOP/s": 0.4, "share of peak, %": 84.7}
     return {
-        "machine_info": {"vnet_fast": {**ABOUT, **about}},
+        "machine_info": {"vnet_fast": {**ABOUT, "ceilings": CEILINGS, **about}},
         "commit_info": {"id": "0123456789abcdef", "dirty": True},
         "benchmarks": [
-            benchmark(
-                "step", {"batch": 1, "provider": "vnet_fast", "step, ms": 1234.5, "memory, GB": None}, parts=times
-            ),
-            benchmark("layers", {"layer": "1→16", "kernel": "a|b", "TFLOP/s": 0.12345}),
+            benchmark("step", {**step, "memory, GB": None}, parts=times),
+            benchmark("layers", layer),
             benchmark("training", {"training": "vnet_fast", "volumes/s": 12.345}),
         ],
         "failures": [{"table": "step", "cells": {"batch": 1, "provider": "MONAI", "step, ms": "failed: no memory"}}],
     }
 
 
+def table_of(*providers, name="step", column="step, ms"):
+    """Benchmarks of one table, of (provider, milliseconds)."""
+    return [benchmark(name, {"batch": 1, "provider": provider, column: time}) for provider, time in providers]
+
+
 @pytest.fixture
 def folder(tmp_path):
-    """A README with all markers, and a folder for results."""
-    (tmp_path / "README.md").write_text(f"# Title\n{MARKERS}\nend\n", encoding="utf-8")
-    (tmp_path / "results").mkdir()
+    """A repository with all markers, and a folder for results."""
+    (tmp_path / "benchmarks" / "results" / "losses").mkdir(parents=True)
+    for name, sections in SECTIONS.items():
+        markers = [f"{section}:\n<!-- {section}: begin -->\nold\n<!-- {section}: end -->" for section in sections]
+        (tmp_path / name).write_text("\n".join(["# Title", *markers, "end\n"]), encoding="utf-8")
     return tmp_path
 
 
 def written(folder, **contents):
+    """The sections of both files, and the text of RESULTS.md."""
     for name, content in contents.items():
-        (folder / "results" / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
-    report.write(folder / "README.md", folder / "results")
-    text = (folder / "README.md").read_text(encoding="utf-8")
+        (folder / "benchmarks" / "results" / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    report.write(folder)
+    texts = [(folder / name).read_text(encoding="utf-8") for name in SECTIONS]
     pattern = r"<!-- (\w+): begin -->\n(.*?)<!-- \1: end -->"
-    return text, dict(re.findall(pattern, text, re.DOTALL))
+    return dict(re.findall(pattern, "".join(texts), re.DOTALL)), texts[1]
 
 
 def test_without_results_it_says_so(folder):
-    text, sections = written(folder)
+    sections, text = written(folder)
     assert sections["kernels"] == "Not measured yet on a GPU.\n"
+    for name in ("benchmarks", "ceilings", "losses"):
+        assert sections[name] == "Not measured yet.\n"
     for name in report.SECTIONS:
         assert sections[name] == "Not measured yet on a GPU.\n\nNot measured yet on a CPU.\n"
     assert text.startswith("# Title\n")
     assert text.endswith("\nend\n")
-    assert not (folder / "results" / "step.svg").exists()
+    assert not (folder / "benchmarks" / "results" / "step.svg").exists()
 
 
 def test_tables_of_a_cpu(folder):
-    _, sections = written(folder, cpu=result({}))
+    sections, _ = written(folder, cpu=result({}))
     step = sections["step"]
     assert "Not measured yet on a GPU." in step
     assert "Some CPU, 2 threads, 64 x 64 x 32 voxels, torch 2.13, triton 3.7" in step
     assert "commit 0123456789 with changes, 2026-01-01:" in step
-    assert "| 1 | vnet_fast | 1234 | - |\n| 1 | MONAI | failed: no memory | - |" in step
-    assert "| 1→16 | a/b | 0.123 |" in sections["layers"]
+    assert "| 1 | vnet_fast, AMP | 1234 | 900 | 72.9 | - |\n\n- Failed, no memory. Batch of 1: MONAI.\n" in step
+    assert "| 1→16 | a/b | 0.123 | 0.400 | 84.7 |" in sections["layers"]
     assert "| vnet_fast | 12.3 |" in sections["pipeline"]
     assert sections["inference"] == "Not measured yet on a GPU.\n\nNot measured yet on a CPU.\n"
+    row = "| Some CPU, 2 threads, 2026-01-01 | bfloat16 | 0.472 | multiply-add loop, bfloat16 | 45.0 | 180 |"
+    assert row in sections["ceilings"]
+
+
+def without_names(content):
+    content["machine_info"]["vnet_fast"]["ceilings"] = {"bfloat16": {"flops": 4e11, "bandwidth": 1e10}}
+
+
+def with_a_share_above_100(content):
+    content["benchmarks"][1]["extra_info"]["cells"]["share of peak, %"] = 100.1
+
+
+@pytest.mark.parametrize("spoil", [without_names, with_a_share_above_100])
+def test_no_shares_without_known_ceilings(folder, spoil):
+    content = result({})
+    spoil(content)
+    sections, _ = written(folder, cpu=content)
+    assert "- No ceilings, hence no floors and shares: Some CPU, 2 threads, 64 x 64" in sections["ceilings"]
+    assert "| 1 | vnet_fast, AMP | 1234 | - |\n" in sections["step"]
+    assert "| 1→16 | a/b | 0.123 |\n" in sections["layers"]
+    assert "share" not in sections["step"] + sections["layers"]
 
 
 def test_both_machines_have_a_table_and_a_panel(folder):
-    text, sections = written(folder, cpu=result({}), gpu=result(GPU))
+    sections, text = written(folder, cpu=result({}), gpu=result(GPU))
     assert "Not measured" not in sections["step"]
     # the GPU comes first
     assert sections["step"].index("Some GPU") < sections["step"].index("Some CPU")
     assert "![A step's time by parts](results/step.svg)" in sections["step"]
-    first = (folder / "results" / "step.svg").read_bytes()
-    # written again, all is the same
-    assert written(folder)[0] == text
-    assert (folder / "results" / "step.svg").read_bytes() == first
+    image = folder / "benchmarks" / "results" / "step.svg"
+    first = image.read_bytes()
+    # a second time, all is the same
+    assert written(folder)[1] == text
+    assert image.read_bytes() == first
 
 
 def test_the_picture_is_of_the_papers_batch():
@@ -107,171 +140,85 @@ def test_the_picture_is_of_the_papers_batch():
         content["benchmarks"].append(copy.deepcopy(content["benchmarks"][0]))
         content["benchmarks"][-1]["extra_info"]["cells"]["batch"] = batch
     assert report.bars(content)[0] == 2
-    assert [provider for provider, _ in report.bars(content)[1]] == ["vnet_fast"]
+    assert [provider for provider, _ in report.bars(content)[1]] == ["vnet_fast, AMP"]
 
 
-@pytest.mark.parametrize("missing", ["<!-- step: begin -->", "<!-- inference: end -->"])
-def test_missing_markers_are_an_error(folder, missing):
-    readme = folder / "README.md"
-    before = readme.read_text(encoding="utf-8").replace(missing, "")
-    readme.write_text(before, encoding="utf-8")
-    with pytest.raises(report.ReportError, match=f"README.md: needs .*{missing}.* Add the two lines"):
+def test_highlights_compare_with_plain_pytorch():
+    small, full = result({}), result({"volume": "128 x 128 x 64"})
+    plain, ours = "plain PyTorch, float32", "vnet_fast, AMP"
+    small["benchmarks"] = table_of((plain, 300.0), ("common V-Net, float32", 1.0), (ours, 150.0))
+    full["benchmarks"] = table_of((ours, 1000.0), (plain, 2500.0))
+    full["benchmarks"] += table_of((plain, 700.0), name="inference", column="latency, ms")
+    heading, *lines = highlights([small, full]).rstrip().split("\n")
+    assert heading.startswith("Milliseconds for one volume on Some CPU, 2 threads (torch 2.13, 2026-01-01)")
+    assert lines[1:] == [
+        "| provider | training step, 128 x 128 x 64 | forward pass, 128 x 128 x 64 | training step, 64 x 64 x 32 |",
+        "| --- | --- | --- | --- |",
+        "| plain PyTorch, float32 | 2500 | 700 | 300 |",
+        "| vnet_fast, AMP | 1000 (2.50×) | - | 150 (2.00×) |",
+    ]
+
+
+def test_highlights_are_of_one_machine():
+    cpu, gpu = result({}), result(GPU)
+    gpu["benchmarks"] = table_of(("vnet_fast, AMP, graph", 9.0))
+    assert "Some CPU" in highlights([cpu])
+    text = highlights([cpu, gpu, cpu])
+    assert "Some GPU" in text
+    assert "Some CPU" not in text
+    # of two processors the one with more results
+    other = result({"processor": "Other CPU"})
+    assert "Other CPU" in highlights([cpu, other, other])
+
+
+@pytest.mark.parametrize("missing", ["<!-- benchmarks: begin -->", "<!-- step: begin -->", "<!-- inference: end -->"])
+def test_missing_markers_are_an_error(folder, missing, monkeypatch, capsys):
+    name = next(name for name in SECTIONS if missing in (folder / name).read_text(encoding="utf-8"))
+    path = folder / name
+    path.write_text(path.read_text(encoding="utf-8").replace(missing, ""), encoding="utf-8")
+    before = [(folder / name).read_text(encoding="utf-8") for name in SECTIONS]
+    with pytest.raises(ReportError, match=rf"^{path.name}: needs .*{missing}.* Add these lines"):
         written(folder, cpu=result({}))
-    assert readme.read_text(encoding="utf-8") == before
+    assert [(folder / name).read_text(encoding="utf-8") for name in SECTIONS] == before
+    monkeypatch.setattr(report, "ROOT", folder)
+    assert report.main() == 2
+    assert re.fullmatch(rf"error: {path.name}: needs .*\n", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
 def test_an_unfinished_result_is_an_error(folder, content):
-    (folder / "results" / "gpu.json").write_text(content)
-    with pytest.raises(report.ReportError, match=r"gpu\.json: not the result of a finished run"):
+    (folder / "benchmarks" / "results" / "gpu.json").write_text(content)
+    with pytest.raises(ReportError, match=r"gpu\.json: not the result of a finished run"):
         written(folder)
 
 
-def test_a_failure_becomes_a_row_and_ours_does_not_pass(monkeypatch):
-    rows, failures = [], []
-    monkeypatch.setattr(tables, "ROWS", rows)
-    monkeypatch.setattr(tables, "FAILURES", failures)
-    with pytest.raises(pytest.xfail.Exception), tables.failure_as_row("step", {"provider": "theirs"}, "ms"):
-        raise RuntimeError("no kernel in /home/somebody/code.py\nmore")
-    with pytest.raises(ValueError, match="wrong"), tables.failure_as_row("step", {"provider": "ours"}, "ms", ours=True):
-        raise ValueError("wrong")
-    assert rows[0] == ("step", {"provider": "theirs", "ms": "failed: no kernel in code.py"})
-    assert failures[1] == {"table": "step", "cells": {"provider": "ours", "ms": "failed: wrong"}}
-
-
-def test_no_folder_of_the_machine_is_kept():
-    command = "pytest benchmarks/ --benchmark-json=/home/somebody/a/gpu.json /tmp/x ../here/y"
-    assert without_folders(command) == "pytest benchmarks/ --benchmark-json=gpu.json x ../here/y"
-
-
-def test_no_name_of_the_machine_is_kept():
-    machine_info = {"node": "somewhere", "cpu": {}}
-    conftest.pytest_benchmark_update_machine_info(None, machine_info)
-    assert set(machine_info) == {"vnet_fast"}
-    assert platform.node() not in json.dumps(machine_info)
-    commit_info = {"id": "ab", "dirty": False, "project": "folder", "branch": "mine"}
-    conftest.pytest_benchmark_update_commit_info(None, commit_info)
-    assert commit_info == {"id": "ab", "dirty": False}
-
-
-@pytest.mark.parametrize(
-    ("part", "name", "operations"),
-    [
-        ("convolutions, forward", "sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32", ()),
-        ("convolutions, backward", "cutlass_tensorop_bf16_s16816dgrad_optimized", ()),
-        ("convolutions, backward", "sm90_xmma_fprop_implicit_gemm", ("aten::convolution_backward",)),
-        ("convolutions, forward", "sm90_xmma_dgrad_implicit_gemm", ("aten::cudnn_convolution_transpose",)),
-        ("copies and layout", "void cudnn::ops::nchwToNhwcKernel<float>", ("aten::cudnn_convolution",)),
-        ("copies and layout", "vectorized_elementwise_kernel<4, at::native::bfloat16_copy_kernel_cuda>", ()),
-        ("activations and elementwise", "_add_prelu_backward_kernel", ()),
-        ("activations and elementwise", "_sum_partials_kernel", ()),
-        ("activations and elementwise", "cudnn::bn_fw_tr_1C11_kernel_NCHW", ("aten::cudnn_batch_norm",)),
-        ("activations and elementwise", "triton_poi_fused__prelu_kernel_convolution_0", ("CompiledFunction",)),
-        ("loss", "_dice_forward_kernel", ()),
-        ("loss", "vectorized_elementwise_kernel", ("aten::mul", "DiceLoss")),
-        ("optimiser", "void at::native::multi_tensor_apply_kernel<FusedSgdMathFunctor>", ()),
-        (
-            "convolutions, backward",
-            "aten::convolution_backward",
-            ("aten::convolution_backward", "CompiledFunctionBackward"),
-        ),
-        ("other", "unheard_of", ()),
-    ],
-)
-def test_part_of(part, name, operations):
-    assert parts.part_of(name, operations) == part
-
-
-def step_of(model):
-    optimizer = make_optimizer(model, "sgd", 1e-4, 0.99, 5e-4)
-    return Step(model, DiceLoss.paper(), optimizer)
-
-
-def test_parts_of_our_step_on_a_cpu():
-    torch.manual_seed(0)
-    step = step_of(VNet(base_channels=4))
-    image, target = torch.randn(1, 1, 32, 64, 64), (torch.rand(1, 1, 32, 64, 64) > 0.9).to(torch.uint8)
-    step(image, target)
-    seconds = parts.step_by_parts(lambda: step(image, target), wall=1e3)
-    assert sum(seconds.values()) == pytest.approx(1e3)
-    busy = 1e3 - seconds.pop("idle")
-    # one of them alone may come second where other processes take the time
-    convolutions = seconds.pop("convolutions, forward") + seconds.pop("convolutions, backward")
-    assert convolutions > max(seconds.values())
-    assert all(seconds[part] > 0 for part in ("activations and elementwise", "loss", "optimiser"))
-    assert seconds["other"] < 0.1 * busy
-
-
-def test_parts_are_no_longer_than_the_step():
-    seconds = parts.step_by_parts(lambda: torch.ones(1000) + 1, wall=1e-9)
-    assert sum(seconds.values()) == pytest.approx(1e-9)
-    assert seconds["idle"] == 0
-
-
-def event(name, kernels=(), parent=None, microseconds=0, annotation=False):
-    """What the profiler says of an operation, or with `microseconds` of a kernel on the GPU."""
-    return SimpleNamespace(
-        name=name,
-        kernels=[SimpleNamespace(name=kernel, duration=duration) for kernel, duration in kernels],
-        cpu_parent=parent,
-        sequence_nr=-1,
-        device_type=DeviceType.CUDA if microseconds else DeviceType.CPU,
-        time_range=SimpleNamespace(elapsed_us=lambda: microseconds),
-        is_user_annotation=annotation,
-    )
-
-
-def test_kernels_count_for_what_launched_them_and_in_a_graph_by_name():
-    loss, fprop = event("loss", annotation=True), "sm90_xmma_fprop"
-    launched = [event("aten::convolution_backward", [(fprop, 10)]), loss, event("aten::mul", [("mul", 3)], parent=loss)]
-    on_gpu = [
-        event(fprop, microseconds=10),
-        event("mul", microseconds=3),
-        event("loss", microseconds=9, annotation=True),
+def test_the_table_of_kernels_is_made_from_the_results():
+    row = Row("Dice forward", "vnet_fast", 2e-4, 1e-5, 10_000_000, 4_000_000)
+    content = result(GPU)
+    content["benchmarks"] = [
+        {"extra_info": {"row": dataclasses.asdict(r)}}
+        for r in (row, Row("Dice forward", "copy", 1e-4, 8e-6, 10_000_000, 0))
     ]
-    replayed = [event(fprop, microseconds=5), event("_dice_forward_kernel", microseconds=2)]
-    seconds = parts._by_kernels(launched + on_gpu + replayed)
-    expected = {"convolutions, backward": 10e-6, "convolutions, forward": 5e-6, "loss": 5e-6}
-    assert {part: value for part, value in seconds.items() if value > 1e-12} == pytest.approx(expected)
+    section = report.kernels_section([content])
+    assert "Some GPU, torch 2.13, Triton 3.7 (dice.py ab)" in section
+    assert "| Dice forward | vnet_fast | 200 | 10.0 | 1000 | 80 % | 4.0 |" in section
 
 
-def test_plain_networks_are_ours():
-    torch.manual_seed(0)
-    model, plain = VNet(), PlainVNet()
-    plain.take_weights(model)
-    image, target = torch.randn(1, 1, 16, 16, 16), (torch.rand(1, 1, 16, 16, 16) > 0.5).to(torch.uint8)
-    with torch.no_grad():
-        logits = model(image)
-        torch.testing.assert_close(plain(image), logits, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(dice_loss(logits, target), DiceLoss.paper()(logits, target))
-
-
-def test_the_table_of_losses(tmp_path):
-    """What is shown of two runs is what is stored of them."""
-    statistics = {"mean": 0.8, "standard_deviation": 0.05, "median": 0.81, "cases": 2}
-    measured = {name: statistics for name, _, _ in losses.METRICS}
-    measured["average_boundary_distance_mm"] = statistics | {"cases": 1}
-    training = {"iterations": 6, "device": "CPU, 2 threads", "precision": "bfloat16"}
-    content = {
-        "command": "python -m vnet_fast.train --amp auto --data Some",
-        "about": {"processor": "Some CPU", "torch": "2.13", "date": "2026-01-01"},
-        "runs": [
-            {"loss": loss, "training": training, "labels": {"1": {"whole": measured}}, "cases": {"a": {}, "b": {}}}
-            for loss in ("dice", "weighted-ce")
-        ],
-        "comparisons": [{"label": 1, "metric": "dice", "differences": {"a": -0.1, "b": -0.3}, "p_value": 0.25}],
-    }
-    (tmp_path / "some.json").write_text(json.dumps(content))
-    shown = losses.section(tmp_path)
-    assert "6 iterations on Some CPU, CPU, 2 threads, bfloat16, torch 2.13, 2026-01-01" in shown
-    assert (
-        "| some | Dice loss | 2 | 0.8000 ± 0.0500 | 0.8100 | 0.80 ± 0.05 | 0.80 ± 0.05 (of 1) | +0.2000, 0.2 |" in shown
+@pytest.mark.parametrize("name", SECTIONS)
+def test_files_show_what_the_results_say(name):
+    """README.md and RESULTS.md are as `report.py` writes them."""
+    results = report.ROOT / "benchmarks" / "results"
+    contents = stored.load(results)
+    markdown = (
+        {"benchmarks": highlights(contents)} if name == "README.md" else report.sections(contents, results / "losses")
     )
-    assert "| some | weighted cross-entropy | 2 |" in shown
-    assert "-0.2000, 0.2 |" in shown
+    path = report.ROOT / name
+    assert report.with_sections(path, markdown) == path.read_text(encoding="utf-8")
 
 
-def test_readme_shows_the_stored_losses():
-    readme = (report.ROOT / "README.md").read_text(encoding="utf-8")
-    begin, end = (marker.format("losses") for marker in report.MARKERS)
-    assert readme.partition(begin)[2].partition(end)[0].strip() == losses.section(losses.RESULTS).strip()
+def test_results_are_read_in_the_order_of_their_names(folder):
+    for name in ("b", "a"):
+        path = folder / "benchmarks" / "results" / f"{name}.json"
+        path.write_text(json.dumps(result({"date": name})))
+    contents = stored.load(folder / "benchmarks" / "results")
+    assert [stored.provenance_of(content)["date"] for content in contents] == ["a", "b"]

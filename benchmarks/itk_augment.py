@@ -1,4 +1,4 @@
-"""Augmentation as the authors' release does it, by SimpleITK, on the parameters of `training.draws.BatchParameters`."""
+"""Augmentation as in the authors' release, by SimpleITK, with the parameters of `training.draws.BatchParameters`."""
 
 import numpy as np
 import SimpleITK as sitk
@@ -10,16 +10,16 @@ LEVELS, MATCH_POINTS = 1024, 7
 
 
 def augment(image, mask, other, control_points, deformed):
-    """A volume with another one's histogram, deformed.
+    """A volume that is matched to the histogram of another volume and deformed.
 
     Args:
-        image, other: (D, H, W) float32 arrays; `other` has the histogram to take.
+        image, other: (D, H, W) float32 arrays; the histogram of `other` is taken.
         mask: (D, H, W) uint8 array.
         control_points: (2, 5, 5, 5), see `training.draws.BatchParameters`.
-        deformed: whether the volume is.
+        deformed: whether the volume is deformed.
 
     Returns:
-        (image, mask), as given.
+        (image, mask), arrays of the same shapes and dtypes.
     """
     volume = sitk.HistogramMatching(
         sitk.GetImageFromArray(image), sitk.GetImageFromArray(other), LEVELS, MATCH_POINTS, True

@@ -1,0 +1,39 @@
+"""Augmentation of a batch by SimpleITK, PyTorch and the kernel, in volumes a second."""
+
+import pytest
+import torch
+
+from benchmarks import tables
+from benchmarks.augmentations import AUGMENTATIONS, CPU, by_definition
+from benchmarks.measure import DEVICE, ON_GPU, time_of
+from vnet_fast.ops.augment import augments_by_kernel
+
+ROUNDS = 20 if ON_GPU else 3
+RATE = "volumes/s"
+# the histograms of SimpleITK are coarser than the definition's, and its labels are those of the nearest voxel
+LEAST_CORRELATION, MOST_DIFFERING = 0.9, 0.01
+
+
+def check(image, mask):
+    """Raises AssertionError if a batch is not close to that of the definition."""
+    expected, expected_mask = by_definition(CPU)()
+    image, mask = image.cpu().double(), mask.cpu()
+    correlation = torch.corrcoef(torch.stack([image.flatten(), expected.double().flatten()]))[0, 1].item()
+    assert correlation > LEAST_CORRELATION, f"its images correlate with the definition's by {correlation:.3f} only"
+    differing = (mask != expected_mask).float().mean().item()
+    assert differing < MOST_DIFFERING, f"{100 * differing:.1f} % of its labels are not the definition's"
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def bench_augment(benchmark, name):
+    """Times the augmentation of two volumes, of which one is deformed."""
+    if name == "kernel, GPU" and not augments_by_kernel(DEVICE):
+        pytest.skip("no kernel: Triton is not installed")
+    benchmark.group = "augmentation of two volumes, one deformed"
+    cells = {"provider": name}
+    with tables.failure_as_row("augmentation", cells, RATE, ours="kernel" in name):
+        run = AUGMENTATIONS[name]()
+        check(*run())
+        seconds = time_of(benchmark, run, ROUNDS, warm_up=1).median
+        cells |= {RATE: 2 / seconds, "one volume, ms": 1e3 * seconds / 2}
+        tables.keep(benchmark, "augmentation", cells)
