@@ -1,6 +1,4 @@
-"""Makers of bad cases. A maker is called with the folder, the case's name and a generator; it writes
-the image and its mask.
-"""
+"""Makers of bad cases: functions of a folder, a case's name and a generator that write the image and its mask."""
 
 import gzip
 import os
@@ -25,12 +23,12 @@ class Bad:
 
     Args:
         make: its maker.
-        words: what must be said.
-        file: what follows the case's name in the file that is to be named.
+        message: part of the error's message.
+        file: what follows the case's name in the path that the message must name.
     """
 
     make: object
-    words: str
+    message: str
     file: str
 
 
@@ -39,76 +37,76 @@ def voxels(generator, size=SIZE):
     return generator.integers(0, 1000, size[::-1], dtype=np.int16)
 
 
-def write_mask(folder, name, array=None, **place):
-    """Writes a mask with one voxel set, or an array."""
+def write_mask(folder, name, array=None, **placement):
+    """Writes a small mask, or the given (z, y, x) array."""
     if array is None:
         array = np.zeros(SIZE[::-1], np.uint8)
         array[2:4, 3:5, 3:5] = 1
-    sitk.WriteImage(make_image(array, **{"spacing": (1, 1, 2), **place}), str(folder / f"{name}{MASK}"))
+    sitk.WriteImage(make_image(array, **{"spacing": (1, 1, 2), **placement}), str(folder / f"{name}{MASK}"))
 
 
-def sound(folder, name, generator, suffix=".mha", compressed=False):
-    """Writes a sound case: the paths of the image and of the file that holds its voxels."""
+def write_sound_case(folder, name, generator, suffix=".mha", compressed=False):
+    """Writes a sound case, and returns the paths of the image and of the file that holds its voxels."""
     path = folder / f"{name}{suffix}"
     sitk.WriteImage(make_image(voxels(generator), (1, 1, 2)), str(path), useCompression=compressed)
     write_mask(folder, name)
-    beside = [path.with_suffix(end) for end in (".raw", ".zraw", ".raw.gz")]
-    return path, next((data for data in beside if suffix in (".mhd", ".nhdr") and data.exists()), path)
+    data_files = [path.with_suffix(end) for end in (".raw", ".zraw", ".raw.gz")]
+    return path, next((data for data in data_files if suffix in (".mhd", ".nhdr") and data.exists()), path)
 
 
-def bytes_of(change, suffix, words, compressed=False, file=None):
-    """A case whose voxels' file has its bytes changed."""
+def changed_bytes(change, suffix, message, compressed=False, file=None):
+    """A case with changed bytes in the file that holds its voxels."""
 
     def make(folder, name, generator):
-        data = sound(folder, name, generator, suffix, compressed)[1]
+        data = write_sound_case(folder, name, generator, suffix, compressed)[1]
         data.write_bytes(change(data.read_bytes()))
 
-    return Bad(make, words, file or suffix)
+    return Bad(make, message, file or suffix)
 
 
-def text_of(old, new, words, suffix=".mhd", file=None):
-    """A case whose header has a text replaced; NAME in it is the case's."""
+def changed_header(old, new, message, suffix=".mhd", file=None):
+    """A case with a text replaced in its header; NAME stands for the case's name."""
 
     def make(folder, name, generator):
-        path, _ = sound(folder, name, generator, suffix, compressed=suffix == ".nhdr")
+        path, _ = write_sound_case(folder, name, generator, suffix, compressed=suffix == ".nhdr")
         content = path.read_bytes()
         before, after = (text.replace("NAME", name).encode() for text in (old, new))
         assert before in content, (before, content[:600])
         path.write_bytes(content.replace(before, after))
 
-    return Bad(make, words, file or suffix)
+    return Bad(make, message, file or suffix)
 
 
-def number_of(form, place, value, words, suffix=".nii.gz"):
-    """A NIfTI case whose header has a number, or several, replaced."""
+def changed_number(number_format, position, value, message, suffix=".nii.gz"):
+    """A NIfTI case with one or several numbers replaced in its header."""
 
     def make(folder, name, generator):
-        path, _ = sound(folder, name, generator, suffix, compressed=True)
+        path, _ = write_sound_case(folder, name, generator, suffix, compressed=True)
         content = bytearray(gzip.decompress(path.read_bytes()))
-        struct.pack_into(form, content, place, *np.atleast_1d(value).tolist())
+        struct.pack_into(number_format, content, position, *np.atleast_1d(value).tolist())
         path.write_bytes(gzip.compress(bytes(content)))
 
-    return Bad(make, words, suffix)
+    return Bad(make, message, suffix)
 
 
-def image_of(create, words, suffix=".mha"):
-    """A case whose image is what `create` makes of a sound array."""
+def bad_image(create, message, suffix=".mha"):
+    """A case with the image that `create` returns for a sound array."""
 
     def make(folder, name, generator):
         sitk.WriteImage(create(voxels(generator)), str(folder / f"{name}{suffix}"))
         write_mask(folder, name)
 
-    return Bad(make, words, suffix)
+    return Bad(make, message, suffix)
 
 
-def mask_of(words, array=None, **place):
-    """A case whose mask has another place, or is an array."""
+def bad_mask(message, array=None, **placement):
+    """A case whose mask has another placement, or is the given array."""
 
     def make(folder, name, generator):
-        sound(folder, name, generator)
-        write_mask(folder, name, array, **place)
+        write_sound_case(folder, name, generator)
+        write_mask(folder, name, array, **placement)
 
-    return Bad(make, words, MASK)
+    return Bad(make, message, MASK)
 
 
 def labelled(value, dtype=np.float32):
@@ -118,36 +116,36 @@ def labelled(value, dtype=np.float32):
     return array
 
 
-def no_file(create, words, part=".mha", file=None):
-    """A case in which `create` makes something that is no file in the place of one."""
+def no_regular_file(create, message, part=".mha", file=None):
+    """A case in which `create` replaces a file by something that is not a regular file."""
 
     def make(folder, name, generator):
-        sound(folder, name, generator, ".mhd" if part == ".raw" else ".mha")
-        place = folder / f"{name}{part}"
-        place.unlink()
-        create(place)
+        write_sound_case(folder, name, generator, ".mhd" if part == ".raw" else ".mha")
+        path = folder / f"{name}{part}"
+        path.unlink()
+        create(path)
 
-    return Bad(make, words, file or part)
+    return Bad(make, message, file or part)
 
 
-def slices(write, words, file=""):
+def bad_series(write, message, file=""):
     """A case that is a folder of DICOM slices."""
 
     def make(folder, name, generator):
         write(folder / name, int(generator.integers(1 << 30)))
         write_mask(folder, name)
 
-    return Bad(make, words, file)
+    return Bad(make, message, file)
 
 
-def bind_socket(path):
-    """Makes a socket, whose path may not be long."""
-    here = Path.cwd()
+def make_socket(path):
+    """Makes a socket; its path must be short, so it is bound from its own folder."""
+    before = Path.cwd()
     os.chdir(path.parent)
     try:
         socket.socket(socket.AF_UNIX).bind(path.name)
     finally:
-        os.chdir(here)
+        os.chdir(before)
 
 
 def spiked(array):
@@ -176,8 +174,8 @@ def two_orientations(folder, seed):
     write_dicom(folder, (0, 3, 6), seed=seed)
 
 
-def with_a(name, content):
-    """Slices with a file of a name and content among them."""
+def with_extra_file(name, content):
+    """Slices with an extra file among them."""
 
     def write(folder, seed):
         write_dicom(folder, (0, 3, 6), seed=seed)
@@ -195,16 +193,16 @@ def fifo_slice(folder, seed):
     os.mkfifo(write_dicom(folder, (0, 3, 6), seed=seed) / "x.dcm")
 
 
-def only(part):
-    """An image or a mask alone."""
+def unpaired(part):
+    """An image without its mask, or a mask without its image."""
 
     def make(folder, name, generator):
-        sound(folder, name, generator)
+        write_sound_case(folder, name, generator)
         (folder / f"{name}{'.mha' if part == MASK else MASK}").unlink()
 
     return make
 
 
 def make_bomb(content):
-    """A stream of kilobytes that unpacks to a hundred megabytes."""
+    """A stream of some kilobytes that unpacks to a hundred megabytes."""
     return gzip.compress(gzip.decompress(content) + bytes(100 << 20), 1)

@@ -1,7 +1,7 @@
-"""What a small volume's file says, by parsers of a few lines that share nothing with the program's.
+"""Small parsers of volumes, independent of the program's, with which the fuzz test compares.
 
-The fuzz test compares with them. They know only files as SimpleITK writes them: a header that has
-anything else, once damaged, describes nothing, and may be read only as it was before the damage.
+They know only files as SimpleITK writes them. For a damaged header with anything else they return None; such a file
+must be refused, or read as it was before the damage.
 """
 
 import gzip
@@ -23,13 +23,13 @@ NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 
 @dataclass
 class Description:
-    """Voxels (z, y, x), and spacing, origin and direction by each way in which the file states them."""
+    """Voxels (z, y, x), and (spacing, origin, direction), several if the file states them in several ways."""
 
     voxels: np.ndarray
-    places: list
+    placements: list
 
     def matches(self, voxels, spacing, origin, direction):
-        """Whether that is what was read."""
+        """Returns whether this is what was read."""
         return (
             voxels.shape == self.voxels.shape
             and np.allclose(voxels, self.voxels, rtol=1e-5, atol=0)
@@ -37,13 +37,13 @@ class Description:
                 np.allclose(spacing, s, rtol=1e-3, atol=0)
                 and np.allclose(origin, o, rtol=1e-5, atol=2e-3)
                 and np.allclose(direction, d, rtol=0, atol=2e-3)
-                for s, o, d in self.places
+                for s, o, d in self.placements
             )
         )
 
 
 def describe(path):
-    """The Description of a file, or None if it is not one that is wholly understood."""
+    """Returns the Description of a file, or None if the parser does not understand all of it."""
     by_suffix = {".mhd": _meta, ".mha": _meta, ".nrrd": _nrrd, ".nhdr": _nrrd, ".nii": _nifti, ".gz": _nifti}
     try:
         return by_suffix[path.suffix](path)
@@ -58,10 +58,10 @@ def _voxels(data, kind, size):
 
 
 def _numbers(text, count):
-    words = text.split()
-    if len(words) != count or not all(re.fullmatch(NUMBER, word) for word in words):
+    parts = text.split()
+    if len(parts) != count or not all(re.fullmatch(NUMBER, part) for part in parts):
         raise ValueError
-    return [float(word) for word in words]
+    return [float(part) for part in parts]
 
 
 def _meta(path):
@@ -74,7 +74,7 @@ def _meta(path):
     needed = {"NDims", "ElementSpacing", "DimSize", "ElementType", "ElementDataFile"}
     if len(fields) != len(lines) or not needed <= fields.keys() or fields["NDims"] != "3":
         raise ValueError
-    # a name that is not known may be that of a field that is missing now
+    # an unknown name may be the damaged name of a field that is missing
     if not fields.keys() <= needed | optional and not defaults <= fields.keys():
         raise ValueError
     if fields.get("BinaryData", "True") != "True":
@@ -94,8 +94,8 @@ def _meta(path):
     kind = order + META_TYPES[fields["ElementType"].removeprefix("MET_")]
     voxels = _voxels(data, kind, [int(word) for word in fields["DimSize"].split()])
     columns = np.array(_numbers(fields.get("TransformMatrix", "1 0 0 0 1 0 0 0 1"), 9)).reshape(3, 3)
-    place = _numbers(fields["ElementSpacing"], 3), _numbers(fields.get("Offset", "0 0 0"), 3), columns.T.ravel()
-    return Description(voxels, [place])
+    placement = _numbers(fields["ElementSpacing"], 3), _numbers(fields.get("Offset", "0 0 0"), 3), columns.T.ravel()
+    return Description(voxels, [placement])
 
 
 def _nrrd(path):
@@ -103,7 +103,7 @@ def _nrrd(path):
     magic, *lines = header.decode("latin-1").strip("\n").split("\n")
     lines = [line for line in lines if not line.startswith("#")]
     fields = {name.lower(): value for name, value in (line.split(": ") for line in lines)}
-    # names of files apart, upper and lower case are the same
+    # upper and lower case are the same, except in the name of a file
     fields = {name: value if name == "data file" else value.lower() for name, value in fields.items()}
     optional = {"kinds", "space origin", "data file"}
     needed = {"type", "dimension", "space", "sizes", "space directions", "endian", "encoding"}
@@ -140,8 +140,8 @@ def _nifti(path):
     if int.from_bytes(content[:4], "little" if order == "<" else "big") != 348 or content[344:348] != b"n+1\0":
         raise ValueError
 
-    def read(kind, place, count=1):
-        return np.frombuffer(content, order + kind, count, place).astype(np.float64)
+    def read(kind, position, count=1):
+        return np.frombuffer(content, order + kind, count, position).astype(np.float64)
 
     axes, *lengths = read("i2", 40, 8).astype(int).tolist()
     if not 3 <= axes <= 7 or set(lengths[3:axes]) > {1}:
@@ -153,22 +153,22 @@ def _nifti(path):
     voxels = _voxels(content[int(start) :], order + kind, lengths[:3])
     if math.isfinite(slope) and slope != 0:
         voxels = voxels * slope + (intercept if math.isfinite(intercept) else 0)
-    return Description(voxels, _nifti_places(read, content[123] & 7))
+    return Description(voxels, _nifti_placements(read, content[123] & 7))
 
 
-def _nifti_places(read, unit):
+def _nifti_placements(read, unit):
     scale = {0: 1, 1: 1000, 2: 1, 3: 0.001}[unit]
     handedness, *pixdim = read("f4", 76, 4).tolist()
     spacing, to_lps = np.array(pixdim) * scale, np.array([-1, -1, 1])
-    places = []
+    placements = []
     with np.errstate(all="ignore"):
         if read("i2", 254)[0] > 0:
             affine = read("f4", 280, 12).reshape(3, 4) * to_lps[:, None] * scale
             lengths = np.linalg.norm(affine[:, :3], axis=0)
-            places.append((lengths, affine[:, 3], (affine[:, :3] / lengths).ravel()))
+            placements.append((lengths, affine[:, 3], (affine[:, :3] / lengths).ravel()))
         if read("i2", 252)[0] > 0:
             b, c, d = read("f4", 256, 3)
             a = math.sqrt(max(0, 1 - b * b - c * c - d * d))
             matrix = Rotation.from_quat([b, c, d, a]).as_matrix() * [1, 1, -1 if handedness < 0 else 1]
-            places.append((spacing, read("f4", 268, 3) * to_lps * scale, (matrix * to_lps[:, None]).ravel()))
-    return places or [(spacing, (0, 0, 0), np.eye(3).ravel())]
+            placements.append((spacing, read("f4", 268, 3) * to_lps * scale, (matrix * to_lps[:, None]).ravel()))
+    return placements or [(spacing, (0, 0, 0), np.eye(3).ravel())]

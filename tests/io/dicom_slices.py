@@ -1,4 +1,4 @@
-"""Folders of small DICOM slices, sound and not."""
+"""Writes folders of small DICOM slices."""
 
 import numpy as np
 import SimpleITK as sitk
@@ -12,13 +12,16 @@ def write_dicom(folder, positions, series="1.2.3.4", axes=AXIAL, size=(8, 6), sh
     """Writes a series of slices.
 
     Args:
-        folder: made if it is not there.
+        folder: made if it does not exist.
         positions: mm along z, one for each slice, in the order of the files' names.
-        series: its unique identifier, and how the files' names begin.
-        axes: of rows and columns.
+        series: its unique identifier, with which the files' names begin.
+        axes: direction cosines of rows and columns.
         size: voxels, x y.
-        shift: mm along y for each mm along z, as a tilted gantry has it.
-        seed: None for a ramp, or that of random voxels.
+        shift: mm along y per mm along z, as with a tilted gantry.
+        seed: None for a ramp, or the seed of random voxels.
+
+    Returns:
+        the folder.
     """
     folder.mkdir(exist_ok=True)
     writer = sitk.ImageFileWriter()

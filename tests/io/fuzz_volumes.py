@@ -1,11 +1,11 @@
-"""Damages small volumes at random and reads them, in a process of its own: a crash or an endless loop
-of a native library ends it, and the test sees which case it was.
+"""Damages small volumes at random and reads them, in a process of its own.
 
-    python tests/fuzz_volumes.py headers|streams SEED COUNT FOLDER [itk]
+A crash or an endless loop of a native library ends the process, and the last line shows the case.
 
-One line for each case: number, kind of file, outcome (`refused`, `original`, `described`, `misread`,
-or the name of an exception), and what was said. With `itk` the files are read by SimpleITK alone:
-so the test knows that it would see a misread.
+    python -m tests.io.fuzz_volumes headers|streams SEED COUNT FOLDER [itk]
+
+Prints a line for each case: number, suffix, outcome (`refused`, `original`, `described`, `misread`, or the name of
+an exception), and the message. With `itk`, SimpleITK alone reads the files: this shows that a misread is detected.
 """
 
 import faulthandler
@@ -24,7 +24,7 @@ from vnet_fast.errors import InputError
 from vnet_fast.io import volumes
 
 SECONDS_A_CASE = 10
-# suffix, whether it is compressed, and the order of its bytes
+# suffix, whether the voxels are compressed, and the order of bytes
 HEADERS = ((".mhd", False, "<"), (".mhd", True, "<"), (".mha", False, "<"), (".mha", True, "<"), (".mha", False, ">"),
            (".nrrd", False, "<"), (".nrrd", True, "<"), (".nrrd", False, ">"), (".nhdr", True, "<"),
            (".nii", False, "<"), (".nii.gz", True, "<"))  # fmt: skip
@@ -39,7 +39,7 @@ NIFTI_HEADER_BYTES = 348
 
 
 def damage_bytes(content, draw):
-    """One change of a byte or a few."""
+    """Changes one byte or a few."""
     at, length = draw.randrange(len(content)), draw.choice((1, 1, 2, 8))
     kind = draw.randrange(6)
     if kind == 0:
@@ -56,7 +56,7 @@ def damage_bytes(content, draw):
 
 
 def damage_text(content, draw):
-    """One change of a text header: bytes, lines or words."""
+    """Changes bytes, a line or a word of a text header."""
     lines = content.split(b"\n")
     at, other = draw.randrange(len(lines)), draw.randrange(len(lines))
     kind = draw.randrange(9)
@@ -81,7 +81,7 @@ def damage_text(content, draw):
 
 
 def damage_binary(content, draw):
-    """One change of a NIfTI header: bytes, or a number in the place of another."""
+    """Changes bytes or a number of a NIfTI header."""
     kind = draw.randrange(4)
     if kind == 0:
         return damage_bytes(content, draw)
@@ -95,7 +95,7 @@ def damage_binary(content, draw):
 
 
 def damage_header(path, draw):
-    """Damages the header of the volume at `path`, one to three times, and leaves its voxels."""
+    """Damages the header of the volume at `path` one to three times, but not its voxels."""
     content = path.read_bytes()
     if path.suffix == ".gz":
         content = gzip.decompress(content)
@@ -111,7 +111,7 @@ def damage_header(path, draw):
 
 
 def damage_stream(path, draw):
-    """Damages the compressed data of the volume at `path`, one to three times."""
+    """Damages the compressed data of the volume at `path` one to three times."""
     data = next((p for s in (".zraw", ".raw.gz") if (p := path.with_suffix(s)).exists()), path)
     content = data.read_bytes()
     start = {".mha": content.find(b"LOCAL\n") + 6, ".nrrd": content.find(b"\n\n") + 2}.get(data.suffix, 0)
@@ -124,7 +124,7 @@ def damage_stream(path, draw):
 
 
 def write_originals(folder):
-    """One small volume in each kind of file: dict from kind to folder."""
+    """Writes a small volume in each kind of file, and returns a dict from the kind to the folder."""
     array = np.random.default_rng(0).integers(-300, 3000, (3, 4, 5), dtype=np.int16)
     image = sitk.GetImageFromArray(array)
     image.SetSpacing((0.5, 0.75, 3.0))
@@ -133,28 +133,28 @@ def write_originals(folder):
     originals = {}
     for kind in {*HEADERS, *STREAMS}:
         suffix, compressed, order = kind
-        place = folder / f"original{''.join(map(str, kind))}"
-        place.mkdir()
-        path = place / f"x{suffix}"
+        kind_folder = folder / f"original{''.join(map(str, kind))}"
+        kind_folder.mkdir()
+        path = kind_folder / f"x{suffix}"
         sitk.WriteImage(image, str(path), useCompression=compressed)
         if order == ">":
             header = path.read_bytes()[: -array.nbytes]
             header = header.replace(b"MSB = False", b"MSB = True").replace(b"endian: little", b"endian: big")
             path.write_bytes(header + array.byteswap().tobytes())
-        originals[kind] = place
+        originals[kind] = kind_folder
     return originals
 
 
 def read_by_itk(path):
-    """What SimpleITK alone makes of a file."""
+    """Reads a file with SimpleITK alone."""
     try:
         return sitk.ReadImage(str(path), sitk.sitkFloat32)
     except RuntimeError as error:
         raise InputError(path, str(error), "") from None
 
 
-def outcome(path, original, read_image):
-    """What the program makes of a damaged file, beside what was there before and what is there now."""
+def read_damaged(path, original, read_image):
+    """Reads a damaged file and compares with the original and with its own description: (outcome, message)."""
     described = describe(path)
     try:
         image = read_image(path)
@@ -169,26 +169,26 @@ def outcome(path, original, read_image):
     return "described" if described and described.matches(*read) else "misread", str(read[1:])
 
 
-def main(what, seed, count, folder, reader="vnet_fast"):
-    """Runs the cases of one batch."""
+def main(target, seed, count, folder, reader="vnet_fast"):
+    """Damages and reads `count` files."""
     folder = Path(folder)
     originals = write_originals(folder)
-    kinds, damage = (HEADERS, damage_header) if what == "headers" else (STREAMS, damage_stream)
+    kinds, damage = (HEADERS, damage_header) if target == "headers" else (STREAMS, damage_stream)
     read_image = read_by_itk if reader == "itk" else volumes.read_image
     original = describe(originals[".nii", False, "<"] / "x.nii")
     for number in range(int(count)):
-        draw = random.Random(f"{what} {seed} {number}")
+        draw = random.Random(f"{target} {seed} {number}")
         kind = kinds[number % len(kinds)]
         case = folder / "case"
         shutil.copytree(originals[kind], case)
         path = case / f"x{kind[0]}"
         print(number, kind[0], end="\t", flush=True)
-        # a native library that hangs holds the interpreter's lock
+        # a timer of Python's would not do: a native library that hangs holds the interpreter's lock
         faulthandler.dump_traceback_later(SECONDS_A_CASE, exit=True)
         damage(path, draw)
-        result, said = outcome(path, original, read_image)
+        outcome, message = read_damaged(path, original, read_image)
         faulthandler.cancel_dump_traceback_later()
-        print(result, ascii(said[:300]), sep="\t", flush=True)
+        print(outcome, ascii(message[:300]), sep="\t", flush=True)
         shutil.rmtree(case)
 
 

@@ -13,7 +13,7 @@ def test_dicom_folder(tmp_path):
     assert image.GetSize() == (8, 6, 4)
     np.testing.assert_allclose(image.GetSpacing(), (0.7, 0.7, 3), atol=1e-5)
     np.testing.assert_allclose(image.GetOrigin(), (-5, -6, 0), atol=1e-5)
-    # slices in order of place, not of name
+    # the slices are sorted by position, not by name
     np.testing.assert_array_equal(sitk.GetArrayFromImage(image)[:, 0, 0], [100, 200, 0, 300])
 
 
@@ -30,7 +30,7 @@ def test_dicom_folder_with_two_series(tmp_path):
 
 
 @pytest.mark.parametrize("gap", [3.4, 2.6])
-def test_slices_a_little_off_their_place(tmp_path, gap):
+def test_a_slice_off_its_regular_position(tmp_path, gap):
     with pytest.raises(InputError, match="mm apart, the others 3 mm"):
         volumes.read_image(write_dicom(tmp_path / "series", [0, 3, 6, 6 + gap]))
 
@@ -40,7 +40,9 @@ def test_a_truncated_slice_is_named(tmp_path, index):
     folder = write_dicom(tmp_path / "series", [0, 3, 6, 9, 12])
     damaged = folder / f"1.2.3.4-{index}.dcm"
     damaged.write_bytes(damaged.read_bytes()[:300])
-    with pytest.raises(InputError, match=rf"1.2.3.4-{index}.dcm: truncated or damaged"):
+    with pytest.raises(
+        InputError, match=rf"1.2.3.4-{index}.dcm: truncated or damaged: it can't be read as a DICOM slice"
+    ):
         volumes.read_image(folder)
 
 
@@ -63,15 +65,15 @@ def test_dicom_folder_of_one_slice(tmp_path):
     np.testing.assert_allclose(image.GetOrigin(), (-5, -6, 6), atol=1e-5)
 
 
-def test_slices_of_several_sizes(tmp_path):
+def test_slices_of_different_sizes(tmp_path):
     write_dicom(tmp_path / "series", [0, 3, 6])
     other = write_dicom(tmp_path / "other", [9], size=(8, 7)) / "1.2.3.4-0.dcm"
     other.rename(tmp_path / "series" / "x.dcm")
-    with pytest.raises(InputError, match=r"slices of several sizes or spacings, as 1.2.3.4-0.dcm and x.dcm"):
+    with pytest.raises(InputError, match=r"its slices differ in size or spacing, for example 1.2.3.4-0.dcm and x.dcm"):
         volumes.read_image(tmp_path / "series")
 
 
-def test_an_index_of_files_is_no_slice(tmp_path):
+def test_a_dicomdir_is_not_a_slice(tmp_path):
     folder = write_dicom(tmp_path / "series", [0, 3, 6])
     (folder / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
     assert volumes.read_image(folder).GetSize() == (8, 6, 3)
@@ -85,7 +87,7 @@ def test_folder_without_dicom(tmp_path):
 def test_real_dicom_series(real_data):
     image = volumes.read_image(real_data / "dicom" / "Prostate3T-03-0001")
     assert image.GetSize()[2] == 19
-    # slice by slice, it is what the series' own reader makes of it
+    # ITK's own reader of series reads the same
     folder = str(real_data / "dicom" / "Prostate3T-03-0001")
     series = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(folder), sitk.sitkFloat32)
     np.testing.assert_array_equal(sitk.GetArrayViewFromImage(image), sitk.GetArrayViewFromImage(series))
@@ -94,22 +96,22 @@ def test_real_dicom_series(real_data):
     assert np.ptp(sitk.GetArrayViewFromImage(image)) > 0
 
 
-def test_a_slice_beside_the_others_is_named(tmp_path):
+def test_a_slice_shifted_sideways_is_named(tmp_path):
     folder = write_dicom(tmp_path / "series", [0, 3, 6, 9, 12])
     write_dicom(tmp_path / "moved", [6], shift=9)
     (tmp_path / "moved" / "1.2.3.4-0.dcm").replace(folder / "1.2.3.4-2.dcm")
-    with pytest.raises(InputError, match=r"1\.2\.3\.4-2\.dcm lies 54 mm beside the others"):
+    with pytest.raises(InputError, match=r"1\.2\.3\.4-2\.dcm is shifted 54 mm sideways against the others"):
         volumes.read_image(folder)
 
 
 @pytest.mark.parametrize("spacing", [0.75, 5 / 3, 2.5])
-def test_places_written_to_a_tenth_are_even(tmp_path, spacing):
-    places = [round(spacing * index, 1) for index in range(12)]
-    image = volumes.read_image(write_dicom(tmp_path / "series", places))
+def test_positions_rounded_to_a_tenth_are_even(tmp_path, spacing):
+    positions = [round(spacing * index, 1) for index in range(12)]
+    image = volumes.read_image(write_dicom(tmp_path / "series", positions))
     assert image.GetSpacing()[2] == pytest.approx(spacing, abs=0.01)
 
 
 def test_a_drift_is_refused(tmp_path):
-    places = np.cumsum([1.0] * 20 + [1.1] * 20)
+    positions = np.cumsum([1.0] * 20 + [1.1] * 20)
     with pytest.raises(InputError, match="mm apart, the others"):
-        volumes.read_image(write_dicom(tmp_path / "series", places))
+        volumes.read_image(write_dicom(tmp_path / "series", positions))

@@ -12,8 +12,8 @@ from vnet_fast.io import formats, volumes
 from vnet_fast.io.formats import SUFFIXES
 
 
-def written(folder, suffix, compressed=True):
-    """A volume on disk: its path and the file that holds its voxels."""
+def write_volume(folder, suffix, compressed=True):
+    """Writes a volume, and returns its path and the file that holds its voxels."""
     path = folder / f"x{suffix}"
     array = np.random.default_rng(0).integers(0, 1000, (20, 32, 32), dtype=np.int16)
     sitk.WriteImage(make_image(array), str(path), useCompression=compressed)
@@ -29,8 +29,8 @@ FORMATS = [(".mhd", True), (".mhd", False), (".mha", True), (".mha", False), (".
 
 @pytest.mark.parametrize(("suffix", "compressed"), FORMATS)
 def test_sound_files_pass(tmp_path, suffix, compressed):
-    path, data = written(tmp_path, suffix, compressed)
-    formats.check(path)
+    path, data = write_volume(tmp_path, suffix, compressed)
+    formats.verify_volume(path)
     assert formats.files_of(path) == ([path] if data == path else [path, data])
     assert volumes.read_image(path).GetSize() == (32, 32, 20)
 
@@ -38,7 +38,7 @@ def test_sound_files_pass(tmp_path, suffix, compressed):
 @pytest.mark.parametrize("share", [0.5, 0.99])
 @pytest.mark.parametrize(("suffix", "compressed"), FORMATS)
 def test_truncated(tmp_path, suffix, compressed, share):
-    path, data = written(tmp_path, suffix, compressed)
+    path, data = write_volume(tmp_path, suffix, compressed)
     content = data.read_bytes()
     data.write_bytes(content[: int(share * len(content))])
     with pytest.raises(InputError, match=r"truncated|can't be read"):
@@ -47,7 +47,7 @@ def test_truncated(tmp_path, suffix, compressed, share):
 
 @pytest.mark.parametrize("suffix", [".mhd", ".mha", ".nii.gz", ".nrrd"])
 def test_damaged(tmp_path, suffix):
-    path, data = written(tmp_path, suffix)
+    path, data = write_volume(tmp_path, suffix)
     content = bytearray(data.read_bytes())
     for place in range(len(content) // 2, len(content) // 2 + 40):
         content[place] ^= 0xFF
@@ -58,7 +58,7 @@ def test_damaged(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("content", [b"", b"\x00" * 600, b"nonsense" * 100], ids=["empty", "zeros", "text"])
-def test_not_what_the_name_says(tmp_path, suffix, content):
+def test_content_of_another_kind(tmp_path, suffix, content):
     path = tmp_path / f"x{suffix}"
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"an empty file|not an? |damaged"):
@@ -71,33 +71,33 @@ def test_missing_file(tmp_path):
 
 
 def test_missing_data_file(tmp_path):
-    path, data = written(tmp_path, ".mhd")
+    path, data = write_volume(tmp_path, ".mhd")
     data.unlink()
-    with pytest.raises(InputError, match=r"x.mhd: its data file x.zraw is missing. Put the two side by side"):
+    with pytest.raises(InputError, match=r"x.mhd: its data file x.zraw is missing. Put both files into one folder"):
         volumes.read_image(path)
 
 
 @pytest.mark.parametrize("name", ["/etc/hostname", "../x.zraw", "x.mhd", "x%03d.raw", "LIST", ""])
 def test_data_file_elsewhere(tmp_path, name):
-    path, _ = written(tmp_path, ".mhd")
+    path, _ = write_volume(tmp_path, ".mhd")
     path.write_text(path.read_text().replace("x.zraw", name))
     with pytest.raises(InputError, match=r"outside its folder|names itself|several files"):
         volumes.read_image(path)
 
 
-def detached(folder):
-    """A detached header: its path and its data file's."""
+def write_detached(folder):
+    """Writes a detached header, and returns its path and that of its data file."""
     path = folder / "x.nhdr"
     sitk.WriteImage(make_image(np.arange(60, dtype=np.int16).reshape(3, 4, 5)), str(path), useCompression=True)
     return path, folder / "x.raw.gz"
 
 
 def test_detached_header(tmp_path):
-    path, data = detached(tmp_path)
+    path, data = write_detached(tmp_path)
     assert formats.files_of(path) == [path, data]
     array = sitk.GetArrayFromImage(volumes.read_image(path))
     np.testing.assert_array_equal(array.ravel(), np.arange(60))
-    # a header of one file may name its data elsewhere too
+    # the suffix of a single file does not keep a header from naming a data file
     path.rename(tmp_path / "x.nrrd")
     assert formats.files_of(tmp_path / "x.nrrd") == [tmp_path / "x.nrrd", data]
     np.testing.assert_array_equal(sitk.GetArrayFromImage(volumes.read_image(tmp_path / "x.nrrd")), array)
@@ -105,50 +105,54 @@ def test_detached_header(tmp_path):
 
 @pytest.mark.parametrize("name", ["/etc/hostname", "../x.raw.gz", "x.nhdr", "x%03d.raw", "LIST", "./", "no.raw"])
 def test_detached_header_with_its_data_elsewhere(tmp_path, name):
-    path, _ = detached(tmp_path)
+    path, _ = write_detached(tmp_path)
     path.write_text(path.read_text().replace("data file: x.raw.gz", f"data file: {name}"))
-    words = r"outside its folder|names itself|several files|not a regular file|is missing"
-    with pytest.raises(InputError, match=words):
+    message = r"outside its folder|names itself|several files|not a regular file|is missing"
+    with pytest.raises(InputError, match=message):
         volumes.read_image(path)
 
 
 @pytest.mark.parametrize(("place", "value"), [(40, 0), (40, 9), (42, -3), (72, 0)])
 def test_damaged_nifti_header(tmp_path, place, value):
-    path, _ = written(tmp_path, ".nii.gz")
+    path, _ = write_volume(tmp_path, ".nii.gz")
     content = bytearray(gzip.decompress(path.read_bytes()))
     struct.pack_into("<h", content, place, value)
     path.write_bytes(gzip.compress(bytes(content)))
-    with pytest.raises(InputError, match=r"damaged header|its header says a size of"):
+    with pytest.raises(InputError, match=r"damaged header|its header gives a size of"):
         volumes.read_image(path)
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "words"),
+    ("old", "new", "message"),
     [
         ("DimSize = 32 32 20", "DimSize = 32 32", "3 numbers are needed"),
-        ("DimSize = 32 32 20", "DimSize = 32 -32 20", "its header says a size of"),
+        ("DimSize = 32 32 20", "DimSize = 32 -32 20", "its header gives a size of"),
         ("DimSize = 32 32 20", "DimSize = 32 32 x", "damaged header"),
-        ("MET_SHORT", "MET_STRANGE", "its ElementType MET_STRANGE is not read"),
+        ("MET_SHORT", "MET_STRANGE", "its ElementType MET_STRANGE is not supported"),
         ("NDims = 3", "NDims = 3\nHeaderSize = abc", "damaged header"),
         ("NDims = 3", "NDims = 3\nHeaderSize = 7", "truncated"),
-        ("NDims = 3", "NDims = 3\nHeaderSize = -2", "HeaderSize of -2"),
-        ("NDims = 3", "NDims = 3\nNDims = 3", "NDims after NDims"),
-        ("NDims = 3", "NDims = 3\nOrigin = 1 1 1", "Offset after Origin"),
-        ("NDims = 3", "NDims = 3\nElementToIntensityFunctionSlope = 2", "its voxels are to be scaled"),
+        ("NDims = 3", "NDims = 3\nHeaderSize = -2", "HeaderSize of -2 is not supported"),
+        ("NDims = 3", "NDims = 3\nNDims = 3", "NDims is given twice"),
+        ("NDims = 3", "NDims = 3\nOrigin = 1 1 1", "Origin and Offset are both given"),
+        (
+            "NDims = 3",
+            "NDims = 3\nElementToIntensityFunctionSlope = 2",
+            r"its header scales the voxels \(ElementToIntensityFunctionSlope = 2\)",
+        ),
         ("NDims = 3", "NDims = 3\nDistanceUnits = um", "its DistanceUnits are um, not mm"),
         ("BinaryData = True", "BinaryData = False", "its voxels are written as text"),
         ("BinaryData = True", "BinaryData = Yes", "BinaryData is 'Yes', not True or False"),
-        ("ElementSpacing", "ElementSpaceing", "'ElementSpaceing' is no field, ElementSpacing may be meant"),
-        ("ElementSpacing = ", "Comment = ", "it gives no ElementSpacing"),
-        ("ElementDataFile", "Elsewhere", "not a MetaImage header"),
+        ("ElementSpacing", "ElementSpaceing", "'ElementSpaceing' is not a known field; ElementSpacing may be meant"),
+        ("ElementSpacing = ", "Comment = ", "damaged header: ElementSpacing is missing"),
+        ("ElementDataFile", "Elsewhere", "not a MetaImage header: it has no ElementDataFile"),
     ],
 )
-def test_damaged_meta_header(tmp_path, old, new, words):
-    path, _ = written(tmp_path, ".mhd", compressed=False)
+def test_damaged_meta_header(tmp_path, old, new, message):
+    path, _ = write_volume(tmp_path, ".mhd", compressed=False)
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=message):
         volumes.read_image(path)
 
 
@@ -160,19 +164,21 @@ def test_other_kinds_of_file(tmp_path):
     with pytest.raises(InputError, match="can't be read"):
         volumes.read_image(tmp_path / "y.nii")
     (tmp_path / "x.png").write_bytes(b"x")
-    with pytest.raises(InputError, match="not a format that is read"):
+    with pytest.raises(
+        InputError, match=r"not a supported format. Convert it to one of .nii.gz .nii .mhd .mha .nrrd .nhdr$"
+    ):
         volumes.read_image(tmp_path / "x.png")
 
 
 @pytest.mark.parametrize("name", ["A.NII.GZ", "b.Mha", "c.nrrd"])
 def test_upper_case_suffixes(tmp_path, name):
-    path, _ = written(tmp_path, formats.suffix_of(name))
+    path, _ = write_volume(tmp_path, formats.suffix_of(name))
     path.rename(tmp_path / name)
     assert volumes.read_image(tmp_path / name).GetSize() == (32, 32, 20)
     assert formats.stem_of(name) == name[: name.index(".")]
 
 
-def test_what_cannot_be_opened_is_no_dicom(tmp_path, monkeypatch):
+def test_an_unreadable_file_is_not_dicom(tmp_path, monkeypatch):
     (tmp_path / "x").write_bytes(b"\0" * 128 + b"DICM")
     assert formats.is_dicom_folder(tmp_path)
 
@@ -217,7 +223,7 @@ def test_slices_among_volumes(tmp_path):
         volumes.read_image(tmp_path)
 
 
-def test_folders_that_are_none(tmp_path):
+def test_folders_that_can_not_be_listed(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         formats.volumes_in(tmp_path / "nowhere")
     (tmp_path / "file").write_text("x")

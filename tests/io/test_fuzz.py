@@ -1,5 +1,6 @@
-"""Thousands of damaged files: each is read as it was, as it now says, or refused with words. None is
-misread in silence, none crashes the process or hangs it.
+"""Damaged files must be refused with a message, or read as before the damage, or as they are after it.
+
+None is misread silently, and none crashes the process or hangs it.
 """
 
 import collections
@@ -11,43 +12,44 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-# many times what a batch takes
+# many times the duration of a batch
 SECONDS = 300
 
 
-def outcomes(what, seed, count, folder, *reader):
-    """How often each outcome came, and the lines of those that must not."""
-    command = [sys.executable, str(ROOT / "tests" / "fuzz_volumes.py"), what, str(seed), str(count), str(folder)]
-    # with PYTHONPATH, because the file's own folder takes the place of the current one
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, *reader], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=SECONDS
-    )
+def run_batch(target, seed, count, folder, *reader):
+    """Damages and reads files: a Counter of the outcomes, and the lines of those that must not occur."""
+    command = [sys.executable, "-m", "tests.io.fuzz_volumes", target, str(seed), str(count), str(folder), *reader]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=SECONDS)
     lines = done.stdout.splitlines()
     assert done.returncode == 0, (done.returncode, lines[-1:], done.stderr[-2000:])
     assert len(lines) == count
-    found = collections.Counter(line.split("\t")[1] for line in lines)
-    return found, [line for line in lines if line.split("\t")[1] not in ("refused", "original", "described")]
+    outcomes = collections.Counter(line.split("\t")[1] for line in lines)
+    return outcomes, [line for line in lines if line.split("\t")[1] not in ("refused", "original", "described")]
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_damaged_headers(tmp_path, seed):
-    found, wrong = outcomes("headers", seed, 1000, tmp_path)
+@pytest.mark.parametrize(
+    ("seed", "count"),
+    [(0, 110), *(pytest.param(seed, 1000, marks=pytest.mark.exhaustive) for seed in range(2))],
+)
+def test_damaged_headers(tmp_path, seed, count):
+    outcomes, wrong = run_batch("headers", seed, count, tmp_path)
     assert not wrong
-    # the damage is neither always seen at once nor always harmless
-    assert min(found["refused"], found["original"]) > 100
-    assert found["described"] > 5
+    # some damage is noticed, some is harmless, some changes what the file states
+    assert min(outcomes["refused"], outcomes["original"]) > count / 10
+    assert outcomes["described"] > count / 200
 
 
-def test_damaged_streams(tmp_path):
-    found, wrong = outcomes("streams", 0, 500, tmp_path)
+@pytest.mark.parametrize("count", [100, pytest.param(500, marks=pytest.mark.exhaustive)])
+def test_damaged_streams(tmp_path, count):
+    outcomes, wrong = run_batch("streams", 0, count, tmp_path)
     assert not wrong
-    assert found["refused"] > 400
-    assert found["described"] == 0
+    assert outcomes["refused"] > 0.8 * count
+    assert outcomes["described"] == 0
 
 
-@pytest.mark.parametrize("what", ["headers", "streams"])
-def test_a_misread_would_be_seen(tmp_path, what):
-    """SimpleITK alone reads some of these files wrongly, and the comparison says so."""
-    found, _ = outcomes(what, 0, 150, tmp_path, "itk")
-    assert found["misread"] > 0
+@pytest.mark.parametrize("target", ["headers", pytest.param("streams", marks=pytest.mark.exhaustive)])
+def test_a_misread_is_detected(tmp_path, target):
+    """SimpleITK alone misreads some of these files, and the comparison finds them."""
+    outcomes, _ = run_batch(target, 0, 150, tmp_path, "itk")
+    assert outcomes["misread"] > 0

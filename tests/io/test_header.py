@@ -1,4 +1,4 @@
-"""Sound headers of every kind, and what is behind them: not only what SimpleITK writes is read."""
+"""Headers as several programs write them, headers that must be refused, and the lengths of the data behind them."""
 
 import gzip
 import struct
@@ -12,9 +12,9 @@ import SimpleITK as sitk
 
 from tests.volumes import make_image
 from vnet_fast.errors import InputError
-from vnet_fast.io import formats, header, integrity, volumes
+from vnet_fast.io import formats, integrity, volumes
 from vnet_fast.io.grid import Grid
-from vnet_fast.io.header import Placement
+from vnet_fast.io.header import Header, Placement
 
 ARRAY = np.arange(60, dtype=np.int16).reshape(3, 4, 5) - 20
 SPACING, ORIGIN = (0.5, 0.75, 3.0), (10.0, -20.0, 30.0)
@@ -27,11 +27,11 @@ def assert_reads(path, spacing=SPACING, origin=ORIGIN, direction=OBLIQUE, array=
     np.testing.assert_array_equal(sitk.GetArrayFromImage(image), array)
     for name, expected in (("spacing", spacing), ("origin", origin), ("direction", direction)):
         np.testing.assert_allclose(getattr(Grid.of(image), name), expected, atol=1e-5)
-    # what is said of the header is what is read
-    said = formats.check(path)
-    assert said.size == image.GetSize()
+    # the header states what is read
+    stated = formats.verify_volume(path)
+    assert stated.size == image.GetSize()
     for name, expected in (("spacing", spacing), ("origin", origin), ("direction", direction)):
-        np.testing.assert_allclose(getattr(said.placements[0], name), expected, atol=1e-3)
+        np.testing.assert_allclose(getattr(stated.placements[0], name), expected, atol=1e-3)
 
 
 META = """NDims = 3
@@ -43,7 +43,7 @@ ElementDataFile = x.raw
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "place", "data"),
+    ("old", "new", "placement", "data"),
     [
         ("", "", {}, ARRAY.tobytes()),
         ("NDims = 3", "NDims = 3\nPatient Name = Müller = Meier\nOffset = 10 -20 30\nTransformMatrix = "
@@ -62,10 +62,10 @@ ElementDataFile = x.raw
     ids=["by hand", "fields of others", "position", "rotation", "size for spacing", "big-endian", "header size",
          "at the end", "compressed", "neutral", "lines of Windows"],
 )  # fmt: skip
-def test_metaimage(tmp_path, old, new, place, data):
+def test_metaimage(tmp_path, old, new, placement, data):
     (tmp_path / "x.mhd").write_bytes(META.replace(old, new).encode())
     (tmp_path / "x.raw").write_bytes(data)
-    assert_reads(tmp_path / "x.mhd", **{"origin": (0, 0, 0), "direction": IDENTITY, **place})
+    assert_reads(tmp_path / "x.mhd", **{"origin": (0, 0, 0), "direction": IDENTITY, **placement})
 
 
 def test_metaimage_with_a_fourth_axis_of_one(tmp_path):
@@ -74,7 +74,7 @@ def test_metaimage_with_a_fourth_axis_of_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "place"),
+    ("old", "new", "placement"),
     [
         ("", "", {}),
         ("left-posterior-superior", "LPS", {}),
@@ -86,11 +86,11 @@ def test_metaimage_with_a_fourth_axis_of_one(tmp_path):
     ],
     ids=["as written", "short", "right-anterior-superior", "units", "no origin", "keys"],
 )  # fmt: skip
-def test_nrrd(tmp_path, old, new, place):
+def test_nrrd(tmp_path, old, new, placement):
     path = tmp_path / "x.nrrd"
     sitk.WriteImage(make_image(ARRAY, SPACING, ORIGIN, OBLIQUE), str(path))
     path.write_bytes(path.read_bytes().replace(old.encode(), new.encode()))
-    assert_reads(path, **place)
+    assert_reads(path, **placement)
 
 
 def test_nrrd_with_spacings_alone(tmp_path):
@@ -100,19 +100,19 @@ def test_nrrd_with_spacings_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ('space units: "m" "m" "m"', "its space units are"),
-        ("byte skip: 4", "to skip part of the data"),
-        ("type: short", "type stands there twice"),
-        ("strange: 1", "'strange: 1' is no field"),
+        ("byte skip: 4", "its header skips part of the data"),
+        ("type: short", "type is given twice"),
+        ("strange: 1", "'strange: 1' is not a known field"),
     ],
 )
-def test_nrrd_that_is_refused(tmp_path, text, words):
+def test_nrrd_that_is_refused(tmp_path, text, message):
     path = tmp_path / "x.nrrd"
     sitk.WriteImage(make_image(ARRAY, SPACING, ORIGIN, OBLIQUE), str(path))
     path.write_bytes(path.read_bytes().replace(b"encoding", text.encode() + b"\nencoding"))
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=message):
         volumes.read_image(path)
 
 
@@ -121,12 +121,14 @@ def test_nrrd_whose_axes_are_not_all_of_space(tmp_path, kind):
     path = tmp_path / "x.nrrd"
     sitk.WriteImage(make_image(ARRAY, SPACING, ORIGIN, OBLIQUE), str(path))
     path.write_bytes(path.read_bytes().replace(b"kinds: domain", b"kinds: " + kind.encode()))
-    with pytest.raises(InputError, match=f"not a volume of scalars but 3-D of kinds {kind.lower()} domain domain"):
+    with pytest.raises(
+        InputError, match=f"is 3-D with axes of the kinds {kind.lower()} domain domain, not 3-D with spatial axes"
+    ):
         volumes.read_image(path)
 
 
-def nifti(folder, *changes, suffix=".nii", direction=OBLIQUE):
-    """A NIfTI file with numbers of its header replaced: (form, place, values…)."""
+def write_nifti(folder, *changes, suffix=".nii", direction=OBLIQUE):
+    """Writes a NIfTI file with numbers of its header replaced; a change is (format, position, values…)."""
     path = folder / "x.nii"
     sitk.WriteImage(make_image(ARRAY, SPACING, ORIGIN, direction), str(path))
     content = bytearray(path.read_bytes())
@@ -143,7 +145,7 @@ METRES = [("<B", 123, 1), ("<3f", 80, 0.0005, 0.00075, 0.003), ("<h", SFORM, 0),
 
 
 @pytest.mark.parametrize(
-    ("changes", "place"),
+    ("changes", "expected"),
     [
         ([], {}),
         ([("<h", QFORM, 0)], {}),
@@ -157,8 +159,8 @@ METRES = [("<B", 123, 1), ("<3f", 80, 0.0005, 0.00075, 0.003), ("<h", SFORM, 0),
     ids=["both forms", "sform", "qform", "neither", "metres", "scale NaN", "scaled", "five axes"],
 )  # fmt: skip
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_nifti(tmp_path, changes, place, suffix):
-    assert_reads(nifti(tmp_path, *changes, suffix=suffix), **place)
+def test_write_nifti(tmp_path, changes, expected, suffix):
+    assert_reads(write_nifti(tmp_path, *changes, suffix=suffix), **expected)
 
 
 @pytest.mark.parametrize(
@@ -170,11 +172,11 @@ def test_nifti_directions(tmp_path, angles, flip, form):
     transform = sitk.Euler3DTransform()
     transform.SetRotation(*map(float, angles))
     direction = np.array(transform.GetMatrix()).reshape(3, 3) * [1, 1, flip]
-    assert_reads(nifti(tmp_path, ("<h", form, 0), direction=direction.ravel()), direction=direction.ravel())
+    assert_reads(write_nifti(tmp_path, ("<h", form, 0), direction=direction.ravel()), direction=direction.ravel())
 
 
 def test_nifti_in_the_other_order_of_bytes(tmp_path):
-    path = nifti(tmp_path)
+    path = write_nifti(tmp_path)
     content = bytearray(path.read_bytes())
     for form, first, count in (("i", 0, 1), ("h", 40, 8), ("f", 56, 3), ("h", 68, 4), ("f", 76, 11), ("h", 120, 1),
                                ("f", 124, 4), ("i", 140, 2), ("h", 252, 2), ("f", 256, 18)):  # fmt: skip
@@ -185,31 +187,30 @@ def test_nifti_in_the_other_order_of_bytes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
-        (("<i", 0, 540), "NIfTI of version 2, which is not read. Convert it to version 1"),
+        (("<i", 0, 540), "NIfTI version 2, which is not supported. Convert it to version 1"),
         (("4s", 344, b"ni1\0"), "its voxels are in another file"),
         (("4s", 344, b"\0\0\0\0"), "it lacks the magic number"),
         (("<f", 108, 351.0), "its voxels begin at byte 351"),
         (("<f", 108, 352.5), "its voxels begin at byte 352.5"),
-        (("<f", 112, float("inf")), "to be scaled by infinity"),
-        (("<B", 123, 7), "unit 7 of length"),
+        (("<f", 112, float("inf")), "it scales the voxels by infinity"),
+        (("<B", 123, 7), "its unit of length has the code 7"),
         (("<h", QFORM, 9), "qform code 9"),
         (("<h", SFORM, -1), "sform code -1"),
     ],
 )
-def test_nifti_that_is_refused(tmp_path, change, words):
-    with pytest.raises(InputError, match=words):
-        volumes.read_image(nifti(tmp_path, change))
+def test_nifti_that_is_refused(tmp_path, change, message):
+    with pytest.raises(InputError, match=message):
+        volumes.read_image(write_nifti(tmp_path, change))
 
 
-def test_what_itk_reads_must_be_what_the_header_says(tmp_path, monkeypatch):
-    path = nifti(tmp_path)
+def test_itk_must_read_what_the_header_states(tmp_path, monkeypatch):
+    path = write_nifti(tmp_path)
     for name, other in (("size", (5, 4, 2)), ("spacing", (1.0, 0.75, 3.0)), ("origin", (0.0, 0.0, 0.0))):
-        placement = {"spacing": SPACING, "origin": ORIGIN, "direction": OBLIQUE}
-        said = header.Header(other if name == "size" else (5, 4, 3), 120, (Placement(**{**placement, name: other}),)
-                             if name != "size" else (Placement(**placement),))  # fmt: skip
-        monkeypatch.setattr(formats, "check", lambda path, said=said: said)
+        fields = {"size": (5, 4, 3), "spacing": SPACING, "origin": ORIGIN, "direction": OBLIQUE, name: other}
+        stated = Header(fields.pop("size"), 120, (Placement(**fields),))
+        monkeypatch.setattr(formats, "verify_volume", lambda path, stated=stated: stated)
         with pytest.raises(InputError, match=f"its header can be read in two ways: {name}"):
             volumes.read_image(path)
 
@@ -218,7 +219,7 @@ def test_what_itk_reads_must_be_what_the_header_says(tmp_path, monkeypatch):
 def test_a_bomb_is_not_unpacked(tmp_path, check):
     (tmp_path / "x").write_bytes(gzip.compress(bytes(200 << 20), 1))
     tracemalloc.start()
-    with pytest.raises(InputError, match="longer than the 1000 bytes"):
+    with pytest.raises(InputError, match="longer than the 1000 bytes that its header states"):
         check(tmp_path / "x", 0, 1000)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -232,8 +233,8 @@ def test_lengths_of_streams(tmp_path, count, wrapper):
     path = tmp_path / "x"
     path.write_bytes(b"head" + (zlib.compress if wrapper == integrity.ZLIB else gzip.compress)(content, 1))
     integrity.check_deflated(path, 4, count, wrapper)
-    with pytest.raises(InputError, match=r"truncated: \d+ bytes where its header says"):
+    with pytest.raises(InputError, match=r"truncated: \d+ bytes where its header states"):
         integrity.check_deflated(path, 4, count + 1, wrapper)
     if count:
-        with pytest.raises(InputError, match="longer than"):
+        with pytest.raises(InputError, match=f"longer than the {count - 1} bytes"):
             integrity.check_deflated(path, 4, count - 1, wrapper)

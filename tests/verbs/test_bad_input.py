@@ -1,6 +1,4 @@
-"""A folder of bad cases, given to the programs as a user does: everything is said at once, in a line
-for each file, before anything is trained or written.
-"""
+"""The programs report all bad cases of a folder at once, in a line for each file, before they train or write."""
 
 import os
 import re
@@ -12,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.io.bad_makers import sound, write_mask
+from tests.io.bad_makers import write_mask, write_sound_case
 from tests.io.bad_volumes import BAD
 from tests.volumes import write_case
 from vnet_fast import train
@@ -26,8 +24,8 @@ SOUND = ("Sound 1", "Sound 2")
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a program said: its exit code, stdout, the lines of stderr; and its folder of homes."""
+class Result:
+    """A program's exit code, stdout, lines of stderr, and home folder."""
 
     code: int
     out: str
@@ -35,59 +33,59 @@ class Said:
     home: Path
 
 
-def called(verb, *arguments, home):
-    """Runs a program in a process of its own, which may not take long."""
+def run_program(verb, *arguments, home):
+    """Runs a program in a process of its own, with a time limit."""
     environment = {**os.environ, "HOME": str(home), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-m", f"vnet_fast.{verb}", *map(str, arguments)],
         cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", timeout=SECONDS,
     )  # fmt: skip
     assert "Traceback" not in done.stdout + done.stderr, done.stderr
-    return Said(done.returncode, done.stdout, done.stderr.splitlines(), home)
+    return Result(done.returncode, done.stdout, done.stderr.splitlines(), home)
 
 
 def content_of(folder):
-    """Every file below a folder with its size."""
+    """Returns every file below a folder, with its size."""
     return sorted((str(path), os.lstat(path).st_size) for path in folder.rglob("*"))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """All bad cases and two sound ones, in a folder whose name is as bad as it gets."""
+    """All bad cases and two sound ones, in a folder with spaces, quotes and an umlaut in its name."""
     folder = tmp_path_factory.mktemp("bad") / 'a segmentation\'s "folder" of Bäd cases'
     folder.mkdir()
     for number, (name, bad) in enumerate(BAD.items()):
         bad.make(folder, name, np.random.default_rng(number))
     for number, name in enumerate(SOUND):
-        sound(folder, name, np.random.default_rng(1000 + number))
+        write_sound_case(folder, name, np.random.default_rng(1000 + number))
     return folder
 
 
 @pytest.fixture(scope="module")
 def trained(folder, tmp_path_factory):
-    """What training on them says."""
+    """The result of training on the bad cases."""
     home = tmp_path_factory.mktemp("home")
     before = content_of(folder)
-    said = called("train", "--data", folder, "--output", home / "run", *TINY, home=home)
+    result = run_program("train", "--data", folder, "--output", home / "run", *TINY, home=home)
     assert content_of(folder) == before
-    return said
+    return result
 
 
-def test_enough_is_tried():
+def test_there_are_many_bad_cases():
     assert len(BAD) >= 60
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_each_is_one_line(folder, trained, name):
+def test_each_bad_case_is_one_line(folder, trained, name):
     bad = BAD[name]
     about = [line for line in trained.lines if line.startswith(f"error: {folder}/{name}{bad.file}: ")]
     assert len(about) == 1, [line for line in trained.lines if f"/{name}" in line]
-    assert bad.words in about[0]
-    # the cause, and what to do
+    assert bad.message in about[0]
+    # file, cause and remedy
     assert re.fullmatch(r"error: .+: [^:].*\. [A-Z][^.]*(\.\w[^.]*)*", about[0]), about[0]
 
 
-def test_nothing_else_is_said_or_written(folder, trained):
+def test_nothing_else_is_reported_or_written(folder, trained):
     assert trained.code == 2
     assert len(trained.lines) == len(BAD), set(trained.lines)
     assert not any(f"/{name}." in line for line in trained.lines for name in SOUND)
@@ -97,12 +95,12 @@ def test_nothing_else_is_said_or_written(folder, trained):
     assert all(entry.suffix == ".npz" for entry in entries)
 
 
-def test_check_says_the_same(folder, trained, tmp_path):
-    said = called("train", "--data", folder, "--check", *TINY, home=tmp_path)
-    assert said.code == 2
-    assert sorted(said.lines) == sorted(trained.lines)
-    titles, *rows, summary = said.out.splitlines()
-    assert titles.split() == ["case", "size", "spacing", "mm", "intensities", "labels"]
+def test_check_reports_the_same(folder, trained, tmp_path):
+    result = run_program("train", "--data", folder, "--check", *TINY, home=tmp_path)
+    assert result.code == 2
+    assert sorted(result.lines) == sorted(trained.lines)
+    headings, *rows, summary = result.out.splitlines()
+    assert headings.split() == ["case", "size", "spacing", "mm", "intensities", "labels"]
     assert [row[:7] for row in rows] == list(SOUND)
     assert summary.endswith(f"2 of {len(BAD)} cases can be read, 0 warnings")
     assert not list(tmp_path.iterdir())
@@ -111,13 +109,15 @@ def test_check_says_the_same(folder, trained, tmp_path):
 def test_prediction_refuses_the_same_images(folder, trained, tmp_path):
     path, out = tmp_path / "network.pt", tmp_path / "out"
     checkpoint.save(path, VNet(base_channels=2), spacing=[1.0, 1.0, 2.0], volume=[16, 16, 16], validation=[])
-    said = called("predict", "--checkpoint", path, "--input", folder, "--output", out, "--device", "cpu", home=tmp_path)
-    assert said.code == 2
-    of_masks = [line for line in trained.lines if "_segmentation.mha: " in line or "no mask for this" in line]
-    assert {line.split(" on the network's grid")[0] for line in said.lines} == {
-        line.split(" on the network's grid")[0] for line in trained.lines if line not in of_masks
+    result = run_program(
+        "predict", "--checkpoint", path, "--input", folder, "--output", out, "--device", "cpu", home=tmp_path
+    )
+    assert result.code == 2
+    about_masks = [line for line in trained.lines if "_segmentation.mha: " in line or "no mask for this" in line]
+    assert {line.split(" on the network's grid")[0] for line in result.lines} == {
+        line.split(" on the network's grid")[0] for line in trained.lines if line not in about_masks
     }
-    bad_masks = len([line for line in of_masks if "no image for this" not in line])
+    bad_masks = len([line for line in about_masks if "no image for this" not in line])
     assert len(list(out.iterdir())) == len(SOUND) + bad_masks
     assert all(name.endswith((".mha", ".nii.gz")) for name, _ in content_of(out))
 
@@ -140,22 +140,22 @@ def test_unusual_names_are_read(tmp_path, run_verb, name):
     assert [line.startswith(f"{stem}{number}") for number, line in enumerate(out.splitlines()[1:3])] == [True, True]
 
 
-def test_a_name_that_is_no_text(tmp_path):
+def test_a_name_that_is_not_utf8(tmp_path):
     """SimpleITK would end the process."""
     folder = tmp_path / "x"
     folder.mkdir()
-    sound(folder, "A", np.random.default_rng(0))
+    write_sound_case(folder, "A", np.random.default_rng(0))
     os.rename(folder / "A.mha", os.fsencode(folder) + b"/\xff.mha")
     os.rename(folder / "A_segmentation.mha", os.fsencode(folder) + b"/\xff_segmentation.mha")
-    said = called("train", "--data", folder, "--check", *TINY, home=tmp_path)
-    assert said.code == 2
-    assert len(said.lines) == 3
-    assert all("its name is not in UTF-8. Rename it" in line for line in said.lines[1:])
+    result = run_program("train", "--data", folder, "--check", *TINY, home=tmp_path)
+    assert result.code == 2
+    assert len(result.lines) == 3
+    assert all("its name is not in UTF-8. Rename it" in line for line in result.lines[1:])
 
 
 @pytest.mark.parametrize("kept", [-1, 0], ids=["truncated", "empty"])
-def test_image_and_mask_are_both_named(tmp_path, run_verb, kept):
-    path, _ = sound(tmp_path, "A", np.random.default_rng(0))
+def test_image_and_mask_are_both_reported(tmp_path, run_verb, kept):
+    path, _ = write_sound_case(tmp_path, "A", np.random.default_rng(0))
     path.write_bytes(path.read_bytes()[:kept])
     write_mask(tmp_path, "A", np.full((2, 2, 2), -1, np.int16))
     for more in ([], ["--check"]):

@@ -1,5 +1,7 @@
-"""Folders of DICOM slices: one series, complete, of one orientation. The slices are looked at one by
-one and sorted by their place, so that none is left out without a word.
+"""Reads folders of DICOM slices.
+
+A folder must hold one complete series of one orientation. Every slice is read by itself and placed by its position,
+so that none is left out silently.
 """
 
 from dataclasses import dataclass
@@ -10,111 +12,122 @@ import SimpleITK as sitk
 
 from vnet_fast.errors import InputError
 from vnet_fast.io import formats
+from vnet_fast.io.formats import OWN_FOLDER
+from vnet_fast.io.header import scalar_volume_error
 from vnet_fast.io.integrity import COPY_AGAIN
-from vnet_fast.io.itk import called, file_reader, kept_locale
+from vnet_fast.io.itk import file_reader, kept_locale, read_file
 
 IMAGE_IO = "GDCMImageIO"
-SERIES = "0020|000e"
-OWN_FOLDER = "Give each series a folder of its own"
-EXPORT_AGAIN = "Export the whole series again"
-# slices may lie off their even places by this share of the spacing
+SERIES_TAG = "0020|000e"
+# a slice may lie this far from its regular position, as a share of the spacing
 SLICE_TOLERANCE = 0.05
-# and by this, mm: positions are often written to a tenth, of a slice and of the ends it is compared with
+# plus this, mm: positions are often rounded to a tenth, both the slice's and those it is compared with
 ROUNDING = 0.1
-# cosines; and how far the slices may be shifted against each other, as a share of their distance
+# largest difference between the slices' direction cosines
 DIRECTION_TOLERANCE = 1e-3
+# largest sideways shift from the first slice to the last, as a share of their distance
 SHEAR_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
 class _Slice:
+    """The header of a slice: spacing and origin in mm, x y z; the columns of `axes` are its unit vectors."""
+
     path: Path
     series: str
-    size: tuple
-    spacing: tuple
-    origin: tuple
+    size: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    origin: tuple[float, float, float]
     axes: np.ndarray
 
 
-def read(folder):
-    """The volume of a folder of DICOM slices.
+def read_series(folder: Path) -> sitk.Image:
+    """Reads the volume of a folder of DICOM slices.
 
     Raises:
-        InputError: if there are none, several series, several orientations, a slice that is damaged
-            or missing, or slices that are shifted against each other.
+        InputError: if there are no slices, several series or several orientations; or if a slice is damaged,
+            missing, or shifted against the others.
     """
-    slices = [_look(path) for path in formats.slices_of(folder)]
+    slices = [_read_slice_header(path) for path in formats.slices_of(folder)]
     if not slices:
         raise InputError(folder, "a folder without a DICOM series", "Name a volume or a DICOM folder")
     if len(slices) == 1:
-        return called(file_reader(slices[0].path, IMAGE_IO).Execute, slices[0].path)
-    _check_alike(folder, slices)
+        return read_file(slices[0].path, IMAGE_IO)
+    _check_same_geometry(folder, slices)
     normal = slices[0].axes[:, 2]
-    slices.sort(key=lambda each: float(normal @ each.origin))
-    _check_places(folder, slices, normal)
-    # one by one: of a series, the reader would not say which slice is damaged
-    images = [called(file_reader(each.path, IMAGE_IO).Execute, each.path) for each in slices]
+    slices.sort(key=lambda header: float(normal @ header.origin))
+    first, last = slices[0], slices[-1]
+    _check_positions(folder, slices, normal)
+    # ITK's reader of series would not say which slice is damaged
+    images = [read_file(header.path, IMAGE_IO) for header in slices]
     volume = sitk.GetImageFromArray(np.concatenate([sitk.GetArrayViewFromImage(image) for image in images]))
-    first, last = (np.array(each.origin) for each in (slices[0], slices[-1]))
-    gap = float(normal @ (last - first)) / (len(slices) - 1)
-    volume.SetSpacing((*slices[0].spacing[:2], gap))
-    volume.SetOrigin(slices[0].origin)
-    volume.SetDirection(slices[0].axes.ravel().tolist())
+    gap = float(normal @ (np.array(last.origin) - np.array(first.origin))) / (len(slices) - 1)
+    volume.SetSpacing((*first.spacing[:2], gap))
+    volume.SetOrigin(first.origin)
+    volume.SetDirection(first.axes.ravel().tolist())
     return volume
 
 
-def _look(path):
+def _read_slice_header(path: Path) -> _Slice:
     reader = file_reader(path, IMAGE_IO)
     try:
         with kept_locale():
             reader.ReadImageInformation()
     except RuntimeError:
-        cause = "truncated or damaged: it can't be read as a slice of the series beside it"
-        raise InputError(path, cause, COPY_AGAIN) from None
-    series = reader.GetMetaData(SERIES).strip(" \0") if reader.HasMetaDataKey(SERIES) else ""
+        raise InputError(path, "truncated or damaged: it can't be read as a DICOM slice", COPY_AGAIN) from None
+    series = reader.GetMetaData(SERIES_TAG).strip(" \0") if reader.HasMetaDataKey(SERIES_TAG) else ""
     if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
-        cause = f"not a slice of scalars but {reader.GetDimension()}-D with {reader.GetNumberOfComponents()} numbers"
-        raise InputError(path, f"{cause} a voxel", "Take it out of the folder")
+        remedy = "Take it out of the folder"
+        raise scalar_volume_error(path, reader.GetDimension(), reader.GetNumberOfComponents(), remedy)
     axes = np.array(reader.GetDirection()).reshape(3, 3)
     return _Slice(path, series, reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), axes)
 
 
-def _check_alike(folder, slices):
+def _check_same_geometry(folder: Path, slices: list[_Slice]) -> None:
+    """Raises an InputError unless all are single slices of one series, size, spacing and orientation."""
     first = slices[0]
-    series = {each.series for each in slices}
+    series = {header.series for header in slices}
     if len(series) > 1:
         raise InputError(folder, f"{len(series)} DICOM series", OWN_FOLDER)
-    for each in slices:
-        if each.size[2] != 1:
-            raise InputError(each.path, "holds several slices, and other files are beside it", OWN_FOLDER)
-        if each.size != first.size or not np.allclose(each.spacing[:2], first.spacing[:2], rtol=1e-3):
-            cause = f"slices of several sizes or spacings, as {first.path.name} and {each.path.name}"
-            raise InputError(folder, cause, OWN_FOLDER)
-        if not np.allclose(each.axes, first.axes, rtol=0, atol=DIRECTION_TOLERANCE):
-            cause = f"slices of several orientations, as {first.path.name} and {each.path.name}"
-            raise InputError(folder, cause, "Give each orientation a folder of its own")
+    for header in slices:
+        example = f"for example {first.path.name} and {header.path.name}"
+        if header.size[2] != 1:
+            raise InputError(header.path, "holds several slices, but other files are beside it", OWN_FOLDER)
+        if header.size != first.size or not np.allclose(header.spacing[:2], first.spacing[:2], rtol=1e-3):
+            raise InputError(folder, f"its slices differ in size or spacing, {example}", OWN_FOLDER)
+        if not np.allclose(header.axes, first.axes, rtol=0, atol=DIRECTION_TOLERANCE):
+            remedy = "Give each orientation a folder of its own"
+            raise InputError(folder, f"its slices differ in orientation, {example}", remedy)
 
 
-def _check_places(folder, slices, normal):
-    """Slices must be evenly spaced: a missing one would shift all that follow."""
-    places = np.array([each.origin for each in slices])
-    gaps = np.diff(places @ normal)
+def _check_positions(folder: Path, slices: list[_Slice], normal: np.ndarray) -> None:
+    """Raises an InputError unless the slices are evenly spaced: a missing one would shift all that follow.
+
+    Args:
+        folder: of the slices, for messages.
+        slices: sorted by position.
+        normal: unit vector across the slices.
+    """
+    positions = np.array([header.origin for header in slices])
+    gaps = np.diff(positions @ normal)
     typical, count = float(np.median(gaps)), len(slices)
     if gaps.min() <= 0:
-        at = int(gaps.argmin())
-        cause = f"{slices[at].path.name} and {slices[at + 1].path.name} are in the same place"
+        index = int(gaps.argmin())
+        cause = f"{slices[index].path.name} and {slices[index + 1].path.name} have the same position"
         raise InputError(folder, cause, "Give each image of a time series or repetition a folder of its own")
-    way = places[-1] - places[0]
-    along = float(normal @ way)
-    if np.linalg.norm(way - along * normal) > SHEAR_TOLERANCE * along:
-        raise InputError(folder, "its slices are shifted against each other, as by a tilted gantry",
-                         "Resample it onto perpendicular axes")  # fmt: skip
-    off = places - np.linspace(places[0], places[-1], count)
-    if np.linalg.norm(off, axis=1).max() > SLICE_TOLERANCE * typical + ROUNDING:
-        beside = np.linalg.norm(off - np.outer(off @ normal, normal), axis=1)
-        at = int(np.argmax(np.abs(gaps - typical)))
-        cause = f"slices {at + 1} and {at + 2} of {count} are {gaps[at]:.3g} mm apart, the others {typical:.3g} mm"
-        if beside.max() > np.abs(off @ normal).max():
-            at = int(beside.argmax())
-            cause = f"{slices[at].path.name} lies {beside[at]:.3g} mm beside the others"
-        raise InputError(folder, cause, EXPORT_AGAIN)
+    extent = positions[-1] - positions[0]
+    distance = float(normal @ extent)
+    if np.linalg.norm(extent - distance * normal) > SHEAR_TOLERANCE * distance:
+        cause = "each slice is shifted against the one before, as with a tilted gantry"
+        raise InputError(folder, cause, "Resample it onto perpendicular axes")
+    deviations = positions - np.linspace(positions[0], positions[-1], count)
+    if np.linalg.norm(deviations, axis=1).max() > SLICE_TOLERANCE * typical + ROUNDING:
+        sideways = np.linalg.norm(deviations - np.outer(deviations @ normal, normal), axis=1)
+        if sideways.max() > np.abs(deviations @ normal).max():
+            index = int(sideways.argmax())
+            cause = f"{slices[index].path.name} is shifted {sideways[index]:.3g} mm sideways against the others"
+        else:
+            index = int(np.argmax(np.abs(gaps - typical)))
+            numbers, gap = f"slices {index + 1} and {index + 2} of {count}", gaps[index]
+            cause = f"{numbers} are {gap:.3g} mm apart, the others {typical:.3g} mm"
+        raise InputError(folder, cause, "Export the whole series again")

@@ -1,45 +1,78 @@
-"""The files of a volume: which formats are read, which files belong together, and whether they are
-whole and sound. ITK reads some damaged files without a word, so they are checked before it sees them.
+"""The formats that are read, and the files of a volume.
+
+ITK reads some damaged files without an error. Therefore `verify_volume` checks a volume's files before ITK reads
+them. A new format needs a module with a `read_header`, and an entry in FORMATS.
 """
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.io import metaimage, nifti, nrrd
+from vnet_fast.io.header import Header
 from vnet_fast.io.integrity import COPY_AGAIN, check_regular
 
-FORMATS = {
-    ".nii.gz": nifti,
-    ".nii": nifti,
-    ".mhd": metaimage,
-    ".mha": metaimage,
-    ".nrrd": nrrd,
-    ".nhdr": nrrd,
-}
-SUFFIXES = tuple(FORMATS)
-# their data may be in another file
-HEADER_SUFFIXES = (".mhd", ".mha", ".nrrd", ".nhdr")
+
+@dataclass(frozen=True)
+class Format:
+    """A format of volumes.
+
+    Args:
+        suffixes: of its files, in lower case.
+        image_io: name of ITK's reader and writer.
+        read_header: verifies the files of the volume at a path, and returns its header.
+        data_file: returns the file with the voxels of the volume at a path; None if the header and the voxels are
+            always in one file.
+    """
+
+    suffixes: tuple[str, ...]
+    image_io: str
+    read_header: Callable[[Path], Header]
+    data_file: Callable[[Path], Path] | None = None
+
+
+FORMATS = (
+    Format((".nii.gz", ".nii"), "NiftiImageIO", nifti.read_header),
+    Format((".mhd", ".mha"), "MetaImageIO", metaimage.read_header, metaimage.data_file),
+    Format((".nrrd", ".nhdr"), "NrrdImageIO", nrrd.read_header, nrrd.data_file),
+)
+_BY_SUFFIX = {suffix: entry for entry in FORMATS for suffix in entry.suffixes}
+SUFFIXES = tuple(_BY_SUFFIX)
 DICOM_MAGIC, DICOM_MAGIC_OFFSET = b"DICM", 128
-# files that are DICOM by their name, whatever they hold
+# a file with one of these suffixes is meant as DICOM, whatever it holds
 DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
+OWN_FOLDER = "Give each series a folder of its own"
 CONVERT = f"Convert it to one of {' '.join(SUFFIXES)}"
 
 
-def suffix_of(path):
-    """The suffix of a volume's file in lower case, or None if the format is not read."""
+def suffix_of(path: str | Path) -> str | None:
+    """Returns the suffix of a volume's file in lower case, or None if its format is not supported."""
     name = Path(path).name.lower()
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix) and name != suffix), None)
 
 
-def stem_of(path):
-    """The name of a volume's file without its suffix; of a folder, its name."""
+def stem_of(path: str | Path) -> str:
+    """Returns the name of a volume's file without its suffix, or the name of a folder."""
     name = Path(path).name
-    return name[: -len(suffix_of(name) or "")] if suffix_of(name) else name
+    return name[: len(name) - len(suffix_of(name) or "")]
 
 
-def is_dicom_file(path):
-    """Whether a file can be read and has the DICOM magic number; an index of files does not count."""
+def format_of(path: str | Path) -> Format:
+    """Returns the format of a volume's file.
+
+    Raises:
+        InputError: if the format is not supported.
+    """
+    suffix = suffix_of(path)
+    if suffix is None:
+        raise InputError(path, "not a supported format", CONVERT)
+    return _BY_SUFFIX[suffix]
+
+
+def is_dicom_file(path: Path) -> bool:
+    """Returns whether a file can be read and has DICOM's magic number; False for a `DICOMDIR`, which has no voxels."""
     if not os.path.isfile(path) or path.name.upper() == "DICOMDIR":
         return False
     try:
@@ -50,43 +83,44 @@ def is_dicom_file(path):
         return False
 
 
-def is_dicom_folder(path):
-    """Whether a folder can be listed and holds a DICOM file."""
+def is_dicom_folder(path: Path) -> bool:
+    """Returns whether a folder can be listed and holds a DICOM file."""
     try:
         return os.path.isdir(path) and any(is_dicom_file(entry) for entry in sorted(path.iterdir()))
     except OSError:
         return False
 
 
-def volumes_in(folder):
-    """The volumes of a folder: files in a known format and folders of DICOM slices.
+def volumes_in(folder: str | Path) -> dict[str, Path]:
+    """Finds the volumes of a folder: files of the supported formats, and folders of DICOM slices.
 
     Returns:
-        dict from the name without suffix to the path, in order of name; hidden files left out.
+        dict from the name without suffix to the path, sorted by path, without hidden files.
 
     Raises:
         InputError: if the folder can't be listed, or holds DICOM slices itself.
-        InputErrors: of all names that stand there in two formats.
+        InputErrors: for all names that occur in two formats.
     """
-    found, errors = {}, []
-    for path in sorted(listed(folder)):
+    volumes: dict[str, Path] = {}
+    errors = []
+    for path in sorted(list_folder(folder)):
         if path.name.startswith("."):
             continue
         if suffix_of(path) is None and is_dicom_file(path):
-            raise InputError(folder, f"holds DICOM slices itself ({path.name})", "Give each series a folder of its own")
+            raise InputError(folder, f"holds DICOM slices itself ({path.name})", OWN_FOLDER)
         if not (suffix_of(path) or is_dicom_folder(path)):
             continue
         name = stem_of(path)
-        if name in found:
-            errors.append(InputError(path, f"the same case as {found[name].name}", "Keep one of the two"))
-        found.setdefault(name, path)
+        if name in volumes:
+            errors.append(InputError(path, f"the same case as {volumes[name].name}", "Keep one of the two"))
+        volumes.setdefault(name, path)
     if errors:
         raise InputErrors(errors)
-    return found
+    return volumes
 
 
-def listed(folder):
-    """The entries of a folder; an `InputError` if it can't be listed."""
+def list_folder(folder: str | Path) -> list[Path]:
+    """Returns the entries of a folder; raises an InputError if it can't be listed."""
     folder = Path(folder)
     try:
         return list(folder.iterdir())
@@ -98,8 +132,8 @@ def listed(folder):
         raise InputError(folder, f"can't be listed ({error.strerror})", "Check its permissions") from None
 
 
-def files_of(path):
-    """Every file that holds part of the volume at `path`, header first.
+def files_of(path: str | Path) -> list[Path]:
+    """Returns all files of the volume at `path`, header first.
 
     Raises:
         InputError: if the header can't be read or names no usable data file.
@@ -107,22 +141,22 @@ def files_of(path):
     path = Path(path)
     if path.is_dir():
         return slices_of(path)
-    if suffix_of(path) not in HEADER_SUFFIXES:
-        return [path]
-    data = FORMATS[suffix_of(path)].data_file(path)
+    suffix = suffix_of(path)
+    find_data_file = _BY_SUFFIX[suffix].data_file if suffix else None
+    data = find_data_file(path) if find_data_file else path
     return [path] if data == path else [path, data]
 
 
-def slices_of(folder):
-    """The DICOM files of a folder, in order of name.
+def slices_of(folder: str | Path) -> list[Path]:
+    """Returns the DICOM files of a folder, sorted by name.
 
     Raises:
-        InputError: if there are volumes of other formats beside them, or a file only named as DICOM.
+        InputError: if the folder also holds volumes of other formats, or files that should be DICOM but are not.
     """
-    entries = [entry for entry in sorted(listed(folder)) if not entry.name.startswith(".")]
+    entries = [entry for entry in sorted(list_folder(folder)) if not entry.name.startswith(".")]
     slices = [entry for entry in entries if is_dicom_file(entry)]
     for entry in entries:
-        if entry not in slices and _may_be_a_slice(entry):
+        if entry not in slices and _may_be_slice(entry):
             check_regular(entry)
             raise InputError(entry, "truncated or damaged: it is not a DICOM file", COPY_AGAIN)
     others = [entry for entry in entries if suffix_of(entry)]
@@ -132,25 +166,22 @@ def slices_of(folder):
     return slices
 
 
-def _may_be_a_slice(path):
-    """Whether a file that is none by its content is one by its name, or can't be known to be none."""
+def _may_be_slice(path: Path) -> bool:
+    """Returns whether a file without DICOM's magic number is named as DICOM, is empty or can't be read."""
     if path.suffix.lower() in DICOM_SUFFIXES:
         return True
     return os.path.isfile(path) and (not os.access(path, os.R_OK) or os.path.getsize(path) == 0)
 
 
-def check(path):
-    """Makes sure that the files of the volume at `path` are there, whole and sound.
+def verify_volume(path: str | Path) -> Header:
+    """Verifies that the files of the volume at `path` exist, are complete and undamaged.
 
     Returns:
-        header.Header.
+        the header of the volume.
 
     Raises:
-        InputError: if not, with the cause.
+        InputError: if they are not, with the cause.
     """
     path = Path(path)
     check_regular(path)
-    suffix = suffix_of(path)
-    if suffix is None:
-        raise InputError(path, "not a format that is read", CONVERT)
-    return FORMATS[suffix].check(path)
+    return format_of(path).read_header(path)

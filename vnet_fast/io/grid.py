@@ -1,20 +1,31 @@
-"""The network's grid: where it lies in a volume, and how volumes, masks and predictions get onto it and back.
+"""Grids of voxels: the network's grid in a volume, and the resampling of volumes, masks and predictions.
 
-Arrays are (z, y, x); sizes, spacings and origins are x y z, in mm.
+Arrays and shapes are (z, y, x); sizes, spacings and origins are x y z, in mm.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from vnet_fast.io.header import Placement, triple
 
 GEOMETRY_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A regular grid of voxels in space: sizes and mm in order x y z, direction row by row."""
+    """A regular grid of voxels in space.
+
+    Args:
+        size: voxels, x y z.
+        spacing: mm, x y z.
+        origin: centre of the first voxel, mm, x y z.
+        direction: 3 x 3 matrix, row by row; its columns are the unit vectors of the grid's axes.
+    """
 
     size: tuple[int, int, int]
     spacing: tuple[float, float, float]
@@ -22,12 +33,23 @@ class Grid:
     direction: tuple[float, ...]
 
     @classmethod
-    def of(cls, image):
-        """The grid of a SimpleITK image."""
+    def of(cls, image: sitk.Image) -> "Grid":
+        """Returns the grid of a SimpleITK image."""
         return cls(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
 
-    def image_from(self, array):
-        """A SimpleITK image of a (z, y, x) array on this grid."""
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape of an array on this grid, z y x."""
+        x, y, z = self.size
+        return z, y, x
+
+    @property
+    def placement(self) -> Placement:
+        """The grid's position in space, without its size."""
+        return Placement(self.spacing, self.origin, self.direction)
+
+    def image_from(self, array: np.ndarray) -> sitk.Image:
+        """Returns a SimpleITK image with the values of a (z, y, x) array on this grid."""
         image = sitk.GetImageFromArray(array)
         image.SetSpacing(self.spacing)
         image.SetOrigin(self.origin)
@@ -35,9 +57,8 @@ class Grid:
         return image
 
 
-def working_grid(image, spacing, size):
-    """The grid that the network works on: centred on the image, along its axes in the order and
-    sense of left, posterior, superior.
+def working_grid(image: sitk.Image, spacing: Sequence[float], size: Sequence[int]) -> Grid:
+    """Returns the network's grid for an image: centred on it, with its axes reordered to left, posterior, superior.
 
     Args:
         image: 3-D SimpleITK image.
@@ -45,7 +66,7 @@ def working_grid(image, spacing, size):
         size: voxels, x y z.
 
     Returns:
-        Grid. Along an axis that already has the spacing its voxels coincide with the image's.
+        Grid. Along an axis where the image already has the spacing, the voxels of both coincide.
     """
     file = Grid.of(sitk.DICOMOrient(image, "LPS"))
     first = []
@@ -55,70 +76,88 @@ def working_grid(image, spacing, size):
         first.append(math.floor(start) if math.isclose(ratio, 1, rel_tol=1e-6) else start)
     axes = np.array(file.direction).reshape(3, 3)
     origin = np.array(file.origin) + axes @ (np.array(first) * file.spacing)
-    return Grid(tuple(size), tuple(map(float, spacing)), tuple(map(float, origin)), file.direction)
+    return Grid(triple(size), triple(map(float, spacing)), triple(map(float, origin)), file.direction)
 
 
-def covered_share(image, grid):
-    """The share of the image's volume, 0 to 1, that lies on the working grid, for each of its axes
-    left, posterior, superior.
+def covered_share(image: sitk.Image, grid: Grid) -> tuple[float, float, float]:
+    """Returns the share of the image's extent that the network's grid covers.
+
+    Returns:
+        0 to 1 for each axis of the grid: left, posterior, superior.
     """
     file = Grid.of(sitk.DICOMOrient(image, "LPS"))
     extents = zip(file.size, file.spacing, grid.size, grid.spacing, strict=True)
-    return tuple(min(1.0, n * s / (fn * fs)) for fn, fs, n, s in extents)
+    return triple(min(1.0, n * s / (fn * fs)) for fn, fs, n, s in extents)
 
 
-def covering_size(image, grid):
-    """The size, x y z, with which the working grid would cover the whole image; its own along the
-    axes where it already covers all but 1e-3.
+def covering_size(image: sitk.Image, grid: Grid) -> tuple[int, int, int]:
+    """Returns the size that the network's grid needs to cover the whole image.
+
+    Returns:
+        voxels, x y z; unchanged along an axis where the grid already covers all but 1e-3 of the image.
     """
-    return tuple(
+    return triple(
         size if share >= 1 - GEOMETRY_TOLERANCE else math.ceil(size / share - GEOMETRY_TOLERANCE)
         for size, share in zip(grid.size, covered_share(image, grid), strict=True)
     )
 
 
-def _resampled(image, grid, outside):
-    """Linear interpolation on another grid: SimpleITK image in the pixel type of `image`."""
-    return sitk.Resample(
-        image, grid.size, sitk.Transform(), sitk.sitkLinear, grid.origin, grid.spacing, grid.direction, outside
+def _resample(image: sitk.Image, grid: Grid, outside: float) -> np.ndarray:
+    """Interpolates an image linearly on another grid.
+
+    Returns:
+        (z, y, x), in the pixel type of `image`; `outside` where the image has no voxels.
+    """
+    return sitk.GetArrayFromImage(
+        sitk.Resample(
+            image, grid.size, sitk.Transform(), sitk.sitkLinear, grid.origin, grid.spacing, grid.direction, outside
+        )
     )
 
 
-def image_on_grid(image, grid):
-    """(z, y, x) float32, linearly interpolated; NaN outside of the image."""
-    return sitk.GetArrayFromImage(_resampled(image, grid, math.nan))
+def image_on_grid(image: sitk.Image, grid: Grid) -> NDArray[np.float32]:
+    """Interpolates an image linearly on the network's grid.
+
+    Returns:
+        (z, y, x) float32; NaN outside of the image.
+    """
+    return _resample(image, grid, math.nan)
 
 
-def mask_on_grid(mask, grid):
-    """(z, y, x) uint8: each label interpolated linearly, then the largest, so that a thin structure
-    survives beside a thick one.
+def mask_on_grid(mask: sitk.Image, grid: Grid) -> NDArray[np.uint8]:
+    """Resamples a mask to the network's grid, so that a thin structure beside a thick one is kept.
+
+    Each label is interpolated linearly by itself, and the label with the largest share of a voxel wins.
+
+    Returns:
+        (z, y, x) uint8; 0 outside of the mask.
     """
     labels = np.unique(sitk.GetArrayViewFromImage(mask))
-    best = np.zeros(grid.size[::-1], dtype=np.float32)
-    result = np.zeros(grid.size[::-1], dtype=np.uint8)
+    best = np.zeros(grid.shape, dtype=np.float32)
+    result = np.zeros(grid.shape, dtype=np.uint8)
     for label in labels.tolist():
-        share = sitk.GetArrayFromImage(_resampled(sitk.Cast(mask == label, sitk.sitkFloat32), grid, float(label == 0)))
+        share = _resample(sitk.Cast(mask == label, sitk.sitkFloat32), grid, float(label == 0))
         larger = share > best
         result[larger] = label
         best[larger] = share[larger]
     return result
 
 
-def probabilities_on_image(probabilities, grid, image):
-    """A prediction on the image's own grid, linearly interpolated.
+def probabilities_on_image(probabilities: NDArray[np.float32], grid: Grid, image: sitk.Image) -> NDArray[np.float32]:
+    """Interpolates a prediction linearly on the grid of an image's file.
 
     Args:
-        probabilities: (K, z, y, x) float32 on `grid`, class 0 is background.
-        grid: the Grid that they are on.
+        probabilities: (K, z, y, x) float32 on `grid`; class 0 is background.
+        grid: Grid of the probabilities.
         image: SimpleITK image.
 
     Returns:
-        (K, z, y, x) float32 on the image's grid; outside of `grid` all is background.
+        (K, z, y, x) float32 on the image's grid; background outside of `grid`.
     """
     file = Grid.of(image)
     return np.stack(
         [
-            sitk.GetArrayFromImage(_resampled(grid.image_from(p), file, float(k == 0)))
-            for k, p in enumerate(probabilities)
+            _resample(grid.image_from(probability), file, float(label == 0))
+            for label, probability in enumerate(probabilities)
         ]
     )

@@ -1,27 +1,44 @@
-"""What a volume's header says, and whether a scan can be so. It is read and judged before any voxel
-is, by rules as strict as the formats': what ITK would read in spite of them, it may read wrongly.
+"""The content of a volume's header, and checks of its geometry.
+
+Headers are checked before any voxel is read, because ITK silently misreads some invalid ones.
 """
 
+import contextlib
 import math
 import os
 import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from vnet_fast.errors import InputError
 from vnet_fast.io.integrity import COPY_AGAIN
 
+T = TypeVar("T")
+
+# remedies
+CONVERT_ENCODING = "Convert it, for example with ITK-SNAP or SimpleITK"
+CORRECT_HEADER = "Correct the header, or export the file again"
+ONE_FOLDER = "Put both files into one folder"
+SCALAR_VOLUME = "Name a 3-D volume with one value per voxel"
 # 1024 voxels along each axis; as float32 that is 4 GiB of memory
 MAX_VOXELS = 1 << 30
 # mm
 MIN_SPACING, MAX_SPACING = 1e-3, 1e3
 MAX_ORIGIN = 1e6
-# cosines between axes, their lengths less 1; files keep six digits
+# largest deviation of the axes' scalar products from those of orthonormal axes; files store six digits
 DIRECTION_TOLERANCE = 1e-3
-# what ITK makes of a header may be off by float32's rounding
-SAME_PLACE = 1e-3
+# largest deviation between the header's geometry and ITK's; ITK may have rounded to float32
+AGREEMENT_TOLERANCE = 1e-3
+IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+# of a header in text: bytes of a line, and lines
+MAX_LINE, MAX_LINES = 1 << 16, 10_000
+# characters of a file's name that a message quotes
+MAX_NAME = 255
 
 INTEGER = re.compile(r"[-+]?[0-9]+")
 NUMBER = re.compile(r"[-+]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?|nan|inf(inity)?)", re.IGNORECASE)
@@ -29,8 +46,12 @@ NUMBER = re.compile(r"[-+]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?|nan|inf(in
 
 @dataclass(frozen=True)
 class Placement:
-    """Where voxels lie: spacing and origin in mm, x y z; direction row by row; in ITK's sense of the
-    axes, left, posterior, superior.
+    """The position of a volume's voxels in space, in ITK's coordinates: left, posterior, superior.
+
+    Args:
+        spacing: mm, x y z.
+        origin: centre of the first voxel, mm, x y z.
+        direction: 3 x 3 matrix, row by row; its columns are the unit vectors of the voxels' axes.
     """
 
     spacing: tuple[float, float, float]
@@ -40,12 +61,12 @@ class Placement:
 
 @dataclass(frozen=True)
 class Header:
-    """A sound header of a 3-D volume of scalars.
+    """The valid header of a 3-D scalar volume.
 
     Args:
         size: voxels, x y z.
-        data_bytes: of the voxels, not compressed.
-        placements: one, or two where a format states them in two ways.
+        data_bytes: number of bytes of the uncompressed voxels.
+        placements: one, or two if the format states the placement twice.
     """
 
     size: tuple[int, int, int]
@@ -53,133 +74,171 @@ class Header:
     placements: tuple[Placement, ...]
 
 
-def make_header(path, size, channels, voxel_bytes, placements):
-    """A Header of what a file says, once that is judged.
+def make_header(
+    path: Path, size: Sequence[int], channels: int, voxel_bytes: int, placements: Callable[[], Sequence[Placement]]
+) -> Header:
+    """Checks the values of a header and returns them as a Header.
 
     Args:
         path: of the file, for messages.
-        size: voxels, along any number of axes.
-        channels: numbers a voxel.
-        voxel_bytes: bytes a voxel.
-        placements: called without arguments once there are three axes; returns several Placement.
+        size: voxels along each axis, any number of axes.
+        channels: values per voxel.
+        voxel_bytes: bytes per voxel.
+        placements: returns the placements; called only once the file is known to have three axes.
 
     Raises:
-        InputError: if it is no volume of scalars, too large, or nowhere in space.
+        InputError: if it is not a scalar volume, is too large, or has an invalid placement.
     """
     if not size or min(size) < 1:
-        raise InputError(path, f"its header says a size of {' '.join(map(str, size))}", COPY_AGAIN)
-    # a fourth axis of one is what some programs write for a volume
+        raise InputError(path, f"its header gives a size of {' '.join(map(str, size))}", COPY_AGAIN)
+    # some programs write a volume with a fourth axis of length one
     if not (len(size) == 3 or (len(size) > 3 and max(size[3:]) == 1)) or channels != 1:
-        cause = f"not a volume of scalars but {len(size)}-D with {channels} number{'s' * (channels != 1)} a voxel"
-        raise InputError(path, cause, "Name a 3-D volume")
+        raise scalar_volume_error(path, len(size), channels)
     voxels = math.prod(size)
     if voxels > MAX_VOXELS:
-        cause = f"its header says {voxels:,} voxels, more than the {MAX_VOXELS:,} that are read"
-        raise InputError(path, cause, "Crop or resample it, if that is its size")
-    placed = tuple(placements())
-    for placement in placed:
+        cause = f"its header gives {voxels:,} voxels, more than the limit of {MAX_VOXELS:,}"
+        raise InputError(path, cause, "Crop or resample it, if this is its true size")
+    checked = tuple(placements())
+    for placement in checked:
         check_placement(path, placement)
-    return Header(tuple(size[:3]), voxels * voxel_bytes, placed)
+    return Header(triple(size[:3]), voxels * voxel_bytes, checked)
 
 
-def check_placement(path, placement):
-    """Makes sure that a scan can lie there: `spacing`, `origin` and `direction`, as of a Placement."""
+def scalar_volume_error(path: Path, dimension: int, channels: int, remedy: str = SCALAR_VOLUME) -> InputError:
+    """Returns the error for an image that is not a 3-D volume with one value per voxel."""
+    return InputError(
+        path, f"is {dimension}-D with {channels} value{'s' * (channels != 1)} per voxel, not 3-D with 1", remedy
+    )
+
+
+def check_placement(path: Path, placement: Placement) -> None:
+    """Raises an InputError unless a medical scan can have this placement."""
     spacing, origin = placement.spacing, placement.origin
-    if not all(MIN_SPACING <= s <= MAX_SPACING for s in spacing):
-        cause = f"its spacing is {words(spacing)} mm, not from {MIN_SPACING:g} to {MAX_SPACING:g}"
+    if not all(MIN_SPACING <= length <= MAX_SPACING for length in spacing):
+        cause = f"its spacing is {format_numbers(spacing)} mm, outside {MIN_SPACING:g} to {MAX_SPACING:g} mm"
         raise InputError(path, cause, "Export it again with its spacing in mm")
-    if not all(abs(o) <= MAX_ORIGIN for o in origin):
-        cause = f"its origin is {words(origin)} mm, not within {MAX_ORIGIN:,.0f}"
+    if not all(abs(coordinate) <= MAX_ORIGIN for coordinate in origin):
+        cause = f"its origin is {format_numbers(origin)} mm, more than {MAX_ORIGIN:,.0f} mm from zero"
         raise InputError(path, cause, "Export it again with its origin in mm")
     axes = np.array(placement.direction).reshape(3, 3)
-    # not ≤, so that NaN is refused too
+    # not >, so that NaN is refused too
     if not np.abs(axes.T @ axes - np.eye(3)).max() <= DIRECTION_TOLERANCE:
-        cause = f"its direction is {words(placement.direction)}, whose axes are not perpendicular and of length 1"
+        cause = f"its direction is {format_numbers(placement.direction)}, whose axes are not perpendicular unit vectors"
         raise InputError(path, cause, "Resample it onto perpendicular axes, or export it again")
 
 
-def check_agreement(path, header, grid):
-    """Makes sure that what ITK read is what the header says.
+def check_agreement(path: Path, header: Header, size: Sequence[int], placement: Placement) -> None:
+    """Raises an InputError unless ITK has read what the header states.
 
     Args:
         path: of the file, for messages.
         header: its Header.
-        grid: of the image that was read: `size`, `spacing`, `origin`, `direction`.
+        size: voxels of the image that ITK has read, x y z.
+        placement: of the image that ITK has read.
     """
-    if tuple(grid.size) == header.size and any(_same_place(p, grid) for p in header.placements):
+    if tuple(size) == header.size and any(_agree(stated, placement) for stated in header.placements):
         return
-    first = header.placements[0]
-    for name, ours in (("size", header.size), *((n, getattr(first, n)) for n in ("spacing", "origin", "direction"))):
-        theirs = getattr(grid, name)
-        if len(ours) != len(theirs) or not np.allclose(ours, theirs, rtol=SAME_PLACE, atol=SAME_PLACE):
-            break
-    cause = f"its header can be read in two ways: {name} {words(ours)}, or {words(theirs)}"
+    stated = header.placements[0]
+    compared: tuple[tuple[str, Sequence[float], Sequence[float]], ...] = (
+        ("size", header.size, size),
+        ("spacing", stated.spacing, placement.spacing),
+        ("origin", stated.origin, placement.origin),
+        ("direction", stated.direction, placement.direction),
+    )
+    name, ours, itks = next((entry for entry in compared if not _are_close(*entry[1:])), compared[-1])
+    cause = f"its header can be read in two ways: {name} {format_numbers(ours)}, or {format_numbers(itks)}"
     raise InputError(path, cause, COPY_AGAIN)
 
 
-def _same_place(placement, grid):
+def _are_close(first: Sequence[float], second: Sequence[float]) -> bool:
+    return len(first) == len(second) and np.allclose(first, second, rtol=AGREEMENT_TOLERANCE, atol=AGREEMENT_TOLERANCE)
+
+
+def _agree(first: Placement, second: Placement) -> bool:
     return (
-        np.allclose(placement.spacing, grid.spacing, rtol=SAME_PLACE, atol=0)
-        and np.allclose(placement.origin, grid.origin, rtol=1e-6, atol=SAME_PLACE)
-        and np.allclose(placement.direction, grid.direction, rtol=0, atol=SAME_PLACE)
+        np.allclose(first.spacing, second.spacing, rtol=AGREEMENT_TOLERANCE, atol=0)
+        and np.allclose(first.origin, second.origin, rtol=1e-6, atol=AGREEMENT_TOLERANCE)
+        and np.allclose(first.direction, second.direction, rtol=0, atol=AGREEMENT_TOLERANCE)
     )
 
 
-def columns(vectors):
-    """Spacing and direction of three vectors, each the step along one axis of the voxels, in mm.
+def split_steps(steps: ArrayLike) -> tuple[tuple[float, float, float], tuple[float, ...]]:
+    """Splits the steps from voxel to voxel into their lengths and their directions.
+
+    Args:
+        steps: (3, 3), a row for each axis of the voxels, mm.
 
     Returns:
-        (spacing, direction row by row); the direction of a vector of length zero is NaN.
+        spacing, mm, and direction, row by row; the direction of a step of length zero is NaN.
     """
-    steps = np.array(vectors, dtype=np.float64)
+    steps = np.array(steps, dtype=np.float64)
     spacing = np.linalg.norm(steps, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         direction = (steps / spacing[:, None]).T
-    return tuple(spacing.tolist()), tuple(direction.ravel().tolist())
+    return triple(spacing.tolist()), tuple(direction.ravel().tolist())
 
 
-def integers(text, count=None):
-    """The whole numbers of a text; a ValueError if there is anything else, or not `count`."""
+@contextlib.contextmanager
+def reporting_damage(path: Path) -> Iterator[None]:
+    """Turns the KeyError of a missing field and the ValueError of a malformed one into an InputError about the file."""
+    try:
+        yield
+    except KeyError as error:
+        raise InputError(path, f"damaged header: {error.args[0]} is missing", COPY_AGAIN) from None
+    except ValueError as error:
+        raise InputError(path, f"damaged header ({error})", COPY_AGAIN) from None
+
+
+def parse_integers(text: str, count: int | None = None) -> list[int]:
+    """Parses whole numbers; raises a ValueError if the text has anything else, or not `count` of them."""
     return [int(word) for word in _split(text, INTEGER, count)]
 
 
-def numbers(text, count=None):
-    """The numbers of a text; a ValueError if there is anything else, or not `count`."""
+def parse_numbers(text: str, count: int | None = None) -> list[float]:
+    """Parses numbers; raises a ValueError if the text has anything else, or not `count` of them."""
     return [float(word) for word in _split(text, NUMBER, count)]
 
 
-def _split(text, form, count):
-    found = text.split()
-    if not found or (count is not None and len(found) != count):
+def _split(text: str, pattern: re.Pattern[str], count: int | None) -> list[str]:
+    parts = text.split()
+    if not parts or (count is not None and len(parts) != count):
         raise ValueError(f"{count or 'some'} numbers are needed, got {text!r}")
-    wrong = [word for word in found if not form.fullmatch(word)]
+    wrong = [part for part in parts if not pattern.fullmatch(part)]
     if wrong:
-        raise ValueError(f"{wrong[0]!r} is no number")
-    return found
+        raise ValueError(f"{wrong[0]!r} is not a number")
+    return parts
 
 
-def words(values):
-    """Numbers for a message."""
+def format_numbers(values: Iterable[float]) -> str:
+    """Formats numbers for a message."""
     return " ".join(f"{value:.7g}" for value in values)
 
 
-CONVERT = "Convert it, with ITK-SNAP or SimpleITK for example"
+def triple(values: Iterable[T]) -> tuple[T, T, T]:
+    """Returns three values as a tuple; raises a ValueError if there are more or fewer."""
+    x, y, z = values
+    return x, y, z
 
 
-# characters of a name in a message
-MAX_NAME = 255
+def find_data_file(path: Path, name: str) -> Path:
+    """Returns the path of the data file that a header names.
 
+    Args:
+        path: of the header.
+        name: of the data file, relative to the header's folder.
 
-def beside(path, name):
-    """The data file that a header names, which must lie in the header's folder or below."""
+    Raises:
+        InputError: if it lies outside the header's folder, is the header itself, or is not a regular file.
+    """
+    shown = name[:MAX_NAME]
     if not name or Path(name).is_absolute() or ".." in Path(name).parts:
-        raise InputError(path, f"its data file lies outside its folder ({name[:MAX_NAME]})", "Put the two side by side")
+        raise InputError(path, f"its data file lies outside its folder ({shown})", ONE_FOLDER)
     data = path.parent / name
-    # of os.path, for which a name that no file can have is one that none has
+    # unlike Path's methods, those of os.path return False for a name that no file can have
     if os.path.exists(data) and os.path.samefile(data, path):
         raise InputError(path, "names itself as its data file", COPY_AGAIN)
     if not os.path.exists(data):
-        raise InputError(path, f"its data file {name[:MAX_NAME]} is missing", "Put the two side by side")
+        raise InputError(path, f"its data file {shown} is missing", ONE_FOLDER)
     if not os.path.isfile(data):
-        raise InputError(path, f"its data file {name} is not a regular file", "Put the two side by side")
+        raise InputError(path, f"its data file {shown} is not a regular file", COPY_AGAIN)
     return data

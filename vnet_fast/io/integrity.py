@@ -1,47 +1,51 @@
-"""Whether a file is there and whole: regular, readable, as long as its header says. Compressed data
-is unpacked to the end, so that checksums count, but never further than the header says.
+"""Checks that a file is readable and complete.
+
+Compressed data is unpacked to its end, so that its checksum is verified, but never beyond the length that the
+header states.
 """
 
 import gzip
 import os
 import stat
 import zlib
+from pathlib import Path
 
 from vnet_fast.errors import InputError
 
 COPY_AGAIN = "Copy or export it again"
+# bytes that are read at once
 CHUNK = 1 << 20
-# deflate packs at most this many bytes into one
+# largest ratio of unpacked to packed bytes that the deflate format can reach
 DEFLATE_RATIO = 1032
-# zlib's window bits: with the header and the checksum of zlib, or of gzip
+# zlib's window bits, for a stream with the header and checksum of zlib, or of gzip
 ZLIB, GZIP = 15, 31
 
 
-def check_regular(path):
-    """Makes sure that `path` is a regular file that can be read and is not empty."""
+def check_regular(path: str | Path) -> None:
+    """Raises an InputError unless `path` is a regular file that can be read and is not empty."""
     try:
         status = os.stat(path)
-        # a FIFO would wait for a writer
+        # opening a FIFO would wait for a writer
         with open(path if stat.S_ISREG(status.st_mode) else os.devnull, "rb"):
             pass
     except FileNotFoundError:
-        cause = "a link to a file that is not there" if os.path.islink(path) else "no such file"
+        cause = "a link to a missing file" if os.path.islink(path) else "no such file"
         raise InputError(path, cause, "Check the path") from None
     except OSError as error:
         raise InputError(path, f"can't be read ({error.strerror})", "Check it and its permissions") from None
     if not stat.S_ISREG(status.st_mode):
-        raise InputError(path, "not a regular file", "Name a volume's file")
+        raise InputError(path, "not a regular file", "Name the file of a volume")
     if status.st_size == 0:
         raise InputError(path, "an empty file", COPY_AGAIN)
 
 
-def check_plain(path, skip, expected):
-    """Makes sure that `expected` bytes and no more follow the first `skip` of a file."""
+def check_plain(path: Path, skip: int, expected: int) -> None:
+    """Raises an InputError unless exactly `expected` bytes follow the first `skip` bytes of a file."""
     _check_length(path, path.stat().st_size - skip, expected)
 
 
-def check_gzip(path, skip, expected):
-    """As `check_plain` for a file that is compressed as a whole; `skip` counts unpacked bytes."""
+def check_gzip(path: Path, skip: int, expected: int) -> None:
+    """Does the same as `check_plain` for a file that is compressed as a whole; `skip` counts unpacked bytes."""
     _check_ratio(path, path.stat().st_size, skip + expected)
     total = -skip
     try:
@@ -55,10 +59,13 @@ def check_gzip(path, skip, expected):
     _check_length(path, total, expected)
 
 
-def check_deflated(path, skip, expected, wrapper):
-    """As `check_plain` for a file whose bytes after the first `skip` are one compressed stream.
+def check_deflated(path: Path, skip: int, expected: int, wrapper: int) -> None:
+    """Does the same as `check_plain` for a file with one compressed stream after the first `skip` bytes.
 
     Args:
+        path: of the file.
+        skip: bytes before the stream.
+        expected: unpacked bytes of the stream.
         wrapper: ZLIB or GZIP.
     """
     _check_ratio(path, path.stat().st_size - skip, expected)
@@ -77,17 +84,17 @@ def check_deflated(path, skip, expected, wrapper):
         raise InputError(path, f"damaged compressed data ({error})", COPY_AGAIN) from None
     _check_length(path, total, expected)
     if trailing:
-        raise InputError(path, "longer than its compressed data", COPY_AGAIN)
+        raise InputError(path, "has extra bytes after its compressed data", COPY_AGAIN)
 
 
-def _check_ratio(path, packed, expected):
+def _check_ratio(path: Path, packed: int, expected: int) -> None:
     if packed * DEFLATE_RATIO < expected:
-        cause = f"truncated: {packed} compressed bytes can't be the {expected} that its header says"
+        cause = f"truncated: {packed} compressed bytes can't hold the {expected} bytes that its header states"
         raise InputError(path, cause, COPY_AGAIN)
 
 
-def _check_length(path, total, expected):
+def _check_length(path: Path, total: int, expected: int) -> None:
     if total < expected:
-        raise InputError(path, f"truncated: {total} bytes where its header says {expected}", COPY_AGAIN)
+        raise InputError(path, f"truncated: {total} bytes where its header states {expected}", COPY_AGAIN)
     if total > expected:
-        raise InputError(path, f"longer than the {expected} bytes that its header says", COPY_AGAIN)
+        raise InputError(path, f"longer than the {expected} bytes that its header states", COPY_AGAIN)

@@ -1,7 +1,9 @@
-"""SimpleITK's readers, their errors in our words."""
+"""SimpleITK's readers, with errors that name the file and the cause."""
 
 import contextlib
 import locale
+from collections.abc import Iterator
+from pathlib import Path
 
 import SimpleITK as sitk
 
@@ -9,14 +11,15 @@ from vnet_fast.errors import InputError
 from vnet_fast.io.integrity import COPY_AGAIN
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
-# of text, before ITK changes it
+# the locale of text, before ITK changes it
 ENCODING = locale.setlocale(locale.LC_CTYPE)
 
 
 @contextlib.contextmanager
-def kept_locale():
-    """Sets the locale back that ITK sets for the whole process while it reads and writes numbers: several
-    threads, and some errors, leave it at `C`, with which Python takes all text for ASCII.
+def kept_locale() -> Iterator[None]:
+    """Restores the locale of the process, which ITK changes while it reads and writes numbers.
+
+    After some errors, and with several threads, ITK leaves it at `C`. Python then takes all text for ASCII.
     """
     try:
         yield
@@ -24,9 +27,16 @@ def kept_locale():
         locale.setlocale(locale.LC_CTYPE, ENCODING)
 
 
-def file_reader(path, image_io):
-    """A reader of one file in the format of `image_io`: named, because ITK goes by the suffix and
-    knows few of them in upper case.
+def file_reader(path: Path, image_io: str) -> sitk.ImageFileReader:
+    """Returns a reader of one file.
+
+    Args:
+        path: of the file.
+        image_io: name of ITK's reader of the format. ITK's own choice, by suffix, fails for most suffixes in
+            upper case.
+
+    Raises:
+        InputError: if SimpleITK can't be given the path.
     """
     check_name(path)
     reader = sitk.ImageFileReader()
@@ -35,19 +45,28 @@ def file_reader(path, image_io):
     return reader
 
 
-def check_name(path):
-    """Makes sure that SimpleITK can be given a path: one that is no text would end the process."""
+def check_name(path: Path) -> None:
+    """Raises an InputError for a path that is not valid UTF-8, with which SimpleITK would end the process."""
     try:
         str(path).encode("utf-8")
     except UnicodeEncodeError:
         raise InputError(path, "its name is not in UTF-8", "Rename it") from None
 
 
-def called(method, path):
-    """What a reader's method returns; an `InputError` about `path` if it fails."""
+def read_file(path: Path, image_io: str) -> sitk.Image:
+    """Reads one file.
+
+    Args:
+        path: of the file.
+        image_io: name of ITK's reader of the format.
+
+    Raises:
+        InputError: if it can't be read.
+    """
+    reader = file_reader(path, image_io)
     try:
         with kept_locale():
-            return method()
+            return reader.Execute()
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise InputError(path, f"can't be read ({reason})", COPY_AGAIN) from None

@@ -1,15 +1,28 @@
-"""MetaImage's headers, `.mhd` with a data file beside it and `.mha` with the data in it."""
+"""MetaImage: reads and verifies `.mha`, which holds header and voxels, and `.mhd`, a header beside a data file."""
 
 import difflib
+from pathlib import Path
 
 import numpy as np
 
 from vnet_fast.errors import InputError
 from vnet_fast.io import integrity
-from vnet_fast.io.header import CONVERT, Placement, beside, integers, make_header, numbers
+from vnet_fast.io.header import (
+    CONVERT_ENCODING,
+    CORRECT_HEADER,
+    MAX_LINE,
+    MAX_LINES,
+    Header,
+    Placement,
+    find_data_file,
+    make_header,
+    parse_integers,
+    parse_numbers,
+    reporting_damage,
+    triple,
+)
 from vnet_fast.io.integrity import COPY_AGAIN
 
-MAX_LINE, MAX_LINES = 1 << 16, 10_000
 ELEMENT_BYTES = {
     "MET_CHAR": 1,
     "MET_UCHAR": 1,
@@ -24,155 +37,169 @@ ELEMENT_BYTES = {
     "MET_FLOAT": 4,
     "MET_DOUBLE": 8,
 }
+# synonyms
 ORIGINS = ("Offset", "Position", "Origin")
 DIRECTIONS = ("TransformMatrix", "Rotation", "Orientation")
 BYTE_ORDERS = ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
-# what changes how voxels are read or where they lie; a name that is nearly one of these is a mistake
-READ = (
+# fields that determine how voxels are read or where they lie; a name that is close to one of these is an error
+CRITICAL = (
     "NDims", "BinaryData", *BYTE_ORDERS, "CompressedData", "CompressedDataSize", *ORIGINS, *DIRECTIONS,
     "DistanceUnits", "ElementSpacing", "ElementSize", "DimSize", "HeaderSize", "ElementNumberOfChannels",
     "ElementType", "ElementDataFile", "ElementToIntensityFunctionSlope", "ElementToIntensityFunctionOffset",
 )  # fmt: skip
-KNOWN = {*READ, "ObjectType", "ObjectSubType", "ObjectTypeName", "Comment", "Name", "ID", "ParentID", "Color",
+KNOWN = {*CRITICAL, "ObjectType", "ObjectSubType", "ObjectTypeName", "Comment", "Name", "ID", "ParentID", "Color",
          "CenterOfRotation", "AnatomicalOrientation", "CompressionLevel", "Modality", "SequenceID", "ElementMin",
          "ElementMax", "TransformType", "AcquisitionDate"}  # fmt: skip
-NEARLY = 0.8
+# similarity, from 0 to 1, above which a name is close to another
+SIMILAR = 0.8
 
 
-def data_file(path):
-    """The file that holds the voxels: `path` itself, or the one that its header names."""
-    return _data_file(path, _fields(path)[0])
+def data_file(path: Path) -> Path:
+    """Returns the file that holds the voxels: `path` itself, or the file that its header names."""
+    return _data_file(path, _read_fields(path)[0])
 
 
-def check(path):
-    """Makes sure that a file is sound and whole.
-
-    Returns:
-        Header.
-
-    Raises:
-        InputError: if not, with the cause.
-    """
-    fields, end = _fields(path)
-    try:
-        _check_complete(path, fields)
-        _check_encoding(path, fields)
-        size = integers(fields["DimSize"], *integers(fields["NDims"], 1))
-        channels = integers(fields.get("ElementNumberOfChannels", "1"), 1)[0]
-        skip = integers(fields.get("HeaderSize", "0"), 1)[0]
-        voxel_bytes = ELEMENT_BYTES.get(fields["ElementType"])
-        if voxel_bytes is None:
-            raise InputError(path, f"its ElementType {fields['ElementType']} is not read", CONVERT)
-        header = make_header(path, size, channels, voxel_bytes, lambda: [_placement(fields, len(size))])
-        packed = numbers(fields["CompressedDataSize"], 1)[0] if "CompressedDataSize" in fields else None
-    except KeyError as error:
-        raise InputError(path, f"damaged header: it gives no {error.args[0]}", COPY_AGAIN) from None
-    except ValueError as error:
-        raise InputError(path, f"damaged header ({error})", COPY_AGAIN) from None
-    _check_data(path, fields, header.data_bytes, end, skip, packed)
-    return header
-
-
-def _check_data(path, fields, expected, end, skip, packed):
-    data = _data_file(path, fields)
-    integrity.check_regular(data)
-    compressed = _compressed(fields)
-    if skip < -1 or (skip != 0 and (compressed or data == path)):
-        raise InputError(path, f"its HeaderSize of {skip} is not read here", CONVERT)
-    if skip == -1:
-        skip = max(data.stat().st_size - expected, 0)
-    skip = end if data == path else skip
-    if not compressed:
-        return integrity.check_plain(data, skip, expected)
-    integrity.check_deflated(data, skip, expected, integrity.ZLIB)
-    length = data.stat().st_size - skip
-    if packed is not None and packed != length:
-        cause = f"has {length} compressed bytes where its header says {packed:.15g}"
-        raise InputError(data, cause, COPY_AGAIN)
-
-
-def _fields(path):
-    """The fields of a header, and where the data begins if it is in the same file."""
-    integrity.check_regular(path)
-    fields = {}
-    with open(path, "rb") as file:
-        for _ in range(MAX_LINES):
-            key, equals, value = file.readline(MAX_LINE).partition(b"=")
-            key = key.strip().decode("latin-1")
-            if not equals or not key.isprintable():
-                break
-            _check_name(path, key, fields)
-            fields[key] = value.strip().decode("utf-8", "surrogateescape")
-            if key == "ElementDataFile":
-                return fields, file.tell()
-    raise InputError(path, "not a MetaImage header: it names no ElementDataFile", COPY_AGAIN)
-
-
-def _check_name(path, key, fields):
-    alike = next((group for group in (ORIGINS, DIRECTIONS, BYTE_ORDERS) if key in group), (key,))
-    twice = next((name for name in alike if name in fields), None)
-    if twice and key in KNOWN:
-        raise InputError(path, f"damaged header: {key} after {twice}", "Keep one of the two")
-    by_lower = {name.lower(): name for name in READ}
-    near = [] if key in KNOWN else difflib.get_close_matches(key.lower(), by_lower, 1, NEARLY)
-    if near or ":" in key:
-        meant = f", {by_lower[near[0]]} may be meant" if near else ""
-        raise InputError(path, f"damaged header: {key!r} is no field{meant}", "Mend the header, or export it again")
-
-
-def _check_complete(path, fields):
-    """What a header leaves out has a default, but not in one that may have lost it by damage."""
-    strange = next((key for key in fields if key not in KNOWN), None)
-    for group in (ORIGINS, DIRECTIONS, BYTE_ORDERS, ("BinaryData",), ("CompressedData",)):
-        if strange is not None and not any(name in fields for name in group):
-            cause = f"damaged header: it gives no {group[0]}, and {strange!r} is no field that is known"
-            raise InputError(path, cause, "Mend the header, or export it again")
-    if fields["ElementDataFile"].upper() == "LOCAL" and "CompressedDataSize" not in fields and _compressed(fields):
-        # ITK would unpack from the wrong place
-        raise KeyError("CompressedDataSize")
-
-
-def _compressed(fields):
-    return fields.get("CompressedData", "False").lower() == "true"
-
-
-def _check_encoding(path, fields):
-    for name in ("BinaryData", "CompressedData", *BYTE_ORDERS):
-        if fields.get(name, "True").lower() not in ("true", "false"):
-            raise ValueError(f"{name} is {fields[name]!r}, not True or False")
-    if fields.get("BinaryData", "True").lower() == "false":
-        raise InputError(path, "its voxels are written as text", CONVERT)
-    if fields.get("DistanceUnits", "mm") not in ("mm", "?"):
-        raise InputError(path, f"its DistanceUnits are {fields['DistanceUnits']}, not mm", CONVERT)
-    for name, neutral in (("Slope", 1), ("Offset", 0)):
-        name = f"ElementToIntensityFunction{name}"
-        if numbers(fields.get(name, str(neutral)), 1) != [neutral]:
-            # ITK would leave them as they are
-            raise InputError(path, f"its voxels are to be scaled ({name} = {fields[name]})", CONVERT)
-
-
-def _placement(fields, axes):
-    spacing = fields.get("ElementSpacing") or fields.get("ElementSize")
-    if spacing is None:
-        raise KeyError("ElementSpacing")
-    origin = next((fields[name] for name in ORIGINS if name in fields), "0 " * axes)
-    direction = next((fields[name] for name in DIRECTIONS if name in fields), words_of_identity(axes))
-    # written axis by axis: the columns of the matrix
-    matrix = np.array(numbers(direction, axes * axes)).reshape(axes, axes).T[:3, :3]
-    return Placement(
-        tuple(numbers(spacing, axes)[:3]), tuple(numbers(origin, axes)[:3]), tuple(matrix.ravel().tolist())
-    )
-
-
-def words_of_identity(axes):
-    """An identity matrix as a header writes it."""
-    return " ".join(str(int(value)) for value in np.eye(axes).ravel())
-
-
-def _data_file(path, fields):
+def _data_file(path: Path, fields: dict[str, str]) -> Path:
     name = fields["ElementDataFile"]
     if name.upper() == "LOCAL":
         return path
     if name.upper().startswith("LIST") or "%" in name:
-        raise InputError(path, "its data is spread over several files", CONVERT)
-    return beside(path, name)
+        raise InputError(path, "its data is spread over several files", CONVERT_ENCODING)
+    return find_data_file(path, name)
+
+
+def read_header(path: Path) -> Header:
+    """Reads the header of a volume, and verifies its files.
+
+    Raises:
+        InputError: if they are damaged, truncated or not supported.
+    """
+    fields, end = _read_fields(path)
+    with reporting_damage(path):
+        _check_complete(path, fields)
+        _check_encoding(path, fields)
+        size = parse_integers(fields["DimSize"], *parse_integers(fields["NDims"], 1))
+        channels = parse_integers(fields.get("ElementNumberOfChannels", "1"), 1)[0]
+        skip = parse_integers(fields.get("HeaderSize", "0"), 1)[0]
+        voxel_bytes = ELEMENT_BYTES.get(fields["ElementType"])
+        if voxel_bytes is None:
+            raise InputError(path, f"its ElementType {fields['ElementType']} is not supported", CONVERT_ENCODING)
+        header = make_header(path, size, channels, voxel_bytes, lambda: [_find_placement(fields, len(size))])
+        packed = parse_numbers(fields["CompressedDataSize"], 1)[0] if "CompressedDataSize" in fields else None
+    _check_data(path, fields, header.data_bytes, end, skip, packed)
+    return header
+
+
+def _check_data(path: Path, fields: dict[str, str], expected: int, end: int, skip: int, packed: float | None) -> None:
+    """Verifies the file that holds the voxels.
+
+    Args:
+        path: of the header.
+        fields: of the header.
+        expected: bytes of the uncompressed voxels.
+        end: bytes of the header.
+        skip: bytes before the voxels in a data file; -1 if the voxels are at its end.
+        packed: bytes of the compressed voxels, if the header states them.
+    """
+    data = _data_file(path, fields)
+    integrity.check_regular(data)
+    compressed = _is_compressed(fields)
+    if skip < -1 or (skip != 0 and (compressed or data == path)):
+        raise InputError(path, f"its HeaderSize of {skip} is not supported", CONVERT_ENCODING)
+    if skip == -1:
+        skip = max(data.stat().st_size - expected, 0)
+    skip = end if data == path else skip
+    if not compressed:
+        integrity.check_plain(data, skip, expected)
+        return
+    integrity.check_deflated(data, skip, expected, integrity.ZLIB)
+    length = data.stat().st_size - skip
+    if packed is not None and packed != length:
+        cause = f"has {length} compressed bytes where its header states {packed:.15g}"
+        raise InputError(data, cause, COPY_AGAIN)
+
+
+def _read_fields(path: Path) -> tuple[dict[str, str], int]:
+    """Reads the fields of a header.
+
+    Returns:
+        dict from the name of a field to its text; and the number of bytes of the header.
+    """
+    integrity.check_regular(path)
+    fields: dict[str, str] = {}
+    with open(path, "rb") as file:
+        for _ in range(MAX_LINES):
+            key, equals, value = file.readline(MAX_LINE).partition(b"=")
+            name = key.strip().decode("latin-1")
+            if not equals or not name.isprintable():
+                break
+            _check_name(path, name, fields)
+            fields[name] = value.strip().decode("utf-8", "surrogateescape")
+            if name == "ElementDataFile":
+                return fields, file.tell()
+    raise InputError(path, "not a MetaImage header: it has no ElementDataFile", COPY_AGAIN)
+
+
+def _check_name(path: Path, name: str, fields: dict[str, str]) -> None:
+    """Raises an InputError for a field that is given twice, or whose name looks like a damaged one."""
+    synonyms = next((group for group in (ORIGINS, DIRECTIONS, BYTE_ORDERS) if name in group), (name,))
+    earlier = next((synonym for synonym in synonyms if synonym in fields), None)
+    if earlier and name in KNOWN:
+        repeated = f"{name} is given twice" if name == earlier else f"{earlier} and {name} are both given"
+        raise InputError(path, f"damaged header: {repeated}", "Keep one of the two")
+    by_lower = {critical.lower(): critical for critical in CRITICAL}
+    similar = [] if name in KNOWN else difflib.get_close_matches(name.lower(), by_lower, 1, SIMILAR)
+    if similar or ":" in name:
+        suggestion = f"; {by_lower[similar[0]]} may be meant" if similar else ""
+        raise InputError(path, f"damaged header: {name!r} is not a known field{suggestion}", CORRECT_HEADER)
+
+
+def _check_complete(path: Path, fields: dict[str, str]) -> None:
+    """Raises an error if a field may have been lost by damage.
+
+    A missing field has a default, unless the header also has an unknown field: its name may be the damaged name of
+    the missing one.
+    """
+    unknown = next((name for name in fields if name not in KNOWN), None)
+    for synonyms in (ORIGINS, DIRECTIONS, BYTE_ORDERS, ("BinaryData",), ("CompressedData",)):
+        if unknown is not None and not any(name in fields for name in synonyms):
+            cause = f"damaged header: {synonyms[0]} is missing, and {unknown!r} is not a known field"
+            raise InputError(path, cause, CORRECT_HEADER)
+    if fields["ElementDataFile"].upper() == "LOCAL" and "CompressedDataSize" not in fields and _is_compressed(fields):
+        # ITK would unpack from the wrong position
+        raise KeyError("CompressedDataSize")
+
+
+def _is_compressed(fields: dict[str, str]) -> bool:
+    return fields.get("CompressedData", "False").lower() == "true"
+
+
+def _check_encoding(path: Path, fields: dict[str, str]) -> None:
+    for name in ("BinaryData", "CompressedData", *BYTE_ORDERS):
+        if fields.get(name, "True").lower() not in ("true", "false"):
+            raise ValueError(f"{name} is {fields[name]!r}, not True or False")
+    if fields.get("BinaryData", "True").lower() == "false":
+        raise InputError(path, "its voxels are written as text", CONVERT_ENCODING)
+    if fields.get("DistanceUnits", "mm") not in ("mm", "?"):
+        raise InputError(path, f"its DistanceUnits are {fields['DistanceUnits']}, not mm", CONVERT_ENCODING)
+    for suffix, neutral in (("Slope", 1), ("Offset", 0)):
+        name = f"ElementToIntensityFunction{suffix}"
+        if parse_numbers(fields.get(name, str(neutral)), 1) != [neutral]:
+            # ITK would ignore the scaling
+            cause = f"its header scales the voxels ({name} = {fields[name]}), which is not supported"
+            raise InputError(path, cause, CONVERT_ENCODING)
+
+
+def _find_placement(fields: dict[str, str], axes: int) -> Placement:
+    spacing = fields.get("ElementSpacing") or fields.get("ElementSize")
+    if spacing is None:
+        raise KeyError("ElementSpacing")
+    origin = next((fields[name] for name in ORIGINS if name in fields), None)
+    direction = next((fields[name] for name in DIRECTIONS if name in fields), None)
+    origins = [0.0] * axes if origin is None else parse_numbers(origin, axes)
+    columns = np.eye(axes)
+    if direction is not None:
+        columns = np.array(parse_numbers(direction, axes * axes)).reshape(axes, axes)
+    # the header lists the axes one after the other: the columns of the matrix
+    matrix = columns.T[:3, :3]
+    return Placement(triple(parse_numbers(spacing, axes)[:3]), triple(origins[:3]), tuple(matrix.ravel().tolist()))

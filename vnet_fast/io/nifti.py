@@ -1,39 +1,51 @@
-"""NIfTI's headers, of version 1, in one file with their voxels: `.nii` and `.nii.gz`."""
+"""NIfTI: reads and verifies files of version 1 that hold header and voxels, `.nii` and `.nii.gz`."""
 
 import gzip
 import math
 import struct
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vnet_fast.errors import InputError
 from vnet_fast.io import integrity
-from vnet_fast.io.header import Placement, check_placement, columns, make_header, words
+from vnet_fast.io.header import (
+    CORRECT_HEADER,
+    IDENTITY,
+    Header,
+    Placement,
+    check_placement,
+    format_numbers,
+    make_header,
+    split_steps,
+    triple,
+)
 from vnet_fast.io.integrity import COPY_AGAIN
 
 HEADER_BYTES, NIFTI_2_BYTES = 348, 540
-# where voxels begin: after the header and the four bytes that say whether more follows
+# where voxels may begin: after the header and the four bytes that tell whether extensions follow
 MIN_OFFSET, MAX_OFFSET = 352, 1 << 30
-# numbers a voxel and bits of each, by code
+# values per voxel and bits of each, by code
 DATATYPES = {2: (1, 8), 4: (1, 16), 8: (1, 32), 16: (1, 32), 32: (2, 32), 64: (1, 64), 128: (3, 8), 256: (1, 8),
              512: (1, 16), 768: (1, 32), 1024: (1, 64), 1280: (1, 64), 1792: (2, 64), 2304: (4, 8)}  # fmt: skip
 MAX_FORM_CODE = 5
-# mm, by the lowest three bits of xyzt_units; unknown is taken for mm
+# mm, by the lowest three bits of xyzt_units; an unknown unit is taken for mm
 UNITS = {0: 1.0, 1: 1e3, 2: 1.0, 3: 1e-3}
-# share by which the lengths of the sform's columns may differ from the spacing
-SAME_SPACING = 1e-3
-# to left, posterior, superior from NIfTI's right, anterior, superior
+# largest relative difference between the lengths of the sform's columns and the spacing
+SPACING_TOLERANCE = 1e-3
+# from NIfTI's axes right, anterior, superior to left, posterior, superior
 TO_LPS = np.array([-1.0, -1.0, 1.0])
 
 
 @dataclass(frozen=True)
 class _Fields:
-    """The fields that say how voxels are read and where they lie."""
+    """The fields of a header that determine how voxels are read and where they lie."""
 
-    dim: tuple
-    pixdim: tuple
+    dim: tuple[int, ...]
+    pixdim: tuple[float, ...]
     datatype: int
     bits: int
     offset: int
@@ -42,39 +54,36 @@ class _Fields:
     units: int
     qform: int
     sform: int
-    quaternion: tuple
-    quaternion_offset: tuple
-    rows: tuple
+    quaternion: tuple[float, float, float]
+    quaternion_offset: tuple[float, float, float]
+    rows: tuple[float, ...]
 
 
-def check(path):
-    """Makes sure that a file is sound and whole.
-
-    Returns:
-        Header.
+def read_header(path: Path) -> Header:
+    """Reads the header of a file, and verifies the file.
 
     Raises:
-        InputError: if not, with the cause.
+        InputError: if it is damaged, truncated or not supported.
     """
     integrity.check_regular(path)
     compressed = str(path).lower().endswith(".gz")
-    fields = _fields(path, _first_bytes(path, compressed))
+    fields = _parse_fields(path, _read_first_bytes(path, compressed))
     channels, bits = DATATYPES.get(fields.datatype, (0, 0))
     count = fields.dim[0]
     if not channels or fields.bits != channels * bits or not 1 <= count <= 7:
         cause = f"damaged header: {count} axes of type {fields.datatype} with {fields.bits} bits"
         raise InputError(path, cause, COPY_AGAIN)
     if any(map(math.isinf, (fields.slope, fields.intercept))):
-        raise InputError(path, "damaged header: its voxels are to be scaled by infinity", COPY_AGAIN)
+        raise InputError(path, "damaged header: it scales the voxels by infinity", COPY_AGAIN)
     header = make_header(
-        path, fields.dim[1 : count + 1], channels, channels * bits // 8, lambda: _placements(path, fields)
+        path, fields.dim[1 : count + 1], channels, channels * bits // 8, lambda: _find_placements(path, fields)
     )
-    measure = integrity.check_gzip if compressed else integrity.check_plain
-    measure(path, fields.offset, header.data_bytes)
+    check_length = integrity.check_gzip if compressed else integrity.check_plain
+    check_length(path, fields.offset, header.data_bytes)
     return header
 
 
-def _first_bytes(path, compressed):
+def _read_first_bytes(path: Path, compressed: bool) -> bytes:
     try:
         with gzip.open(path) if compressed else open(path, "rb") as file:
             return file.read(HEADER_BYTES)
@@ -84,11 +93,11 @@ def _first_bytes(path, compressed):
         raise InputError(path, f"damaged gzip data ({error})", COPY_AGAIN) from None
 
 
-def _fields(path, content):
+def _parse_fields(path: Path, content: bytes) -> _Fields:
     sizes = {order: struct.unpack_from(order + "i", content.ljust(4, b"\0"))[0] for order in "<>"}
     order = next((order for order, size in sizes.items() if size == HEADER_BYTES), None)
     if NIFTI_2_BYTES in sizes.values():
-        raise InputError(path, "NIfTI of version 2, which is not read", "Convert it to version 1")
+        raise InputError(path, "NIfTI version 2, which is not supported", "Convert it to version 1")
     if order is None or len(content) < HEADER_BYTES:
         raise InputError(path, "not a NIfTI file", COPY_AGAIN)
     magic = content[344:348]
@@ -97,8 +106,8 @@ def _fields(path, content):
     if magic != b"n+1\0":
         raise InputError(path, "not a NIfTI file: it lacks the magic number", COPY_AGAIN)
 
-    def read(form, place):
-        return struct.unpack_from(order + form, content, place)
+    def read(numbers: str, position: int) -> tuple[Any, ...]:
+        return struct.unpack_from(order + numbers, content, position)
 
     offset, slope, intercept = read("3f", 108)
     if not MIN_OFFSET <= offset < MAX_OFFSET or offset != int(offset):
@@ -122,40 +131,49 @@ def _fields(path, content):
     )
 
 
-def _placements(path, fields):
-    """Where the voxels lie by the sform, by the qform, or by neither: both may be given."""
+def _find_placements(path: Path, fields: _Fields) -> list[Placement]:
+    """Returns the placements by sform and by qform, of which both may be given, or a default if neither is."""
     if not (0 <= fields.qform <= MAX_FORM_CODE and 0 <= fields.sform <= MAX_FORM_CODE):
         cause = f"damaged header: qform code {fields.qform}, sform code {fields.sform}"
         raise InputError(path, cause, COPY_AGAIN)
     scale = UNITS.get(fields.units & 7)
     if scale is None:
-        raise InputError(path, f"damaged header: unit {fields.units & 7} of length", COPY_AGAIN)
-    spacing = tuple(length * scale for length in fields.pixdim[1:4])
-    found = []
+        raise InputError(path, f"damaged header: its unit of length has the code {fields.units & 7}", COPY_AGAIN)
+    spacing = triple(length * scale for length in fields.pixdim[1:4])
+    placements = []
     if fields.sform:
         rows = np.array(fields.rows, dtype=np.float64).reshape(3, 4) * scale
-        lengths, direction = columns((TO_LPS[:, None] * rows[:, :3]).T)
-        found.append(Placement(spacing, tuple((TO_LPS * rows[:, 3]).tolist()), direction))
-        check_placement(path, found[0])
-        if not np.allclose(lengths, spacing, rtol=SAME_SPACING, atol=0):
-            cause = f"its spacing is {words(spacing)} mm by its pixdim and {words(lengths)} mm by its sform"
-            raise InputError(path, cause, "Export it again, or mend its header")
+        lengths, direction = split_steps((TO_LPS[:, None] * rows[:, :3]).T)
+        placements.append(Placement(spacing, triple((TO_LPS * rows[:, 3]).tolist()), direction))
+        check_placement(path, placements[0])
+        if not np.allclose(lengths, spacing, rtol=SPACING_TOLERANCE, atol=0):
+            by_pixdim, by_sform = format_numbers(spacing), format_numbers(lengths)
+            cause = f"its spacing is {by_pixdim} mm by its pixdim and {by_sform} mm by its sform"
+            raise InputError(path, cause, CORRECT_HEADER)
     if fields.qform:
         origin = TO_LPS * np.array(fields.quaternion_offset) * scale
-        direction = TO_LPS[:, None] * _rotation(fields.quaternion, fields.pixdim[0])
-        found.append(Placement(spacing, tuple(origin.tolist()), tuple(direction.ravel().tolist())))
-    return found or [Placement(spacing, (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))]
+        matrix = TO_LPS[:, None] * _rotation_matrix(fields.quaternion, fields.pixdim[0])
+        placements.append(Placement(spacing, triple(origin.tolist()), tuple(matrix.ravel().tolist())))
+    return placements or [Placement(spacing, (0.0, 0.0, 0.0), IDENTITY)]
 
 
-def _rotation(quaternion, handedness):
-    """The matrix of a unit quaternion a + bi + cj + dk of which b, c, d are stored."""
+def _rotation_matrix(quaternion: tuple[float, float, float], handedness: float) -> np.ndarray:
+    """Returns the (3, 3) matrix of a unit quaternion a + bi + cj + dk, of which b, c and d are stored.
+
+    Args:
+        quaternion: b, c, d.
+        handedness: negative if the third axis is flipped.
+
+    Source:
+        `nifti_quatern_to_mat44` of the NIfTI library.
+    """
     b, c, d = quaternion
     rest = 1 - (b * b + c * c + d * d)
-    # by the standard's own code: what is off by rounding is a half turn
+    # as in the library: a rotation by half a turn, if a is zero but for rounding
     if rest < 1e-7 and (length := math.sqrt(b * b + c * c + d * d)) > 0:
         a, b, c, d = 0.0, b / length, c / length, d / length
     else:
-        a = math.sqrt(max(rest, 0)) if rest == rest else math.nan
+        a = math.nan if math.isnan(rest) else math.sqrt(max(rest, 0))
     matrix = np.array(
         [
             [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],

@@ -1,16 +1,32 @@
-"""NRRD's headers: `.nrrd` with the data in it, `.nhdr` with a data file beside it."""
+"""NRRD: reads and verifies `.nrrd`, which holds header and voxels, and `.nhdr`, a header beside a data file."""
 
 import math
 import re
+from collections.abc import Sequence
+from pathlib import Path
 
 from vnet_fast.errors import InputError
 from vnet_fast.io import integrity
-from vnet_fast.io.header import CONVERT, Placement, beside, columns, integers, make_header, numbers
+from vnet_fast.io.header import (
+    CONVERT_ENCODING,
+    CORRECT_HEADER,
+    IDENTITY,
+    MAX_LINE,
+    MAX_LINES,
+    Header,
+    Placement,
+    find_data_file,
+    make_header,
+    parse_integers,
+    parse_numbers,
+    reporting_damage,
+    split_steps,
+    triple,
+)
 from vnet_fast.io.integrity import COPY_AGAIN
 
 MAGIC = re.compile(rb"NRRD000[1-5]\r?\n")
-MAX_LINE, MAX_LINES = 1 << 16, 10_000
-# the spaces that are read, and the signs that turn their axes to left, posterior, superior
+# the supported spaces, and the signs that turn their axes to left, posterior, superior
 SPACES = {
     "left-posterior-superior": (1, 1, 1),
     "lps": (1, 1, 1),
@@ -20,6 +36,7 @@ SPACES = {
     "las": (1, -1, 1),
 }
 SPATIAL_KINDS = {"domain", "space", "none", "???"}
+MILLIMETRES = ("mm", "millimeter", "millimetre", "")
 _TYPES = {
     1: "signed char,int8,int8_t,uchar,unsigned char,uint8,uint8_t",
     2: "short,short int,signed short,signed short int,int16,int16_t,"
@@ -37,42 +54,37 @@ KNOWN = {*SYNONYMS.values(), "dimension", "type", "block size", "blocksize", "en
          "space units", "space origin", "space directions", "measurement frame"}  # fmt: skip
 
 
-def data_file(path):
-    """The file that holds the voxels: `path` itself, or the one that its header names."""
-    fields = _fields(path)[0]
-    return beside(path, fields["data file"]) if "data file" in fields else path
+def data_file(path: Path) -> Path:
+    """Returns the file that holds the voxels: `path` itself, or the file that its header names."""
+    return _data_file(path, _read_fields(path)[0])
 
 
-def check(path):
-    """Makes sure that a file is sound and whole.
+def _data_file(path: Path, fields: dict[str, str]) -> Path:
+    return find_data_file(path, fields["data file"]) if "data file" in fields else path
 
-    Returns:
-        Header.
+
+def read_header(path: Path) -> Header:
+    """Reads the header of a volume, and verifies its files.
 
     Raises:
-        InputError: if not, with the cause.
+        InputError: if they are damaged, truncated or not supported.
     """
-    fields, end = _fields(path)
+    fields, end = _read_fields(path)
     if "data file" in fields and (fields["data file"].upper().startswith("LIST") or "%" in fields["data file"]):
-        raise InputError(path, "its data is spread over several files", CONVERT)
-    try:
-        size = integers(fields["sizes"], *integers(fields["dimension"], 1))
+        raise InputError(path, "its data is spread over several files", CONVERT_ENCODING)
+    with reporting_damage(path):
+        size = parse_integers(fields["sizes"], *parse_integers(fields["dimension"], 1))
         voxel_bytes = ELEMENT_BYTES.get(fields["type"].lower())
         if voxel_bytes is None:
-            raise InputError(path, f"its type {fields['type']} is not read", CONVERT)
+            raise InputError(path, f"its type {fields['type']} is not supported", CONVERT_ENCODING)
         if voxel_bytes > 1 and fields["endian"].lower() not in ("little", "big"):
             raise ValueError(f"endian is {fields['endian']!r}, not little or big")
         _check_axes(path, size, fields)
-        header = make_header(path, size, 1, voxel_bytes, lambda: [_placement(path, fields)])
-        skips = [fields.get(name, "0") for name in ("line skip", "byte skip")]
+        header = make_header(path, size, 1, voxel_bytes, lambda: [_find_placement(path, fields)])
         encoding = fields["encoding"].lower()
-    except KeyError as error:
-        raise InputError(path, f"damaged header: it gives no {error.args[0]}", COPY_AGAIN) from None
-    except ValueError as error:
-        raise InputError(path, f"damaged header ({error})", COPY_AGAIN) from None
-    if skips != ["0", "0"]:
-        raise InputError(path, "its header says to skip part of the data", CONVERT)
-    data = data_file(path)
+    if any(fields.get(name, "0") != "0" for name in ("line skip", "byte skip")):
+        raise InputError(path, "its header skips part of the data, which is not supported", CONVERT_ENCODING)
+    data = _data_file(path, fields)
     integrity.check_regular(data)
     skip = end if data == path else 0
     if encoding == "raw":
@@ -80,14 +92,18 @@ def check(path):
     elif encoding in ("gzip", "gz"):
         integrity.check_deflated(data, skip, header.data_bytes, integrity.GZIP)
     else:
-        raise InputError(path, f"its encoding {fields['encoding']} is not read", CONVERT)
+        raise InputError(path, f"its encoding {fields['encoding']} is not supported", CONVERT_ENCODING)
     return header
 
 
-def _fields(path):
-    """The fields of a header, and where the data begins if it is in the same file."""
+def _read_fields(path: Path) -> tuple[dict[str, str], int]:
+    """Reads the fields of a header.
+
+    Returns:
+        dict from the name of a field to its text; and the number of bytes of the header.
+    """
     integrity.check_regular(path)
-    fields = {}
+    fields: dict[str, str] = {}
     with open(path, "rb") as file:
         if not MAGIC.fullmatch(file.readline(MAX_LINE)):
             raise InputError(path, "not an NRRD file", COPY_AGAIN)
@@ -106,54 +122,53 @@ def _fields(path):
     raise InputError(path, "truncated: its header has no end", COPY_AGAIN)
 
 
-def _add_field(path, fields, text):
-    name, colon, value = text.partition(":")
+def _add_field(path: Path, fields: dict[str, str], line: str) -> None:
+    name, colon, value = line.partition(":")
     name = SYNONYMS.get(name.lower(), name.lower())
     if not colon or name not in KNOWN:
-        cause = f"damaged header: {text[:40].encode('ascii', 'backslashreplace').decode()!r} is no field"
-        raise InputError(path, cause, "Mend the header, or export it again")
+        shown = line[:40].encode("ascii", "backslashreplace").decode()
+        raise InputError(path, f"damaged header: {shown!r} is not a known field", CORRECT_HEADER)
     if name in fields:
-        raise InputError(path, f"damaged header: {name} stands there twice", "Keep one of the two")
+        raise InputError(path, f"damaged header: {name} is given twice", "Keep one of the two")
     fields[name] = value.strip()
 
 
-def _check_axes(path, size, fields):
-    """Makes sure that every axis is one of space: others are the numbers of a voxel, or time."""
+def _check_axes(path: Path, size: Sequence[int], fields: dict[str, str]) -> None:
+    """Raises an InputError unless there are three spatial axes; others may be channels or time."""
     kinds = fields.get("kinds", "").lower().split()
     if (kinds and not (len(kinds) == len(size) and SPATIAL_KINDS.issuperset(kinds))) or len(size) != 3:
-        cause = f"not a volume of scalars but {len(size)}-D of kinds {' '.join(kinds) or 'not named'}"
-        raise InputError(path, cause, "Name a 3-D volume")
+        described = f" with axes of the kinds {' '.join(kinds)}" if kinds else ""
+        cause = f"is {len(size)}-D{described}, not 3-D with spatial axes"
+        raise InputError(path, cause, "Name a 3-D volume with one value per voxel")
 
 
-def _placement(path, fields):
+def _find_placement(path: Path, fields: dict[str, str]) -> Placement:
     units = re.findall(r'"([^"]*)"', fields.get("space units", ""))
-    if any(unit.lower() not in ("mm", "millimeter", "millimetre", "") for unit in units):
-        raise InputError(path, f"its space units are {fields['space units']}, not mm", CONVERT)
+    if any(unit.lower() not in MILLIMETRES for unit in units):
+        raise InputError(path, f"its space units are {fields['space units']}, not mm", CONVERT_ENCODING)
     if "space directions" not in fields:
-        spacing = numbers(fields["spacings"], 3) if "space" not in fields else _missing("space directions")
-        return Placement(tuple(spacing), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
+        if "space" in fields:
+            raise KeyError("space directions")
+        return Placement(triple(parse_numbers(fields["spacings"], 3)), (0.0, 0.0, 0.0), IDENTITY)
     signs = SPACES.get(fields["space"].lower())
     if signs is None:
-        raise InputError(path, f"its space {fields['space']} is not read", CONVERT)
-    spacing, direction = columns([_signed(signs, vector) for vector in _vectors(fields["space directions"], 3)])
-    origin = _signed(signs, _vectors(fields.get("space origin", "(0,0,0)"), 1)[0])
-    return Placement(spacing, origin, direction)
+        raise InputError(path, f"its space {fields['space']} is not supported", CONVERT_ENCODING)
+    steps = _parse_vectors(fields["space directions"], 3)
+    spacing, direction = split_steps([_apply_signs(signs, step) for step in steps])
+    origin = _parse_vectors(fields.get("space origin", "(0,0,0)"), 1)[0]
+    return Placement(spacing, _apply_signs(signs, origin), direction)
 
 
-def _missing(name):
-    raise KeyError(name)
-
-
-def _vectors(text, count):
-    """The vectors of a text such as (1,0,0) (0,1,0); a ValueError if there is anything else."""
-    found = re.findall(r"\(([^()]*)\)", text)
-    if len(found) != count or re.sub(r"\([^()]*\)", "", text).strip():
+def _parse_vectors(text: str, count: int) -> list[list[float]]:
+    """Parses a text such as (1,0,0) (0,1,0); raises a ValueError if it has anything else."""
+    parts = re.findall(r"\(([^()]*)\)", text)
+    if len(parts) != count or re.sub(r"\([^()]*\)", "", text).strip():
         raise ValueError(f"{count} vectors are needed, got {text!r}")
-    vectors = [numbers(part.replace(",", " "), 3) for part in found]
-    if any(part.count(",") != 2 for part in found) or not all(math.isfinite(n) for v in vectors for n in v):
-        raise ValueError(f"{text!r} are no vectors")
+    vectors = [parse_numbers(part.replace(",", " "), 3) for part in parts]
+    if any(part.count(",") != 2 for part in parts) or not all(math.isfinite(n) for v in vectors for n in v):
+        raise ValueError(f"{text!r} are not vectors of finite numbers")
     return vectors
 
 
-def _signed(signs, vector):
-    return tuple(sign * number for sign, number in zip(signs, vector, strict=True))
+def _apply_signs(signs: Sequence[int], vector: Sequence[float]) -> tuple[float, float, float]:
+    return triple(sign * number for sign, number in zip(signs, vector, strict=True))

@@ -1,6 +1,4 @@
-"""Volumes and their geometry, by SimpleITK: read, check, resample to the network's grid and back,
-write. Arrays are (z, y, x); sizes, spacings and origins are x y z, in mm.
-"""
+"""Reads and writes volumes and masks, with SimpleITK, and checks what is read."""
 
 import os
 import shutil
@@ -13,31 +11,23 @@ import SimpleITK as sitk
 from vnet_fast.errors import InputError
 from vnet_fast.io import dicom, formats
 from vnet_fast.io.grid import GEOMETRY_TOLERANCE, Grid
-from vnet_fast.io.header import check_agreement, check_placement, words
-from vnet_fast.io.itk import called, check_name, file_reader, kept_locale
+from vnet_fast.io.header import check_agreement, check_placement, format_numbers, scalar_volume_error
+from vnet_fast.io.itk import check_name, kept_locale, read_file
 
 MAX_LABEL = 255
-IMAGE_IO = {
-    ".nii.gz": "NiftiImageIO",
-    ".nii": "NiftiImageIO",
-    ".mhd": "MetaImageIO",
-    ".mha": "MetaImageIO",
-    ".nrrd": "NrrdImageIO",
-    ".nhdr": "NrrdImageIO",
-}
 
 
-def read_image(path):
-    """A volume of intensities.
+def read_image(path: str | Path) -> sitk.Image:
+    """Reads a volume of intensities.
 
     Args:
-        path: a file in one of `formats.SUFFIXES`, or a folder of one DICOM series.
+        path: of a file in one of `formats.SUFFIXES`, or of a folder with one DICOM series.
 
     Returns:
-        3-D SimpleITK image, float32, all voxels finite.
+        3-D SimpleITK image, float32; all voxels are finite.
 
     Raises:
-        InputError: if it is missing, damaged, not a 3-D volume of scalars, or holds NaN or Inf.
+        InputError: if it is missing, damaged, not a 3-D volume with one value per voxel, or holds NaN or infinity.
     """
     image = sitk.Cast(_read(Path(path)), sitk.sitkFloat32)
     values = sitk.GetArrayViewFromImage(image)
@@ -47,90 +37,93 @@ def read_image(path):
     return image
 
 
-def read_mask(path, image=None, image_path=None):
-    """The mask of a volume.
+def read_mask(path: str | Path, image: sitk.Image | None = None, image_path: str | Path | None = None) -> sitk.Image:
+    """Reads a mask.
 
     Args:
         path: as for `read_image`.
-        image: the SimpleITK image on whose grid the mask must lie, or None for any grid.
-        image_path: its path, for messages.
+        image: the SimpleITK image whose grid the mask must have, or None for any grid.
+        image_path: path of the image, for messages.
 
     Returns:
         3-D SimpleITK image, uint8: labels, 0 is background.
 
     Raises:
-        InputError: as `read_image`; if a label is no whole number from 0 to 255; or if size,
+        InputError: as `read_image`; also if a label is not a whole number from 0 to 255, or if size,
             spacing, origin or direction differ from the image's by more than 1e-3.
     """
     mask = _read(Path(path))
     values = sitk.GetArrayViewFromImage(mask)
     wrong = ~((values >= 0) & (values <= MAX_LABEL) & (values == np.trunc(values)))
     if wrong.any():
-        raise InputError(
-            path,
-            f"{int(wrong.sum())} voxels have labels that are no whole number from 0 to {MAX_LABEL}, "
-            f"such as {values[wrong].flat[0]}",
-            "Write a mask with 0 for background and 1, 2, … for the structures",
-        )
+        cause = f"{int(wrong.sum())} voxels have labels that are not whole numbers from 0 to {MAX_LABEL}"
+        remedy = "Write a mask with 0 for background and 1, 2, … for the structures"
+        raise InputError(path, f"{cause}, such as {values[wrong].flat[0]}", remedy)
     mask = sitk.Cast(mask, sitk.sitkUInt8)
-    if image is None:
-        return mask
-    ours, theirs = Grid.of(mask), Grid.of(image)
-    for name in ("size", "spacing", "origin", "direction"):
-        a, b = getattr(ours, name), getattr(theirs, name)
-        if not np.allclose(a, b, rtol=0, atol=GEOMETRY_TOLERANCE):
-            cause = f"its {name} is {words(a)}, that of {Path(image_path).name} is {words(b)}"
-            raise InputError(path, cause, "Export the mask on the grid of its image")
+    if image is not None:
+        _check_same_grid(path, mask, image, image_path)
     return mask
 
 
-def _read(path):
+def _check_same_grid(path: str | Path, mask: sitk.Image, image: sitk.Image, image_path: str | Path | None) -> None:
+    of_mask, of_image = Grid.of(mask), Grid.of(image)
+    for name in ("size", "spacing", "origin", "direction"):
+        masks, images = getattr(of_mask, name), getattr(of_image, name)
+        if not np.allclose(masks, images, rtol=0, atol=GEOMETRY_TOLERANCE):
+            image_name = "its image" if image_path is None else Path(image_path).name
+            cause = f"its {name} is {format_numbers(masks)}, that of {image_name} is {format_numbers(images)}"
+            raise InputError(path, cause, "Export the mask on the grid of its image")
+
+
+def _read(path: Path) -> sitk.Image:
     if path.is_dir() and formats.suffix_of(path) is None:
-        image = _three_dimensional(dicom.read(path), path)
-        check_placement(path, Grid.of(image))
+        image = _to_three_axes(dicom.read_series(path), path)
+        check_placement(path, Grid.of(image).placement)
         return image
-    header = formats.check(path)
-    image = called(file_reader(path, IMAGE_IO[formats.suffix_of(path)]).Execute, path)
-    image = _three_dimensional(image, path)
-    check_agreement(path, header, Grid.of(image))
+    header = formats.verify_volume(path)
+    image = _to_three_axes(read_file(path, formats.format_of(path).image_io), path)
+    grid = Grid.of(image)
+    check_agreement(path, header, grid.size, grid.placement)
     return image
 
 
-def _three_dimensional(image, path):
+def _to_three_axes(image: sitk.Image, path: Path) -> sitk.Image:
+    """Drops a fourth axis of length one; raises an InputError unless the image is then a scalar volume."""
     if image.GetDimension() > 3 and set(image.GetSize()[3:]) == {1}:
         image = image[:, :, :, 0]
-    numbers = image.GetNumberOfComponentsPerPixel() * (2 if "complex" in image.GetPixelIDTypeAsString() else 1)
-    if image.GetDimension() != 3 or numbers != 1:
-        cause = f"not a volume of scalars but {image.GetDimension()}-D with {numbers} numbers a voxel"
-        raise InputError(path, cause, "Name a 3-D volume")
+    channels = image.GetNumberOfComponentsPerPixel() * (2 if "complex" in image.GetPixelIDTypeAsString() else 1)
+    if image.GetDimension() != 3 or channels != 1:
+        raise scalar_volume_error(path, image.GetDimension(), channels)
     return image
 
 
-def write(array, image, path):
-    """Writes an array on the grid of `image`, compressed, so that `path` always holds a whole file:
-    the one before, or the new one.
+def write(array: np.ndarray, image: sitk.Image, path: str | Path) -> None:
+    """Writes an array on the grid of an image, compressed.
+
+    If writing fails, the file that `path` may have held before is still complete.
 
     Args:
         array: (z, y, x).
-        image: the SimpleITK image whose grid it has.
+        image: the SimpleITK image whose grid the array has.
         path: in one of `formats.SUFFIXES`; its folder must exist.
 
     Raises:
-        InputError: if the folder can't be written or the disk is full.
+        InputError: if the format is not supported, the folder can't be written, or the disk is full.
     """
     path = Path(path)
     check_name(path)
+    formats.format_of(path)
     folder = None
     try:
         folder = Path(tempfile.mkdtemp(prefix=".writing-", dir=path.parent))
         # ITK knows few suffixes in upper case
-        header = folder / (formats.stem_of(path) + formats.suffix_of(path))
+        header = folder / f"{formats.stem_of(path)}{formats.suffix_of(path)}"
         with kept_locale():
             sitk.WriteImage(Grid.of(image).image_from(array), str(header), useCompression=True)
         for part in folder.iterdir():
             if part != header:
                 os.replace(part, path.parent / part.name)
-        # a header goes last: it must not name data that is not there yet
+        # the header is moved last, so that it never names data that does not exist yet
         os.replace(header, path)
     except (OSError, RuntimeError) as error:
         reason = str(getattr(error, "strerror", None) or error).strip().splitlines()[-1]
