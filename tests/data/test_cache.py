@@ -9,6 +9,7 @@ import pytest
 from tests.volumes import write_case
 from vnet_fast.data.cache import Cache
 from vnet_fast.data.cases import find_cases
+from vnet_fast.data.preparation import PreparedCase
 from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.io import volumes
 from vnet_fast.io.grid import image_on_grid, mask_on_grid, working_grid
@@ -69,6 +70,22 @@ def test_key_follows_content_and_settings(tmp_path):
     assert cache.key(case) == keys[0]
 
 
+def test_entries_of_earlier_versions_are_found(tmp_path):
+    """Keys and names of arrays must not change without a new CACHE_FORMAT."""
+    (tmp_path / "A.nii").write_bytes(b"image")
+    (tmp_path / "A_segmentation.nii").write_bytes(b"mask")
+    case = find_cases(tmp_path)[0]
+    cache = Cache(tmp_path / "cache", (1, 1, 1.5), (128, 128, 64))
+    assert cache.key(case) == "59e27f5622a428879441fd9796ccd013"
+    generator = np.random.default_rng(0)
+    ranks = generator.integers(0, 65536, (2, 3, 4), dtype=np.uint16)
+    table = np.sort(generator.normal(size=65536)).astype(np.float32)
+    mask = generator.integers(0, 2, (2, 3, 4), dtype=np.uint8)
+    np.savez(tmp_path / "cache" / f"{cache.key(case)}.npz", labels=[0, 1], ranks=ranks, table=table, mask=mask)
+    # the files hold no volumes, so only the entry can be read
+    assert_equal(cache.load([case])[0], PreparedCase("A", ranks, table, mask, (0, 1)))
+
+
 def test_key_sees_the_data_file_of_a_header(tmp_path):
     write_case(tmp_path, "A", seed=0)
     case = find_cases(tmp_path)[0]
@@ -81,9 +98,9 @@ def test_key_sees_the_data_file_of_a_header(tmp_path):
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "other"])
 def test_damaged_entries_are_made_again(cases, tmp_path, damage):
-    found = find_cases(cases)
+    listed = find_cases(cases)
     cache = Cache(tmp_path / "cache", SPACING, SIZE)
-    first = cache.load(found)
+    first = cache.load(listed)
     for entry in (tmp_path / "cache").iterdir():
         content = bytearray(entry.read_bytes())
         content[len(content) // 2] ^= 0xFF
@@ -95,16 +112,16 @@ def test_damaged_entries_are_made_again(cases, tmp_path, damage):
                 "other": b"PK nonsense",
             }[damage]
         )
-    for a, b in zip(first, cache.load(found), strict=True):
+    for a, b in zip(first, cache.load(listed), strict=True):
         assert_equal(a, b)
-    for a, b in zip(first, cache.load(found), strict=True):
+    for a, b in zip(first, cache.load(listed), strict=True):
         assert_equal(a, b)
 
 
 def test_two_runs_at_once_leave_whole_entries(cases, tmp_path):
-    found, results = find_cases(cases), []
+    listed, results = find_cases(cases), []
     threads = [
-        threading.Thread(target=lambda: results.append(Cache(tmp_path / "cache", SPACING, SIZE).load(found)))
+        threading.Thread(target=lambda: results.append(Cache(tmp_path / "cache", SPACING, SIZE).load(listed)))
         for _ in range(3)
     ]
     for thread in threads:
@@ -115,11 +132,11 @@ def test_two_runs_at_once_leave_whole_entries(cases, tmp_path):
     for result in results[1:]:
         for a, b in zip(results[0], result, strict=True):
             assert_equal(a, b)
-    assert len(list((tmp_path / "cache").iterdir())) == len(found)
+    assert len(list((tmp_path / "cache").iterdir())) == len(listed)
 
 
-def test_an_entry_is_replaced_not_written_over(cases, tmp_path):
-    """A reader that has the old entry open keeps it whole."""
+def test_an_entry_is_replaced_and_not_overwritten(cases, tmp_path):
+    """A reader that has opened the old entry can read it to its end."""
     cache = Cache(tmp_path / "cache", SPACING, SIZE)
     case = find_cases(cases)[0]
     cache.load([case])

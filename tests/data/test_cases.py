@@ -114,7 +114,7 @@ def test_predictions_and_references_pair(tmp_path):
 
 
 @pytest.mark.parametrize(("count", "folds"), [(40, 5), (11, 4), (5, 5), (7, 2)])
-def test_folds_part_the_cases(count, folds):
+def test_folds_divide_the_cases(count, folds):
     cases = [f"case{i}" for i in range(count)]
     validated = []
     for fold in range(folds):
@@ -122,7 +122,7 @@ def test_folds_part_the_cases(count, folds):
         assert sorted(training + validation) == sorted(cases)
         assert validation
         validated += validation
-        # every block of neighbours gives each fold one case
+        # each fold has at most one case of every block
         numbers = [int(name[4:]) // folds for name in validation]
         assert len(set(numbers)) == len(numbers)
     assert sorted(validated) == sorted(cases)
@@ -135,34 +135,36 @@ def test_folds_stay_the_same_on_every_machine():
     assert split(cases, 4, 1, seed=0) != split(cases, 4, 1, seed=1)
 
 
-def counted(labels, tmp_path, binary=False, declared=None):
+def count(labels, tmp_path, binary=False, declared=None):
     cases = [Case(str(i), tmp_path / f"{i}.mha", tmp_path / f"{i}_mask.mha") for i in range(len(labels))]
     empty = np.zeros((1, 1, 1), np.uint8)
-    prepared = [PreparedCase(case.name, empty, empty, empty, found) for case, found in zip(cases, labels, strict=True)]
+    prepared = [PreparedCase(case.name, empty, empty, empty, entry) for case, entry in zip(cases, labels, strict=True)]
     return count_classes(prepared, cases, binary, declared)
 
 
 def test_classes_are_counted_from_the_labels(tmp_path):
-    assert counted([(0, 1), (0,)], tmp_path) == 2
-    assert counted([(0, 1), (0, 3), (2,)], tmp_path) == 4
-    assert counted([(0, 255)], tmp_path, binary=True) == 2
-    assert counted([(0, 1)], tmp_path, declared={0: "b", 1: "x", 2: "y"}) == 3
+    assert count([(0, 1), (0,)], tmp_path) == 2
+    assert count([(0, 1), (0, 3), (2,)], tmp_path) == 4
+    assert count([(0, 255)], tmp_path, binary=True) == 2
+    assert count([(0, 1)], tmp_path, declared={0: "b", 1: "x", 2: "y"}) == 3
     with pytest.raises(InputError, match="all masks are empty"):
-        counted([(0,), (0,)], tmp_path)
+        count([(0,), (0,)], tmp_path)
     with pytest.raises(InputError, match=r"1_mask.mha: has label 255, but no mask has 2, 3, 4, 5, 6, …"):
-        counted([(0, 1), (0, 255)], tmp_path)
-    with pytest.raises(InputError, match=r"1_mask.mha: is of 0 and 255, .*Give --binary to read 255 as the foregr"):
-        counted([(0, 255), (0, 255)], tmp_path)
+        count([(0, 1), (0, 255)], tmp_path)
+    with pytest.raises(
+        InputError, match=r"1_mask.mha: has only the labels 0 and 255, .*Give --binary to treat 255 as the fore"
+    ):
+        count([(0, 255), (0, 255)], tmp_path)
     with pytest.raises(InputError, match=r"1_mask.mha: has label 2, which dataset.json does not name"):
-        counted([(0, 1), (0, 2)], tmp_path, declared={0: "b", 1: "x"})
+        count([(0, 1), (0, 2)], tmp_path, declared={0: "b", 1: "x"})
     with pytest.raises(InputError, match=r"dataset.json: names label 3 but not 2"):
-        counted([(0, 1)], tmp_path, declared={0: "b", 1: "x", 3: "y"})
+        count([(0, 1)], tmp_path, declared={0: "b", 1: "x", 3: "y"})
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"labels": {"a": "b"}}'])
 def test_damaged_description(tmp_path, content):
     (tmp_path / "dataset.json").write_text(content)
-    with pytest.raises(InputError, match="not a data set's description"):
+    with pytest.raises(InputError, match=r"dataset.json: not a description of a data set"):
         declared_labels(tmp_path)
 
 
@@ -179,6 +181,6 @@ def test_real_folders(real_data):
     assert declared_labels(real_data / "Task04_Hippocampus")[2] == "Posterior"
 
 
-def test_case_on_disk_is_found(tmp_path):
+def test_a_real_file_is_found(tmp_path):
     write_case(tmp_path, "A")
     assert find_cases(tmp_path)[0].name == "A"

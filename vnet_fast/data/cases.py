@@ -1,7 +1,8 @@
-"""Cases: found and paired in a folder, dealt to folds, their classes counted."""
+"""Finds the cases of a folder, and pairs images with masks."""
 
 import os
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,29 +10,33 @@ from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.io import formats
 
 MASK_SUFFIX = "_segmentation"
-# what other programs put behind a case's name in a folder of masks, or of images
+# endings that other programs add to a case's name in a folder of masks, or of images
 MASK_ENDINGS = (MASK_SUFFIX, "_seg", "_mask", "_label", "_labels", "_gt")
 IMAGE_ENDINGS = ("_0000",)
-LAYOUTS = f"Needed are X.mhd with X{MASK_SUFFIX}.mhd, or imagesTr and labelsTr, or two folders with --data and --labels"
+LAYOUTS = f"Provide X.mhd with X{MASK_SUFFIX}.mhd, or imagesTr with labelsTr, or two folders with --data and --labels"
 
 
 @dataclass(frozen=True)
 class Case:
-    """A volume's file and its mask's."""
+    """The files of a volume and of its mask."""
 
     name: str
     image: Path
     mask: Path
 
 
-def find_cases(data, labels=None):
-    """The cases of a folder, as `pair_cases` finds them.
+def find_cases(data: str | Path, labels: str | Path | None = None) -> list[Case]:
+    """Finds the cases of a folder; all images and masks must be paired.
+
+    Args:
+        data: as for `pair_cases`.
+        labels: as for `pair_cases`.
 
     Returns:
-        list of Case, at least one.
+        at least one Case, in natural order of name.
 
     Raises:
-        InputError, InputErrors: if there is none, or an image or a mask is without the other.
+        InputError, InputErrors: if there are no cases, or an image or a mask is without the other.
     """
     cases, unpaired = pair_cases(data, labels)
     if unpaired:
@@ -39,114 +44,131 @@ def find_cases(data, labels=None):
     return cases
 
 
-def pair_cases(data, labels=None):
-    """The cases of a folder, in natural order of name, and what is without its pair.
+def pair_cases(data: str | Path, labels: str | Path | None = None) -> tuple[list[Case], list[InputError]]:
+    """Finds the cases of a folder, and the images and masks without their counterparts.
 
     Args:
-        data: a folder in PROMISE12's layout (`X.mhd`, `X_segmentation.mhd`), the Decathlon's
-            (`imagesTr`, `labelsTr`, with or without `dataset.json`), or of images only.
+        data: a folder in PROMISE12's layout (`X.mhd`, `X_segmentation.mhd`), in the Decathlon's (`imagesTr`,
+            `labelsTr`, with or without `dataset.json`), or of images only.
         labels: None, or the folder of the masks, which have the images' names.
 
     Returns:
-        list of Case, list of an InputError for each image or mask without the other; one of the two
-        is not empty.
+        Cases in natural order of name, and an InputError for each unpaired image or mask; one of the two
+        lists is not empty.
 
     Raises:
-        InputError, InputErrors: if the folders can't be listed, have no volumes, or names twice.
+        InputError, InputErrors: if a folder can't be listed or has no volumes, or if a name occurs twice.
     """
     data = Path(data)
     if os.path.isdir(data / "imagesTr"):
         data, labels = data / "imagesTr", labels or data / "labelsTr"
     if labels is not None:
-        images = _without_endings(formats.volumes_in(data), IMAGE_ENDINGS)
-        masks = _without_endings(formats.volumes_in(labels), MASK_ENDINGS)
+        images = _strip_endings(formats.volumes_in(data), IMAGE_ENDINGS)
+        masks = _strip_endings(formats.volumes_in(labels), MASK_ENDINGS)
     else:
-        found = formats.volumes_in(data)
-        masks = {_base(name, (MASK_SUFFIX,)): path for name, path in found.items() if _is_mask(name)}
-        images = {name: path for name, path in found.items() if not _is_mask(name)}
+        volumes = formats.volumes_in(data)
+        masks = {_strip_ending(name, (MASK_SUFFIX,)): path for name, path in volumes.items() if _is_mask(name)}
+        images = {name: path for name, path in volumes.items() if not _is_mask(name)}
         if images and not masks:
             raise InputError(data, f"{len(images)} volumes but no masks", LAYOUTS)
     if not images:
         raise InputError(data, "no volumes", LAYOUTS)
-    unpaired = [InputError(images[name], "no mask for this image", "Add it, or take the image away")
+    unpaired = [InputError(images[name], "no mask for this image", "Add it, or remove the image")
                 for name in images.keys() - masks.keys()]  # fmt: skip
-    unpaired += [InputError(masks[name], "no image for this mask", "Add it, or take the mask away")
+    unpaired += [InputError(masks[name], "no image for this mask", "Add it, or remove the mask")
                  for name in masks.keys() - images.keys()]  # fmt: skip
     names = sorted(images.keys() & masks.keys(), key=natural)
     cases = [Case(name, images[name], masks[name]) for name in names]
     return cases, sorted(unpaired, key=lambda error: natural(error.subject))
 
 
-def find_images(data):
-    """The volumes to predict in a folder: those of `find_cases` without the masks, or all.
+def find_images(data: str | Path) -> dict[str, Path]:
+    """Finds the volumes to predict in a folder: all that are not masks.
+
+    Args:
+        data: a folder in one of the layouts of `pair_cases`; `imagesTs` comes before `imagesTr`.
 
     Returns:
         dict from name to path, in natural order of name; a folder of DICOM slices is one volume.
+
+    Raises:
+        InputError, InputErrors: if the folder can't be listed or has no volumes, or if a name occurs twice.
     """
     data = Path(data)
     for folder in ("imagesTs", "imagesTr"):
         if os.path.isdir(data / folder):
             data = data / folder
             break
-    found = _without_endings(formats.volumes_in(data), IMAGE_ENDINGS)
-    found = {name: found[name] for name in sorted(found, key=natural) if not _is_mask(name)}
-    if not found:
+    volumes = _strip_endings(formats.volumes_in(data), IMAGE_ENDINGS)
+    images = {name: volumes[name] for name in sorted(volumes, key=natural) if not _is_mask(name)}
+    if not images:
         raise InputError(data, "no volumes", formats.CONVERT)
-    return found
+    return images
 
 
-def pair_masks(predictions, labels):
-    """Predicted masks and the reference masks of the same cases.
+def pair_masks(predictions: str | Path, labels: str | Path) -> tuple[list[tuple[str, Path, Path]], int]:
+    """Pairs predicted masks with the reference masks of the same cases.
+
+    Args:
+        predictions: folder of the predicted masks.
+        labels: folder of the reference masks, or of a data set that has `labelsTr`.
 
     Returns:
-        list of (name, prediction, reference) in natural order of name, and how many references have
-        no prediction.
+        list of (name, prediction, reference) in natural order of name, and the number of references without a
+        prediction.
 
     Raises:
-        InputErrors: if a prediction has no reference.
+        InputError: if there are no predictions.
+        InputErrors: for all predictions without a reference.
     """
-    found = _without_endings(formats.volumes_in(predictions), MASK_ENDINGS)
-    found = {name: path for name, path in found.items() if "_probability" not in name}
-    if not found:
+    predicted = _strip_endings(formats.volumes_in(predictions), MASK_ENDINGS)
+    predicted = {name: path for name, path in predicted.items() if "_probability" not in name}
+    if not predicted:
         raise InputError(predictions, "no predicted masks", "Name the folder that predict wrote to")
     labels = Path(labels)
     if os.path.isdir(labels / "labelsTr"):
         labels = labels / "labelsTr"
-    everything = formats.volumes_in(labels)
-    marked = {name: path for name, path in everything.items() if _is_mask(name)}
-    references = _without_endings(marked or everything, MASK_ENDINGS)
+    volumes = formats.volumes_in(labels)
+    # without names that end in MASK_SUFFIX, it is a folder of masks only
+    masks = {name: path for name, path in volumes.items() if _is_mask(name)} or volumes
+    references = _strip_endings(masks, MASK_ENDINGS)
     missing = [
-        InputError(found[name], f"no reference mask for it in {labels}", "Add it, or take the prediction away")
-        for name in sorted(found.keys() - references.keys(), key=natural)
+        InputError(predicted[name], f"no reference mask for it in {labels}", "Add it, or remove the prediction")
+        for name in sorted(predicted.keys() - references.keys(), key=natural)
     ]
     if missing:
         raise InputErrors(missing)
-    pairs = [(name, found[name], references[name]) for name in sorted(found, key=natural)]
+    pairs = [(name, predicted[name], references[name]) for name in sorted(predicted, key=natural)]
     return pairs, len(references) - len(pairs)
 
 
-def natural(name):
-    """Sorting key by which Case2 stands before Case10."""
+def natural(name: object) -> list[tuple[int, int, str]]:
+    """Returns a sorting key for natural order, in which Case2 comes before Case10."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", str(name)) if part]
 
 
-def _is_mask(name):
+def _is_mask(name: str) -> bool:
     return name.lower().endswith(MASK_SUFFIX)
 
 
-def _base(name, endings):
-    ending = next((e for e in endings if name.lower().endswith(e)), "")
+def _strip_ending(name: str, endings: Sequence[str]) -> str:
+    ending = next((ending for ending in endings if name.lower().endswith(ending)), "")
     return name[: len(name) - len(ending)]
 
 
-def _without_endings(found, endings):
-    """Names without the endings, where every one has an ending or the short names stay apart."""
-    short, errors = {}, []
-    for name, path in found.items():
-        base = _base(name, endings) or name
-        if base in short:
-            errors.append(InputError(path, f"the same case as {short[base].name}", "Keep one of the two"))
-        short.setdefault(base, path)
+def _strip_endings(volumes: Mapping[str, Path], endings: Sequence[str]) -> dict[str, Path]:
+    """Strips endings from the names of volumes.
+
+    Raises:
+        InputErrors: for all volumes whose stripped names occur before.
+    """
+    stripped: dict[str, Path] = {}
+    errors = []
+    for name, path in volumes.items():
+        base = _strip_ending(name, endings) or name
+        if base in stripped:
+            errors.append(InputError(path, f"the same case as {stripped[base].name}", "Keep one of the two"))
+        stripped.setdefault(base, path)
     if errors:
         raise InputErrors(errors)
-    return short
+    return stripped

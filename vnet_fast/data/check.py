@@ -1,31 +1,31 @@
-"""Looks at every case of a folder and trains nothing: a table of what is there, and all that is wrong."""
+"""Checks all cases of a folder without training: prints a table of them, and reports all errors."""
 
 import sys
 from dataclasses import dataclass
 
-import numpy as np
-
 from vnet_fast.data.cases import Case
 from vnet_fast.data.labels import count_classes, declared_labels
-from vnet_fast.data.preparation import PreparedCase, for_each, read_case
-from vnet_fast.data.training_data import doubts, find_cases, progress_bar, same_volumes
+from vnet_fast.data.preparation import PreparedCase, map_cases, read_case
+from vnet_fast.data.settings import DataSettings
+from vnet_fast.data.training_data import find_duplicates, find_run_cases, find_warnings, progress_bar
 from vnet_fast.errors import InputError, InputErrors
+from vnet_fast.text_table import format_table
 
-# voxels along an axis below which a volume is hardly one
+# fewer voxels along an axis are a warning
 FEW_VOXELS = 4
-TITLES = ("case", "size", "spacing mm", "intensities", "labels")
+HEADINGS = ("case", "size", "spacing mm", "intensities", "labels")
 
 
 @dataclass(frozen=True)
-class Looked:
-    """What a case's files hold.
+class CaseSummary:
+    """The content of a case's files.
 
     Args:
         case: the Case.
         size: voxels, x y z.
         spacing: mm, x y z.
-        intensities: the lowest and the highest.
-        prepared: the PreparedCase, with its labels.
+        intensities: lowest and highest.
+        prepared: the PreparedCase.
     """
 
     case: Case
@@ -34,86 +34,77 @@ class Looked:
     intensities: tuple[float, float]
     prepared: PreparedCase
 
-    def row(self):
-        """Its line of the table, as words below TITLES."""
+    def row(self) -> tuple[str, ...]:
+        """Returns the cells of its row of the table, under HEADINGS."""
         low, high = self.intensities
         return (
             self.case.name,
-            " x ".join(map(str, self.size)),
+            _format_size(self.size),
             " x ".join(f"{length:.4g}" for length in self.spacing),
             f"{low:.6g} to {high:.6g}",
             " ".join(map(str, self.prepared.labels)),
         )
 
+    def warnings(self) -> list[InputError]:
+        """Returns a warning, as an InputError that is never raised, if the volume is very small."""
+        if min(self.size) >= FEW_VOXELS:
+            return []
+        return [InputError(self.case.image, f"only {_format_size(self.size)} voxels", "Check that the volume is whole")]
 
-def check(config):
-    """Reads every case as training would, and writes nothing.
+
+def check_data(settings: DataSettings) -> int:
+    """Reads every case as training would, but writes nothing.
 
     Args:
-        config: the `configuration.Config` of the training.
+        settings: of the training.
 
     Returns:
         exit code 0.
 
     Raises:
-        InputError, InputErrors: of all that training would refuse.
+        InputError, InputErrors: for everything that training would refuse.
     """
-    if config.data is None:
+    if settings.data is None:
         raise InputError("--check", "given without --data", "Name the folder of the volumes too")
-    cases, errors = find_cases(config)
+    cases, errors = find_run_cases(settings, settings.data)
     try:
-        looked = for_each(lambda case: _look(case, config), cases, progress_bar("checking", len(cases)))
+        summaries = map_cases(lambda case: _summarise(case, settings), cases, progress_bar("checking", len(cases)))
     except InputErrors as several:
-        looked = several.results
+        summaries = list(several.results)
         errors += several.errors
-    _print_table([each.row() for each in looked])
-    sound, prepared = [each.case for each in looked], [each.prepared for each in looked]
-    warnings = doubts(sound, prepared) + [doubt for each in looked for doubt in _few_voxels(each)]
+    for line in format_table([HEADINGS, *(summary.row() for summary in summaries)]):
+        _print(line)
+    readable, prepared = [summary.case for summary in summaries], [summary.prepared for summary in summaries]
+    warnings = find_warnings(readable, prepared)
+    warnings += [warning for summary in summaries for warning in summary.warnings()]
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    errors += same_volumes(cases, prepared)
-    # with cases left out, labels would be missing
-    errors += [] if errors else _of_labels(config, sound, prepared)
-    _print(f"{config.data}: {len(sound)} of {len(cases)} cases can be read, {len(warnings)} warnings")
+    errors += find_duplicates(cases, prepared)
+    if not errors:
+        # only then, because a label may be missing with the case that has it
+        try:
+            count_classes(prepared, readable, settings.binary, declared_labels(settings.data))
+        except InputError as error:
+            errors.append(error)
+    _print(f"{settings.data}: {len(readable)} of {len(cases)} cases can be read, {len(warnings)} warnings")
     if errors:
         raise InputErrors(errors)
     return 0
 
 
-def _look(case, config):
-    image, _, prepared = read_case(case, config.spacing, config.volume)
-    low, high = (float(bound) for bound in _bounds(image))
-    return Looked(case, image.GetSize(), image.GetSpacing(), (low, high), prepared)
-
-
-def _bounds(image):
+def _summarise(case: Case, settings: DataSettings) -> CaseSummary:
+    # imported here, because training from the cache needs no image library
     from vnet_fast.io.volumes import sitk
 
+    image, _, prepared = read_case(case, settings.spacing, settings.volume)
     values = sitk.GetArrayViewFromImage(image)
-    return np.min(values), np.max(values)
+    return CaseSummary(case, image.GetSize(), image.GetSpacing(), (float(values.min()), float(values.max())), prepared)
 
 
-def _few_voxels(looked):
-    if min(looked.size) >= FEW_VOXELS:
-        return []
-    size = " x ".join(map(str, looked.size))
-    return [InputError(looked.case.image, f"only {size} voxels", "Check that it is a whole volume")]
+def _format_size(size: tuple[int, int, int]) -> str:
+    return " x ".join(map(str, size))
 
 
-def _of_labels(config, cases, prepared):
-    try:
-        count_classes(prepared, cases, config.binary, declared_labels(config.data))
-    except InputError as error:
-        return [error]
-    return []
-
-
-def _print_table(rows):
-    widths = [max(map(len, column)) for column in zip(TITLES, *rows, strict=True)]
-    for row in (TITLES, *rows):
-        _print("  ".join(f"{word:{width}}" for word, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _print(line):
-    # a name that is no text stays visible where it can't be printed
+def _print(line: str) -> None:
+    """Prints a line; a name that is not valid UTF-8 is shown with escapes."""
     print(line.encode("utf-8", "backslashreplace").decode())

@@ -1,29 +1,33 @@
-"""Folds of the cases: which are trained on, and which are validated on."""
+"""Cross-validation: divides the cases into folds."""
 
 import random
+from collections.abc import Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
-def split(cases, folds, fold, seed):
-    """Training and validation cases.
+def split(cases: Sequence[T], folds: int, fold: int, seed: int) -> tuple[list[T], list[T]]:
+    """Divides cases into training and validation cases.
 
-    Cases are taken in order in blocks of `folds`, and each block is dealt to the folds at random:
-    so cases that were numbered centre by centre, as PROMISE12's, spread evenly over the folds.
+    Each block of `folds` consecutive cases is dealt to the folds at random. If cases are numbered centre by centre,
+    as in PROMISE12, each centre is thus spread evenly over the folds.
 
     Args:
-        cases: any list, the same one for every fold.
-        folds: at least 2.
-        fold: from 0, the one to validate on.
+        cases: the same list for every fold.
+        folds: number of folds, at least 2.
+        fold: the fold to validate on, counted from 0.
         seed: the same seed gives the same folds on every machine.
 
     Returns:
         (training, validation), lists in the order of `cases`.
     """
-    # Python's own generator: its sequence is promised to stay the same
+    # Python's generator, because its sequence stays the same in future versions
     generator = random.Random(seed)
-    dealt = []
+    fold_of_case: list[int] = []
     for start in range(0, len(cases), folds):
         order = list(range(folds))
         generator.shuffle(order)
-        dealt += order[: len(cases) - start]
-    training = [case for case, at in zip(cases, dealt, strict=True) if at != fold]
-    return training, [case for case, at in zip(cases, dealt, strict=True) if at == fold]
+        fold_of_case += order[: len(cases) - start]
+    training = [case for case, number in zip(cases, fold_of_case, strict=True) if number != fold]
+    return training, [case for case, number in zip(cases, fold_of_case, strict=True) if number == fold]

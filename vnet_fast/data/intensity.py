@@ -1,28 +1,29 @@
-"""Intensities of a volume: normalised, and as ranks with a table of their distribution."""
+"""Normalises the intensities of a volume, and stores them as ranks with a table of values."""
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.5
-# uint16: rank 0 is the darkest level, which the outside of the image has too
+# of uint16; rank 0 is the darkest value, also outside of the image
 RANK_LEVELS = 1 << 16
 
 
-def normalise(values, reference=None):
-    """Zero mean and unit variance over the foreground, clipped at its percentiles.
+def normalise(values: ArrayLike, reference: ArrayLike | None = None) -> NDArray[np.float32]:
+    """Normalises to zero mean and unit variance over the foreground, clipped at percentiles of the foreground.
 
-    The foreground are the voxels brighter than the darkest one, so that a constant surround, as
-    scanners and skull stripping leave it, does not count.
+    The foreground are all voxels brighter than the darkest value. This excludes the constant surround that scanners
+    and skull stripping produce.
 
     Args:
         values: array of any shape, NaN outside of the image.
-        reference: the part of the image that percentiles, mean and variance are taken from, NaN
-            outside of the image; None for `values`.
+        reference: the part of the image from which percentiles, mean and variance are computed, NaN outside of the
+            image; None for `values`.
 
     Returns:
         float32 array of the shape of `values`; the outside has the darkest value.
 
     Raises:
-        ValueError: if all voxels, of the reference if that is given, have the same value.
+        ValueError: if all voxels of the reference have the same value.
     """
     values = np.asarray(values, dtype=np.float32)
     reference = values if reference is None else np.asarray(reference, dtype=np.float32)
@@ -32,25 +33,25 @@ def normalise(values, reference=None):
     foreground = inside[inside > inside.min()]
     low, high = np.percentile(foreground, [LOW_PERCENTILE, HIGH_PERCENTILE])
     if low == high:
-        # one bright value: then the surround is all that it stands out from
+        # the foreground has a single value, so the surround must count too
         foreground, low, high = inside, inside.min(), inside.max()
-    foreground = np.clip(foreground, low, high).astype(np.float64)
+    clipped_foreground = np.clip(foreground, low, high).astype(np.float64)
     clipped = np.clip(np.nan_to_num(values, nan=low), low, high)
-    return ((clipped - foreground.mean()) / foreground.std()).astype(np.float32)
+    return ((clipped - clipped_foreground.mean()) / clipped_foreground.std()).astype(np.float32)
 
 
-def to_ranks(values):
-    """The rank of each voxel among those brighter than the darkest, and the table that turns ranks
-    back to values. Looked up in another volume's table, ranks give the volume with the other's
-    histogram.
+def to_ranks(values: np.ndarray) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
+    """Computes the rank of each voxel among those brighter than the darkest value, and the value of each rank.
+
+    Ranks looked up in another volume's table give the volume with the histogram of the other.
 
     Args:
         values: finite array of any shape.
 
     Returns:
-        ranks: uint16 of the same shape; 0 for the darkest value; equal values have the rank of the
-            middle of their group.
-        table: float32 (65536,), not decreasing.
+        ranks: uint16 of the same shape; 0 for the darkest value; equal values share the rank of the middle of
+            their group.
+        table: float32 (65536,), monotonically increasing, the value of each rank.
     """
     darkest = values.min()
     bright = values > darkest
@@ -65,6 +66,6 @@ def to_ranks(values):
     return ranks, table
 
 
-def from_ranks(ranks, table):
-    """The values of ranks: float32 of their shape."""
+def from_ranks(ranks: NDArray[np.uint16], table: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Returns the values of ranks, float32 of their shape."""
     return table[ranks]

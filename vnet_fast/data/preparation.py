@@ -1,15 +1,31 @@
-"""Prepared cases: volumes and masks on the network's grid, with normalised intensities."""
+"""Prepares cases: resamples volumes and masks to the network's grid, and normalises the intensities."""
 
 import hashlib
 import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
+from vnet_fast.data.cases import Case
 from vnet_fast.data.intensity import from_ranks, normalise, to_ranks
 from vnet_fast.errors import InputError, InputErrors
-from vnet_fast.io.grid import image_on_grid, mask_on_grid, working_grid
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+T = TypeVar("T")
+MAX_THREADS = 8
+
+
+class Progress(Protocol):
+    """Wraps an iterator over results, for example in a progress bar."""
+
+    def __call__(self, results: Iterator[T], /) -> Iterable[T]:
+        """Returns the same results, in the same order."""
 
 
 @dataclass(frozen=True)
@@ -25,29 +41,41 @@ class PreparedCase:
     """
 
     name: str
-    ranks: np.ndarray
-    table: np.ndarray
-    mask: np.ndarray
+    ranks: NDArray[np.uint16]
+    table: NDArray[np.float32]
+    mask: NDArray[np.uint8]
     labels: tuple[int, ...]
 
     @property
-    def image(self):
-        """(z, y, x) float32, zero mean and unit variance over the foreground."""
+    def image(self) -> NDArray[np.float32]:
+        """The intensities, (z, y, x) float32, with zero mean and unit variance over the foreground."""
         return from_ranks(self.ranks, self.table)
 
     @property
-    def fingerprint(self):
+    def fingerprint(self) -> bytes:
         """Digest of the image: equal for two copies, whatever their names, formats and masks."""
         return hashlib.blake2b(self.ranks.tobytes() + self.table.tobytes(), digest_size=16).digest()
 
 
-def prepare(name, values, mask, labels):
-    """A PreparedCase from intensities and labels on the network's grid, NaN outside of the image."""
+def prepare(name: str, values: ArrayLike, mask: ArrayLike, labels: Iterable[int]) -> PreparedCase:
+    """Makes a PreparedCase of a volume and its mask on the network's grid.
+
+    Args:
+        name: of the case.
+        values: (z, y, x) intensities, NaN outside of the image.
+        mask: (z, y, x) labels.
+        labels: the labels in the mask's file, sorted.
+
+    Raises:
+        ValueError: if all intensities are the same.
+    """
     ranks, table = to_ranks(normalise(values))
     return PreparedCase(name, ranks, table, np.ascontiguousarray(mask, dtype=np.uint8), tuple(labels))
 
 
-def read_case(case, spacing, size):
+def read_case(
+    case: Case, spacing: Sequence[float], size: Sequence[int]
+) -> tuple["sitk.Image", "sitk.Image", PreparedCase]:
     """Reads and prepares a case.
 
     Args:
@@ -56,21 +84,22 @@ def read_case(case, spacing, size):
         size: voxels, x y z, of the network's grid.
 
     Returns:
-        (image, mask, PreparedCase); image and mask as `volumes.read_image` and `read_mask` return.
+        image and mask, as from `volumes.read_image` and `volumes.read_mask`, and the PreparedCase.
 
     Raises:
-        InputError, InputErrors: of its image, its mask or both.
+        InputError, InputErrors: for the image, the mask or both.
     """
-    # imported here: training from the cache needs no image library
+    # imported here, because training from the cache needs no image library
     from vnet_fast.io import volumes
+    from vnet_fast.io.grid import image_on_grid, mask_on_grid, working_grid
 
     try:
         image = volumes.read_image(case.image)
-    except InputError as error:
+    except InputError as image_error:
         try:
             volumes.read_mask(case.mask)
-        except InputError as of_mask:
-            raise InputErrors([error, of_mask]) from None
+        except InputError as mask_error:
+            raise InputErrors([image_error, mask_error]) from None
         raise
     mask = volumes.read_mask(case.mask, image, case.image)
     grid = working_grid(image, spacing, size)
@@ -78,39 +107,40 @@ def read_case(case, spacing, size):
     try:
         prepared = prepare(case.name, image_on_grid(image, grid), mask_on_grid(mask, grid), labels)
     except ValueError as error:
-        raise InputError(case.image, f"{error} on the network's grid", "Check it, --spacing and --volume") from None
+        remedy = "Check the volume, --spacing and --volume"
+        raise InputError(case.image, f"{error} on the network's grid", remedy) from None
     return image, mask, prepared
 
 
-def for_each(function, cases, progress=iter):
-    """What a function returns for each case, several at once.
+def map_cases(function: Callable[[Case], T], cases: Sequence[Case], progress: Progress = iter) -> list[T]:
+    """Calls a function for each case, several at once in threads.
 
     Args:
         function: of a Case.
-        cases: list of Case.
-        progress: called with an iterator over the results, for a progress bar.
+        cases: Cases.
+        progress: wraps the iterator over the results, for example in a progress bar.
 
     Returns:
         list of results in the order of `cases`.
 
     Raises:
-        InputErrors: of all cases, if the function raised any; its `results` are those of the others.
+        InputErrors: all errors of the function; its `results` are those of the other cases.
     """
 
-    def attempt(case):
+    def attempt(case: Case) -> tuple[list[T], list[InputError]]:
         try:
-            return function(case), []
+            return [function(case)], []
         except InputError as error:
-            return None, [error]
+            return [], [error]
         except InputErrors as several:
-            return None, several.errors
+            return [], several.errors
 
-    results, errors = [], []
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for result, failed in progress(pool.map(attempt, cases)):
-            errors += failed
-            if not failed:
-                results.append(result)
+    results: list[T] = []
+    errors: list[InputError] = []
+    with ThreadPoolExecutor(max_workers=min(MAX_THREADS, os.cpu_count() or 1)) as pool:
+        for result, error in progress(pool.map(attempt, cases)):
+            errors += error
+            results += result
     if errors:
         raise InputErrors(errors, results)
     return results

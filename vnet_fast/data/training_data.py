@@ -1,55 +1,70 @@
-"""What a run trains and validates on: found, split and prepared."""
+"""Finds, splits and prepares the cases that a run trains and validates on."""
 
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
 from vnet_fast.data.cache import Cache
-from vnet_fast.data.cases import pair_cases
+from vnet_fast.data.cases import Case, pair_cases
 from vnet_fast.data.folds import split
 from vnet_fast.data.labels import count_classes, declared_labels
 from vnet_fast.data.phantom import phantoms
+from vnet_fast.data.preparation import PreparedCase, Progress
+from vnet_fast.data.settings import DataSettings
 from vnet_fast.errors import InputError, InputErrors
+
+T = TypeVar("T")
 
 NUM_PHANTOMS = 100
 
 
 @dataclass(frozen=True)
 class Data:
-    """Prepared cases, and the number of classes with the background."""
+    """The data of a run.
 
-    training: list
-    validation: list
+    Args:
+        training: prepared cases to train on.
+        validation: prepared cases to validate on.
+        num_classes: number of classes, background included.
+    """
+
+    training: list[PreparedCase]
+    validation: list[PreparedCase]
     num_classes: int
 
     @property
-    def names(self):
-        """The names of the cases, as a checkpoint keeps them: dict from `training` and `validation`."""
-        return {part: [case.name for case in getattr(self, part)] for part in ("training", "validation")}
+    def names(self) -> dict[str, list[str]]:
+        """The names of the cases, as a checkpoint stores them: dict with `training` and `validation`."""
+        return {
+            "training": [case.name for case in self.training],
+            "validation": [case.name for case in self.validation],
+        }
 
-    def check_unchanged(self, kept, run):
-        """Makes sure that a run's cases are those that it was begun with.
+    def check_unchanged(self, stored: Mapping[str, Sequence[str]], run: str | Path) -> None:
+        """Raises an InputError unless the cases are those with which a run was started.
 
         Args:
-            kept: the `names` of then.
-            run: its folder.
+            stored: the `names` when the run was started.
+            run: folder of the run.
         """
-        if kept == self.names:
+        if stored == self.names:
             return
-        before, now = ({str(name) for part in names.values() for name in part} for names in (kept, self.names))
+        before, now = ({str(name) for part in names.values() for name in part} for names in (stored, self.names))
         changed = sorted(before ^ now)
         cause = f"its cases have changed{': ' + ', '.join(changed[:5]) if changed else ''}"
         raise InputError(run, cause, "Restore them, or start a new run")
 
 
-def load_data(config):
-    """Finds, splits and prepares the cases; says how many there are.
+def load_data(settings: DataSettings) -> Data:
+    """Finds, splits and prepares the cases of a run, and prints their numbers.
 
     Args:
-        config: the run's `configuration.Config`.
+        settings: of the run, with a single fold.
 
     Returns:
         Data.
@@ -57,96 +72,121 @@ def load_data(config):
     Raises:
         InputError, InputErrors: if there are too few cases, or any can't be used.
     """
-    if config.data is None:
-        check_folds("the phantoms", NUM_PHANTOMS, config)
-        cases = phantoms(config.seed, NUM_PHANTOMS, config.volume, config.spacing)
-        training, validation = split(cases, config.folds, config.fold, config.seed)
+    fold = int(settings.fold)
+    if settings.data is None:
+        check_folds("the phantoms", NUM_PHANTOMS, settings.folds)
+        cases = phantoms(settings.seed, NUM_PHANTOMS, settings.volume, settings.spacing)
+        training, validation = split(cases, settings.folds, fold, settings.seed)
         print(f"data: {NUM_PHANTOMS} synthetic phantoms, {len(training)} to train on, {len(validation)} to validate")
         return Data(training, validation, 2)
-    cases, prepared = _prepare(config)
-    num_classes = count_classes(prepared, cases, config.binary, declared_labels(config.data))
-    for doubt in doubts(cases, prepared):
-        print(f"warning: {doubt}", file=sys.stderr)
-    training, validation = split(prepared, config.folds, config.fold, config.seed)
+    prepared, num_classes = _prepare_cases(settings, settings.data)
+    training, validation = split(prepared, settings.folds, fold, settings.seed)
     print(
-        f"data: {len(cases)} cases in {config.data}, {len(training)} to train on, {len(validation)} to validate, "
-        f"{num_classes - 1} {'class' if num_classes == 2 else 'classes'} (prepared volumes in {_cache_folder(config)})"
+        f"data: {len(prepared)} cases in {settings.data}, {len(training)} to train on, {len(validation)} to validate, "
+        f"{num_classes - 1} {'class' if num_classes == 2 else 'classes'} "
+        f"(prepared volumes in {_find_cache(settings)})"
     )
     return Data(training, validation, num_classes)
 
 
-def find_cases(config):
-    """The cases of a run's folder, and an InputError for all that is wrong with what is there."""
-    cases, errors = pair_cases(config.data, config.labels)
+def _prepare_cases(settings: DataSettings, data: str) -> tuple[list[PreparedCase], int]:
+    """Returns the prepared cases and the number of classes, and prints warnings."""
+    cases, errors = find_run_cases(settings, data)
+    cache = Cache(_find_cache(settings), settings.spacing, settings.volume)
     try:
-        check_folds(config.data, len(cases), config)
+        prepared = cache.load(cases, progress_bar("preparing", len(cases)))
+    except InputErrors as several:
+        prepared = list(several.results)
+        errors += several.errors
+    errors += find_duplicates(cases, prepared)
+    if errors:
+        raise InputErrors(errors)
+    num_classes = count_classes(prepared, cases, settings.binary, declared_labels(data))
+    for warning in find_warnings(cases, prepared):
+        print(f"warning: {warning}", file=sys.stderr)
+    return prepared, num_classes
+
+
+def find_run_cases(settings: DataSettings, data: str) -> tuple[list[Case], list[InputError]]:
+    """Finds the cases of a run.
+
+    Args:
+        settings: of the run.
+        data: folder of the volumes.
+
+    Returns:
+        Cases that are paired, and an InputError for each image or mask that is not, or for too few cases.
+
+    Raises:
+        InputError, InputErrors: if the folders can't be listed, or have no volumes.
+    """
+    cases, errors = pair_cases(data, settings.labels)
+    try:
+        check_folds(data, len(cases), settings.folds)
     except InputError as error:
-        # what is without its pair may make up the number
+        # once the unpaired files are corrected, there may be enough cases
         errors += [] if errors else [error]
     return cases, errors
 
 
-def _prepare(config):
-    cases, errors = find_cases(config)
-    cache = Cache(_cache_folder(config), config.spacing, config.volume)
-    try:
-        prepared = cache.load(cases, progress_bar("preparing", len(cases)))
-    except InputErrors as several:
-        prepared = several.results
-        errors += several.errors
-    errors += same_volumes(cases, prepared)
-    if errors:
-        raise InputErrors(errors)
-    return cases, prepared
+def _find_cache(settings: DataSettings) -> Path:
+    return Path(settings.cache or Path.home() / ".cache" / "vnet_fast")
 
 
-def _cache_folder(config):
-    return Path(config.cache or Path.home() / ".cache" / "vnet_fast")
-
-
-def progress_bar(words, count):
-    """A function that shows a bar over the results that it is called with, on a terminal."""
-    quiet = not sys.stderr.isatty()
-    return lambda results: tqdm(results, words, count, leave=False, disable=quiet, unit="case")
-
-
-def same_volumes(cases, prepared):
-    """What is there twice.
+def progress_bar(description: str, count: int) -> Progress:
+    """Returns a function that shows a progress bar on a terminal while its results are iterated.
 
     Args:
-        cases: list of Case.
-        prepared: the PreparedCases of all of them or of some.
+        description: shown before the bar.
+        count: number of results.
+    """
+    quiet = not sys.stderr.isatty()
+
+    def show(results: Iterable[T]) -> Iterable[T]:
+        return tqdm(results, description, count, leave=False, disable=quiet, unit="case")
+
+    return show
+
+
+def find_duplicates(cases: Sequence[Case], prepared: Sequence[PreparedCase]) -> list[InputError]:
+    """Finds cases with the same image, also under another name or in another format.
+
+    A duplicate in the validation of a case that was trained on would falsify the Dice.
+
+    Args:
+        cases: Cases.
+        prepared: the prepared cases of all or some of them.
 
     Returns:
-        an InputError for each case whose image is that of one before, under another name or in another
-        format: trained on one and validated on the other, they would falsify the Dice.
+        an InputError for each case whose image occurs before.
     """
     by_name = {case.name: case for case in cases}
-    first, errors = {}, []
+    first: dict[bytes, Case] = {}
+    errors = []
     for entry in prepared:
         case = by_name[entry.name]
         original = first.setdefault(entry.fingerprint, case)
         if original is not case:
-            cause = f"the same volume as {original.image.name}"
-            errors.append(InputError(case.image, cause, "Keep one of the two: they would falsify the validation"))
+            remedy = "Keep one of the two: a duplicate would falsify the validation"
+            errors.append(InputError(case.image, f"the same volume as {original.image.name}", remedy))
     return errors
 
 
-def doubts(cases, prepared):
-    """What may be wrong with cases that can be used, worded as InputErrors that nobody raises."""
-    found = []
+def find_warnings(cases: Sequence[Case], prepared: Sequence[PreparedCase]) -> list[InputError]:
+    """Returns warnings, as InputErrors that are never raised, about masks that can be used but may be wrong."""
+    warnings = []
     for case, entry in zip(cases, prepared, strict=True):
         lost = sorted(set(entry.labels) - set(np.unique(entry.mask).tolist()) - {0})
         if not any(entry.labels):
-            found.append(InputError(case.mask, "the mask is empty", "Check that there is nothing to segment"))
+            warnings.append(InputError(case.mask, "the mask is empty", "Check that there is nothing to segment"))
         if lost:
             cause = f"label {' '.join(map(str, lost))} is lost on the network's grid"
-            found.append(InputError(case.mask, cause, "Enlarge --volume, or choose a finer --spacing"))
-    return found
+            warnings.append(InputError(case.mask, cause, "Enlarge --volume, or choose a finer --spacing"))
+    return warnings
 
 
-def check_folds(subject, count, config):
-    """Makes sure that each fold has a case."""
-    if count < config.folds:
+def check_folds(subject: str, count: int, folds: int) -> None:
+    """Raises an InputError about `subject` if there are fewer cases than folds."""
+    if count < folds:
         remedy = f"Give --folds {count} or less, or add cases" if count > 1 else "Add cases"
-        raise InputError(subject, f"{count} cases for {config.folds} folds", remedy)
+        raise InputError(subject, f"{count} cases for {folds} folds", remedy)

@@ -1,0 +1,43 @@
+"""The settings of a run that determine its data."""
+
+from typing import Protocol
+
+
+class DataSettings(Protocol):
+    """The settings that this room needs, for example those of `vnet_fast.run.configuration.Config`."""
+
+    @property
+    def data(self) -> str | None:
+        """Folder of volumes and masks; None for phantoms."""
+
+    @property
+    def labels(self) -> str | None:
+        """Folder of the masks; None if they are beside the volumes."""
+
+    @property
+    def cache(self) -> str | None:
+        """Folder of the prepared volumes; None for the user's cache."""
+
+    @property
+    def volume(self) -> tuple[int, int, int]:
+        """Size of the network's grid, voxels, x y z."""
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Spacing of the network's grid, mm, x y z."""
+
+    @property
+    def binary(self) -> bool:
+        """Whether all labels above 0 are one class."""
+
+    @property
+    def folds(self) -> int:
+        """Number of folds."""
+
+    @property
+    def fold(self) -> int | str:
+        """The fold to validate on, counted from 0; a text if there is no single one."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of the folds and of the phantoms."""
