@@ -3,7 +3,7 @@
 from typing import Any
 
 from vnet_fast import command_line
-from vnet_fast.data.check import check
+from vnet_fast.data.check import check_data
 from vnet_fast.devices import keep_freed_memory, use_all_cores
 from vnet_fast.distributed import is_lost_process
 from vnet_fast.errors import InputError
@@ -21,7 +21,7 @@ def main(given: dict[str, Any]) -> int:
     if config.tensorboard:
         tensorboard.check_installed()
     if config.check:
-        return check(config)
+        return check_data(config)
     if config.fold == ALL:
         return cross_validate(config, train_run)
     try:
