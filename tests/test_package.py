@@ -1,15 +1,16 @@
-import dataclasses
-import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
 import vnet_fast
+from vnet_fast import __main__
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -78,27 +79,70 @@ def test_readme_commands_are_those_of_ci():
     assert commands[1].endswith("python -m pytest")
 
 
-def test_the_table_of_kernels_is_made_from_the_results(tmp_path):
-    from benchmarks import report
-    from benchmarks.measure import Row
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel of a copy of the checkout, unpacked."""
+    copy, folder = tmp_path_factory.mktemp("checkout"), tmp_path_factory.mktemp("wheel")
+    for name in ("vnet_fast", "kernels"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", folder, copy]
+    built = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    (file,) = folder.glob("*.whl")
+    with zipfile.ZipFile(file) as archive:
+        archive.extractall(folder / "unpacked")
+    return folder / "unpacked"
 
-    assert report.section(tmp_path) == "Not measured yet on a GPU.\n"
-    row = Row("Dice forward", "vnet_fast", 2e-4, 1e-5, 10_000_000, 4_000_000)
-    copy = Row("Dice forward", "copy", 1e-4, 8e-6, 10_000_000, 0)
-    about = {"device": "Some GPU", "torch": "2", "triton": "3", "kernels": {"dice.py": "ab"}}
-    content = {
-        "machine_info": {"vnet_fast": about},
-        "benchmarks": [{"extra_info": {"row": dataclasses.asdict(r)}} for r in (row, copy)],
-    }
-    (tmp_path / "kernels.json").write_text(json.dumps(content))
-    section = report.section(tmp_path)
-    assert "Some GPU, torch 2, Triton 3 (dice.py ab)" in section
-    assert "| Dice forward | vnet_fast | 200 | 10.0 | 1000 | 80 % | 4.0 |" in section
+
+def test_the_wheel_has_every_file(wheel):
+    expected = {path.relative_to(ROOT) for path in (ROOT / "vnet_fast").rglob("*") if "__pycache__" not in path.parts}
+    expected |= {Path("vnet_fast") / path.relative_to(ROOT) for path in (ROOT / "kernels").glob("*.py")}
+    files = {path for path in expected if path.suffix}
+    assert Path("vnet_fast/py.typed") in files
+    assert Path("vnet_fast/kernels/dice.py") in files
+    assert {path.relative_to(wheel) for path in (wheel / "vnet_fast").rglob("*") if path.is_file()} == files
 
 
-def test_readme_shows_what_the_results_say():
-    from benchmarks import report
+def test_every_module_of_the_wheel_can_be_imported(wheel, tmp_path):
+    modules = sorted(
+        ".".join(path.relative_to(wheel).with_suffix("").parts).removesuffix(".__init__")
+        for path in (wheel / "vnet_fast").rglob("*.py")
+    )
+    code = f"import importlib, sys; sys.path.insert(0, {str(wheel)!r})\n" + "".join(
+        f"importlib.import_module({name!r})\n" for name in modules if "kernels" not in name
+    )
+    code += "import vnet_fast; print(vnet_fast.__file__)"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(wheel / "vnet_fast" / "__init__.py")
 
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = readme.partition(report.BEGIN)[2].partition(report.END)[0]
-    assert shown.strip() == report.section(ROOT / "benchmarks" / "results").strip()
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]], ids=["none", "help"])
+def test_the_commands_are_listed(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        __main__.main(arguments)
+    out = capsys.readouterr().out
+    assert stopped.value.code == 0
+    listed = re.findall(r"^  (\w+)  +\S", out, re.MULTILINE)
+    assert listed == list(__main__.COMMANDS)
+    with_main = {path.stem for path in (ROOT / "vnet_fast").glob("*.py") if "Config" in path.read_text("utf-8")}
+    assert set(listed) == with_main - {"command_line", "__main__"}
+
+
+def test_a_command_runs_with_its_options(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        __main__.main(["predict", "--help"])
+    assert stopped.value.code == 0
+    assert "usage: python -m vnet_fast.predict" in capsys.readouterr().out
+
+
+def test_an_unknown_command_is_one_line(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        __main__.main(["segment"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: segment: not a command. Choose one of train, predict, evaluate, report, export\n"
+    )

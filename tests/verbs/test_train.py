@@ -304,7 +304,7 @@ BAD_DATA = {
     "missing data": (lambda f: (f / "Case02.zraw").unlink(), "Case02.mhd: its data file Case02.zraw is missing"),
     "truncated": (
         lambda f: (f / "Case02.zraw").write_bytes(b"x" * 9),
-        "Case02.zraw: truncated: 9 compressed bytes can't be the 11520",
+        "Case02.zraw: truncated: 9 compressed bytes can't hold the 11520",
     ),
     "no mask": (lambda f: (f / "Case02_segmentation.mhd").unlink(), "Case02.mhd: no mask for this image"),
     "mask of another place": (
