@@ -61,12 +61,12 @@ def test_threads_are_the_cores_unless_the_user_says(asked):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc")
 def test_freed_memory_is_kept():
-    """A forward pass takes most of its memory from what the one before freed."""
+    """A forward pass takes most of its memory from the memory that the pass before freed."""
     code = (
         "import resource, sys, torch; from vnet_fast import VNet, devices; "
         "assert devices.keep_freed_memory(sys.argv[1] == 'keep'); "
         "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "model, image = VNet(base_channels=8), torch.zeros(1, 1, 32, 128, 128)\n"
+        "model, image = VNet(base_channels=8), torch.zeros(1, 1, 32, 64, 64)\n"
         "torch.set_grad_enabled(False)\n"
         "for _ in range(3): model(image)\n"
         "before = faults()\n"
@@ -74,7 +74,7 @@ def test_freed_memory_is_kept():
         "print(faults() - before)"
     )
     faults = {}
-    for way in ("keep", "give back"):
-        result = subprocess.run([sys.executable, "-c", code, way], capture_output=True, text=True, check=True)
-        faults[way] = int(result.stdout)
+    for setting in ("keep", "give back"):
+        result = subprocess.run([sys.executable, "-c", code, setting], capture_output=True, text=True, check=True)
+        faults[setting] = int(result.stdout)
     assert faults["keep"] < 0.5 * faults["give back"], faults

@@ -57,8 +57,11 @@ GRID = list(
 
 @pytest.mark.parametrize(("ndim", "reduction"), [(5, "none"), (5, "mean"), (5, "sum"), (4, "none"), (3, "none")])
 @pytest.mark.parametrize("ignore_index", [None, 0, 2, -1, 255])
-def test_whole_grid_of_options_against_monai(ndim, ignore_index, reduction):
-    for background, activation, onehot, squared, jaccard, batch, soft in GRID:
+@pytest.mark.parametrize(
+    "grid", [GRID[::9], pytest.param(GRID, marks=pytest.mark.exhaustive)], ids=["every ninth", "whole"]
+)
+def test_grid_of_options_against_monai(ndim, ignore_index, reduction, grid):
+    for background, activation, onehot, squared, jaccard, batch, soft in grid:
         logits, target = inputs(SHAPES[ndim], labels=onehot)
         if onehot and ignore_index in (-1, 255):
             target[:, :, :2] = ignore_index

@@ -10,7 +10,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TYPES = [
     pytest.param(torch.float32, id="float32"),
-    pytest.param(torch.float16, id="float16"),
+    pytest.param(torch.float16, marks=pytest.mark.exhaustive, id="float16"),
     pytest.param(torch.bfloat16, id="bfloat16"),
 ]
 # of a module of kernel tests
