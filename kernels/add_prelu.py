@@ -6,48 +6,49 @@ Formula, for each channel c, with the bias and the residual optional:
     y = z               if z > 0
         slope_c · z     otherwise
 
-Derivative, with z = 0 on the slope's side as PyTorch has it:
+Derivative, where z = 0 takes the slope, as in PyTorch:
 
     grad_x      = grad_y · (1 if z > 0 else slope_c)     also the gradient of a full residual
     grad_bias_c  = Σ grad_x
     grad_slope_c = Σ grad_y · z  over z <= 0
 
-Kept for the backward pass: y, which the next convolution keeps anyway, and `negative`, a bit for
-each element that says where z <= 0. x is free at once, and may be overwritten by y; plain PyTorch
-keeps z and y. The sign of y alone would not do, since a slope may become negative. Where the bit is
-set, z is y / slope_c, and the division is taken out of the sum: grad_slope_c = Σ grad_y · y / slope_c.
+Saved for the backward pass: y, which the next convolution saves anyway, and `negative`, one bit per element that is
+set where z <= 0. x is not needed any more, and y may overwrite it; plain PyTorch saves z and y. The sign of y is not
+enough, because a slope may become negative. Where the bit is set, z = y / slope_c. The division is taken out of the
+sum: grad_slope_c = (Σ grad_y · y) / slope_c.
 
-Layout: channels-last volumes, as rows (N·D·H·W, C). y and grad_y may be channel slices of a wider
-tensor: rows of C channels, a constant stride from row to row.
+Layout: channels-last volumes, as rows (N·D·H·W, C). y and grad_y may be channel slices of a wider tensor: rows of C
+channels, with a constant stride from row to row.
 
-Bytes for each element of b bytes: forward 2 b + 1/8, and b more with a full residual; backward
-3 b + 1/8. In plain PyTorch the three operations move 2 b, 3 b and 2 b; backward 6 b.
+Bytes moved per element of b bytes: forward 2 b + 1/8, and b more with a full residual; backward 3 b + 1/8. In plain
+PyTorch the three operations move 2 b, 3 b and 2 b, and the backward pass 6 b.
 
 Source:
-    He, Zhang, Ren, Sun 2015, arXiv 1502.01852. Deviation: a slope too small to find z again from y
-    counts as `SMALLEST_SLOPE` with its sign, in y and in grad_slope; grad_x has the true slope.
+    He, Zhang, Ren, Sun 2015, arXiv 1502.01852. Deviation: if a slope is too small to compute z from y, y and
+    grad_slope use `SMALLEST_SLOPE` with the slope's sign instead; grad_x uses the true slope.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-# Below it slope · z underflows and grad_slope is lost. float32 and bfloat16 have exponents to spare: z
-# is found down to 2⁻⁸⁶, and y differs by less than 1e-12 |z|. float16 ends at 2⁻²⁴: with eps/4 = 2⁻¹² y
-# differs by at most half the rounding error of a positive z of that size, and z is found to within eps/8.
+# For smaller slopes, slope · z underflows and grad_slope is lost. float32 and bfloat16 have a wide range of exponents:
+# z can be computed down to 2⁻⁸⁶, and y differs by less than 1e-12 |z|. The smallest float16 is 2⁻²⁴: with
+# eps/4 = 2⁻¹², y differs by at most half the rounding error of a positive z of that size, and z is accurate to eps/8.
 SMALLEST_SLOPE = {torch.float32: 2.0**-40, torch.bfloat16: 2.0**-40, torch.float16: 2.0**-12}
 
-# a tile of 2 rows at the least, for the rows of a thread in float32; V-Net's widest stage has 256
+# so that a tile has at least 2 rows in float32; V-Net's widest stage has 256 channels
 MAX_CHANNELS = 512
 NUM_WARPS = 4
-# of 16 bytes, of each tensor, before the first store: 64 bytes in flight for each thread
+# loads of 16 bytes per tensor before the first store, so that each thread has 64 bytes in flight
 FORWARD_LOADS = 4
 BACKWARD_LOADS = 2
-# 5 programs on a multiprocessor of 65536; without a limit the compiler spills some on sm_100, to fit 6
+# 5 programs fit on a multiprocessor of 65536 registers; without a limit the compiler spills on sm_100, to fit 6
 BACKWARD_REGISTERS = 96
-# each has a row of partial sums, below 1 % of the bytes at full resolution; fills the largest GPUs three times
+# each program writes a row of partial sums, less than 1 % of the bytes at full resolution; three times what the
+# largest GPUs can hold
 MAX_BACKWARD_PROGRAMS = 2048
-# rows and channels of partial sums that a program adds at a time: 32 for each of 256 threads
+# rows and channels of partial sums that a program adds at a time: 32 numbers for each of 256 threads
 PARTIAL_TILE = (1024, 8)
 PARTIAL_WARPS = 8
 
@@ -56,7 +57,7 @@ MEMORY_FORMAT = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 @triton.jit
 def _recoverable(slope, SMALLEST: tl.constexpr):
-    """The slope that y is made with: at least SMALLEST away from zero, so that z = y / slope."""
+    """The slope that y is computed with, at least SMALLEST away from zero, so that z = y / slope."""
     return tl.where(tl.abs(slope) < SMALLEST, tl.where(slope < 0, -SMALLEST, SMALLEST), slope)
 
 
@@ -90,7 +91,7 @@ def _add_prelu_forward_kernel(
         z += tl.load(bias_ptr + channel, mask=channel_inside, other=0).to(tl.float32)[None, :]
     if residual_ptr is not None:
         if ONE_CHANNEL_RESIDUAL:
-            # as a vector: for a column Triton moves all of z through shared memory
+            # a vector, because Triton would move all of z through shared memory for a column
             z += tl.load(residual_ptr + first_row + row, mask=row_inside, other=0).to(tl.float32)[:, None]
         else:
             z += tl.load(residual_ptr + first_row * CHANNELS + offset, mask=inside, other=0).to(tl.float32)
@@ -101,7 +102,7 @@ def _add_prelu_forward_kernel(
     y_offset = row[:, None] * Y_STRIDE + channel[None, :]
     tl.store(y_ptr + first_row * Y_STRIDE + y_offset, y.to(y_ptr.dtype.element_ty), mask=inside)
 
-    # rather than z <= 0, which would leave NaN out of grad_slope
+    # not z <= 0, which would drop NaN from grad_slope
     bits = tl.where(positive, 0, 1).reshape(ROWS, PADDED // 8, 8)
     byte = tl.sum(bits << tl.arange(0, 8)[None, None, :], axis=2)
     byte_offset = row[:, None] * (PADDED // 8) + tl.arange(0, PADDED // 8)[None, :]
@@ -119,7 +120,7 @@ def _add_prelu_backward_kernel(
     channel_inside = channel < CHANNELS
     slope = tl.load(slope_ptr + channel, mask=channel_inside, other=1).to(tl.float32)
 
-    # the rows that a thread holds are ROWS / LOADS apart: their sum over axis 0 stays within the thread
+    # the rows of a thread are ROWS / LOADS apart, so that their sum over axis 0 stays within the thread
     slope_sums = tl.zeros((ROWS // LOADS, PADDED), tl.float32)
     bias_sums = tl.zeros((ROWS // LOADS, PADDED), tl.float32)
     first = tl.program_id(0).to(tl.int64) * ROWS
@@ -154,7 +155,7 @@ def _sum_partials_kernel(partials_ptr, grad_slope_ptr, grad_bias_ptr, num_partia
     channel = tl.program_id(0) * TILE[1] + tl.arange(0, TILE[1])
     inside = channel < channels
     sums = tl.zeros(TILE, tl.float32)
-    # (2, partials, channels): of the slope, of the bias
+    # (2, partials, channels): slope, then bias
     partials_ptr += tl.program_id(1) * num_partials * channels
     for first in range(0, num_partials, TILE[0]):
         row = first + tl.arange(0, TILE[0])[:, None]
@@ -167,14 +168,14 @@ def _sum_partials_kernel(partials_ptr, grad_slope_ptr, grad_bias_ptr, num_partia
 
 
 def supports(x, slope, bias=None, residual=None, out=None):
-    """Whether the kernels take these tensors; if not, the caller uses the definition.
+    """Whether the kernels can handle these tensors; if not, the definition runs.
 
     Args:
         x: (N, C, D, H, W) or (N, C, H, W), dense channels-last, at most 512 channels, not empty;
             float32, float16 or bfloat16.
         slope, bias: (C,), contiguous, float32 or the type of `x`.
-        residual: as `x`, of its type; or (N, 1, ...), contiguous, float32 or the type of `x`.
-        out: the shape and type of `x`; dense channels-last or a channel slice of such a tensor.
+        residual: with the shape, type and layout of `x`; or (N, 1, ...), contiguous, float32 or the type of `x`.
+        out: with the shape and type of `x`; dense channels-last, or a channel slice of such a tensor.
     """
     if x.dtype not in SMALLEST_SLOPE or x.ndim not in MEMORY_FORMAT or x.numel() == 0:
         return False
@@ -201,19 +202,19 @@ def new_negative(x):
 
 
 def add_prelu(x, slope, bias=None, residual=None, out=None):
-    """PReLU of x + bias + residual, of tensors that `supports` accepts.
+    """PReLU of x + bias + residual, for tensors that `supports` accepts.
 
     Args:
         x: (N, C, *spatial).
         slope: (C,), the factor for negative values of each channel.
         bias: None or (C,).
         residual: None, (N, C, *spatial) or (N, 1, *spatial).
-        out: None, or where y goes; it may be `x`, and a channel slice of a wider tensor.
+        out: None, or the tensor that y is written to. It may be `x`, or a channel slice of a wider tensor.
 
     Returns:
-        y: (N, C, *spatial), the type of `x`; `out` if given.
-        negative: as from `new_negative`; bit i of byte j of a voxel is set where channel 8 j + i is
-            zero, negative or NaN before the activation.
+        y: (N, C, *spatial), with the type of `x`; `out` if it is given.
+        negative: with the shape of `new_negative`. Bit i of byte j of a voxel is set where channel 8 j + i is zero,
+            negative or NaN before the activation.
     """
     y = torch.empty_like(x) if out is None else out
     negative = new_negative(x)
@@ -230,12 +231,12 @@ def add_prelu_backward(grad_y, y, negative, slope):
     """Gradients of `add_prelu`.
 
     Args:
-        grad_y: (N, C, *spatial), the type of `y`; copied if it is not rows of C channels.
+        grad_y: (N, C, *spatial), with the type of `y`; copied if it is not rows of C channels.
         y, negative: what `add_prelu` returned.
-        slope: (C,), as it was then.
+        slope: (C,), as in the forward pass.
 
     Returns:
-        grad_x: (N, C, *spatial), dense channels-last, the type of `y`; also the full residual's.
+        grad_x: (N, C, *spatial), dense channels-last, with the type of `y`; also the gradient of a full residual.
         grad_slope, grad_bias: (C,), float32.
     """
     if _row_stride(grad_y) is None:
@@ -258,12 +259,12 @@ def add_prelu_backward(grad_y, y, negative, slope):
 
 
 def _padded_channels(channels):
-    """A power of two, of whole bytes of bits."""
+    """The next power of two, at least 8, so that a voxel has whole bytes of bits."""
     return max(8, triton.next_power_of_2(channels))
 
 
 def _tile(x, loads):
-    """What both kernels are compiled with, for tensors of the shape and type of `x`."""
+    """The compile-time values of both kernels, for tensors with the shape and type of `x`."""
     padded = _padded_channels(x.shape[1])
     return {
         "CHANNELS": x.shape[1],
@@ -275,7 +276,7 @@ def _tile(x, loads):
 
 
 def _row_stride(tensor):
-    """Elements from a voxel to the next, or None if the tensor is not rows of adjacent channels."""
+    """The elements from one voxel to the next, or None if the tensor is not rows of adjacent channels."""
     channels = tensor.shape[1]
     # the stride of an axis of length 1 means nothing
     axes = [axis for axis in (*range(tensor.ndim - 1, 1, -1), 0) if tensor.shape[axis] > 1]

@@ -1,27 +1,26 @@
-"""Stored volumes to an augmented batch: other intensities and a deformation, in one pass.
+"""An augmented batch from stored volumes, with other intensities and a deformation, in one pass.
 
-With r the ranks of a volume and t the table of the volume whose intensities it takes, v = t[r], looked
-up before anything is sampled. Voxel (z, y, x) of a deformed volume has the value of v at
+With r the ranks of a volume and t the table of the volume whose intensities it takes, v = t[r]. The intensities are
+looked up before they are interpolated. Voxel (z, y, x) of a deformed volume has the value of v at
 
     (z, min(max(y + s_y, 0), H - 1), min(max(x + s_x, 0), W - 1))
 
-sampled linearly among the four voxels around it; no volume is moved along z. Its label is the one whose
-voxels have the largest sum of weights, of equal sums the smallest label. The displacement s is
+interpolated linearly between the four voxels around it; nothing moves along z. Its label is the one with the largest
+sum of weights, and the smallest label if sums are equal. The displacement s is
 
     s = Σ_pqr β(u_z - p + 1) β(u_y - q + 1) β(u_x - r + 1) c_pqr    over the 5 x 5 x 5 control points
     u = 2 (i + 0.625) / (L + 0.25)                                  at index i of an axis of L voxels
     β(t) = (max(2 - |t|, 0)³ - 4 max(1 - |t|, 0)³) / 6
 
-A program sums over p and q once for each of its rows; five terms are left for each voxel.
+A program sums over p and q once for each of its rows, which leaves five terms for each voxel.
 
 Source: Milletari, Navab, Ahmadi 2016, section 4, with the domain of ITK's BSplineTransformInitializer.
-The definition is `augment_definition` in `vnet_fast/ops/augment.py`; the one deviation is that any label
-counts as a class here, where the definition takes labels from `num_classes` on for background in a deformed
-volume.
+The definition is `augment_definition` in `vnet_fast/ops/augment.py`. The one deviation is that every label is a class
+here, where the definition treats labels from `num_classes` on as background in a deformed volume.
 
-Bytes for each voxel, of an image of b bytes: 3 read, b + 1 written. Besides, one number of a table of
-256 KiB, which the caches hold; in a deformed volume four, and four ranks and labels from the caches.
-Those look-ups take the most time: neighbours in the volume are seldom so in the table.
+Bytes moved per voxel, for an image of b bytes per voxel: 3 read, b + 1 written. Besides, each voxel looks up one number
+in a table of 256 KiB, which fits in the caches. A deformed voxel looks up four numbers, ranks and labels. These
+look-ups take most of the time, because neighbours in the volume are rarely neighbours in the table.
 """
 
 import torch
@@ -34,30 +33,29 @@ MESH = 2
 DOMAIN_MARGIN = 0.625
 # of uint16
 RANK_LEVELS = 65536
-# what a kernel reads must be a constexpr
+# global values that a kernel reads must be of type constexpr
 POINTS = tl.constexpr(CONTROL_POINTS)
 CELLS = tl.constexpr(MESH)
 MARGIN = tl.constexpr(DOMAIN_MARGIN)
 LEVELS = tl.constexpr(RANK_LEVELS)
-# control points of equal x, as many as a vector of them has
+# the length of a vector of the control points with equal x
 PLANE = tl.constexpr(triton.next_power_of_2(CONTROL_POINTS**2))
 
 NUM_WARPS = 4
-# Rows and columns of a slice that a program deforms. A warp takes 32 voxels of a row at a time, which
-# find their ranks side by side; a thread takes 8 rows of one column and its five weights, in about 125
-# registers: 4 programs on a multiprocessor. Where nothing is deformed, 1024 voxels in a row are 16 bytes
-# of ranks for each thread.
+# Rows and columns of a slice that a program deforms. A warp deforms 32 voxels of a row at a time, whose ranks lie side
+# by side. A thread deforms 8 rows of one column with its five weights, in about 125 registers, so that 4 programs fit
+# on a multiprocessor. Without a deformation, 1024 voxels in a row are 16 bytes of ranks for each thread.
 TILE = (8, 128)
-# CUDA's limit of the grid's second and third axis
+# CUDA's limit for the second and third axis of a grid
 MAX_GRID = 65535
-# voxels of a slice: offsets within it have 32 bits
+# most voxels of a slice, because offsets within a slice have 32 bits
 MAX_SLICE = 2**31 - 1
 IMAGE_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @triton.jit
 def _spline_weight(index, length, point):
-    """β of a control point, zero for those that do not exist, at a voxel of an axis."""
+    """β of a control point at a voxel of an axis; zero for control points that do not exist."""
     distance = tl.abs((index + MARGIN) * (CELLS / (length - 1 + 2 * MARGIN)) - point + 1)
     outer, inner = tl.maximum(2 - distance, 0), tl.maximum(1 - distance, 0)
     return (outer * outer * outer - 4 * inner * inner * inner) * (1 / 6)
@@ -65,7 +63,7 @@ def _spline_weight(index, length, point):
 
 @triton.jit
 def _displacement(control_points_ptr, plane_weight, column, width):
-    """(rows, columns), along one axis; `plane_weight` (rows, PLANE) is of the control points in z and y."""
+    """The displacement along one axis, (rows, columns); `plane_weight` (rows, PLANE) are the weights in z and y."""
     plane = tl.arange(0, PLANE)
     displacement = 0.0
     for point in tl.static_range(POINTS):
@@ -78,7 +76,7 @@ def _displacement(control_points_ptr, plane_weight, column, width):
 
 @triton.jit
 def _displaced(control_points_ptr, row, column, depth, height, width):
-    """x and y of where the voxels of a slice come from."""
+    """The x and y from which the voxels of a slice are taken."""
     plane = tl.arange(0, PLANE)
     plane_weight = _spline_weight(row[:, None], height, (plane % POINTS)[None, :])
     plane_weight *= _spline_weight(tl.program_id(1), depth, plane // POINTS)[None, :]
@@ -90,7 +88,7 @@ def _displaced(control_points_ptr, row, column, depth, height, width):
 
 @triton.jit
 def _neighbours(position, length):
-    """The voxels on both sides of a position, which is drawn to the border, and the second one's weight."""
+    """The voxels on both sides of a position, clamped to the border, and the weight of the second one."""
     position = tl.minimum(tl.maximum(position, 0), length - 1)
     first = position.to(tl.int32)
     return first, tl.minimum(first + 1, length - 1), position - first
@@ -113,7 +111,7 @@ def _share(label, labels, weights):
 
 @triton.jit
 def _largest(labels, weights):
-    """The label with the largest share, of equal ones the smallest."""
+    """The label with the largest share, and the smallest label if shares are equal."""
     label = labels[0]
     share = _share(label, labels, weights)
     for corner in tl.static_range(1, 4):
@@ -137,11 +135,11 @@ def _deform_tile(
     width,
     TILE: tl.constexpr,
 ):
-    """Writes a tile of a slice, where the pointers to ranks, labels, image and mask point."""
+    """Writes a tile of the slice that the pointers to ranks, labels, image and mask point to."""
     tiles = tl.cdiv(width, TILE[1])
-    # Threads beyond the slice repeat its last row and column, so that no access needs a mask. Since they
-    # may repeat, Triton gives neighbouring voxels to neighbouring threads; else a thread would take 8 of
-    # them for a store of 16 bytes, and the ranks that a warp looks up would lie 8 times as far apart.
+    # Threads beyond the slice repeat its last row and column, so that no access needs a mask. Because of the
+    # repetition, Triton assigns neighbouring voxels to neighbouring threads. Otherwise a thread would store 8
+    # neighbours as 16 bytes, and the ranks that a warp looks up would be 8 times as far apart.
     row = tl.minimum(tl.program_id(0) // tiles * TILE[0] + tl.arange(0, TILE[0]), height - 1)
     column = tl.minimum(tl.program_id(0) % tiles * TILE[1] + tl.arange(0, TILE[1]), width - 1)
     x, y = _displaced(control_points_ptr, row, column, depth, height, width)
@@ -174,7 +172,7 @@ def _deform_tile(
 
 @triton.jit
 def _match_run(ranks_ptr, table_ptr, labels_ptr, image_ptr, mask_ptr, remaining, RUN: tl.constexpr):
-    """Writes voxels that are not deformed, one after the other."""
+    """Writes consecutive voxels that are not deformed."""
     voxel = tl.arange(0, RUN)
     inside = voxel < remaining
     value = _look_up(table_ptr, tl.load(ranks_ptr + voxel, mask=inside, other=0))
@@ -210,7 +208,7 @@ def _augment_kernel(
             TILE,
         )
     else:
-        # as many voxels for each program as a tile has, and of the last ones none
+        # each program writes as many voxels as a tile has; the last programs may have none
         start = (slice_ * tl.num_programs(0) + tl.program_id(0)) * TILE[0] * TILE[1]
         _match_run(
             ranks_ptr + start,
@@ -224,11 +222,11 @@ def _augment_kernel(
 
 
 def supports(ranks, tables, masks, cases, intensities_of, deformed, control_points, dtype):
-    """Whether the kernel takes these tensors; if not, the caller uses the definition.
+    """Whether the kernel can handle these tensors; if not, the definition runs.
 
     Args:
-        all but dtype: as `augment` takes them, contiguous, not empty, on one device; volumes and slices
-            at most 65535, voxels of a slice below 2³¹.
+        all but dtype: the arguments of `augment`, contiguous, not empty, on one device; at most 65535 volumes and
+            slices, and less than 2³¹ voxels in a slice.
         dtype: float32, float16 or bfloat16.
     """
     if ranks.ndim != 4 or dtype not in IMAGE_TYPES:
@@ -253,17 +251,17 @@ def supports(ranks, tables, masks, cases, intensities_of, deformed, control_poin
 
 
 def augment(ranks, tables, masks, cases, intensities_of, deformed, control_points, dtype):
-    """A batch from stored volumes, of tensors that `supports` accepts.
+    """A batch from stored volumes, for tensors that `supports` accepts.
 
     Args:
-        ranks: (M, D, H, W) int16, the bits of uint16 ranks, of M stored volumes.
-        tables: (T, 65536) float32, from rank to value.
+        ranks: (M, D, H, W) int16 with the bits of uint16 ranks, of M stored volumes.
+        tables: (T, 65536) float32, the value of each rank.
         masks: (M, D, H, W) uint8 labels.
-        cases: (N,) int64 below M, which stored volumes the batch has.
-        intensities_of: (N,) int64 below T, which tables they take.
-        deformed: (N,) bool; the others have `control_points` that are not looked at.
-        control_points: (N, 2, 5, 5, 5) float32, displacement in x and in y in voxels of each control
-            point at (z, y, x).
+        cases: (N,) int64 below M, indices of the stored volumes.
+        intensities_of: (N,) int64 below T, indices of the tables.
+        deformed: (N,) bool; the `control_points` of the other volumes are not read.
+        control_points: (N, 2, 5, 5, 5) float32, the displacement in x and in y of the control point at (z, y, x),
+            in voxels.
         dtype: of the image.
 
     Returns:
