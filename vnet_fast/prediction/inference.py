@@ -50,7 +50,7 @@ def predict_probabilities(
 ) -> np.ndarray:
     """Softmax probabilities of one volume.
 
-    If memory is short, the ways of `list_attempts` are tried one after the other, and each is reported.
+    If memory is short, the attempts of `list_attempts` are made one after the other, and each is reported.
 
     Args:
         model: the network, or a ModuleList of networks whose probabilities are averaged. Afterwards it is in
@@ -72,15 +72,15 @@ def predict_probabilities(
     device = next(model.parameters()).device
     model.eval()
     d, h, w = image.shape
-    ways = list_attempts(device, windows.clip_to_shape(window or (d, h, w), (d, h, w)), (d, h, w))
-    for attempt, following in itertools.pairwise(ways):
+    attempts = list_attempts(device, windows.clip_to_shape(window or (d, h, w), (d, h, w)), (d, h, w))
+    for attempt, following in itertools.pairwise(attempts):
         # a failed pass frees its memory before the next begins
         with contextlib.suppress(torch.OutOfMemoryError):
             return _average(model, image, attempt, autocast, overlap, flips, track)
         notify(f"out of memory on the GPU, {following.description}")
     try:
         # without mixed precision, which was chosen for the device
-        return _average(model.to(HOST), image, ways[-1], None, overlap, flips, track)
+        return _average(model.to(HOST), image, attempts[-1], None, overlap, flips, track)
     finally:
         model.to(device)
 
@@ -100,15 +100,15 @@ def list_attempts(device: torch.device, window: Shape, shape: Shape) -> list[Att
     Returns:
         at least two attempts.
     """
-    ways = [Attempt(device, window, device)]
+    attempts = [Attempt(device, window, device)]
     if device != HOST and window != shape:
-        ways.append(Attempt(device, window, HOST, "probabilities are collected on the CPU"))
+        attempts.append(Attempt(device, window, HOST, "probabilities are collected on the CPU"))
     smaller = windows.halve_longest_axis(window)
     while smaller is not None:
         size = " x ".join(map(str, reversed(smaller)))
-        ways.append(Attempt(device, smaller, HOST, f"windows are {size} voxels, which is less accurate"))
+        attempts.append(Attempt(device, smaller, HOST, f"windows are {size} voxels, which is less accurate"))
         smaller = windows.halve_longest_axis(smaller)
-    return [*ways, Attempt(HOST, window, HOST, "the network runs on the CPU, in float32")]
+    return [*attempts, Attempt(HOST, window, HOST, "the network runs on the CPU, in float32")]
 
 
 @torch.inference_mode()
