@@ -73,9 +73,9 @@ def test_overlay(tmp_path, empty, theme):
     prediction = np.zeros_like(reference) if empty else np.roll(reference, 4, axis=2)
     plotting.overlay(image, reference, {"": prediction}, (1, 1, 1.5), "a case", tmp_path / "overlay.png", theme)
     picture = drawn(tmp_path / "overlay.png", theme)
-    assert colour_count(picture, plotting.REFERENCE["colors"]) > 1000
+    assert colour_count(picture, plotting.REFERENCE.color) > 1000
     # the dashed contour of the prediction, or of an empty one only its place in the legend
-    assert (colour_count(picture, plotting.PREDICTION["colors"]) > 1000) == (not empty)
+    assert (colour_count(picture, plotting.PREDICTION.color) > 1000) == (not empty)
 
 
 def test_overlay_of_two_predictions(tmp_path):
@@ -88,20 +88,20 @@ def test_overlay_of_two_predictions(tmp_path):
     picture = matplotlib.image.imread(tmp_path / "overlay.png")
     upper, lower = picture[: len(picture) // 2], picture[len(picture) // 2 : -60]
     for half in (upper, lower):
-        assert colour_count(half, plotting.REFERENCE["colors"]) > 1000
-    assert colour_count(upper, plotting.PREDICTION["colors"]) > 500
-    assert colour_count(lower, plotting.PREDICTION["colors"]) == 0
+        assert colour_count(half, plotting.REFERENCE.color) > 1000
+    assert colour_count(upper, plotting.PREDICTION.color) > 500
+    assert colour_count(lower, plotting.PREDICTION.color) == 0
 
 
 def test_overlay_shows_the_structure_large(tmp_path):
     """A small structure fills about half of the picture, wherever it lies, and at the volume's border too."""
     image, reference = np.zeros((4, 200, 300), np.float32), np.zeros((4, 200, 300), np.uint8)
     reference[:, :20, 280:] = 1
-    rows, columns = plotting._window([reference], [1], (1, 1, 1))
+    rows, columns = plotting._crop_around([reference], [1], (1, 1, 1))
     assert (rows, columns) == (slice(0, 32), slice(268, 312))
     plotting.overlay(image, reference, {"": reference}, (1, 1, 1), "a corner", tmp_path / "overlay.png")
     picture = matplotlib.image.imread(tmp_path / "overlay.png")
-    assert colour_count(picture, plotting.PREDICTION["colors"]) > 500
+    assert colour_count(picture, plotting.PREDICTION.color) > 500
 
 
 def test_overlay_without_a_structure(tmp_path):

@@ -2,94 +2,100 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vnet_fast import command_line, plotting
 from vnet_fast.command_line import option, path_text
 from vnet_fast.data import cases
 from vnet_fast.errors import InputError
 from vnet_fast.evaluation import tables
-from vnet_fast.evaluation.comparison import check_same_cases, compare_pairs, require_scipy
+from vnet_fast.evaluation.comparison import check_same_cases, compare_pairs
 from vnet_fast.evaluation.evaluation import evaluate, names_of
-from vnet_fast.evaluation.figures import draw, images_of
+from vnet_fast.evaluation.figures import draw, find_case_images
 from vnet_fast.evaluation.score import read_observer
 from vnet_fast.files import make_folder, write_text
 
 
 @dataclass(frozen=True)
 class Config:
-    """Dice, surface distances and volumes of predicted masks, for each case and class; of several
-    folders of predictions side by side, with a paired test."""
+    """Measure predicted masks against reference masks: Dice, surface distances and volumes of each case and class.
+    Several folders of predictions are compared with a paired test."""
 
-    predictions: tuple = option(
-        None, "folder of predicted masks, or several of the same cases", type=path_text, nargs="+", metavar="DIR",
-        required=True,
+    predictions: tuple[str, ...] = option(
+        None, "folder of predicted masks, or several folders with the same cases", type=path_text, nargs="+",
+        metavar="DIR", required=True,
     )  # fmt: skip
     labels: str = option(
-        None, "folder of reference masks, alone or beside their volumes", type=path_text, metavar="DIR", required=True
+        None, "folder of reference masks, with or without their volumes", type=path_text, metavar="DIR", required=True
     )
-    output: str = option(None, "writes all numbers as JSON", type=path_text, metavar="FILE")
-    csv: str = option(None, "writes the cases as CSV, a row for each case, class and region", type=path_text,
-                      metavar="FILE")  # fmt: skip
-    figures: str = option(None, "draws the distributions, and the best, median and worst case", type=path_text,
-                          metavar="DIR")  # fmt: skip
-    images: str = option(None, "folder of the volumes for --figures, if they are not with the reference masks",
-                         type=path_text, metavar="DIR")  # fmt: skip
-    binary: bool = option(False, "all labels are one foreground", action="store_true")
+    output: str | None = option(None, "write all numbers to this JSON file", type=path_text, metavar="FILE")
+    csv: str | None = option(
+        None, "write a row for each case, class and region to this CSV file", type=path_text, metavar="FILE"
+    )
+    figures: str | None = option(
+        None, "draw the distribution of Dice and the best, median and worst case into this folder", type=path_text,
+        metavar="DIR",
+    )  # fmt: skip
+    images: str | None = option(
+        None, "folder of the volumes for --figures, if they are not beside the reference masks", type=path_text,
+        metavar="DIR",
+    )  # fmt: skip
+    binary: bool = option(False, "treat all labels as one foreground class", action="store_true")
     regions: bool = option(
-        False, "also of base and apex, the cranial and caudal thirds of the reference's slices", action="store_true"
+        False, "also measure base and apex, the cranial and caudal thirds of the reference's slices",
+        action="store_true",
+    )  # fmt: skip
+    observer: str | None = option(
+        None, "TOML file with a second observer's means, for the challenge's score", type=path_text, metavar="FILE"
     )
-    observer: str = option(
-        None, "TOML file of a second observer's means, for the challenge's score", type=path_text, metavar="FILE"
-    )
+
+    def check(self) -> None:
+        """Checks the options before anything is measured; raises an InputError."""
+        if len({Path(folder).resolve() for folder in self.predictions}) < len(self.predictions):
+            raise InputError("--predictions", "names a folder twice", "Name each folder once")
+        if self.images and not self.figures:
+            raise InputError("--images", "given without --figures", "Name the folder of the pictures too")
+        if self.figures and not plotting.available():
+            raise InputError("--figures", "matplotlib is not installed", "pip install 'vnet_fast[report]'")
+        for path, flag in ((self.output, "--output"), (self.csv, "--csv")):
+            if path and not Path(path).absolute().parent.is_dir():
+                raise InputError(path, "can't be written (no such folder)", f"Choose another {flag}")
+            if path and Path(path).is_dir():
+                raise InputError(path, "can't be written (it is a folder)", f"Choose another {flag}")
+        if self.output and self.csv and Path(self.output).resolve() == Path(self.csv).resolve():
+            raise InputError("--csv", "is the file of --output", "Choose another --csv")
+        if self.figures and len(self.predictions) > plotting.MAX_SERIES:
+            cause = f"shows at most {plotting.MAX_SERIES} sets of predictions; got {len(self.predictions)}"
+            raise InputError("--figures", cause, "Draw fewer of them together")
 
 
-def check(config):
-    """What can be known to fail before anything is measured; an `InputError`."""
-    if len({Path(folder).resolve() for folder in config.predictions}) < len(config.predictions):
-        raise InputError("--predictions", "names a folder twice", "Name each once")
-    if len(config.predictions) > 1:
-        require_scipy("--predictions")
-    if config.images and not config.figures:
-        raise InputError("--images", "given without --figures", "Name the folder of the pictures too")
-    if config.figures and not plotting.available():
-        raise InputError("--figures", "matplotlib is not installed", "pip install 'vnet_fast[report]'")
-    for path, flag in ((config.output, "--output"), (config.csv, "--csv")):
-        if path and not Path(path).absolute().parent.is_dir():
-            raise InputError(path, "can't be written (no such folder)", f"Choose another {flag}")
-        if path and Path(path).is_dir():
-            raise InputError(path, "can't be written (it is a folder)", f"Choose another {flag}")
-    if config.output and config.csv and Path(config.output).resolve() == Path(config.csv).resolve():
-        raise InputError("--csv", "is the file of --output", "Choose another --csv")
-    if config.figures and len(config.predictions) > plotting.MOST:
-        cause = f"shows {plotting.MOST} sets of predictions at most; got {len(config.predictions)}"
-        raise InputError("--figures", cause, "Draw fewer of them together")
-
-
-def main(given):
+def main(given: dict[str, Any]) -> int:
     """Runs with the options given; returns the exit code."""
     config = Config(**given)
-    check(config)
+    config.check()
     observer = read_observer(config.observer) if config.observer else None
     names = names_of(config.predictions)
-    found = [cases.pair_masks(folder, config.labels) for folder in config.predictions]
-    pairs = [each for each, _ in found]
+    pairs, unpredicted = zip(*(cases.pair_masks(folder, config.labels) for folder in config.predictions), strict=True)
     # before anything is measured or written
-    check_same_cases({name: [case for case, _, _ in each] for name, each in zip(names, pairs, strict=True)})
+    check_same_cases(
+        {name: [case for case, _, _ in cases_of_set] for name, cases_of_set in zip(names, pairs, strict=True)}
+    )
+    images = {}
     if config.figures:
-        images_of(config.labels, config.images)
+        images = find_case_images(config.labels, config.images)
         make_folder(config.figures, "Choose another --figures")
     evaluations = evaluate(names, pairs, config.binary, config.regions, observer)
     comparisons = compare_pairs(evaluations) if len(evaluations) > 1 else []
     print("\n".join(tables.text(evaluations, comparisons)))
-    for (_, unpredicted), name in zip(found, names, strict=True):
-        if unpredicted:
-            print(f"{unpredicted} more reference masks have no prediction" + (f" in {name}" if len(names) > 1 else ""))
+    for name, count in zip(names, unpredicted, strict=True):
+        if count:
+            print(f"{count} more reference masks have no prediction" + (f" in {name}" if len(names) > 1 else ""))
     if config.output:
         write_text(config.output, tables.json_text(evaluations, comparisons), "Choose another --output")
     if config.csv:
         write_text(config.csv, tables.csv_text(evaluations), "Choose another --csv")
     if config.figures:
-        draw(config, evaluations, pairs, comparisons)
+        draw(config.figures, evaluations, pairs, images, comparisons, config.binary)
     return 0
 
 

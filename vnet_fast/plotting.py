@@ -1,25 +1,37 @@
-"""Pictures: training curves, contours over slices, Dice over cases. They need matplotlib."""
+"""Draws training curves, contours over slices and Dice over cases, with matplotlib."""
 
 import importlib.util
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-SMOOTHED_SHARE = 50
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# one iteration of a run's log: its number, the loss, the learning rate, and the validation Dice or None
+LogRow = tuple[int, float, float, float | None]
+
+# the loss is averaged over windows of which so many make up the run
+SMOOTHING_WINDOWS = 50
 DPI = 120
-# Dice of a histogram's bars
+# edges of the histogram's bars, Dice
 BINS = np.linspace(0, 1, 21)
-# of a picture's slices, around the structures: a margin as a share of their extent, and mm at least
-MARGIN, LEAST_MARGIN = 0.35, 12.0
-# cases that are named below their bars
-NAMED = 45
-# sets of predictions that are told apart
-MOST = 4
+# around the structures on a picture's slices: a fraction of their extent, and at least so many mm
+MARGIN, MIN_MARGIN = 0.35, 12.0
+# up to this number of cases, each bar is labelled with the name of its case
+MAX_NAMED_BARS = 45
+# sets of predictions that one picture can distinguish
+MAX_SERIES = 4
 
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a picture. Series are told apart without colour too: by the kind of line and by hatching."""
+    """The colours of a picture. Series also differ in line style and hatching, for readers who do not see colours."""
 
     face: str
     text: str
@@ -28,23 +40,32 @@ class Theme:
     series: tuple[str, ...]
 
 
-# series: of Okabe and Ito's colours, which are told apart by those who see colours otherwise
+# the series have Okabe and Ito's colours, which colour-blind readers can distinguish
 LIGHT = Theme("#ffffff", "#1c1f24", "#8a8f98", "#e6e8eb", ("#0072b2", "#d55e00", "#009e73", "#cc79a7"))
 DARK = Theme("#16181d", "#e6e8eb", "#9aa0aa", "#31353d", ("#56b4e9", "#e69f00", "#2bc79a", "#e29ac2"))
 LINES = ("solid", "dashed", "dotted", "dashdot")
 HATCHES = ("", "///", "...", "xxx")
-# over grey slices
-REFERENCE = {"colors": "#ffb000", "linestyles": "solid"}
-PREDICTION = {"colors": "#40c8ff", "linestyles": "dashed"}
 
 
-def available():
+@dataclass(frozen=True)
+class ContourStyle:
+    """How a mask's contours are drawn on grey slices."""
+
+    color: str
+    linestyle: Literal["solid", "dashed"]
+
+
+REFERENCE = ContourStyle("#ffb000", "solid")
+PREDICTION = ContourStyle("#40c8ff", "dashed")
+
+
+def available() -> bool:
     """Whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def _figure(width, height, theme):
-    # a figure of its own, without pyplot: no display, no global state
+def _make_figure(width: float, height: float, theme: Theme) -> "Figure":
+    # without pyplot, which needs a display and keeps global state
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -53,8 +74,8 @@ def _figure(width, height, theme):
     return figure
 
 
-def _dress(axes, theme):
-    """The theme's colours for a plot."""
+def _apply_theme(axes: "Axes", theme: Theme) -> None:
+    """Gives a plot the theme's colours."""
     axes.set_facecolor(theme.face)
     axes.grid(color=theme.grid, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -65,128 +86,147 @@ def _dress(axes, theme):
         label.set_color(theme.text)
 
 
-def _plain(text):
-    """A text in which a dollar sign is no beginning of a formula."""
+def _escape(text: str) -> str:
+    """Escapes dollar signs, which would start a formula."""
     return text.replace("$", r"\$")
 
 
-def _legend(figure, theme, **arguments):
+def _add_legend(figure: "Figure", theme: Theme, **arguments: object) -> None:
     figure.legend(loc="outside lower center", frameon=False, labelcolor=theme.text, fontsize=9, **arguments)
 
 
-def curves(rows, path, theme=LIGHT, title=None):
-    """Loss, validation Dice and, below, the learning rate against the iteration.
+def curves(rows: Sequence[LogRow], path: str | Path, theme: Theme = LIGHT, title: str | None = None) -> None:
+    """Draws loss, validation Dice and, below them, the learning rate against the iteration.
 
     Args:
-        rows: of a run's log, at least one: (iteration, loss, learning rate, validation Dice or None).
+        rows: of a run's log, at least one.
         path: of the PNG.
         theme: LIGHT or DARK.
         title: above the picture, or None.
     """
     iteration, loss, rate = (np.array(column) for column in list(zip(*rows, strict=True))[:3])
-    validated = [(iteration, dice) for iteration, _, _, dice in rows if dice is not None]
+    validations = [(iteration, dice) for iteration, _, _, dice in rows if dice is not None]
 
-    figure = _figure(7, 4.4, theme)
+    figure = _make_figure(7, 4.4, theme)
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     axes.plot(iteration, loss, color=theme.faint, alpha=0.6, linewidth=0.8, label="loss")
-    window = max(1, len(loss) // SMOOTHED_SHARE)
+    window = max(1, len(loss) // SMOOTHING_WINDOWS)
     if window > 1:
         mean = np.convolve(loss, np.full(window, 1 / window), mode="valid")
         axes.plot(iteration[window - 1 :], mean, color=theme.text, label=f"loss, mean of {window}")
-    if validated:
-        axes.plot(*zip(*validated, strict=True), "o-", color=theme.series[0], markersize=4, label="validation Dice")
-    # a single wild step does not flatten the rest
+    if validations:
+        axes.plot(*zip(*validations, strict=True), "o-", color=theme.series[0], markersize=4, label="validation Dice")
+    # single outliers of the loss must not flatten the rest of the curve
     axes.set(ylabel="loss, Dice", ylim=(0, max(1.0, 1.2 * float(np.nanpercentile(loss, 98)))))
     axes.margins(x=0.01)
     below.step(iteration, rate, where="post", color=theme.series[1])
     below.set(xlabel="iteration", ylabel="learning\nrate", yscale="log")
     below.set_ylim(rate.min() / 3, rate.max() * 3)
-    for each in (axes, below):
-        _dress(each, theme)
+    _apply_theme(axes, theme)
+    _apply_theme(below, theme)
     below.minorticks_off()
     if title:
-        figure.suptitle(_plain(title), fontsize=11, color=theme.text)
+        figure.suptitle(_escape(title), fontsize=11, color=theme.text)
     handles, labels = axes.get_legend_handles_labels()
-    _legend(figure, theme, handles=handles, labels=labels, ncols=3)
+    _add_legend(figure, theme, handles=handles, labels=labels, ncols=3)
     figure.savefig(path, dpi=DPI)
 
 
-def overlay(image, reference, predictions, spacing, title, path, theme=LIGHT):
-    """Contours of predictions and reference on three slices across the structure, a row for each prediction.
+def overlay(
+    image: np.ndarray,
+    reference: np.ndarray,
+    predictions: Mapping[str, np.ndarray],
+    spacing: Sequence[float],
+    title: str,
+    path: str | Path,
+    theme: Theme = LIGHT,
+) -> None:
+    """Draws the contours of predictions and reference on three slices of the structure, a row for each prediction.
 
     Args:
         image: (z, y, x) float.
         reference: (z, y, x) labels.
-        predictions: dict from a name, which may be "", to (z, y, x) labels.
+        predictions: from a name, which may be "", to (z, y, x) labels.
         spacing: mm, x y z.
         title: above the picture.
         path: of the PNG.
         theme: LIGHT or DARK.
     """
-    from matplotlib.lines import Line2D
-
-    marked = np.flatnonzero((reference > 0).any((1, 2)))
-    first, last = (marked[0], marked[-1]) if marked.size else (0, len(image) - 1)
-    slices = [round(first + share * (last - first)) for share in (0.2, 0.5, 0.8)]
-    rows, columns = _window([reference, *predictions.values()], slices, spacing)
+    slices = _choose_slices(reference)
+    rows, columns = _crop_around([reference, *predictions.values()], slices, spacing)
     image = image[:, rows, columns]
-    shape = image.shape[1] * spacing[1] / (image.shape[2] * spacing[0])
+    aspect = image.shape[1] * spacing[1] / (image.shape[2] * spacing[0])
     low, high = np.percentile(image[slices], [1, 99.5])
 
-    figure = _figure(11, 0.9 + len(predictions) * (3.5 * min(max(shape, 0.4), 1.6) + 0.25), theme)
-    for (name, labels), line in zip(
-        predictions.items(), figure.subplots(len(predictions), 3, squeeze=False), strict=True
-    ):
-        for axes, z in zip(line, slices, strict=True):
+    figure = _make_figure(11, 0.9 + len(predictions) * (3.5 * min(max(aspect, 0.4), 1.6) + 0.25), theme)
+    grid = figure.subplots(len(predictions), 3, squeeze=False)
+    for (name, labels), row in zip(predictions.items(), grid, strict=True):
+        for axes, z in zip(row, slices, strict=True):
             axes.imshow(image[z], cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=spacing[1] / spacing[0])
-            for mask, style in ((reference, REFERENCE), (labels, PREDICTION)):
-                _outline(axes, mask[z, rows, columns], style)
+            _draw_contours(axes, reference[z, rows, columns], REFERENCE)
+            _draw_contours(axes, labels[z, rows, columns], PREDICTION)
             axes.set_title(f"slice {z + 1} of {len(image)}", fontsize=9, color=theme.text)
             axes.set(xticks=[], yticks=[])
             for spine in axes.spines.values():
                 spine.set_visible(False)
-        line[0].set_ylabel(_plain(name), fontsize=10, color=theme.text)
-    handles = [
-        Line2D([], [], color=style["colors"], linestyle=style["linestyles"], label=name)
-        for name, style in (("reference", REFERENCE), ("prediction", PREDICTION))
-    ]
-    figure.suptitle(_plain(title), fontsize=11, color=theme.text)
-    _legend(figure, theme, handles=handles, ncols=2)
+        row[0].set_ylabel(_escape(name), fontsize=10, color=theme.text)
+    figure.suptitle(_escape(title), fontsize=11, color=theme.text)
+    _add_contour_legend(figure, theme)
     figure.savefig(path, dpi=DPI)
 
 
-def _window(masks, slices, spacing):
-    """Rows and columns around what is marked on the slices; all of them where nothing is."""
-    seen = np.any([(mask[slices] > 0).any(0) for mask in masks], axis=0)
-    window = []
-    for axis, mm in ((1, spacing[1]), (0, spacing[0])):
-        at = np.flatnonzero(seen.any(axis))
-        if not at.size:
-            return slice(None), slice(None)
-        margin = round(max(MARGIN * (at[-1] - at[0] + 1), LEAST_MARGIN / mm))
-        window.append(slice(max(0, at[0] - margin), at[-1] + 1 + margin))
-    return tuple(window)
+def _choose_slices(reference: np.ndarray) -> list[int]:
+    """The indices of three slices across the structure, or across the volume if there is no structure."""
+    occupied = np.flatnonzero((reference > 0).any((1, 2)))
+    first, last = (int(occupied[0]), int(occupied[-1])) if occupied.size else (0, len(reference) - 1)
+    return [round(first + fraction * (last - first)) for fraction in (0.2, 0.5, 0.8)]
 
 
-def _outline(axes, labels, style):
-    """The borders of each label, along the voxels' edges where it meets the picture's border too."""
+def _crop_around(masks: Sequence[np.ndarray], slices: Sequence[int], spacing: Sequence[float]) -> tuple[slice, slice]:
+    """Rows and columns around the structures on the slices; all rows and columns if there are no structures."""
+    structures = np.any([(mask[slices] > 0).any(0) for mask in masks], axis=0)
+    if not structures.any():
+        return slice(None), slice(None)
+    return _extent(structures.any(1), spacing[1]), _extent(structures.any(0), spacing[0])
+
+
+def _extent(occupied: NDArray[np.bool_], step: float) -> slice:
+    """The occupied range of rows or columns, which are `step` mm apart, with a margin."""
+    indices = np.flatnonzero(occupied)
+    first, last = int(indices[0]), int(indices[-1])
+    margin = round(max(MARGIN * (last - first + 1), MIN_MARGIN / step))
+    return slice(max(0, first - margin), last + 1 + margin)
+
+
+def _draw_contours(axes: "Axes", labels: np.ndarray, style: ContourStyle) -> None:
+    """Draws the border of each label, also where it meets the border of the picture."""
     for label in np.unique(labels[labels > 0]):
         padded = np.pad((labels == label).astype(float), 1)
-        at = [np.arange(n) - 1 for n in padded.shape]
-        axes.contour(at[1], at[0], padded, [0.5], linewidths=1.7, **style)
+        y, x = (np.arange(n) - 1 for n in padded.shape)
+        axes.contour(x, y, padded, [0.5], colors=style.color, linestyles=style.linestyle, linewidths=1.7)
 
 
-def distribution(dice, path, theme=LIGHT):
-    """How many cases have which Dice, a histogram, as the paper's figure 5.
+def _add_contour_legend(figure: "Figure", theme: Theme) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=style.color, linestyle=style.linestyle, label=name)
+        for name, style in (("reference", REFERENCE), ("prediction", PREDICTION))
+    ]
+    _add_legend(figure, theme, handles=handles, ncols=2)
+
+
+def distribution(dice: Mapping[str, Sequence[float]], path: str | Path, theme: Theme = LIGHT) -> None:
+    """Draws a histogram of the cases over Dice, like figure 5 of the V-Net paper.
 
     Args:
-        dice: dict from the name of a set of predictions to its cases' Dice; MOST of them at most.
+        dice: from the name of a set of predictions to its cases' Dice; at most `MAX_SERIES` sets.
         path: of the PNG.
         theme: LIGHT or DARK.
     """
     from matplotlib.legend_handler import HandlerTuple
 
-    figure = _figure(9, 3.8, theme)
+    figure = _make_figure(9, 3.8, theme)
     axes = figure.subplots()
     width, handles, labels = (BINS[1] - BINS[0]) * 0.86 / len(dice), [], []
     for index, (name, values) in enumerate(dice.items()):
@@ -195,44 +235,44 @@ def distribution(dice, path, theme=LIGHT):
         bars = axes.bar(left, counts, width, align="edge", color=theme.series[index], hatch=HATCHES[index],
                         edgecolor=theme.face)  # fmt: skip
         handles.append((bars, axes.axvline(np.median(values), color=theme.text, linestyle=LINES[index], linewidth=1.4)))
-        labels.append(_plain(f"{name}: median {np.median(values):.3f} of {len(values)} cases"))
+        labels.append(_escape(f"{name}: median {np.median(values):.3f} of {len(values)} cases"))
     lowest = min(float(np.min(values)) for values in dice.values())
     axes.set(xlabel="Dice", ylabel="cases", xlim=(max(0.0, np.floor(lowest * 10 - 1) / 10), 1))
-    axes.yaxis.get_major_locator().set_params(integer=True)
-    _dress(axes, theme)
-    _legend(
+    axes.locator_params(axis="y", integer=True)
+    _apply_theme(axes, theme)
+    _add_legend(
         figure, theme, handles=handles, labels=labels, ncols=min(2, len(dice)), handlelength=4,
         handler_map={tuple: HandlerTuple(ndivide=None)},
     )  # fmt: skip
     figure.savefig(path, dpi=DPI)
 
 
-def differences(values, title, path, theme=LIGHT):
-    """A bar for each case, in order of the difference.
+def differences(values: Mapping[str, float], title: str, path: str | Path, theme: Theme = LIGHT) -> None:
+    """Draws a bar for each case, in order of the difference.
 
     Args:
-        values: dict from the case's name to the difference.
-        title: what it is the difference of, above the picture.
+        values: from the case's name to the difference.
+        title: above the picture.
         path: of the PNG.
         theme: LIGHT or DARK.
     """
-    ordered = sorted(values, key=values.get)
+    ordered = sorted(values, key=lambda name: values[name])
     heights = np.array([values[name] for name in ordered])
-    figure = _figure(9, 3.8, theme)
+    figure = _make_figure(9, 3.8, theme)
     axes = figure.subplots()
-    for sign, (words, index) in {-1: ("lower", 1), 1: ("higher", 0)}.items():
-        at = np.flatnonzero(np.sign(heights) == sign)
-        if not at.size:
+    for sign, description, index in ((-1, "lower", 1), (1, "higher", 0)):
+        positions = np.flatnonzero(np.sign(heights) == sign)
+        if not positions.size:
             continue
-        axes.bar(at, heights[at], color=theme.series[index], hatch=HATCHES[index], edgecolor=theme.face,
-                 label=f"{words} in {len(at)} cases")  # fmt: skip
+        axes.bar(positions, heights[positions], color=theme.series[index], hatch=HATCHES[index], edgecolor=theme.face,
+                 label=f"{description} in {len(positions)} cases")  # fmt: skip
     axes.axhline(0, color=theme.text, linewidth=0.8)
     axes.set(ylabel="difference", xticks=[])
-    figure.suptitle(_plain(title), fontsize=11, color=theme.text)
+    figure.suptitle(_escape(title), fontsize=11, color=theme.text)
     axes.margins(x=0.01)
-    if len(ordered) <= NAMED:
-        axes.set_xticks(range(len(ordered)), map(_plain, ordered), rotation=90)
-    _dress(axes, theme)
+    if len(ordered) <= MAX_NAMED_BARS:
+        axes.set_xticks(range(len(ordered)), map(_escape, ordered), rotation=90)
+    _apply_theme(axes, theme)
     axes.tick_params(axis="x", labelsize=7)
-    _legend(figure, theme, ncols=2)
+    _add_legend(figure, theme, ncols=2)
     figure.savefig(path, dpi=DPI)

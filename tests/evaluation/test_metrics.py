@@ -102,10 +102,10 @@ def test_distances_against_scipy(seed, spacing):
     maps = [ndimage.distance_transform_edt(~edge, sampling=spacing[::-1]) for edge in edges]
     there, back = maps[1][edges[0]], maps[0][edges[1]]
     found = measure(a, b, spacing)
-    assert found["hausdorff_mm"] == pytest.approx(max(there.max(), back.max()), abs=1e-5)
-    assert found["hausdorff_95_mm"] == pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)), abs=1e-5)
+    assert found["hausdorff_mm"] == pytest.approx(max(there.max(), back.max()), abs=1e-9)
+    assert found["hausdorff_95_mm"] == pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)), abs=1e-9)
     mean = (there.sum() + back.sum()) / (there.size + back.size)
-    assert found["average_boundary_distance_mm"] == pytest.approx(mean, abs=1e-5)
+    assert found["average_boundary_distance_mm"] == pytest.approx(mean, abs=1e-9)
     assert hausdorff_distance(a, b, spacing) == found["hausdorff_mm"]
 
 

@@ -272,6 +272,6 @@ def test_regions_of_a_reference_without_thirds(tmp_path, slices):
     reference[2 : 2 + slices, 2:6, 2:6], prediction[1:4, 2:4, 2:6] = 1, 1
     for name, mask in (("reference", reference), ("prediction", prediction)):
         sitk.WriteImage(make_image(mask), str(tmp_path / f"{name}.mha"))
-    found = compare(tmp_path / "prediction.mha", tmp_path / "reference.mha", names=REGIONS)[1]
+    found = compare(tmp_path / "prediction.mha", tmp_path / "reference.mha", region_names=REGIONS)[1]
     assert found["whole"]["dice"] == pytest.approx(2 * 8 * slices / (16 * slices + 24))
     assert found["base"] == found["apex"] == found["whole"]

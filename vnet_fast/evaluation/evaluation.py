@@ -1,118 +1,143 @@
-"""Predicted masks against reference masks: each case measured, and what is said of all of them.
-
-A case's measures are a dict from label to region to the name of a metric (`metrics.METRICS`) to a number.
-"""
+"""Measures predicted masks against reference masks, case by case, and summarises the cases."""
 
 import math
 import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.evaluation.metrics import METRICS, measure
 from vnet_fast.evaluation.regions import REGIONS, regions
-from vnet_fast.evaluation.score import score
+from vnet_fast.evaluation.score import Observer, score
 from vnet_fast.io import volumes
 from vnet_fast.io.grid import Grid
 
 WHOLE = REGIONS[0]
 SCORE = "score"
 
+# one case: from label to region to the name of a metric (`metrics.METRICS`) to its value
+Measures = dict[int, dict[str, dict[str, float]]]
+# one case: its name, its predicted mask and its reference mask
+Pair = tuple[str, Path, Path]
+# from label to region to metric to `statistics`
+Summary = dict[int, dict[str, dict[str, dict[str, float]]]]
+
 
 @dataclass
 class Evaluation:
-    """One folder of predictions, measured.
+    """The metrics of one set of predictions.
 
     Args:
-        name: of the predictions.
-        cases: dict from the case's name to its measures, of all the labels of all cases.
+        name: of the set.
+        cases: dict from the case's name to its measures; all cases have the same labels and regions.
         scores: dict from the case's name to label to the challenge's score; empty without an observer.
     """
 
     name: str
-    cases: dict
-    scores: dict = field(default_factory=dict)
+    cases: dict[str, Measures]
+    scores: dict[str, dict[int, float]] = field(default_factory=dict)
 
     @property
-    def labels(self):
-        """The labels of the cases, which all of them have."""
+    def labels(self) -> list[int]:
+        """The labels, which are the same for all cases."""
         return list(next(iter(self.cases.values())))
 
     @property
-    def regions(self):
+    def regions(self) -> list[str]:
         """The regions that were measured."""
         return list(next(iter(self.cases.values()))[self.labels[0]])
 
-    def values(self, metric, label, region=WHOLE):
-        """One metric's numbers, in the order of the cases; `score` is of all regions together."""
+    def values(self, metric: str, label: int, region: str = WHOLE) -> list[float]:
+        """The values of one metric, in the order of the cases; the score ignores the region."""
         if metric == SCORE:
             return [self.scores[name][label] for name in self.cases]
         return [case[label][region][metric] for case in self.cases.values()]
 
     @property
-    def labels_of_references(self):
-        """The labels that some reference has; all if none has any."""
-        found = [label for label in self.labels if any(self.values("reference_ml", label))]
-        return found or self.labels
+    def reference_labels(self) -> list[int]:
+        """The labels that at least one reference has; all labels if no reference has any."""
+        present = [label for label in self.labels if any(self.values("reference_ml", label))]
+        return present or self.labels
 
-    def mean_dice(self, name):
-        """A case's Dice, the mean over the labels that the references have."""
-        return float(np.mean([self.cases[name][label][WHOLE]["dice"] for label in self.labels_of_references]))
-
-
-def names_of(folders):
-    """Short names of folders, no two the same: their own, or their paths."""
-    last = [Path(folder).resolve().name for folder in folders]
-    return [name if last.count(name) == 1 else str(folder) for name, folder in zip(last, folders, strict=True)]
+    def mean_dice(self, name: str) -> float:
+        """The mean Dice of a case over the labels that the references have."""
+        return float(np.mean([self.cases[name][label][WHOLE]["dice"] for label in self.reference_labels]))
 
 
-def compare(prediction_path, reference_path, binary=False, names=(WHOLE,)):
-    """The measures of one case.
+def names_of(folders: Sequence[str | Path]) -> list[str]:
+    """Short, unique names for folders: the last part of the path, or all of it where that is not unique."""
+    last_parts = [Path(folder).resolve().name for folder in folders]
+    return [
+        name if last_parts.count(name) == 1 else str(folder) for name, folder in zip(last_parts, folders, strict=True)
+    ]
+
+
+def label_array(mask: sitk.Image, binary: bool) -> NDArray[np.uint8]:
+    """A mask's labels as a (z, y, x) array; all labels above 0 are 1 if `binary`."""
+    labels = np.array(sitk.GetArrayViewFromImage(mask))
+    return np.minimum(labels, 1) if binary else labels
+
+
+def compare(
+    prediction_path: str | Path,
+    reference_path: str | Path,
+    binary: bool = False,
+    region_names: Iterable[str] = (WHOLE,),
+) -> Measures:
+    """Measures one case.
 
     Args:
-        prediction_path, reference_path: of masks on one grid.
-        binary: whether all labels above 0 are one.
-        names: the regions, of `regions.REGIONS`. A label's regions are those of its own reference; where
-            that is empty or a single slice, they are the whole.
+        prediction_path, reference_path: of masks on the same grid.
+        binary: whether all labels above 0 count as one.
+        region_names: some of `regions.REGIONS`. The regions of a label are found in its own reference; if that is
+            empty or has a single slice, every region is the whole volume.
 
     Returns:
-        dict from each label that one of the two has, 1 and up, to region to metric to value.
+        dict from each label that one of the masks has, 1 and up, to region to metric to value.
 
     Raises:
-        InputError: if a file can't be read or the two are not on the same grid.
+        InputError: if a file can't be read, or the masks are not on the same grid.
     """
-    reference = volumes.read_mask(reference_path)
-    prediction = volumes.read_mask(prediction_path, reference, reference_path)
-    grid = Grid.of(reference)
-    theirs, ours = (np.array(volumes.sitk.GetArrayViewFromImage(mask)) for mask in (reference, prediction))
-    if binary:
-        theirs, ours = np.minimum(theirs, 1), np.minimum(ours, 1)
-    labels = sorted({*np.unique(theirs).tolist(), *np.unique(ours).tolist()} - {0})
-    return {label: _of_label(ours == label, theirs == label, grid, names) for label in labels}
+    reference_mask = volumes.read_mask(reference_path)
+    prediction_mask = volumes.read_mask(prediction_path, reference_mask, reference_path)
+    grid = Grid.of(reference_mask)
+    reference, prediction = (label_array(mask, binary) for mask in (reference_mask, prediction_mask))
+    labels = sorted({*np.unique(reference).tolist(), *np.unique(prediction).tolist()} - {0})
+    return {label: _measure_regions(prediction == label, reference == label, grid, region_names) for label in labels}
 
 
-def _of_label(prediction, reference, grid, names):
-    found = {}
-    where = regions(reference, grid.direction) if reference.any() else {}
-    for name in names:
-        part = where.get(name, ...)
-        if not reference[part].size:
-            # of a single slice, which has no thirds
-            part = ...
-        found[name] = measure(prediction[part], reference[part], grid.spacing)
-    return found
+def _measure_regions(
+    prediction: NDArray[np.bool_], reference: NDArray[np.bool_], grid: Grid, region_names: Iterable[str]
+) -> dict[str, dict[str, float]]:
+    boxes = regions(reference, grid.direction) if reference.any() else {}
+    measured = {}
+    for name in region_names:
+        box = boxes.get(name, (slice(None),) * 3)
+        if not reference[box].size:
+            # a reference of a single slice has no thirds
+            box = (slice(None),) * 3
+        measured[name] = measure(prediction[box], reference[box], grid.spacing)
+    return measured
 
 
-def compare_all(pairs, binary, names, track):
-    """From each case's name to what `compare` returns; `InputErrors` of all that can't be compared."""
+def _compare_all(
+    pairs: Sequence[Pair],
+    binary: bool,
+    region_names: Sequence[str],
+    progress: Callable[[Sequence[Pair]], Iterable[Pair]],
+) -> dict[str, Measures]:
+    """The measures of each case by its name; raises the `InputErrors` of all cases that can't be compared."""
     cases, errors = {}, []
-    for name, prediction, reference in track(pairs):
+    for name, prediction, reference in progress(pairs):
         try:
-            cases[name] = compare(prediction, reference, binary, names)
+            cases[name] = compare(prediction, reference, binary, region_names)
         except InputError as error:
             errors.append(error)
     if errors:
@@ -120,88 +145,90 @@ def compare_all(pairs, binary, names, track):
     return cases
 
 
-def fill_absent(several, names):
-    """Gives every case every label that any case of any set has: where neither mask has it, they agree."""
+def _fill_absent_labels(sets: Sequence[dict[str, Measures]], region_names: Sequence[str]) -> list[dict[str, Measures]]:
+    """Gives every case all labels of all cases in all sets; two masks without a label agree perfectly."""
     nothing = np.zeros((1, 1, 1), bool)
-    agree = measure(nothing, nothing, (1, 1, 1))
-    labels = sorted({label for cases in several for case in cases.values() for label in case}) or [1]
+    agreement = measure(nothing, nothing, (1, 1, 1))
+    labels = sorted({label for cases in sets for case in cases.values() for label in case}) or [1]
     return [
         {
-            name: {label: case.get(label, dict.fromkeys(names, agree)) for label in labels}
+            name: {label: case.get(label, dict.fromkeys(region_names, agreement)) for label in labels}
             for name, case in cases.items()
         }
-        for cases in several
+        for cases in sets
     ]
 
 
-def evaluate(names, pairs, binary=False, all_regions=False, observer=None):
-    """Evaluations of several sets of predictions, with a bar on a terminal.
+def evaluate(
+    names: Sequence[str],
+    pairs: Sequence[Sequence[Pair]],
+    binary: bool = False,
+    all_regions: bool = False,
+    observer: Observer | None = None,
+) -> list[Evaluation]:
+    """Measures several sets of predictions, with a progress bar on a terminal.
 
     Args:
         names: of the sets.
-        pairs: for each a list of (name, prediction, reference).
-        binary: whether all labels above 0 are one.
-        all_regions: whether base and apex are measured too.
-        observer: None, or what `score.read_observer` returned, which needs them.
+        pairs: for each set a list of (name, prediction, reference).
+        binary: whether all labels above 0 count as one.
+        all_regions: whether base and apex are measured too; they always are with an observer.
+        observer: None, or the values that `score.read_observer` returned.
 
     Returns:
-        list of Evaluation, all with the same labels.
+        an Evaluation of each set, all with the same labels.
 
     Raises:
-        InputErrors: of the first set in which masks can't be compared, all of them.
+        InputErrors: for all masks that can't be compared, of the first set that has any.
     """
-    regions = REGIONS if all_regions or observer else (WHOLE,)
+    region_names = REGIONS if all_regions or observer else (WHOLE,)
     bar = partial(tqdm, disable=not sys.stderr.isatty(), leave=False, unit="case")
-    several = [
-        compare_all(each, binary, regions, partial(bar, desc=name)) for name, each in zip(names, pairs, strict=True)
+    sets = [
+        _compare_all(cases, binary, region_names, partial(bar, desc=name))
+        for name, cases in zip(names, pairs, strict=True)
     ]
     return [
-        Evaluation(name, cases, scores(cases, observer) if observer else {})
-        for name, cases in zip(names, fill_absent(several, regions), strict=True)
+        Evaluation(name, cases, _score_cases(cases, observer) if observer else {})
+        for name, cases in zip(names, _fill_absent_labels(sets, region_names), strict=True)
     ]
 
 
-def scores(cases, observer):
-    """The challenge's score of each case and label.
-
-    Args:
-        cases: dict from name to measures with every region that the observer has.
-        observer: what `score.read_observer` returned.
-
-    Returns:
-        dict from name to label to points, 100 at best.
-    """
+def _score_cases(cases: dict[str, Measures], observer: Observer) -> dict[str, dict[int, float]]:
+    """The challenge's score by the name of the case and label."""
     return {
         name: {label: score(by_region, observer) for label, by_region in case.items()} for name, case in cases.items()
     }
 
 
-def summarise(evaluation):
-    """What is said of all cases together.
+def summarise(evaluation: Evaluation) -> Summary:
+    """Summarises the cases of an evaluation.
 
     Returns:
-        dict from label to region to metric to a dict of `mean`, `standard_deviation`, `median` and `cases`,
-        how many they are of: those where the metric is finite. Without any they are NaN. The score is in
-        the region `whole`.
+        dict from label to region to metric to its `statistics`. The score is in the region `whole`.
     """
-    found = {}
+    summary: Summary = {}
     for label in evaluation.labels:
-        found[label] = {
+        summary[label] = {
             region: {metric.name: statistics(evaluation.values(metric.name, label, region)) for metric in METRICS}
             for region in evaluation.regions
         }
         if evaluation.scores:
-            found[label][WHOLE][SCORE] = statistics(evaluation.values(SCORE, label))
-    return found
+            summary[label][WHOLE][SCORE] = statistics(evaluation.values(SCORE, label))
+    return summary
 
 
-def statistics(values):
-    """Mean, standard deviation (of a sample), median and number of the finite ones."""
-    values = [value for value in values if math.isfinite(value)]
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+def statistics(values: Iterable[float]) -> dict[str, float]:
+    """Computes statistics of the finite values.
+
+    Returns:
+        dict with `mean`, `standard_deviation` (of a sample) and `median`, NaN without finite values, and `cases`,
+        the number of finite values.
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    deviation = float(np.std(finite, ddof=1)) if len(finite) > 1 else 0.0
     return {
-        "mean": float(np.mean(values)) if values else math.nan,
-        "standard_deviation": deviation if values else math.nan,
-        "median": float(np.median(values)) if values else math.nan,
-        "cases": len(values),
+        "mean": float(np.mean(finite)) if finite else math.nan,
+        "standard_deviation": deviation if finite else math.nan,
+        "median": float(np.median(finite)) if finite else math.nan,
+        "cases": len(finite),
     }

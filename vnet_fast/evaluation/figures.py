@@ -1,60 +1,70 @@
-"""The pictures of an evaluation: Dice over the cases, and the best, median and worst case."""
+"""Draws the pictures of an evaluation: Dice over the cases, and the best, median and worst case."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 
 from vnet_fast import plotting
 from vnet_fast.data import cases
 from vnet_fast.errors import InputError, InputErrors
-from vnet_fast.evaluation.comparison import COMPARED
+from vnet_fast.evaluation.comparison import COMPARED, Comparison
+from vnet_fast.evaluation.evaluation import Evaluation, Pair, label_array
 from vnet_fast.io import volumes
 from vnet_fast.io.grid import Grid
 
+IMAGES_HINT = "Name the folder of the volumes with --images"
 
-def draw(config, evaluations, pairs, comparisons=()):
-    """Writes the pictures of `python -m vnet_fast.evaluate`.
+
+def draw(
+    folder: str | Path,
+    evaluations: Sequence[Evaluation],
+    pairs: Sequence[Sequence[Pair]],
+    images: Mapping[str, Path],
+    comparisons: Sequence[Comparison] = (),
+    binary: bool = False,
+) -> None:
+    """Draws the pictures of `python -m vnet_fast.evaluate` into a folder.
 
     Args:
-        config: the `evaluate.Config`, with `figures`, a folder that is there.
-        evaluations: list of `evaluation.Evaluation`.
-        pairs: for each of them a list of (name, prediction, reference).
-        comparisons: list of `comparison.Comparison`.
+        folder: where the PNGs are written; it must exist.
+        evaluations: one or several, of the same cases.
+        pairs: for each evaluation a list of (name, prediction, reference).
+        images: from the name of a case to its volume, as `find_case_images` returns it.
+        comparisons: of the evaluations.
+        binary: whether all labels above 0 count as one.
 
     Raises:
-        InputError: if the volumes are not found, or the folder can't be written.
+        InputError: if a case that should be drawn has no volume.
     """
-    folder, images = Path(config.figures), images_of(config.labels, config.images)
-    predictions = [{name: prediction for name, prediction, _ in each} for each in pairs]
-    references = {name: reference for name, _, reference in pairs[0]}
+    folder = Path(folder)
     draw_distribution(evaluations, folder / "distribution.png")
     for comparison in comparisons:
         if comparison.metric == COMPARED[0] and comparison.differences:
-            plotting.differences(
-                comparison.differences, difference_title(comparison), folder / difference_name(comparison)
-            )
-    for words, name in chosen(evaluations[0]).items():
+            plotting.differences(comparison.differences, difference_title(comparison), folder / _file_name(comparison))
+    predictions = [{name: prediction for name, prediction, _ in cases_of_set} for cases_of_set in pairs]
+    references = {name: reference for name, _, reference in pairs[0]}
+    for rank, name in choose_cases(evaluations[0]).items():
         if name not in images:
-            cause = f"no volume of {name}, which is to be drawn"
-            raise InputError(config.images or config.labels, cause, "Name the folder of the volumes with --images")
-        draw_case(
-            evaluations, name, words, images[name], references[name], [each.get(name) for each in predictions],
-            folder / f"{words}.png", config.binary,
-        )  # fmt: skip
+            raise InputError(references[name], f"the case is to be drawn, but {name} has no volume", IMAGES_HINT)
+        masks = [by_name.get(name) for by_name in predictions]
+        read_case(evaluations, name, rank, images[name], references[name], masks, binary).draw(folder / f"{rank}.png")
 
 
-def images_of(labels, images=None):
-    """The volumes of the cases whose reference masks are in a folder.
+def find_case_images(labels: str | Path, images: str | Path | None = None) -> dict[str, Path]:
+    """Finds the volumes of the cases whose reference masks are in a folder.
 
     Args:
         labels: the folder of the reference masks.
-        images: None, if they are beside the masks in a layout that `train` reads; or their folder.
+        images: the folder of the volumes, or None if they are beside the masks in a layout that `train` reads.
 
     Returns:
-        dict from the case's name to the path.
+        dict from the case's name to the path of its volume.
 
     Raises:
-        InputError: if there are none.
+        InputError: if there are no volumes.
     """
     if images:
         return cases.find_images(images)
@@ -63,71 +73,96 @@ def images_of(labels, images=None):
     try:
         return {case.name: case.image for case in cases.pair_cases(data)[0]}
     except (InputError, InputErrors):
-        raise InputError(labels, "no volumes beside the reference masks", "Name their folder with --images") from None
+        raise InputError(labels, "no volumes beside the reference masks", IMAGES_HINT) from None
 
 
-def chosen(evaluation):
-    """The cases to look at: dict from `worst`, `median`, `best` to a name, no case twice."""
+def choose_cases(evaluation: Evaluation) -> dict[str, str]:
+    """Chooses the cases to draw: from `worst`, `median` and `best` to a name, without repeating a case."""
     ordered = sorted(evaluation.cases, key=evaluation.mean_dice)
-    named = {"worst": ordered[0], "median": ordered[len(ordered) // 2], "best": ordered[-1]}
-    if named["median"] in (named["worst"], named["best"]):
-        del named["median"]
+    chosen = {"worst": ordered[0], "median": ordered[len(ordered) // 2], "best": ordered[-1]}
+    if chosen["median"] in (chosen["worst"], chosen["best"]):
+        del chosen["median"]
     if len(ordered) == 1:
-        del named["best"]
-    return named
+        del chosen["best"]
+    return chosen
 
 
-def draw_distribution(evaluations, path, theme=plotting.LIGHT):
-    """The histogram of Dice, of all sets of predictions."""
-    dice = {each.name: [each.mean_dice(name) for name in each.cases] for each in evaluations}
+def draw_distribution(evaluations: Sequence[Evaluation], path: Path, theme: plotting.Theme = plotting.LIGHT) -> None:
+    """Draws the histogram of Dice over the cases, for all sets of predictions."""
+    dice = {evaluation.name: list(map(evaluation.mean_dice, evaluation.cases)) for evaluation in evaluations}
     plotting.distribution(dice, path, theme)
 
 
-def difference_title(comparison):
-    """The words at a picture of differences of Dice."""
+def difference_title(comparison: Comparison) -> str:
+    """The title of a picture of differences of Dice."""
     return f"Dice of {comparison.second} less that of {comparison.first}"
 
 
-def difference_name(comparison):
-    """The file name of a picture of differences of Dice, of names that may be paths."""
+def _file_name(comparison: Comparison) -> str:
+    """The file name of a picture of differences; the names of the sets may be paths."""
     first, second = (
         Path(name).as_posix().strip("/.").replace("/", "-") for name in (comparison.first, comparison.second)
     )
     return f"difference-{first}-{second}-class-{comparison.label}.png"
 
 
-def draw_case(evaluations, name, words, image, reference, predictions, path, binary=False, theme=plotting.LIGHT):
-    """Contours of one case's reference and predictions on the same slices.
+@dataclass(frozen=True)
+class CaseFigure:
+    """A case's volume and masks, read from their files, and the texts of its picture.
 
     Args:
-        evaluations: list of Evaluation.
-        name: of the case.
-        words: why it is shown, such as "worst".
-        image, reference: paths.
-        predictions: for each evaluation the path of its prediction, or None.
-        path: of the PNG.
-        binary: whether all labels above 0 are one.
-        theme: `figures.LIGHT` or `figures.DARK`.
+        title: above the picture.
+        image: (z, y, x) intensities.
+        reference: (z, y, x) labels.
+        predictions: dict from the text beside a row of slices, which may be "", to (z, y, x) labels.
+        spacing: mm, x y z.
     """
-    read = volumes.read_image(image)
-    mask = volumes.read_mask(reference, read, image)
-    rows, several = {}, len(evaluations) > 1
-    for evaluation, prediction in zip(evaluations, predictions, strict=True):
-        if prediction is not None:
-            shown = f"{evaluation.name}\nDice {evaluation.mean_dice(name):.3f}" if several else ""
-            rows[shown] = _array(volumes.read_mask(prediction, read, image), binary)
+
+    title: str
+    image: np.ndarray
+    reference: np.ndarray
+    predictions: dict[str, np.ndarray]
+    spacing: tuple[float, float, float]
+
+    def draw(self, path: Path, theme: plotting.Theme = plotting.LIGHT) -> None:
+        """Draws the contours of the reference and the predictions on three slices."""
+        plotting.overlay(self.image, self.reference, self.predictions, self.spacing, self.title, path, theme)
+
+
+def read_case(
+    evaluations: Sequence[Evaluation],
+    name: str,
+    rank: str,
+    image_path: Path,
+    reference_path: Path,
+    prediction_paths: Sequence[Path | None],
+    binary: bool = False,
+) -> CaseFigure:
+    """Reads the volume and masks of a case, so that it can be drawn in several themes.
+
+    Args:
+        evaluations: one or several.
+        name: of the case.
+        rank: why it is drawn, such as "worst".
+        image_path, reference_path: its files.
+        prediction_paths: its predicted mask in each evaluation, or None.
+        binary: whether all labels above 0 count as one.
+
+    Raises:
+        InputError: if a file can't be read, or a mask is not on the volume's grid.
+    """
+    image = volumes.read_image(image_path)
+    reference = volumes.read_mask(reference_path, image, image_path)
+    predictions, several = {}, len(evaluations) > 1
+    for evaluation, path in zip(evaluations, prediction_paths, strict=True):
+        if path is not None:
+            row_title = f"{evaluation.name}\nDice {evaluation.mean_dice(name):.3f}" if several else ""
+            predictions[row_title] = label_array(volumes.read_mask(path, image, image_path), binary)
     dice = "" if several else f", Dice {evaluations[0].mean_dice(name):.3f}"
-    plotting.overlay(
-        np.array(volumes.sitk.GetArrayViewFromImage(read)),
-        _array(mask, binary),
-        rows,
-        Grid.of(read).spacing,
-        f"{name}: {words} of {len(evaluations[0].cases)} cases{dice}",
-        path,
-        theme,
+    return CaseFigure(
+        f"{name}: {rank} of {len(evaluations[0].cases)} cases{dice}",
+        np.array(sitk.GetArrayViewFromImage(image)),
+        label_array(reference, binary),
+        predictions,
+        Grid.of(image).spacing,
     )
-
-
-def _array(mask, binary):
-    labels = np.array(volumes.sitk.GetArrayViewFromImage(mask))
-    return np.minimum(labels, 1) if binary else labels

@@ -1,140 +1,141 @@
-"""Evaluations and comparisons as text, JSON and CSV."""
+"""Writes evaluations and comparisons as text, JSON and CSV."""
 
 import csv
 import io
 import json
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-from vnet_fast.evaluation.evaluation import SCORE, WHOLE, summarise
+from vnet_fast.evaluation.comparison import TITLES, Comparison
+from vnet_fast.evaluation.evaluation import SCORE, WHOLE, Evaluation, Summary, summarise
 from vnet_fast.evaluation.metrics import METRICS
+from vnet_fast.text_table import Alignment, format_table
 
-# the columns of the table in text: the metric, its heading, digits behind the point
+
+class Column(NamedTuple):
+    """A column of a table: a metric, its heading, and the number of decimals."""
+
+    metric: str
+    heading: str
+    digits: int
+
+
 COLUMNS = (
-    ("dice", "Dice", 4),
-    ("hausdorff_mm", "HD mm", 2),
-    ("hausdorff_95_mm", "HD95 mm", 2),
-    ("average_boundary_distance_mm", "ABD mm", 2),
-    ("relative_volume_difference_percent", "RVD %", 1),
+    Column("dice", "Dice", 4),
+    Column("hausdorff_mm", "HD mm", 2),
+    Column("hausdorff_95_mm", "HD95 mm", 2),
+    Column("average_boundary_distance_mm", "ABD mm", 2),
+    Column("relative_volume_difference_percent", "RVD %", 1),
 )
-SCORE_COLUMN = (SCORE, "score", 1)
-TITLES = {metric.name: metric.title for metric in METRICS}
+SCORE_COLUMN = Column(SCORE, "score", 1)
 
 
-def text(evaluations, comparisons=()):
-    """What is printed.
-
-    Args:
-        evaluations: list of `evaluation.Evaluation`.
-        comparisons: list of `comparison.Comparison`.
-
-    Returns:
-        list of lines.
-    """
+def text(evaluations: Sequence[Evaluation], comparisons: Sequence[Comparison] = ()) -> list[str]:
+    """The lines that are printed: a table for each evaluation, and a line for each comparison."""
     lines = []
     for evaluation in evaluations:
         lines += [f"{evaluation.name}:"] if len(evaluations) > 1 else []
-        lines += _table(evaluation)
-    if comparisons:
-        lines += [_compared(comparison) for comparison in comparisons]
-    return lines
+        lines += _format_evaluation(evaluation)
+    return lines + [_format_comparison(comparison) for comparison in comparisons]
 
 
-def columns(evaluation):
-    """The columns of its table: (metric, heading, digits)."""
+def columns(evaluation: Evaluation) -> list[Column]:
+    """The columns of an evaluation's table."""
     return [*COLUMNS, SCORE_COLUMN] if evaluation.scores else list(COLUMNS)
 
 
-def _table(evaluation):
-    shown = columns(evaluation)
-    width = max(len("mean ± SD"), *(len(name) for name in evaluation.cases))
-    lines = [f"{'case':{width}}  class  region" + "".join(f"  {title:>15}" for _, title, _ in shown)]
-    rows = [(label, region) for label in evaluation.labels for region in evaluation.regions]
-    for name, case in evaluation.cases.items():
-        for label, region in rows:
-            values = [
-                evaluation.scores[name][label] if metric == SCORE else case[label][region][metric]
-                for metric, _, _ in shown
-            ]
-            cells = [
-                "" if metric == SCORE and region != WHOLE else number(value, digits)
-                for value, (metric, _, digits) in zip(values, shown, strict=True)
-            ]
-            lines.append(_line(name, label, region, cells, width))
-    summary = summarise(evaluation)
-    for words, of in (("mean ± SD", mean_and_deviation), ("median", _median)):
-        for label, region in rows:
-            cells = [of(summary[label][region].get(metric), digits) for metric, _, digits in shown]
-            lines.append(_line(words, label, region, cells, width))
-    return lines + _left_out(evaluation, summary)
+def _format_evaluation(evaluation: Evaluation) -> list[str]:
+    shown, summary = columns(evaluation), summarise(evaluation)
+    groups = [(label, region) for label in evaluation.labels for region in evaluation.regions]
+    rows = [["case", "class", "region", *(column.heading for column in shown)]]
+    for name in evaluation.cases:
+        for label, region in groups:
+            values = [number(case_value(evaluation, name, label, region, c.metric), c.digits) for c in shown]
+            rows.append([name, str(label), region, *values])
+    for heading, format_cell in (("mean ± SD", mean_and_deviation), ("median", _format_median)):
+        for label, region in groups:
+            cells = [format_cell(summary[label][region].get(column.metric), column.digits) for column in shown]
+            rows.append([heading, str(label), region, *cells])
+    align: list[Alignment] = ["left", "right", "left"]
+    table = format_table(rows, align + ["right"] * len(shown))
+    return table + _undefined_distances(evaluation, summary)
 
 
-def _line(name, label, region, cells, width):
-    return f"{name:{width}}  {label:5}  {region:6}" + "".join(f"  {cell:>15}" for cell in cells)
+def case_value(evaluation: Evaluation, name: str, label: int, region: str, metric: str) -> float | None:
+    """One value of a case; None for the score of a region, because the score is of all regions together."""
+    if metric != SCORE:
+        return evaluation.cases[name][label][region][metric]
+    return evaluation.scores[name][label] if region == WHOLE else None
 
 
-def number(value, digits):
-    """A number as a cell of a table; a dash where it is not defined, as a distance to an empty mask."""
-    return f"{value:.{digits}f}" if value is not None and math.isfinite(value) else "-"
+def number(value: float | None, digits: int) -> str:
+    """A table's cell: a number, a dash if it is not finite, such as a distance to an empty mask, or "" for None."""
+    if value is None:
+        return ""
+    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
 
 
-def mean_and_deviation(statistics, digits, total=None):
-    """A cell of what `evaluation.statistics` returned, or of None.
+def mean_and_deviation(statistics: Mapping[str, float] | None, digits: int, total: int | None = None) -> str:
+    """A table's cell with mean and standard deviation.
 
     Args:
-        statistics: dict.
-        digits: behind the point.
-        total: None, or the number of cases: then it is said if they are of fewer.
+        statistics: what `evaluation.statistics` returned, or None for an empty cell.
+        digits: number of decimals.
+        total: None, or the number of all cases; if the statistics have fewer, the cell says so.
     """
     if statistics is None:
         return ""
-    counted = f" (of {statistics['cases']})" if total is not None and statistics["cases"] < total else ""
-    return f"{number(statistics['mean'], digits)} ± {number(statistics['standard_deviation'], digits)}{counted}"
+    count = f" (of {statistics['cases']})" if total is not None and statistics["cases"] < total else ""
+    return f"{number(statistics['mean'], digits)} ± {number(statistics['standard_deviation'], digits)}{count}"
 
 
-def _median(statistics, digits):
+def _format_median(statistics: Mapping[str, float] | None, digits: int) -> str:
     return "" if statistics is None else number(statistics["median"], digits)
 
 
-def _left_out(evaluation, summary):
-    """Says of how many cases the distances are, where it is not of all."""
+def _undefined_distances(evaluation: Evaluation, summary: Summary) -> list[str]:
+    """A line for each label and region whose distances are not defined in all cases."""
     lines = []
     for label in evaluation.labels:
         for region in evaluation.regions:
-            counted = summary[label][region]["hausdorff_mm"]["cases"]
-            if counted < len(evaluation.cases):
+            count = summary[label][region]["hausdorff_mm"]["cases"]
+            if count < len(evaluation.cases):
                 lines.append(
-                    f"class {label}, {region}: distances of {counted} of {len(evaluation.cases)} cases; "
+                    f"class {label}, {region}: distances of {count} of {len(evaluation.cases)} cases; "
                     "in the others one mask is empty"
                 )
     return lines
 
 
-def _compared(comparison):
-    title, count = TITLES[comparison.metric], len(comparison.differences)
-    if not count:
-        return f"{comparison.second} - {comparison.first}, class {comparison.label}, {title}: no case has both"
-    better = sum(difference > 0 for difference in comparison.differences.values())
-    worse = sum(difference < 0 for difference in comparison.differences.values())
+def _format_comparison(comparison: Comparison) -> str:
+    subject = f"{comparison.second} - {comparison.first}, class {comparison.label}, {TITLES[comparison.metric]}"
+    if not comparison.differences:
+        return f"{subject}: not defined in both for any case"
     return (
-        f"{comparison.second} - {comparison.first}, class {comparison.label}, {title}: median difference "
-        f"{comparison.median:+.4f} (higher in {better}, lower in {worse} of {count} cases), "
-        f"paired Wilcoxon p = {comparison.p_value:.2g}"
+        f"{subject}: median difference {comparison.median:+.4f} (higher in {comparison.higher}, lower in "
+        f"{comparison.lower} of {len(comparison.differences)} cases), paired Wilcoxon p = {comparison.p_value:.2g}"
     )
 
 
-def json_text(evaluations, comparisons=()):
-    """All numbers as JSON: `predictions`, from name to `cases`, `summary` and, with an observer, `scores`; and
-    `comparisons`. A number that is not finite is null.
+def json_text(evaluations: Sequence[Evaluation], comparisons: Sequence[Comparison] = ()) -> str:
+    """All numbers as JSON; numbers that are not finite are null.
+
+    Returns:
+        an object with `predictions`, from name to `cases`, `summary` and, with an observer, `scores`; and with
+        `comparisons`.
     """
-    report = {"predictions": {}, "comparisons": [vars(comparison) for comparison in comparisons]}
+    predictions = {}
     for evaluation in evaluations:
-        content = {"cases": evaluation.cases, "summary": summarise(evaluation)}
-        report["predictions"][evaluation.name] = content | ({"scores": evaluation.scores} if evaluation.scores else {})
+        predictions[evaluation.name] = {"cases": evaluation.cases, "summary": summarise(evaluation)}
+        if evaluation.scores:
+            predictions[evaluation.name]["scores"] = evaluation.scores
+    report = {"predictions": predictions, "comparisons": [vars(comparison) for comparison in comparisons]}
     return json.dumps(plain(report), indent=2, allow_nan=False) + "\n"
 
 
-def plain(value):
-    """The same structure as JSON keeps it, with None for what it has no number for."""
+def plain(value: Any) -> Any:
+    """Converts a structure to what JSON can hold: keys become text, and numbers that are not finite become None."""
     if isinstance(value, dict):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -142,9 +143,10 @@ def plain(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def csv_text(evaluations):
-    """A row for each set of predictions, case, class and region. What is not finite is left empty; the score
-    stands beside the region `whole`.
+def csv_text(evaluations: Sequence[Evaluation]) -> str:
+    """A table as CSV, with a row for each set of predictions, case, class and region.
+
+    Values that are not finite are left empty. The score is in the rows of the region `whole`.
     """
     scored = any(evaluation.scores for evaluation in evaluations)
     names = [metric.name for metric in METRICS] + ([SCORE] if scored else [])
@@ -154,9 +156,8 @@ def csv_text(evaluations):
     for evaluation in evaluations:
         for name, case in evaluation.cases.items():
             for label, by_region in case.items():
-                for region, values in by_region.items():
-                    extra = {SCORE: evaluation.scores[name][label]} if scored and region == WHOLE else {}
-                    cells = [({**values, **extra}).get(metric, math.nan) for metric in names]
-                    shown = [f"{cell:.8g}" if math.isfinite(cell) else "" for cell in cells]
-                    writer.writerow([evaluation.name, name, label, region, *shown])
+                for region in by_region:
+                    values = [case_value(evaluation, name, label, region, metric) for metric in names]
+                    cells = ["" if value is None or not math.isfinite(value) else f"{value:.8g}" for value in values]
+                    writer.writerow([evaluation.name, name, label, region, *cells])
     return out.getvalue()
