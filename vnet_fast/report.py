@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vnet_fast import command_line, plotting
 from vnet_fast.command_line import option, path_text
 from vnet_fast.devices import find_device, keep_freed_memory, use_all_cores
 from vnet_fast.errors import InputError
-from vnet_fast.evaluation.comparison import compare_pairs, require_scipy
+from vnet_fast.evaluation.comparison import compare_pairs
 from vnet_fast.evaluation.evaluation import evaluate
 from vnet_fast.evaluation.score import read_observer
 from vnet_fast.files import make_folder, write_text
@@ -21,46 +22,52 @@ PAGE = "report.html"
 
 @dataclass(frozen=True)
 class Config:
-    """One HTML page of one or several runs, which needs no network: training curves, the metrics of the
-    cases that a run did not train on, their distribution, and the best, median and worst of them. Given
-    two runs, the same slices of both."""
+    """Make one HTML page of one or several runs: training curves, the metrics of the cases that a run did not train
+    on, and pictures of the best, median and worst case. Several runs are compared with a paired test. The page
+    needs no network."""
 
-    run: tuple = option(
-        None, "folder of a run or of a cross-validation; again for each further one", action="append", type=path_text,
-        metavar="RUN", required=True,
+    run: tuple[str, ...] = option(
+        None, "folder of a run or of a cross-validation; repeat --run to compare several", action="append",
+        type=path_text, metavar="RUN", required=True,
     )  # fmt: skip
-    output: str = option(None, "folder of the page and its pictures (default: report/ in the first run's folder)",
-                         type=path_text, metavar="DIR")  # fmt: skip
+    output: str | None = option(
+        None, "folder of the page and its pictures (default: report/ in the first run's folder)", type=path_text,
+        metavar="DIR",
+    )  # fmt: skip
     regions: bool = option(
-        False, "also of base and apex, the cranial and caudal thirds of the reference's slices", action="store_true"
+        False, "also measure base and apex, the cranial and caudal thirds of the reference's slices",
+        action="store_true",
+    )  # fmt: skip
+    observer: str | None = option(
+        None, "TOML file with a second observer's means, for the challenge's score", type=path_text, metavar="FILE"
     )
-    observer: str = option(
-        None, "TOML file of a second observer's means, for the challenge's score", type=path_text, metavar="FILE"
-    )
-    device: str = option("auto", "where the cases are predicted", choices=("auto", "cpu", "cuda"))
+    device: str = option("auto", "device to predict on", choices=("auto", "cpu", "cuda"))
+
+    def check(self) -> None:
+        """Checks the options before anything is predicted; raises an InputError."""
+        if not plotting.available():
+            raise InputError("report", "matplotlib is not installed", "pip install 'vnet_fast[report]'")
+        if len(self.run) > plotting.MAX_SERIES:
+            cause = f"given {len(self.run)} times, but a page shows at most {plotting.MAX_SERIES} runs"
+            raise InputError("--run", cause, "Report fewer of them together")
 
 
-def main(given):
+def main(given: dict[str, Any]) -> int:
     """Runs with the options given; returns the exit code."""
     config = Config(**given)
     use_all_cores()
     keep_freed_memory()
-    if not plotting.available():
-        raise InputError("report", "matplotlib is not installed", "pip install 'vnet_fast[report]'")
-    if len(config.run) > 1:
-        require_scipy("--run")
-    if len(config.run) > plotting.MOST:
-        raise InputError("--run", f"given {len(config.run)} times, {plotting.MOST} at most", "Report fewer together")
+    config.check()
     observer = read_observer(config.observer) if config.observer else None
     find_device(config.device)
     subjects = read_subjects(config.run, config.device)
     folder = make_folder(config.output or Path(config.run[0]) / "report", "Choose another --output")
-    names, pairs = [each.name for each in subjects], [each.pairs for each in subjects]
+    names, pairs = [subject.name for subject in subjects], [subject.pairs for subject in subjects]
     evaluations = evaluate(names, pairs, subjects[0].settings["binary"], config.regions, observer)
     comparisons = compare_pairs(evaluations) if len(evaluations) > 1 else []
     sections = make_sections(subjects, evaluations, comparisons, folder)
     made_with = ", ".join(f"{name} {version}" for name, version in versions().items() if version)
-    title = "V-Net: " + " and ".join(each.name for each in subjects)
+    title = "V-Net: " + " and ".join(names)
     write_text(folder / PAGE, page(title, f"Made with {made_with}.", sections), "Choose another --output")
     print(f"report: {folder / PAGE}")
     return 0

@@ -1,147 +1,160 @@
-"""What a report says of its runs: the sections of its page, and the pictures that they show."""
+"""The sections of a report: its tables, texts and pictures."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from vnet_fast import plotting
-from vnet_fast.evaluation.comparison import COMPARED
-from vnet_fast.evaluation.evaluation import SCORE, WHOLE, summarise
-from vnet_fast.evaluation.figures import chosen, difference_title, draw_case, draw_distribution
-from vnet_fast.evaluation.tables import COLUMNS, TITLES, columns, mean_and_deviation, number
-from vnet_fast.reporting.html import paragraph, picture, side_by_side, table, with_bar
+from vnet_fast.evaluation.comparison import COMPARED, TITLES, Comparison
+from vnet_fast.evaluation.evaluation import WHOLE, Evaluation, summarise
+from vnet_fast.evaluation.figures import choose_cases, difference_title, draw_distribution, read_case
+from vnet_fast.evaluation.tables import COLUMNS, Column, case_value, columns, mean_and_deviation, number
+from vnet_fast.reporting.html import Bar, Picture, Section, Table
+from vnet_fast.reporting.subjects import Subject
 from vnet_fast.run.log import minutes
 
-# settings that say how a run was made; those of all runs alike come first
+# the settings that are shown, if at least one run has a value
 SETTINGS = (
     "data", "loss", "topology", "base_channels", "volume", "spacing", "batch_size", "iterations", "optimizer",
     "learning_rate", "lr_step", "amp", "binary", "no_augment", "folds", "fold", "seed",
 )  # fmt: skip
-WORDS = {
+RANKS = {
     "worst": "the lowest Dice",
     "median": "the median Dice",
     "best": "the highest Dice",
 }
+RESULT_CAPTION = (
+    "Mean ± standard deviation over the cases that the run did not train on, in each volume's own geometry. "
+    "HD: Hausdorff distance; HD95: its 95th percentile; ABD: average boundary distance; RVD: relative volume "
+    "difference, prediction less reference. Distances leave out cases where one mask is empty; (of N) is the number "
+    "of cases that remain."
+)
 
 
-def make_sections(subjects, evaluations, comparisons, folder):
-    """The sections of the page.
+def make_sections(
+    subjects: Sequence[Subject], evaluations: Sequence[Evaluation], comparisons: Sequence[Comparison], folder: Path
+) -> list[Section]:
+    """Makes the sections of a report and draws their pictures.
 
     Args:
-        subjects: list of `report.Subject`.
-        evaluations: list of `evaluation.Evaluation` of them.
-        comparisons: list of `comparison.Comparison`.
-        folder: where the pictures go.
+        subjects: the runs.
+        evaluations: of the runs, in the same order.
+        comparisons: of the evaluations.
+        folder: where the pictures are written.
 
-    Returns:
-        list of (heading, list of HTML).
+    Raises:
+        InputError: if a volume or mask can't be read.
     """
-    draw = Pictures(folder)
+    result_tables = [_result_table(evaluations)] + ([_comparison_table(comparisons)] if comparisons else [])
+    curves, overlays = _draw_curves(subjects, folder), _draw_overlays(subjects, evaluations, folder)
     return [
-        ("Result", [_summary(evaluations), *_compared(evaluations, comparisons, draw)]),
-        ("Dice over the cases", [_distribution(evaluations, draw)]),
-        ("Training", [side_by_side(_curves(subjects, draw))]),
-        ("Best, median and worst case", _overlays(subjects, evaluations, draw)),
-        ("All cases, the worst first", [_cases(evaluations)]),
-        ("Settings", [_settings(subjects)]),
+        Section("Result", result_tables, pictures=_draw_differences(comparisons, folder)),
+        Section("Dice over the cases", pictures=[_draw_distribution(evaluations, folder)]),
+        Section("Training", pictures=curves, side_by_side=True),
+        Section("Best, median and worst case", text=_explain_overlays(evaluations), pictures=overlays),
+        Section("All cases, the worst first", [_case_table(evaluations)]),
+        Section("Settings", [_settings_table(subjects)]),
     ]
 
 
-class Pictures:
-    """Draws each picture in both colour schemes, into a folder and for the page.
+def draw_picture(
+    folder: Path, name: str, draw: Callable[[Path, plotting.Theme], None], alt: str, caption: str
+) -> Picture:
+    """Draws a picture in both colour schemes, NAME.png and NAME-dark.png.
 
     Args:
-        folder: of the PNGs: NAME.png and NAME-dark.png.
+        folder: of the files.
+        name: of the files.
+        draw: draws it to a path in a theme.
+        alt, caption: as in `html.Picture`.
     """
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __call__(self, name, function, alt, caption):
-        """HTML of the picture that `function(path, theme)` draws."""
-        light, dark = self.folder / f"{name}.png", self.folder / f"{name}-dark.png"
-        function(light, plotting.LIGHT)
-        function(dark, plotting.DARK)
-        return picture(light, dark, alt, caption)
+    light, dark = folder / f"{name}.png", folder / f"{name}-dark.png"
+    draw(light, plotting.LIGHT)
+    draw(dark, plotting.DARK)
+    return Picture(light, dark, alt, caption)
 
 
-def _summary(evaluations):
+def _result_table(evaluations: Sequence[Evaluation]) -> Table:
+    """A row of means for each run, class and region."""
     shown = columns(evaluations[0])
     rows = []
     for evaluation in evaluations:
-        summary = summarise(evaluation)
+        summary, total = summarise(evaluation), len(evaluation.cases)
         for label in evaluation.labels:
             for region in evaluation.regions:
-                found, count = summary[label][region], len(evaluation.cases)
-                cells = [mean_and_deviation(found.get(metric), digits, count) for metric, _, digits in shown]
-                rows.append([evaluation.name, str(label), region, str(count), *cells])
-    caption = (
-        "Mean ± standard deviation over cases that the run did not train on, in each volume's own geometry. "
-        "HD: Hausdorff distance; HD95: its 95th percentile; ABD: average boundary distance; RVD: relative "
-        "volume difference, predicted less reference. Distances leave out cases of which one mask is empty; "
-        "(of N) says how many they are of."
-    )
-    return table(["run", "class", "region", "cases", *(title for _, title, _ in shown)], rows, caption)
+                statistics = summary[label][region]
+                cells = [mean_and_deviation(statistics.get(c.metric), c.digits, total) for c in shown]
+                rows.append([evaluation.name, str(label), region, str(total), *cells])
+    return Table(["run", "class", "region", "cases", *(column.heading for column in shown)], rows, RESULT_CAPTION)
 
 
-def _compared(evaluations, comparisons, draw):
+def _comparison_table(comparisons: Sequence[Comparison]) -> Table:
     rows = []
-    for each in comparisons:
-        values = list(each.differences.values())
-        higher, lower = sum(value > 0 for value in values), sum(value < 0 for value in values)
+    for comparison in comparisons:
+        equal = len(comparison.differences) - comparison.higher - comparison.lower
         rows.append([
-            f"{each.second} less {each.first}", str(each.label), TITLES[each.metric], number(each.median, 4),
-            f"{higher} / {lower} / {len(values) - higher - lower}", f"{each.p_value:.2g}",
+            f"{comparison.second} less {comparison.first}", str(comparison.label), TITLES[comparison.metric],
+            number(comparison.median, 4), f"{comparison.higher} / {comparison.lower} / {equal}",
+            f"{comparison.p_value:.2g}",
         ])  # fmt: skip
-    if not rows:
-        return []
     caption = "Case by case. p: two-sided paired Wilcoxon signed-rank test, not corrected for the number of tests."
     headings = ["runs", "class", "metric", "median difference", "higher / lower / equal", "p"]
-    html = [table(headings, rows, caption, words=(2,))]
-    for index, each in enumerate(comparisons):
-        if each.metric == COMPARED[0] and each.differences:
-            words = f"Dice of {each.second} less that of {each.first}, class {each.label}"
-            html.append(
-                draw(
-                    f"difference-{index}",
-                    lambda path, theme, each=each: plotting.differences(
-                        each.differences, difference_title(each), path, theme
-                    ),
-                    f"Bar chart, a bar for each of {len(each.differences)} cases: {words}. "
-                    f"The median is {each.median:+.3f}.",
-                    f"{words}: a bar for each case, in order.",
-                )
-            )
-    return html
+    return Table(headings, rows, caption, text_columns={2})
 
 
-def _distribution(evaluations, draw):
+def _draw_differences(comparisons: Sequence[Comparison], folder: Path) -> list[Picture]:
+    pictures = []
+    for index, comparison in enumerate(comparisons):
+        if comparison.metric != COMPARED[0] or not comparison.differences:
+            continue
+        subject = f"{difference_title(comparison)}, class {comparison.label}"
+        alt = (
+            f"Bar chart, a bar for each of {len(comparison.differences)} cases: {subject}. The median is "
+            f"{comparison.median:+.3f}."
+        )
+        draw = partial(_draw_difference, comparison)
+        pictures.append(draw_picture(folder, f"difference-{index}", draw, alt, f"{subject}: a bar for each case."))
+    return pictures
+
+
+def _draw_difference(comparison: Comparison, path: Path, theme: plotting.Theme) -> None:
+    plotting.differences(comparison.differences, difference_title(comparison), path, theme)
+
+
+def _draw_distribution(evaluations: Sequence[Evaluation], folder: Path) -> Picture:
     medians = "; ".join(
-        f"{each.name}: median {np.median([each.mean_dice(name) for name in each.cases]):.3f}" for each in evaluations
+        f"{evaluation.name}: median {np.median([evaluation.mean_dice(name) for name in evaluation.cases]):.3f}"
+        for evaluation in evaluations
     )
-    return draw(
+    return draw_picture(
+        folder,
         "distribution",
-        lambda path, theme: draw_distribution(evaluations, path, theme),
+        partial(draw_distribution, evaluations),
         f"Histogram of Dice over the cases. {medians}.",
-        "How many cases have which Dice (the mean over the classes). The lines are the medians.",
+        "Number of cases by Dice, which is the mean over the classes. The lines are the medians.",
     )
 
 
-def _curves(subjects, draw):
+def _draw_curves(subjects: Sequence[Subject], folder: Path) -> list[Picture]:
     pictures = []
     for index, subject in enumerate(subjects):
-        for words, rows in subject.logs.items():
-            name = f"{subject.name}{', ' if words else ''}{words}"
+        for fold, rows in subject.logs.items():
+            title = f"{subject.name}, {fold}" if fold else subject.name
             pictures.append(
-                draw(
-                    f"curves-{index}{words.replace('fold ', '-fold')}",
-                    lambda path, theme, rows=rows, name=name: plotting.curves(rows, path, theme, name),
-                    f"Loss, validation Dice and learning rate of {name} against the iteration.",
-                    words or _about_training(subject),
+                draw_picture(
+                    folder,
+                    f"curves-{index}{fold.replace('fold ', '-fold')}",
+                    partial(plotting.curves, rows, title=title),
+                    f"Loss, validation Dice and learning rate of {title} against the iteration.",
+                    fold or _describe_training(subject),
                 )
             )
     return pictures
 
 
-def _about_training(subject):
+def _describe_training(subject: Subject) -> str:
     summary = subject.summary
     if not {"iterations", "seconds", "device"} <= summary.keys():
         return "Not finished."
@@ -152,82 +165,74 @@ def _about_training(subject):
     )
 
 
-def _overlays(subjects, evaluations, draw):
-    first = evaluations[0]
-    html = [paragraph(
-        "Contours of the reference (full line) and of the prediction (dashed) on three slices"
-        + (f"; the cases are those of {first.name}, the slices the same for all runs." if len(subjects) > 1 else ".")
-    )]  # fmt: skip
+def _explain_overlays(evaluations: Sequence[Evaluation]) -> str:
+    text = "Contours of the reference (solid) and of the prediction (dashed) on three slices"
+    if len(evaluations) > 1:
+        text += f". The cases are chosen by the Dice of {evaluations[0].name}; all runs show the same slices"
+    return text + "."
+
+
+def _draw_overlays(subjects: Sequence[Subject], evaluations: Sequence[Evaluation], folder: Path) -> list[Picture]:
     files = {case.name: case for case in subjects[0].cases}
     predictions = [{case.name: case.prediction for case in subject.cases} for subject in subjects]
     binary = subjects[0].settings["binary"]
-    for words, name in chosen(first).items():
-        case = files[name]
-        found = ", ".join(f"{each.name} {each.mean_dice(name):.3f}" for each in evaluations if name in each.cases)
-        html.append(
-            draw(
-                words,
-                lambda path, theme, words=words, name=name, case=case: draw_case(
-                    evaluations,
-                    name,
-                    words,
-                    case.image,
-                    case.reference,
-                    [each.get(name) for each in predictions],
-                    path,
-                    binary,
-                    theme,
-                ),
-                f"Three slices of {name} with contours of reference and prediction.",
-                f"{name}, {WORDS[words]}: Dice {found}.",
-            )
+    pictures = []
+    for rank, name in choose_cases(evaluations[0]).items():
+        masks = [by_name.get(name) for by_name in predictions]
+        case = read_case(evaluations, name, rank, files[name].image, files[name].reference, masks, binary)
+        dice = ", ".join(
+            f"{evaluation.name} {evaluation.mean_dice(name):.3f}"
+            for evaluation in evaluations
+            if name in evaluation.cases
         )
-    return html
+        alt = f"Three slices of {name} with contours of reference and prediction."
+        pictures.append(draw_picture(folder, rank, case.draw, alt, f"{name}, {RANKS[rank]}: Dice {dice}."))
+    return pictures
 
 
-def _cases(evaluations):
-    """A row for each case: Dice of each run and class, and the first run's other metrics."""
+def _case_table(evaluations: Sequence[Evaluation]) -> Table:
+    """A row for each case: Dice of each run and class, and further metrics if there is only one run."""
     first, several = evaluations[0], len(evaluations) > 1
-    others = [name for each in evaluations[1:] for name in each.cases if name not in first.cases]
+    others = [name for evaluation in evaluations[1:] for name in evaluation.cases if name not in first.cases]
     ordered = sorted(first.cases, key=first.mean_dice) + list(dict.fromkeys(others))
+    shown = list(COLUMNS[:1]) if several else columns(first)
     headings, rows = ["case"], []
-    shown = [("dice", "Dice", 4)] if several else columns(first)
-    for each in evaluations:
-        for label in each.labels:
-            words = ([each.name] if several else []) + ([f"class {label}"] if len(each.labels) > 1 else [])
-            headings += [", ".join([*words, title]) for _, title, _ in shown]
+    for evaluation in evaluations:
+        for label in evaluation.labels:
+            subject = [evaluation.name] if several else []
+            subject += [f"class {label}"] if len(evaluation.labels) > 1 else []
+            headings += [", ".join([*subject, column.heading]) for column in shown]
     for name in ordered:
-        cells = []
-        for each in evaluations:
-            for label in each.labels:
-                cells += [_cell(each, name, label, metric, digits) for metric, _, digits in shown]
-        rows.append([name, *cells])
+        cells: list[str | Bar] = [name]
+        for evaluation in evaluations:
+            for label in evaluation.labels:
+                cells += [_case_cell(evaluation, name, label, column) for column in shown]
+        rows.append(cells)
     caption = f"Sorted by Dice of {first.name}." if several else "Sorted by Dice; the bar's full width is 1."
-    return table(headings, rows, caption)
+    return Table(headings, rows, caption)
 
 
-def _cell(evaluation, name, label, metric, digits):
+def _case_cell(evaluation: Evaluation, name: str, label: int, column: Column) -> str | Bar:
     if name not in evaluation.cases:
         return "-"
-    if metric == SCORE:
-        return number(evaluation.scores[name][label], digits)
-    value = evaluation.cases[name][label][WHOLE][metric]
-    return with_bar(number(value, digits), value) if metric == COLUMNS[0][0] else number(value, digits)
+    value = case_value(evaluation, name, label, WHOLE, column.metric)
+    text = number(value, column.digits)
+    return Bar(text, value) if value is not None and column == COLUMNS[0] else text
 
 
-def _settings(subjects):
+def _settings_table(subjects: Sequence[Subject]) -> Table:
     rows = []
     for name in SETTINGS:
-        values = [_setting(subject.settings[name]) for subject in subjects]
+        values = [_format_setting(subject.settings[name]) for subject in subjects]
         if any(values):
             rows.append([name.replace("_", " "), *values])
     headings = ["setting", *(subject.name for subject in subjects)]
-    return table(headings, rows, "Of config.json.", words=range(1, len(subjects) + 1))
+    return Table(headings, rows, "From config.json.", text_columns=range(1, len(subjects) + 1))
 
 
-def _setting(value):
+def _format_setting(value: object) -> str:
     if value is None or value is False:
         return ""
     if value is True:
         return "yes"
-    return " x ".join(f"{each:g}" for each in value) if isinstance(value, tuple) else str(value)
+    return " x ".join(f"{number:g}" for number in value) if isinstance(value, tuple) else str(value)

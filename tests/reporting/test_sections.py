@@ -1,0 +1,98 @@
+from collections import Counter
+
+import pytest
+
+from tests.volumes import write_case
+from vnet_fast.evaluation.comparison import compare_pairs
+from vnet_fast.evaluation.evaluation import evaluate
+from vnet_fast.io import volumes
+from vnet_fast.prediction.held_out import HeldOut
+from vnet_fast.reporting import sections as sections_module
+from vnet_fast.reporting.sections import SETTINGS, make_sections
+from vnet_fast.reporting.subjects import Subject
+from vnet_fast.run.log import LogRow
+
+COUNT = 5
+ROWS = [LogRow(1, 0.9, 1e-4, None), LogRow(2, 0.8, 1e-4, 0.5)]
+
+
+@pytest.fixture
+def subjects(tmp_path):
+    """Two runs with the same cases; the predictions are the masks of other cases, or the references."""
+    files = [write_case(tmp_path, f"Case{index}", seed=index) for index in range(COUNT)]
+    settings = dict.fromkeys(SETTINGS) | {"binary": False, "loss": "dice", "spacing": (1.5, 1.0, 2.0), "seed": 0}
+    runs = []
+    for name, shift in (("a", 1), ("b", 0)):
+        cases = [
+            HeldOut(f"Case{index}", image, reference, files[(index + shift) % COUNT][1])
+            for index, (image, reference) in enumerate(files)
+        ]
+        runs.append(Subject(name, tmp_path / name, settings, {}, cases, {"fold 0": ROWS, "fold 1": ROWS}))
+    return runs
+
+
+def make(subjects, folder):
+    """The sections of a report by their headings."""
+    evaluations = evaluate([run.name for run in subjects], [run.pairs for run in subjects])
+    comparisons = compare_pairs(evaluations) if len(evaluations) > 1 else []
+    folder.mkdir()
+    return {section.heading: section for section in make_sections(subjects, evaluations, comparisons, folder)}
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_each_file_is_read_once_for_both_colour_schemes(subjects, tmp_path, monkeypatch, runs):
+    read = Counter()
+
+    def count(function):
+        def counting(path, *arguments):
+            read[path] += 1
+            return function(path, *arguments)
+
+        return counting
+
+    subjects = subjects[:runs]
+    evaluations = evaluate([run.name for run in subjects], [run.pairs for run in subjects])
+    for name in ("read_image", "read_mask"):
+        monkeypatch.setattr(volumes, name, count(getattr(volumes, name)))
+    sections = make_sections(subjects, evaluations, [], tmp_path)
+    overlays = next(section.pictures for section in sections if section.heading == "Best, median and worst case")
+    assert len(overlays) == 3
+    assert all(picture.light.exists() and picture.dark.exists() for picture in overlays)
+    # a volume, its reference, and the prediction of each run
+    assert sum(read.values()) == 3 * (2 + runs)
+    images = {case.name: case.image for case in subjects[0].cases}
+    drawn = {name for name, image in images.items() if read[image]}
+    assert len(drawn) == 3
+    assert all(read[images[name]] == 1 for name in drawn)
+
+
+def test_sections_of_two_runs(subjects, tmp_path):
+    sections = make(subjects, tmp_path / "report")
+    assert list(sections) == [
+        "Result", "Dice over the cases", "Training", "Best, median and worst case", "All cases, the worst first",
+        "Settings",
+    ]  # fmt: skip
+    result, compared = sections["Result"].tables
+    assert [row[0] for row in result.rows] == ["a", "b"]
+    assert compared.rows[0][:3] == ["b less a", "1", "Dice"]
+    # the predictions of the second run are the references
+    assert compared.rows[0][4:] == [f"{COUNT} / 0 / 0", "0.062"]
+    assert [picture.caption for picture in sections["Training"].pictures] == ["fold 0", "fold 1"] * 2
+    assert "The cases are chosen by the Dice of a" in sections["Best, median and worst case"].text
+    (cases,) = sections["All cases, the worst first"].tables
+    assert cases.headings == ["case", "a, Dice", "b, Dice"]
+    assert [row[2].text for row in cases.rows] == ["1.0000"] * COUNT
+    (settings,) = sections["Settings"].tables
+    assert settings.rows == [["loss", "dice", "dice"], ["spacing", "1.5 x 1 x 2", "1.5 x 1 x 2"], ["seed", "0", "0"]]
+    files = {path.name for path in (tmp_path / "report").iterdir()}
+    assert {"difference-0.png", "difference-0-dark.png", "curves-1-fold1.png", "worst-dark.png"} <= files
+
+
+def test_a_case_of_one_run_only(subjects, tmp_path, monkeypatch):
+    """Its cells of the other run have a dash."""
+    monkeypatch.setattr(sections_module, "draw_picture", lambda *arguments: None)
+    evaluations = evaluate(["a", "b"], [subjects[0].pairs[1:], subjects[1].pairs])
+    sections = make_sections(subjects, evaluations, [], tmp_path)
+    table = next(section.tables[0] for section in sections if section.heading == "All cases, the worst first")
+    assert table.rows[-1][:2] == ["Case0", "-"]
+    assert table.rows[-1][2].text == "1.0000"
