@@ -2,6 +2,7 @@
 
 import contextlib
 import locale
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,18 +14,22 @@ from vnet_fast.io.integrity import COPY_AGAIN
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 # the locale of text, before ITK changes it
 ENCODING = locale.setlocale(locale.LC_CTYPE)
+# held while ITK reads or writes, because setting the locale in one thread can crash another that uses it
+_LOCALE_LOCK = threading.Lock()
 
 
 @contextlib.contextmanager
 def kept_locale() -> Iterator[None]:
-    """Restores the locale of the process, which ITK changes while it reads and writes numbers.
+    """Lets one thread at a time use ITK's files, and restores the locale of the process afterwards.
 
-    After some errors, and with several threads, ITK leaves it at `C`. Python then takes all text for ASCII.
+    ITK changes the locale while it reads and writes numbers. After some errors it leaves it at `C`, and Python then
+    takes all text for ASCII.
     """
-    try:
-        yield
-    finally:
-        locale.setlocale(locale.LC_CTYPE, ENCODING)
+    with _LOCALE_LOCK:
+        try:
+            yield
+        finally:
+            locale.setlocale(locale.LC_CTYPE, ENCODING)
 
 
 def file_reader(path: Path, image_io: str) -> sitk.ImageFileReader:
