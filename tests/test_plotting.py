@@ -25,15 +25,15 @@ def colour_count(picture, colour):
     return int((np.abs(picture[..., :3] - matplotlib.colors.to_rgb(colour)) < 0.02).all(-1).sum())
 
 
-def drawn(path, theme):
-    """The picture, which is on the theme's ground."""
+def read_picture(path, theme):
+    """Reads a picture, and checks that its background has the theme's colour."""
     picture = matplotlib.image.imread(path)
     assert colour_count(picture[:3], theme.face) == picture[:3].shape[0] * picture.shape[1]
     return picture
 
 
 def contrast(a, b):
-    """Of two colours, as WCAG defines it."""
+    """The contrast of two colours, as WCAG defines it."""
     linear = [np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
               for c in (np.array(matplotlib.colors.to_rgb(x)) for x in (a, b))]  # fmt: skip
     light, dark = sorted((float(c @ [0.2126, 0.7152, 0.0722]) for c in linear), reverse=True)
@@ -42,7 +42,7 @@ def contrast(a, b):
 
 @THEMES
 def test_colours_stand_out(theme):
-    """As WCAG asks: 4.5 for text, 3 for what is drawn."""
+    """WCAG requires a contrast of 4.5 for text and 3 for graphics."""
     assert contrast(theme.text, theme.face) >= 7
     assert contrast(theme.faint, theme.face) >= 3
     assert all(contrast(colour, theme.face) >= 3 for colour in theme.series[:2])
@@ -53,9 +53,9 @@ def test_colours_stand_out(theme):
 def test_curves(tmp_path, count, theme):
     write_log(tmp_path / "log.csv", count)
     plotting.curves(read_log(tmp_path / "log.csv"), tmp_path / "curves.png", theme, "a run")
-    picture = drawn(tmp_path / "curves.png", theme)
+    picture = read_picture(tmp_path / "curves.png", theme)
     assert picture.shape[:2] == (528, 840)
-    # validation, and below it the learning rate, whose step down is drawn too
+    # the validation Dice, and below it the learning rate with its step down
     assert (colour_count(picture[:350], theme.series[0]) > 20) == (count >= 10)
     rate = (np.abs(picture[350:, :, :3] - matplotlib.colors.to_rgb(theme.series[1])) < 0.02).all(-1)
     assert rate.any() or count == 1
@@ -64,7 +64,7 @@ def test_curves(tmp_path, count, theme):
 
 
 @THEMES
-@pytest.mark.parametrize("empty", [False, True], ids=["found", "empty"])
+@pytest.mark.parametrize("empty", [False, True], ids=["prediction", "empty"])
 def test_overlay(tmp_path, empty, theme):
     generator = np.random.default_rng(0)
     image = generator.normal(size=(20, 40, 40)).astype(np.float32)
@@ -72,14 +72,14 @@ def test_overlay(tmp_path, empty, theme):
     reference[5:15, 10:30, 10:30] = 1
     prediction = np.zeros_like(reference) if empty else np.roll(reference, 4, axis=2)
     plotting.overlay(image, reference, {"": prediction}, (1, 1, 1.5), "a case", tmp_path / "overlay.png", theme)
-    picture = drawn(tmp_path / "overlay.png", theme)
+    picture = read_picture(tmp_path / "overlay.png", theme)
     assert colour_count(picture, plotting.REFERENCE.color) > 1000
-    # the dashed contour of the prediction, or of an empty one only its place in the legend
+    # the dashed contour of the prediction; for an empty prediction only its line in the legend
     assert (colour_count(picture, plotting.PREDICTION.color) > 1000) == (not empty)
 
 
 def test_overlay_of_two_predictions(tmp_path):
-    """A row each, on the same slices."""
+    """Each prediction has a row, with the same slices."""
     image = np.random.default_rng(0).normal(size=(6, 30, 30)).astype(np.float32)
     reference = np.zeros(image.shape, np.uint8)
     reference[1:5, 10:20, 10:20] = 1
@@ -94,7 +94,7 @@ def test_overlay_of_two_predictions(tmp_path):
 
 
 def test_overlay_shows_the_structure_large(tmp_path):
-    """A small structure fills about half of the picture, wherever it lies, and at the volume's border too."""
+    """A small structure fills about half of the picture, even at the volume's border."""
     image, reference = np.zeros((4, 200, 300), np.float32), np.zeros((4, 200, 300), np.uint8)
     reference[:, :20, 280:] = 1
     rows, columns = plotting._crop_around([reference], [1], (1, 1, 1))
@@ -114,9 +114,9 @@ def test_overlay_without_a_structure(tmp_path):
 def test_distribution(tmp_path, theme):
     dice = {"one": [0.5, 0.81, 0.82, 0.83], "other": [0.2, 1.0]}
     plotting.distribution(dice, tmp_path / "distribution.png", theme)
-    picture = drawn(tmp_path / "distribution.png", theme)
+    picture = read_picture(tmp_path / "distribution.png", theme)
     bars = [colour_count(picture, colour) for colour in theme.series[:2]]
-    # three cases in one bar and one in another, against one in each of two hatched bars
+    # the first series has bars of three cases and one case, the second has two hatched bars of one case
     assert bars[0] > 1.5 * bars[1] > 500
 
 
@@ -124,13 +124,13 @@ def test_distribution(tmp_path, theme):
 def test_differences(tmp_path, theme):
     values = {f"case {i}": value for i, value in enumerate([0.3, -0.1, 0.0, 0.2])}
     plotting.differences(values, "of something", tmp_path / "differences.png", theme)
-    picture = drawn(tmp_path / "differences.png", theme)
+    picture = read_picture(tmp_path / "differences.png", theme)
     higher, lower = (colour_count(picture, colour) for colour in theme.series[:2])
     assert higher > 3 * lower > 1000
 
 
 def test_names_are_no_formulas(tmp_path):
-    """Of cases and folders: dollar signs, and an underscore, by which matplotlib hides a series."""
+    """Dollar signs stay dollar signs; an underscore, with which matplotlib hides a series, hides none."""
     mask = np.ones((2, 8, 8), np.uint8)
     plotting.overlay(mask.astype(float), mask, {"a$_{$": mask}, (1, 1, 1), "c$_{$x", tmp_path / "overlay.png")
     plotting.differences({"c$_{$x": 0.1, "d": -0.1}, "$_{$", tmp_path / "differences.png")

@@ -88,10 +88,10 @@ def test_against_monai(seed, spacing):
         "hausdorff_95_mm": compute_hausdorff_distance(*tensors, percentile=95, **surfaces),
         "average_boundary_distance_mm": compute_average_surface_distance(*tensors, symmetric=True, **surfaces),
     }
-    found = measure(a, b, spacing)
+    measured = measure(a, b, spacing)
     for name, value in expected.items():
         limit = {"abs": 1e-5} if name in DISTANCES else {"rel": 1e-6}
-        assert found[name] == pytest.approx(value.item(), **limit), name
+        assert measured[name] == pytest.approx(value.item(), **limit), name
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -101,21 +101,23 @@ def test_distances_against_scipy(seed, spacing):
     edges = [mask & ~ndimage.binary_erosion(mask) for mask in (a, b)]
     maps = [ndimage.distance_transform_edt(~edge, sampling=spacing[::-1]) for edge in edges]
     there, back = maps[1][edges[0]], maps[0][edges[1]]
-    found = measure(a, b, spacing)
-    assert found["hausdorff_mm"] == pytest.approx(max(there.max(), back.max()), abs=1e-9)
-    assert found["hausdorff_95_mm"] == pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)), abs=1e-9)
+    measured = measure(a, b, spacing)
+    assert measured["hausdorff_mm"] == pytest.approx(max(there.max(), back.max()), abs=1e-9)
+    assert measured["hausdorff_95_mm"] == pytest.approx(
+        max(np.percentile(there, 95), np.percentile(back, 95)), abs=1e-9
+    )
     mean = (there.sum() + back.sum()) / (there.size + back.size)
-    assert found["average_boundary_distance_mm"] == pytest.approx(mean, abs=1e-9)
-    assert hausdorff_distance(a, b, spacing) == found["hausdorff_mm"]
+    assert measured["average_boundary_distance_mm"] == pytest.approx(mean, abs=1e-9)
+    assert hausdorff_distance(a, b, spacing) == measured["hausdorff_mm"]
 
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("spacing", [(1, 1, 1), (0.6, 0.6, 3.0), (0.5, 0.7, 3.0)], ids=str)
 def test_balls_in_closed_form(seed, spacing):
-    """Balls around one point, anywhere between the voxels: their boundaries are r2 - r1 apart everywhere.
+    """The boundaries of two balls with the same centre are r2 - r1 apart everywhere.
 
-    The centres of the boundaries' voxels are not on the balls: distances of single voxels are off by up to a
-    diagonal, their mean by a half.
+    The centres of the boundary voxels are not exactly on the balls: single distances differ from r2 - r1 by up to
+    the diagonal of a voxel, and their mean by up to half of it.
     """
     generator = np.random.default_rng(seed)
     small = generator.uniform(6, 12)
@@ -123,72 +125,72 @@ def test_balls_in_closed_form(seed, spacing):
     shape = tuple(int(2 * (large + 4) / step) for step in spacing[::-1])
     middle = [(n - 1) / 2 * step for n, step in zip(shape[::-1], spacing, strict=True)]
     centre = np.array(middle) + generator.uniform(-0.5, 0.5, 3) * spacing
-    found = measure(ball(shape, centre, small, spacing), ball(shape, centre, large, spacing), spacing)
+    measured = measure(ball(shape, centre, small, spacing), ball(shape, centre, large, spacing), spacing)
     diagonal = np.linalg.norm(spacing)
-    assert found["average_boundary_distance_mm"] == pytest.approx(large - small, abs=diagonal / 2)
-    assert found["hausdorff_95_mm"] == pytest.approx(large - small, abs=diagonal)
-    assert found["hausdorff_mm"] == pytest.approx(large - small, abs=diagonal)
-    # a digitised ball's volume is right to some per cent
+    assert measured["average_boundary_distance_mm"] == pytest.approx(large - small, abs=diagonal / 2)
+    assert measured["hausdorff_95_mm"] == pytest.approx(large - small, abs=diagonal)
+    assert measured["hausdorff_mm"] == pytest.approx(large - small, abs=diagonal)
+    # the volume of a ball of voxels is off by some per cent
     ratio = (small / large) ** 3
-    assert found["jaccard"] == pytest.approx(ratio, rel=0.1)
-    assert found["dice"] == pytest.approx(2 * ratio / (1 + ratio), rel=0.1)
-    assert found["relative_volume_difference_percent"] == pytest.approx(100 * (ratio - 1), abs=5)
-    assert found["reference_ml"] == pytest.approx(4 / 3 * math.pi * large**3 / 1000, rel=0.05)
+    assert measured["jaccard"] == pytest.approx(ratio, rel=0.1)
+    assert measured["dice"] == pytest.approx(2 * ratio / (1 + ratio), rel=0.1)
+    assert measured["relative_volume_difference_percent"] == pytest.approx(100 * (ratio - 1), abs=5)
+    assert measured["reference_ml"] == pytest.approx(4 / 3 * math.pi * large**3 / 1000, rel=0.05)
 
 
 @pytest.mark.parametrize(("axis", "step"), [(0, 3.0), (1, 0.7), (2, 0.5)], ids="zyx")
 def test_shifted_boxes_in_closed_form(axis, step):
-    """A box of 6 x 8 x 10 voxels and one four voxels on: 2, 4 or 6 slices of it overlap."""
+    """A box of 6 x 8 x 10 voxels, and the same box shifted by four voxels: 2, 4 or 6 slices overlap."""
     reference = np.zeros((20, 20, 20), bool)
     reference[3:9, 3:11, 3:13] = True
     prediction = np.roll(reference, 4, axis=axis)
     length = (6, 8, 10)[axis]
-    found = measure(prediction, reference, (0.5, 0.7, 3.0))
-    assert found["hausdorff_mm"] == pytest.approx(4 * step, abs=1e-6)
-    assert found["dice"] == pytest.approx((length - 4) / length, rel=1e-9)
-    assert found["jaccard"] == pytest.approx((length - 4) / (length + 4), rel=1e-9)
-    assert found["relative_volume_difference_percent"] == 0
-    assert found["prediction_ml"] == pytest.approx(480 * 0.5 * 0.7 * 3 / 1000, rel=1e-9)
+    measured = measure(prediction, reference, (0.5, 0.7, 3.0))
+    assert measured["hausdorff_mm"] == pytest.approx(4 * step, abs=1e-6)
+    assert measured["dice"] == pytest.approx((length - 4) / length, rel=1e-9)
+    assert measured["jaccard"] == pytest.approx((length - 4) / (length + 4), rel=1e-9)
+    assert measured["relative_volume_difference_percent"] == 0
+    assert measured["prediction_ml"] == pytest.approx(480 * 0.5 * 0.7 * 3 / 1000, rel=1e-9)
 
 
 @pytest.mark.parametrize("axis", range(3), ids="zyx")
 def test_parallel_plates_in_closed_form(axis):
-    """Of plates one voxel thick every voxel is boundary and equally far from the other plate."""
+    """In plates one voxel thick, each voxel is boundary and equally far from the other plate."""
     a, b = np.zeros((2, 9, 9, 9), bool)
     np.moveaxis(a, axis, 0)[2] = True
     np.moveaxis(b, axis, 0)[7] = True
-    found = measure(a, b, (0.5, 0.7, 3.0))
+    measured = measure(a, b, (0.5, 0.7, 3.0))
     for name in DISTANCES:
-        assert found[name] == pytest.approx(5 * (3.0, 0.7, 0.5)[axis], abs=1e-6)
+        assert measured[name] == pytest.approx(5 * (3.0, 0.7, 0.5)[axis], abs=1e-6)
 
 
 def test_the_mean_is_over_the_voxels_of_both_boundaries():
-    """Of a plate of 25 voxels and one voxel 4 mm away: not the mean of the two means."""
+    """For a plate of 25 voxels and a voxel 4 mm away, it is not the mean of the two means."""
     plate, voxel = np.zeros((2, 7, 5, 5), bool)
     plate[1], voxel[3, 2, 2] = True, True
     y, x = np.mgrid[-2:3, -2:3]
     distances = np.sqrt(4**2 + (0.7 * y) ** 2 + (0.5 * x) ** 2)
-    found = measure(plate, voxel, (0.5, 0.7, 2.0))
-    assert found["average_boundary_distance_mm"] == pytest.approx((distances.sum() + 4) / 26, abs=1e-6)
+    measured = measure(plate, voxel, (0.5, 0.7, 2.0))
+    assert measured["average_boundary_distance_mm"] == pytest.approx((distances.sum() + 4) / 26, abs=1e-6)
 
 
 @pytest.mark.parametrize("swapped", [False, True], ids=["there", "back"])
 def test_the_percentile_is_the_larger_of_two(swapped):
-    """One way all distances are 0, the other a tenth of them is not: of all together 95 % would be."""
+    """One way all distances are 0, the other way a tenth is not; the percentile of all distances would be smaller."""
     row, longer = np.zeros((2, 1, 1, 40), bool)
     row[..., :18], longer[..., :20] = True, True
     pair = (longer, row) if swapped else (row, longer)
-    # the two largest of twenty are 1 and 2 voxels; 95 % of the way from the first to the last is 0.05 beyond 1
+    # the two largest of twenty distances are 1 and 2 voxels; the percentile lies 5 % of the way between them
     assert measure(*pair, (0.5, 1, 1))["hausdorff_95_mm"] == pytest.approx(0.5 * 1.05, abs=1e-6)
 
 
 def test_a_hole_has_a_boundary():
-    """It is what the distance between boundaries sees, and that between all voxels does not."""
+    """Distances between boundaries count holes, while distances between all voxels would not."""
     full = np.zeros((13, 13, 13), bool)
     full[1:12, 1:12, 1:12] = True
     hollow = full.copy()
     hollow[6, 6, 6] = False
-    # of the six voxels around the hole four have five voxels to the surface along x, the finest way; two have four
+    # along x, the finest axis, four of the six voxels around the hole are 5 voxels from the surface, and two are 4
     assert hausdorff_distance(full, hollow, (0.5, 1, 3)) == pytest.approx(5 * 0.5)
 
 
@@ -198,14 +200,14 @@ def test_a_hole_has_a_boundary():
     ids=["both", "prediction", "reference"],
 )
 def test_empty_masks(prediction, reference, overlap, distance, difference):
-    prediction, reference = (np.full((3, 3, 3), each) for each in (prediction, reference))
-    found = measure(prediction, reference, (0.5, 1, 2))
-    assert found["dice"] == found["jaccard"] == overlap
-    assert [found[name] for name in DISTANCES] == [distance] * 3
-    assert found["relative_volume_difference_percent"] == difference
-    assert found["absolute_relative_volume_difference_percent"] == abs(difference)
-    assert found["prediction_ml"] == pytest.approx(0.027 * prediction.any())
-    assert found["reference_ml"] == pytest.approx(0.027 * reference.any())
+    prediction, reference = (np.full((3, 3, 3), filled) for filled in (prediction, reference))
+    measured = measure(prediction, reference, (0.5, 1, 2))
+    assert measured["dice"] == measured["jaccard"] == overlap
+    assert [measured[name] for name in DISTANCES] == [distance] * 3
+    assert measured["relative_volume_difference_percent"] == difference
+    assert measured["absolute_relative_volume_difference_percent"] == abs(difference)
+    assert measured["prediction_ml"] == pytest.approx(0.027 * prediction.any())
+    assert measured["reference_ml"] == pytest.approx(0.027 * reference.any())
     assert hausdorff_distance(prediction, reference, (0.5, 1, 2)) == distance
 
 

@@ -1,4 +1,4 @@
-"""The observers here are made up, in round numbers."""
+"""The observers in these tests are invented."""
 
 import math
 import os
@@ -11,7 +11,7 @@ from vnet_fast.evaluation.metrics import METRICS, measure
 from vnet_fast.evaluation.score import points, read_observer, score
 
 OBSERVER = """
-# made up
+# invented
 [dice]
 whole = 0.5
 base = 0.25
@@ -97,7 +97,7 @@ def test_files_that_cannot_be_read(tmp_path, written):
         read_observer(tmp_path)
     path = written(OBSERVER)
     path.chmod(0)
-    # the superuser reads it all the same
+    # the superuser can read any file
     if os.access(path, os.R_OK):
         return
     with pytest.raises(InputError, match=r": can't be read \("):
@@ -148,7 +148,7 @@ def test_score_is_the_mean_over_what_the_observer_has(written):
         "base": {"dice": 1.0, "average_boundary_distance_mm": math.inf},
         "apex": {"dice": 0.0, "average_boundary_distance_mm": math.inf},
     }
-    # 85 and 100 of Dice, 70 and 0 of the distance
+    # 85 and 100 points for Dice, 70 and 0 for the distance
     assert score(measured, observer) == pytest.approx((85 + 100 + 70 + 0) / 4)
 
 
@@ -157,7 +157,7 @@ def test_score_of_what_measure_returns(written):
     mask = np.ones((3, 3, 3), bool)
     perfect, nothing = measure(mask, mask, (1, 1, 2)), measure(mask & False, mask, (1, 1, 2))
     assert score(dict.fromkeys(("whole", "base", "apex"), perfect), observer) == 100
-    # Dice 0 by observers of 0.5 and 0.25: 70 and 80 points
+    # Dice 0 has 70 points for an observer of 0.5, and 80 for one of 0.25
     assert score(dict.fromkeys(("whole", "base", "apex"), nothing), observer) == pytest.approx((70 + 80) / 4)
 
 

@@ -14,7 +14,7 @@ from vnet_fast.evaluation.regions import REGIONS
 
 @pytest.fixture
 def folders(tmp_path):
-    """References of two structures in three cases, and predictions shifted, equal, and empty."""
+    """References with two structures in three cases, and predictions that are shifted, equal, and empty."""
     for folder in ("predictions", "labels"):
         (tmp_path / folder).mkdir()
     reference = np.zeros((10, 20, 20), np.uint8)
@@ -27,9 +27,9 @@ def folders(tmp_path):
 
 
 def only(path):
-    """The content of a report of one folder of predictions."""
-    (found,) = json.loads(path.read_text())["predictions"].values()
-    return found
+    """The content of a JSON file of one folder of predictions."""
+    (content,) = json.loads(path.read_text())["predictions"].values()
+    return content
 
 
 def test_report(folders, tmp_path, run_verb):
@@ -39,7 +39,7 @@ def test_report(folders, tmp_path, run_verb):
     report = only(path)
     assert list(report["cases"]) == ["a2", "a10", "b"]
     shifted = report["cases"]["a2"]["1"]["whole"]
-    # six columns of which four overlap; shifted by two voxels of half a millimetre
+    # four of six columns overlap; the shift is two voxels of half a millimetre
     assert shifted["dice"] == pytest.approx(4 / 6)
     assert shifted["jaccard"] == pytest.approx(4 / 8)
     assert shifted["hausdorff_mm"] == pytest.approx(1.0)
@@ -70,7 +70,7 @@ def test_binary_takes_all_labels_as_one(folders, tmp_path, run_verb):
 
 
 def test_labels_that_are_in_some_cases_only(folders, tmp_path, run_verb):
-    """Every label counts in every case: where neither mask has it, they agree. Others do not appear."""
+    """Each label counts in all cases, and masks without it agree; labels of no case do not appear."""
     for folder in folders:
         sitk.WriteImage(make_image(np.zeros((10, 20, 20), np.uint8)), str(folder / "empty.nii.gz"))
         for path in folder.iterdir():
@@ -98,7 +98,7 @@ def test_rows_of_the_csv(folders, tmp_path, run_verb):
     ]
     assert {row["predictions"] for row in rows} == {"predictions"}
     assert float(rows[0]["dice"]) == pytest.approx(0.8)
-    # four slices, of which one lies in either third; 6 x 10 voxels of 1 mm3 each
+    # base and apex have one of four slices each, with 6 x 10 voxels of 1 mm3
     assert [float(row["reference_ml"]) for row in rows[3:6]] == pytest.approx([0.24, 0.06, 0.06])
     # an empty mask has no distance
     assert (rows[6]["hausdorff_mm"], rows[6]["dice"]) == ("", "0")
@@ -115,14 +115,14 @@ def test_the_challenges_score(folders, tmp_path, run_verb):
     code, out, err = run_verb(evaluate, *common, "--observer", observer)
     assert code == 0, err
     report = only(tmp_path / "report.json")
-    # Dice 0.8 is 0.4 of the observer's distance from perfect, and so is 1 mm a half of it
-    found = report["cases"]["a2"]["1"]
-    assert [found[region]["dice"] for region in ("whole", "base", "apex")] == pytest.approx([0.8] * 3)
-    assert found["whole"]["hausdorff_95_mm"] == pytest.approx(1.0)
+    # Dice 0.8 is 0.4 times as far from perfect as the observer, and 1 mm is half as far
+    measures = report["cases"]["a2"]["1"]
+    assert [measures[region]["dice"] for region in ("whole", "base", "apex")] == pytest.approx([0.8] * 3)
+    assert measures["whole"]["hausdorff_95_mm"] == pytest.approx(1.0)
     points = (3 * (100 - 15 * 0.4) + (100 - 15 * 0.5)) / 4
     assert report["scores"]["a2"]["1"] == pytest.approx(points)
     assert report["scores"]["a10"]["1"] == 100
-    # Dice 0 is at twice the observer's distance; no distance at all has no points
+    # Dice 0 is twice as far from perfect as the observer; an infinite distance has no points
     assert report["scores"]["b"]["1"] == pytest.approx((3 * 70 + 0) / 4)
     assert report["summary"]["1"]["whole"]["score"]["cases"] == 3
     assert out.splitlines()[0].split()[-1] == "score"
@@ -134,7 +134,7 @@ def test_the_challenges_score(folders, tmp_path, run_verb):
 
 @pytest.fixture
 def second(folders):
-    """Other predictions of the same cases: the references, but for one voxel of one case."""
+    """Other predictions of the same cases: the references, with one more voxel in one case."""
     other = folders[0].parent / "other"
     other.mkdir()
     for path in folders[1].iterdir():
@@ -158,9 +158,9 @@ def test_several_predictions_side_by_side(folders, second, tmp_path, run_verb):
     assert (dice["first"], dice["second"], dice["label"], dice["metric"]) == ("predictions", "other", 1, "dice")
     assert dice["differences"]["a2"] == pytest.approx(0.2)
     assert dice["differences"]["b"] == pytest.approx(1.0)
-    # 240 voxels of the reference, and one more that is predicted
+    # the reference has 240 voxels, and the prediction one more
     assert dice["differences"]["a10"] == pytest.approx(2 * 240 / 481 - 1)
-    # with three cases no two-sided test falls below 0.25; two positive ranks of three make 0.5
+    # the exact test of three cases, of which two have positive ranks
     assert dice["p_value"] == pytest.approx(0.5)
     # the case whose prediction is empty has no distance
     assert distance["differences"].keys() == {"a2", "a10"}
@@ -180,8 +180,8 @@ def test_a_label_of_one_set_of_predictions_alone(folders, second, tmp_path, run_
     report = json.loads(path.read_text())
     values = [report["predictions"][name]["cases"]["b"]["5"]["whole"]["dice"] for name in ("predictions", "other")]
     assert values == [1.0, 0.0]
-    found = [each for each in report["comparisons"] if (each["label"], each["metric"]) == (5, "dice")]
-    assert found[0]["differences"] == {"a2": 0.0, "a10": 0.0, "b": -1.0}
+    (comparison,) = [c for c in report["comparisons"] if (c["label"], c["metric"]) == (5, "dice")]
+    assert comparison["differences"] == {"a2": 0.0, "a10": 0.0, "b": -1.0}
 
 
 def test_predictions_of_other_cases_are_refused(folders, second, run_verb):
@@ -213,7 +213,7 @@ def test_masks_on_other_grids_are_all_named(folders, run_verb):
 
 def test_wrong_paths(folders, tmp_path, run_verb):
     (tmp_path / "empty").mkdir()
-    for arguments, words in (
+    for arguments, message in (
         (["--predictions", tmp_path / "empty", "--labels", folders[1]], "no predicted masks"),
         (["--predictions", folders[0], "--labels", tmp_path / "nowhere"], "no such folder"),
         (["--predictions", folders[0], "--labels", tmp_path / "empty"], "no reference mask for it"),
@@ -221,7 +221,7 @@ def test_wrong_paths(folders, tmp_path, run_verb):
     ):
         code, _, err = run_verb(evaluate, *arguments)
         assert code == 2
-        assert words in err
+        assert message in err
     code, _, err = run_verb(
         evaluate, "--predictions", folders[0], "--labels", folders[1], "--output", tmp_path / "nowhere" / "x.json"
     )
@@ -231,7 +231,7 @@ def test_wrong_paths(folders, tmp_path, run_verb):
 
 def test_options_that_contradict_each_other(folders, tmp_path, run_verb):
     common = ["--predictions", folders[0], "--labels", folders[1]]
-    for arguments, words in (
+    for arguments, message in (
         ([*common, "--images", folders[0]], "--images: given without --figures"),
         (["--predictions", folders[0], f"{folders[0]}/", "--labels", folders[1]], "names a folder twice"),
         ([*common, "--output", tmp_path], "it is a folder"),
@@ -241,13 +241,13 @@ def test_options_that_contradict_each_other(folders, tmp_path, run_verb):
     ):
         code, _, err = run_verb(evaluate, *arguments)
         assert code == 2
-        assert words in err
+        assert message in err
         assert err.count("\n") == 1
         assert not (tmp_path / "out").exists()
 
 
 def test_pictures(cases, tmp_path, run_verb):
-    """Of volumes beside their reference masks; the predictions are the references, cut in one case."""
+    """The volumes are beside their reference masks; the predictions are parts of the references."""
     predictions, folder = tmp_path / "predictions", tmp_path / "figures"
     predictions.mkdir()
     for number, path in enumerate(sorted(cases.glob("*_segmentation.mhd"))):
@@ -267,11 +267,11 @@ def test_pictures(cases, tmp_path, run_verb):
 
 @pytest.mark.parametrize("slices", [0, 1], ids=["empty", "a single slice"])
 def test_regions_of_a_reference_without_thirds(tmp_path, slices):
-    """They are the whole, rather than nothing, on which any prediction would be perfect."""
+    """Base and apex are the whole; in empty regions any prediction would be perfect."""
     reference, prediction = np.zeros((2, 6, 8, 8), np.uint8)
     reference[2 : 2 + slices, 2:6, 2:6], prediction[1:4, 2:4, 2:6] = 1, 1
     for name, mask in (("reference", reference), ("prediction", prediction)):
         sitk.WriteImage(make_image(mask), str(tmp_path / f"{name}.mha"))
-    found = compare(tmp_path / "prediction.mha", tmp_path / "reference.mha", region_names=REGIONS)[1]
-    assert found["whole"]["dice"] == pytest.approx(2 * 8 * slices / (16 * slices + 24))
-    assert found["base"] == found["apex"] == found["whole"]
+    measures = compare(tmp_path / "prediction.mha", tmp_path / "reference.mha", region_names=REGIONS)[1]
+    assert measures["whole"]["dice"] == pytest.approx(2 * 8 * slices / (16 * slices + 24))
+    assert measures["base"] == measures["apex"] == measures["whole"]

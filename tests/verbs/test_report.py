@@ -16,7 +16,7 @@ PICTURES = {"distribution", "curves-0", "worst", "best"}
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Two runs on the same six cases, with either loss."""
+    """Two runs on the same six cases, one with each loss."""
     folder = tmp_path_factory.mktemp("report")
     (folder / "cases").mkdir()
     for index in range(6):
@@ -24,7 +24,7 @@ def runs(tmp_path_factory):
     for name, loss in (("a", "dice"), ("b", "weighted-ce")):
         options = ["--data", folder / "cases", "--output", folder / name, "--loss", loss, "--cache", folder / "cache"]
         parser = train.command_line.parser_of(train.Config, "vnet_fast.train")
-        given = vars(parser.parse_args([str(each) for each in [*options, *TINY]]))
+        given = vars(parser.parse_args([str(argument) for argument in [*options, *TINY]]))
         given.pop("debug", None)
         assert train.main(given) == 0
     return folder
@@ -38,7 +38,7 @@ def test_a_page_of_one_run(runs, run_verb):
     assert {path.stem for path in folder.glob("*.png")} == PICTURES | {f"{name}-dark" for name in PICTURES}
     text = (folder / "report.html").read_text(encoding="utf-8")
     page = PageReader(text)
-    # the pictures are in the page, in both colour schemes, and nothing is fetched
+    # the page contains its pictures in both colour schemes, and loads nothing
     shown = {page.content(picture.get("srcset") or picture["src"]) for picture in page.pictures}
     assert shown == {path.read_bytes() for path in folder.glob("*.png")}
     assert all(picture["alt"] for picture in page.pictures if "src" in picture)
@@ -77,15 +77,15 @@ def test_two_runs_side_by_side(runs, tmp_path, run_verb):
     assert {path.stem for path in (tmp_path / "page").glob("curves-?.png")} == {"curves-0", "curves-1"}
 
 
-def copied(run, folder):
-    """A run's folder, copied."""
+def copy_run(run, folder):
+    """Copies the folder of a run, without its report."""
     shutil.copytree(run, folder, ignore=shutil.ignore_patterns("report"))
     return folder
 
 
 def test_runs_of_other_cases_are_refused(runs, tmp_path, run_verb):
-    """Other volumes of the same names."""
-    other = copied(runs / "a", tmp_path / "other")
+    """The cases have the same names, but other volumes."""
+    other = copy_run(runs / "a", tmp_path / "other")
     shutil.copytree(runs / "cases", tmp_path / "cases")
     held = next(iter(json.loads((other / "summary.json").read_text())["val_dice_per_case"]))
     write_case(tmp_path / "cases", held, seed=77)
@@ -100,7 +100,7 @@ def test_runs_of_other_cases_are_refused(runs, tmp_path, run_verb):
 
 
 def test_a_volume_that_was_replaced_is_predicted_again(runs, tmp_path, run_verb):
-    run = copied(runs / "a", tmp_path / "run")
+    run = copy_run(runs / "a", tmp_path / "run")
     common = ["--run", run, "--device", "cpu"]
     assert run_verb(report, *common)[0] == 0
     name = next(iter(json.loads((run / "summary.json").read_text())["val_dice_per_case"]))
@@ -115,10 +115,10 @@ def test_a_volume_that_was_replaced_is_predicted_again(runs, tmp_path, run_verb)
     ids=["without rows", "damaged"],
 )  # fmt: skip
 def test_logs_that_show_nothing(runs, tmp_path, run_verb, log, code):
-    run = copied(runs / "a", tmp_path / "run")
+    run = copy_run(runs / "a", tmp_path / "run")
     (run / "log.csv").write_text(log)
-    found, _, err = run_verb(report, "--run", run, "--device", "cpu")
-    assert found == code
+    exit_code, _, err = run_verb(report, "--run", run, "--device", "cpu")
+    assert exit_code == code
     assert err.count("\n") == (1 if code else 0)
     assert ("not a log" in err) == bool(code)
 
@@ -138,7 +138,7 @@ def test_bad_input_is_one_line(runs, tmp_path, run_verb, monkeypatch):
     other.mkdir()
     stored = json.loads((runs / "a" / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(stored | {"binary": True}))
-    for arguments, words in (
+    for arguments, message in (
         (["--run", tmp_path / "nowhere"], "nowhere/config.json: no such file. Name the folder of a run"),
         (["--run", tmp_path / "damaged"], "damaged/config.json: can't be read"),
         (["--run", runs / "a", "--run", runs / "a"], "--run: names a run twice"),
@@ -148,7 +148,7 @@ def test_bad_input_is_one_line(runs, tmp_path, run_verb, monkeypatch):
     ):
         code, _, err = run_verb(report, *arguments)
         assert code == 2
-        assert words in err
+        assert message in err
         assert err.count("\n") == 1
     monkeypatch.setattr(plotting, "available", lambda: False)
     code, _, err = run_verb(report, "--run", runs / "a")
