@@ -167,6 +167,8 @@ def overlay(
             _draw_contours(axes, labels[z, rows, columns], PREDICTION)
             axes.set_title(f"slice {z + 1} of {len(image)}", fontsize=9, color=theme.text)
             axes.set(xticks=[], yticks=[])
+            # contours reach half a voxel beyond the image
+            axes.set_facecolor(theme.face)
             for spine in axes.spines.values():
                 spine.set_visible(False)
         row[0].set_ylabel(_escape(name), fontsize=10, color=theme.text)

@@ -240,15 +240,13 @@ def test_label_out_of_range_is_an_error():
         DiceLoss.paper()(torch.zeros(1, 2, 3, 3, 3), torch.full((1, 1, 3, 3, 3), 2))
 
 
+@pytest.mark.parametrize("squared", [True, False])
+@pytest.mark.parametrize("activation", ["none", "sigmoid", "softmax"])
 @pytest.mark.parametrize("labels", [True, False])
-def test_gradcheck(labels):
+def test_gradcheck(labels, activation, squared):
     logits, target = inputs((1, 3, 3, 2, 2), labels=labels)
-    for activation in ("none", "sigmoid", "softmax"):
-        for squared in (True, False):
-            assert torch.autograd.gradcheck(
-                lambda x, options=DiceOptions(activation, labels, squared=squared): dice_sums(x, target, options),
-                logits.clone().requires_grad_(),
-            )
+    options = DiceOptions(activation, labels, squared=squared)
+    assert torch.autograd.gradcheck(lambda x: dice_sums(x, target, options), logits.clone().requires_grad_())
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vnet_fast.evaluation.surfaces import boundary_distances
+from vnet_fast.evaluation.surfaces import surface_distances
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def measure(prediction: NDArray[np.bool_], reference: NDArray[np.bool_], spacing
     values = (
         dice(prediction, reference),
         common / (predicted + expected - common) if predicted + expected else 1.0,
-        *_distances(prediction, reference, spacing),
+        *surface_distances(prediction, reference, spacing),
         difference,
         abs(difference),
         predicted * voxel_ml,
@@ -129,7 +129,7 @@ def hausdorff_distance(prediction: NDArray[np.bool_], reference: NDArray[np.bool
         ValueError: if a mask is not bool, or the shapes differ.
     """
     _check_masks(prediction, reference)
-    return _distances(prediction, reference, spacing)[0]
+    return surface_distances(prediction, reference, spacing)[0]
 
 
 def _check_masks(prediction: np.ndarray, reference: np.ndarray) -> None:
@@ -145,18 +145,3 @@ def _relative_difference(volume: int, reference_volume: int) -> float:
     if not reference_volume:
         return math.inf if volume else 0.0
     return 100 * (volume - reference_volume) / reference_volume
-
-
-def _distances(
-    prediction: NDArray[np.bool_], reference: NDArray[np.bool_], spacing: Sequence[float]
-) -> tuple[float, float, float]:
-    """Hausdorff distance, 95 % Hausdorff distance and average boundary distance, mm, of masks that may be empty."""
-    if not (prediction.any() and reference.any()):
-        distance = 0.0 if prediction.any() == reference.any() else math.inf
-        return distance, distance, distance
-    distances = boundary_distances(prediction, reference, spacing)
-    return (
-        max(float(from_one.max()) for from_one in distances),
-        max(float(np.percentile(from_one, 95)) for from_one in distances),
-        float(np.concatenate(distances).mean()),
-    )

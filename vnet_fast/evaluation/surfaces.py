@@ -5,6 +5,7 @@ volume's border is outside. Distances are measured between the centres of voxels
 `get_surface_distance` use the same definitions.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +18,31 @@ from scipy.spatial import KDTree
 TREE_OPTIONS = {"balanced_tree": False, "compact_nodes": False, "leafsize": 16}
 # For small masks, further threads take longer to start than they save.
 THREADS = 2
+
+
+def surface_distances(
+    prediction: NDArray[np.bool_], reference: NDArray[np.bool_], spacing: Sequence[float]
+) -> tuple[float, float, float]:
+    """Computes the Hausdorff distance, its 95th percentile and the average boundary distance.
+
+    The percentile is the larger one of the two directions, interpolated linearly.
+
+    Args:
+        prediction, reference: (z, y, x) bool arrays of the same shape.
+        spacing: mm, x y z.
+
+    Returns:
+        three distances in mm: 0 if both masks are empty, infinite if one is.
+    """
+    if not (prediction.any() and reference.any()):
+        distance = 0.0 if prediction.any() == reference.any() else math.inf
+        return distance, distance, distance
+    distances = boundary_distances(prediction, reference, spacing)
+    return (
+        max(float(from_one.max()) for from_one in distances),
+        max(float(np.percentile(from_one, 95)) for from_one in distances),
+        float(np.concatenate(distances).mean()),
+    )
 
 
 def boundary_distances(
