@@ -8,7 +8,6 @@ from vnet_fast.errors import InputError
 from vnet_fast.io import volumes
 from vnet_fast.io.formats import SUFFIXES
 from vnet_fast.io.grid import Grid
-from vnet_fast.prediction import segmentation
 
 OBLIQUE = (0.96, -0.28, 0.0, 0.28, 0.96, 0.0, 0.0, 0.0, 1.0)
 FLIPPED = (-1, 0, 0, 0, -1, 0, 0, 0, 1)
@@ -107,18 +106,6 @@ def test_mask_within_the_tolerance(tmp_path):
     sitk.WriteImage(make_image(np.ones((4, 4, 4), np.uint8), origin=(0, 5e-4, 0)), str(tmp_path / "mask.mha"))
     mask = volumes.read_mask(tmp_path / "mask.mha", make_image(np.zeros((4, 4, 4))), tmp_path / "image.mha")
     assert sitk.GetArrayViewFromImage(mask).all()
-
-
-def test_largest_components():
-    mask = np.zeros((12, 12, 12), np.uint8)
-    mask[1:4, 1:4, 1:4] = 1
-    mask[8:10, 8:10, 8:10] = 1
-    mask[0, 11, 11] = 2
-    mask[4, 4, 4] = 1  # touches the first by a corner
-    kept = segmentation.largest_components(mask)
-    assert (kept == 1).sum() == 28
-    assert (kept == 2).sum() == 1
-    assert not kept[8:10, 8:10, 8:10].any()
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
