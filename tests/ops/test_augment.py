@@ -9,7 +9,7 @@ from torch.library import opcheck
 from vnet_fast.ops import augment, dispatch
 from vnet_fast.ops.augment import CONTROL_POINTS
 
-SIZE = (12, 30, 26)
+SHAPE = (12, 30, 26)
 
 
 def control_points(seed=0, n=1, sigma=3.0):
@@ -17,14 +17,14 @@ def control_points(seed=0, n=1, sigma=3.0):
     return generator.normal(0, sigma, (n, 2, *[CONTROL_POINTS] * 3)).astype(np.float32)
 
 
-def smooth_volume(seed=0, size=SIZE):
-    noise = sitk.GetImageFromArray(np.random.default_rng(seed).normal(size=size).astype(np.float32))
+def smooth_volume(seed=0, shape=SHAPE):
+    noise = sitk.GetImageFromArray(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
     return sitk.GetArrayFromImage(sitk.SmoothingRecursiveGaussian(noise, 1.5))
 
 
-def itk_transform(points, size):
+def itk_transform(points, shape):
     """SimpleITK's B-spline transform with displacements in x and y of (2, 5, 5, 5) control points."""
-    image = sitk.Image(size[::-1], sitk.sitkFloat32)
+    image = sitk.Image(shape[::-1], sitk.sitkFloat32)
     transform = sitk.BSplineTransformInitializer(image, [2, 2, 2], 3)
     zero = np.zeros(CONTROL_POINTS**3)
     transform.SetParameters([float(v) for v in np.concatenate([points[0].ravel(), points[1].ravel(), zero])])
@@ -41,12 +41,12 @@ def itk_resampled(array, transform):
     return sitk.GetArrayFromImage(resampler.Execute(image))
 
 
-@pytest.mark.parametrize("size", [SIZE, (16, 16, 16), (5, 64, 33)], ids=str)
-def test_displacement_is_itks(size):
+@pytest.mark.parametrize("shape", [SHAPE, (16, 16, 16), (5, 64, 33)], ids=str)
+def test_displacement_is_itks(shape):
     points = control_points()
-    ours = augment.displacement(torch.from_numpy(points), size)[0].numpy()
-    transform = itk_transform(points[0], size)
-    for z, y, x in np.ndindex(*size):
+    ours = augment.displacement(torch.from_numpy(points), shape)[0].numpy()
+    transform = itk_transform(points[0], shape)
+    for z, y, x in np.ndindex(*shape):
         if (z + y + x) % 7:
             continue
         moved = transform.TransformPoint((float(x), float(y), float(z)))
@@ -63,7 +63,7 @@ def test_deformation_is_itks(sigma):
     )
     inside = (slice(None), slice(2, -2), slice(2, -2))
     for n in range(2):
-        transform = itk_transform(points[n], SIZE)
+        transform = itk_transform(points[n], SHAPE)
         theirs = itk_resampled(image[n], transform)
         # beyond the border ITK takes the nearest voxel, we the nearest point of the border
         close = np.abs(ours_image[n].numpy() - theirs) <= 1e-4 * np.ptp(image)
@@ -76,21 +76,21 @@ def test_deformation_is_itks(sigma):
 
 def test_deformation_inside_is_itks_everywhere():
     """A volume that is constant towards its border is the same whatever lies beyond."""
-    image = np.zeros((1, *SIZE), np.float32)
+    image = np.zeros((1, *SHAPE), np.float32)
     image[0, 4:8, 10:20, 9:17] = smooth_volume()[4:8, 10:20, 9:17]
     points = control_points(3)
     ours, _ = augment.deform(
-        torch.from_numpy(image), torch.zeros(1, *SIZE, dtype=torch.uint8), torch.from_numpy(points), 2
+        torch.from_numpy(image), torch.zeros(1, *SHAPE, dtype=torch.uint8), torch.from_numpy(points), 2
     )
-    theirs = itk_resampled(image[0], itk_transform(points[0], SIZE))
+    theirs = itk_resampled(image[0], itk_transform(points[0], SHAPE))
     np.testing.assert_allclose(ours[0].numpy(), theirs, atol=1e-4 * np.ptp(image))
 
 
 def test_labels_are_deformed_each_and_the_largest_wins():
     points = torch.from_numpy(control_points(4))
-    mask = torch.zeros(1, *SIZE, dtype=torch.uint8)
+    mask = torch.zeros(1, *SHAPE, dtype=torch.uint8)
     mask[:, 3:9, 8:22, 6:13], mask[:, 3:9, 8:22, 13:20] = 1, 3
-    image = torch.zeros(1, *SIZE)
+    image = torch.zeros(1, *SHAPE)
     _, deformed = augment.deform(image, mask, points, num_classes=4)
     shares = torch.stack([augment.deform((mask == k).float(), mask, points, 2)[0] for k in range(4)])
     decided = (shares.sort(0).values[-1] - shares.sort(0).values[-2]) > 1e-4
@@ -100,7 +100,7 @@ def test_labels_are_deformed_each_and_the_largest_wins():
 
 
 def test_no_displacement_changes_nothing():
-    image, mask = torch.from_numpy(smooth_volume())[None], torch.randint(3, (1, *SIZE), dtype=torch.uint8)
+    image, mask = torch.from_numpy(smooth_volume())[None], torch.randint(3, (1, *SHAPE), dtype=torch.uint8)
     deformed = augment.deform(image, mask, torch.zeros(1, 2, 5, 5, 5), 3)
     torch.testing.assert_close(deformed[0], image, rtol=1e-5, atol=1e-5)
     assert torch.equal(deformed[1], mask)
@@ -115,12 +115,12 @@ def test_a_shift_of_all_control_points_shifts_the_volume():
 
 
 def test_augment_mixes_matched_and_deformed():
-    ranks = torch.randint(0, 65536, (2, *SIZE))
+    ranks = torch.randint(0, 65536, (2, *SHAPE))
     tables = torch.sort(torch.randn(2, 65536), 1).values
-    masks = torch.randint(2, (2, *SIZE), dtype=torch.uint8)
+    masks = torch.randint(2, (2, *SHAPE), dtype=torch.uint8)
     points = torch.from_numpy(control_points(5, n=2))
     image, mask = augment.augment_definition(ranks, tables, masks, points, np.array([False, True]), 2)
-    assert image.shape == mask.shape == (2, 1, *SIZE)
+    assert image.shape == mask.shape == (2, 1, *SHAPE)
     matched = torch.stack([tables[n][ranks[n]] for n in range(2)])
     assert torch.equal(image[0, 0], matched[0])
     assert torch.equal(mask[0, 0], masks[0])
@@ -130,11 +130,11 @@ def test_augment_mixes_matched_and_deformed():
     assert not torch.equal(mask[1, 0], masks[1])
 
 
-def stored_volumes(m=3, size=(4, 9, 10), classes=3):
+def stored_volumes(m=3, shape=(4, 9, 10), classes=3):
     generator = torch.Generator().manual_seed(0)
-    ranks = torch.randint(-(2**15), 2**15, (m, *size), generator=generator, dtype=torch.int16)
+    ranks = torch.randint(-(2**15), 2**15, (m, *shape), generator=generator, dtype=torch.int16)
     tables = torch.randn(m, 65536, generator=generator).sort(1).values
-    masks = torch.randint(classes, (m, *size), generator=generator, dtype=torch.uint8)
+    masks = torch.randint(classes, (m, *shape), generator=generator, dtype=torch.uint8)
     return ranks, tables, masks
 
 

@@ -15,7 +15,7 @@ from vnet_fast.kernels import augment  # noqa: E402
 
 pytestmark = MARKS
 ROWS, COLUMNS = augment.TILE
-SIZES = {
+SHAPES = {
     "one_voxel": (1, 1, 1),
     "one_slice": (1, 9, 7),
     "one_row": (3, 1, 9),
@@ -36,13 +36,13 @@ def to_bits(ranks):
     return torch.from_numpy(ranks.cpu().numpy().astype(np.uint16).view(np.int16))
 
 
-def make_inputs(size, labels=(0, 1), cases=(2, 0, 2), deformed=(True, False, True), sigma=3.0, stored=3):
+def make_inputs(shape, labels=(0, 1), cases=(2, 0, 2), deformed=(True, False, True), sigma=3.0, stored=3):
     """What the kernel takes but the type: ranks of the whole range, far displacements where they do not count."""
     generator = torch.Generator().manual_seed(0)
     volumes = len(cases)
-    ranks = torch.randint(RANK_LEVELS, (stored, *size), generator=generator)
+    ranks = torch.randint(RANK_LEVELS, (stored, *shape), generator=generator)
     tables = torch.randn(stored, RANK_LEVELS, generator=generator).sort(1).values
-    chosen = torch.randint(len(labels), (stored, *size), generator=generator)
+    chosen = torch.randint(len(labels), (stored, *shape), generator=generator)
     masks = torch.tensor(labels, dtype=torch.uint8)[chosen]
     intensities_of = torch.randint(stored, (volumes,), generator=generator)
     deformed = torch.tensor(deformed)
@@ -104,10 +104,10 @@ def check(inputs, dtype=torch.float32, num_classes=2):
     return image, mask
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("dtype", TYPES)
-def test_sizes(dtype, size):
-    check(make_inputs(SIZES[size]), dtype)
+def test_shapes(dtype, name):
+    check(make_inputs(SHAPES[name]), dtype)
 
 
 # nothing but the border, a shift by part of a voxel, everywhere beyond the volume
@@ -181,8 +181,8 @@ def test_of_equal_shares_the_smallest_label_wins(axes):
 
 def test_deformation_is_itks():
     """A volume that is constant towards its border, with the intensities of another one."""
-    size = (12, 30, 26)
-    volumes = np.zeros((2, *size), np.float32)
+    shape = (12, 30, 26)
+    volumes = np.zeros((2, *shape), np.float32)
     for seed, volume in enumerate(volumes):
         volume[4:8, 9:21, 8:18] = np.exp((1 + seed) * smooth_volume(seed)[4:8, 9:21, 8:18])
     ranks, tables = (np.stack(arrays) for arrays in zip(*map(to_ranks, volumes), strict=True))
@@ -193,7 +193,7 @@ def test_deformation_is_itks():
     choices = cases, cases.flip(0), torch.ones(2, dtype=torch.bool, device=DEVICE), torch.from_numpy(points).to(DEVICE)
     image, mask = augment.augment(*stored, *choices, torch.float32)
     for n in range(2):
-        transform = itk_transform(points[n], size)
+        transform = itk_transform(points[n], shape)
         values = tables[1 - n][ranks[n]]
         theirs = itk_resampled(values, transform)
         np.testing.assert_allclose(image[n, 0].cpu().numpy(), theirs, atol=1e-4 * np.ptp(values))
@@ -276,8 +276,8 @@ def supports_cases():
     good = dict(zip(names, (*make_inputs((3, 4, 5)), torch.float32), strict=True))
     meta = {name: value.to("meta") if isinstance(value, torch.Tensor) else value for name, value in good.items()}
 
-    def stored(*size):
-        return {name: torch.empty(3, *size, dtype=good[name].dtype, device="meta") for name in ("ranks", "masks")}
+    def stored(*shape):
+        return {name: torch.empty(3, *shape, dtype=good[name].dtype, device="meta") for name in ("ranks", "masks")}
 
     yes = {
         "float32": {},

@@ -13,7 +13,7 @@ from vnet_fast.devices import HOST
 from vnet_fast.prediction import inference, windows
 from vnet_fast.prediction.inference import LEFT_RIGHT, NO_FLIP, Attempt, list_attempts, predict_probabilities
 
-SIZE = (16, 32, 32)
+SHAPE = (16, 32, 32)
 CUDA = torch.device("cuda")
 ALL_FLIPS = [flip for count in range(4) for flip in itertools.combinations((-3, -2, -1), count)]
 
@@ -84,9 +84,9 @@ class OnlyOnTheHost(nn.Module):
 
 def test_probabilities():
     model = make_vnet(num_classes=3)
-    image = make_image(SIZE)
+    image = make_image(SHAPE)
     probabilities = predict_probabilities(model, image)
-    assert probabilities.shape == (3, *SIZE)
+    assert probabilities.shape == (3, *SHAPE)
     assert probabilities.dtype == np.float32
     assert not model.training
     np.testing.assert_allclose(probabilities.sum(0), 1, rtol=1e-5)
@@ -94,9 +94,9 @@ def test_probabilities():
     np.testing.assert_allclose(probabilities, torch.softmax(logits[0], 0).detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("window", [None, SIZE, (64, 32, 40)], ids=str)
+@pytest.mark.parametrize("window", [None, SHAPE, (64, 32, 40)], ids=str)
 def test_one_window_is_the_forward_pass_to_the_bit(window):
-    model, image = make_vnet(), make_image(SIZE)
+    model, image = make_vnet(), make_image(SHAPE)
     np.testing.assert_array_equal(predict_probabilities(model, image, window=window), forward(model, image))
 
 
@@ -179,10 +179,10 @@ def test_more_overlap_comes_nearer_to_the_whole_and_leaves_no_seams():
     assert max(usual[1:]) < 1.1, usual
 
 
-@pytest.mark.parametrize("window", [SIZE, (16, 16, 32)], ids=str)
+@pytest.mark.parametrize("window", [SHAPE, (16, 16, 32)], ids=str)
 @pytest.mark.parametrize("flips", [LEFT_RIGHT, ALL_FLIPS], ids=len)
 def test_flips_are_averaged(window, flips):
-    model, image = make_vnet(), make_image(SIZE)
+    model, image = make_vnet(), make_image(SHAPE)
     expected = [
         np.flip(predict_probabilities(model, np.flip(image, axes).copy(), window=window), axes) for axes in flips
     ]
@@ -210,7 +210,7 @@ def test_mixed_precision_reaches_every_window():
     seen = []
     model = make_pointwise()
     model.register_forward_hook(lambda module, arguments, logits: seen.append(logits.dtype))
-    found = predict_probabilities(model, make_image(SIZE), torch.bfloat16, window=(16, 16, 16))
+    found = predict_probabilities(model, make_image(SHAPE), torch.bfloat16, window=(16, 16, 16))
     assert seen == [torch.bfloat16] * 9
     assert found.dtype == np.float32
 
@@ -218,14 +218,14 @@ def test_mixed_precision_reaches_every_window():
 def test_windows_are_tracked():
     tracked = []
     predict_probabilities(
-        make_pointwise(), make_image(SIZE), window=(16, 16, 16), track=lambda all: tracked.extend(all) or all
+        make_pointwise(), make_image(SHAPE), window=(16, 16, 16), track=lambda all: tracked.extend(all) or all
     )
     assert len(tracked) == 9
 
 
 def test_overlap_outside_of_its_range():
     with pytest.raises(ValueError, match="overlap must be 0 or more and below 1; got 1"):
-        predict_probabilities(make_pointwise(), make_image(SIZE), overlap=1)
+        predict_probabilities(make_pointwise(), make_image(SHAPE), overlap=1)
 
 
 def test_attempts_on_a_gpu():
@@ -284,7 +284,7 @@ def test_the_last_resort_is_the_cpu(monkeypatch):
 
 def test_what_the_cpu_cannot_hold_is_no_endless_loop():
     with pytest.raises(torch.OutOfMemoryError):
-        predict_probabilities(Scarce(make_pointwise(), voxels=0), make_image(SIZE), notify=lambda message: None)
+        predict_probabilities(Scarce(make_pointwise(), voxels=0), make_image(SHAPE), notify=lambda message: None)
 
 
 @pytest.mark.gpu

@@ -40,9 +40,9 @@ def loss(logits, target):
     ],
 )
 def test_what_fits_is_found_by_trying(volumes, expected):
-    size = (64, 128, 128)
-    model = Limited(volumes * math.prod(size))
-    assert largest_fitting_batch(model, loss, None, 4, size) == expected
+    shape = (64, 128, 128)
+    model = Limited(volumes * math.prod(shape))
+    assert largest_fitting_batch(model, loss, None, 4, shape) == expected
     assert model.weight.grad is None
     assert all(batch < 4 for batch, *_ in model.tried)
 
@@ -67,15 +67,15 @@ def test_what_fits_on_a_gpu_does():
     from vnet_fast import DiceLoss, VNet
 
     model = VNet(base_channels=2).cuda()
-    size = (64, 128, 128)
+    shape = (64, 128, 128)
     devices.free_memory(torch.device("cuda"))
     torch.cuda.reset_peak_memory_stats()
-    assert memory._fits(model, DiceLoss.paper(), None, 1, size)
+    assert memory._fits(model, DiceLoss.paper(), None, 1, shape)
     one = torch.cuda.max_memory_allocated() / torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(2.5 * one)
     try:
-        fitting = largest_fitting_batch(model, DiceLoss.paper(), None, 16, size)
+        fitting = largest_fitting_batch(model, DiceLoss.paper(), None, 16, shape)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert fitting[1] == size
+    assert fitting[1] == shape
     assert 1 <= fitting[0] <= 3

@@ -8,7 +8,7 @@ from vnet_fast.training.batches import Resident, Volumes
 from vnet_fast.training.draws import BatchSampler
 from vnet_fast.training.step import WARM_UP, Step, make_optimizer
 
-SIZE = (16, 32, 32)
+SHAPE = (16, 32, 32)
 CPU = torch.device("cpu")
 GPU = torch.device("cuda")
 PRECISIONS = [None, torch.bfloat16, torch.float16]
@@ -16,11 +16,11 @@ PRECISIONS = [None, torch.bfloat16, torch.float16]
 
 @pytest.fixture(scope="module")
 def prepared():
-    return phantoms(0, 4, SIZE[::-1], (4, 4, 6))
+    return phantoms(0, 4, SHAPE[::-1], (4, 4, 6))
 
 
 def source_of(prepared, device=CPU, dtype=torch.float32, augmented=True, batch_size=2):
-    return Resident(Volumes(prepared, 2), BatchSampler(0, batch_size, 4, SIZE, augmented), device, dtype)
+    return Resident(Volumes(prepared, 2), BatchSampler(0, batch_size, 4, SHAPE, augmented), device, dtype)
 
 
 def trainer(device=CPU, autocast=None, source=None, graph=False, name="sgd", rate=0.01, base_channels=2):
@@ -330,7 +330,7 @@ def test_another_size_and_validation_run_between_replays_on_a_gpu(prepared, dete
         batch = (odd if iteration == WARM_UP + 2 else source).inputs(iteration)
         assert torch.equal(eager(*batch), ours(*batch))
         with torch.inference_mode():
-            ours.model(torch.zeros(1, 1, *SIZE, device=GPU))
+            ours.model(torch.zeros(1, 1, *SHAPE, device=GPU))
     assert ours.captured
     assert_same(weights(eager), weights(ours))
 
