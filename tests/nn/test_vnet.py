@@ -199,7 +199,9 @@ def test_state_dict_keeps_the_layout():
     assert weight.is_contiguous(memory_format=torch.channels_last_3d)
 
 
-@pytest.mark.parametrize("size", [(16, 16, 16), (32, 16, 16), (32, 48, 32)], ids=str)
+@pytest.mark.parametrize(
+    "size", [(16, 16, 16), (32, 16, 16), pytest.param((32, 48, 32), marks=pytest.mark.exhaustive)], ids=str
+)
 def test_bfloat16_gradients_on_the_cpu(size):
     """Coarse stages are smaller than the kernel: there oneDNN's bfloat16 weight gradient is wrong."""
     model = small(base_channels=8)

@@ -116,6 +116,7 @@ def test_tensors_are_read_and_written_16_bytes_at_a_time(rows):
     assert narrow(rows) == []
 
 
+@pytest.mark.exhaustive
 def test_without_alignment_the_accesses_are_found_too_narrow(compiled):
     launches = "one-channel residual", "bfloat16 and uint8, channels_last_3d", "augment_kernel"
     rows = compiled("--no-hints", "--architectures", 90, "--only", *launches)

@@ -247,8 +247,15 @@ def test_whole_chain(cases, tmp_path, run_verb):
     assert "mean ± SD" in out
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(
+    ("number", "workers"),
+    [
+        pytest.param(signal.SIGINT, 1, id="SIGINT-1"),
+        pytest.param(signal.SIGTERM, 0, id="SIGTERM-0"),
+        pytest.param(signal.SIGINT, 0, marks=pytest.mark.exhaustive, id="SIGINT-0"),
+        pytest.param(signal.SIGTERM, 1, marks=pytest.mark.exhaustive, id="SIGTERM-1"),
+    ],
+)
 def test_a_signal_saves_and_says_how_to_resume(cases, tmp_path, number, workers):
     arguments = ["--data", cases, "--output", tmp_path / "run", *TINY, "--folds", 3, "--iterations", 100_000]
     arguments += ["--workers", workers]
