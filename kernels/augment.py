@@ -273,7 +273,7 @@ def augment(ranks, tables, masks, cases, intensities_of, deformed, control_point
     image = torch.empty(shape, dtype=dtype, device=ranks.device)
     mask = torch.empty(shape, dtype=torch.uint8, device=ranks.device)
     grid = (triton.cdiv(height, TILE[0]) * triton.cdiv(width, TILE[1]), depth, volumes)
-    sizes = depth, height, width, depth * height * width
+    lengths = depth, height, width, depth * height * width
     with torch.cuda.device_of(ranks):
         _augment_kernel[grid](
             ranks,
@@ -285,7 +285,7 @@ def augment(ranks, tables, masks, cases, intensities_of, deformed, control_point
             control_points,
             image,
             mask,
-            *sizes,
+            *lengths,
             TILE,
             num_warps=NUM_WARPS,
         )

@@ -15,10 +15,10 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(("fast", "dtype"), [(True, torch.bfloat16), (False, None)])
 def test_auto_precision_follows_the_cpu(monkeypatch, fast, dtype):
     monkeypatch.setattr(devices, "cpu_has_fast_bf16", lambda: fast)
-    chosen, words = choose_precision("auto", CPU)
+    chosen, message = choose_precision("auto", CPU)
     assert chosen == dtype
-    assert ("bf16" in words) == fast
-    assert "no fast bfloat16" in words or fast
+    assert ("bf16" in message) == fast
+    assert "no fast bfloat16" in message or fast
 
 
 def test_named_precisions():
@@ -68,9 +68,9 @@ def test_freed_memory_is_kept():
         "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "model, image = VNet(base_channels=8), torch.zeros(1, 1, 32, 64, 64)\n"
         "torch.set_grad_enabled(False)\n"
-        "for _ in range(3): model(image)\n"
+        "for _ in range(2): model(image)\n"
         "before = faults()\n"
-        "for _ in range(3): model(image)\n"
+        "for _ in range(2): model(image)\n"
         "print(faults() - before)"
     )
     faults = {}

@@ -85,6 +85,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(cases, tmp_path, run_ve
     assert_close(one, two)
 
 
+@pytest.mark.exhaustive
 def test_no_thread_of_theirs_outlives_the_run(cases, tmp_path):
     """One that frees a tensor of Python's while the interpreter ends aborts the process, now and then."""
     process = torchrun(SCRIPT, "train_and_count_threads", "--data", cases, *TINY, "--iterations", 2,
@@ -117,7 +118,9 @@ def test_bad_input_is_one_line_of_the_first(tmp_path):
     assert "vnet_fast/train.py" not in err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.exhaustive)], ids=["SIGINT", "SIGTERM"]
+)
 def test_a_signal_stops_both_at_the_same_iteration(cases, tmp_path, number):
     run = tmp_path / "run"
     process = torchrun("-m", "vnet_fast.train", "--data", cases, *TINY, "--iterations", 100_000, "--batch-size", 1,

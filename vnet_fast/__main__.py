@@ -1,11 +1,14 @@
 """Lists the commands, or runs one: `python -m vnet_fast`, or `vnet-fast` if the package is installed."""
 
+import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from functools import partial
+from typing import Any, NoReturn
 
 from vnet_fast import __version__, command_line
+from vnet_fast.errors import InputError
 
 COMMANDS = {
     "train": "train a V-Net on volumes with masks, or on phantoms",
@@ -31,15 +34,18 @@ def overview() -> str:
     )
 
 
+def _print_overview(name: str, given: dict[str, Any]) -> int:
+    if name not in ("-h", "--help"):
+        raise InputError(name, "not a command", f"Choose one of {', '.join(COMMANDS)}")
+    print(overview())
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the command that the first argument names, with the other arguments."""
     name, *others = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
-    if name in ("-h", "--help"):
-        print(overview())
-        sys.exit(0)
     if name not in COMMANDS:
-        print(f"error: {name}: not a command. Choose one of {', '.join(COMMANDS)}", file=sys.stderr)
-        sys.exit(command_line.EXIT_BAD_INPUT)
+        command_line.run(partial(_print_overview, name), argparse.ArgumentParser(add_help=False), [])
     module = importlib.import_module(f"vnet_fast.{name}")
     command_line.run(module.main, command_line.parser_of(module.Config, module.__name__), others)
 

@@ -139,5 +139,5 @@ def test_no_kernel_of_a_step_changes_the_layout_on_a_gpu(autocast):
         torch.cuda.synchronize()
     kernels = [event.name for event in profile.events()]
     assert any("add_prelu" in name for name in kernels)
-    words = ("nchwtonhwc", "nhwctonchw", "nchwtonchw", "tensortransform", "transpose")
-    assert [name for name in kernels if any(word in name.lower() for word in words)] == []
+    message = ("nchwtonhwc", "nhwctonchw", "nchwtonchw", "tensortransform", "transpose")
+    assert [name for name in kernels if any(word in name.lower() for word in message)] == []

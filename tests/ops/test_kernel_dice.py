@@ -182,7 +182,7 @@ def test_spatial_axes(labels, layout, spatial):
     check(make_logits(shape, torch.float32, layout), target, PAPER._replace(labels=labels))
 
 
-@pytest.mark.parametrize("first_class", [0, 1])
+@pytest.mark.parametrize("first_class", [pytest.param(0, marks=pytest.mark.exhaustive), 1])
 @pytest.mark.parametrize("terms", TERMS)
 @pytest.mark.parametrize("labels", [True, False], ids=["labels", "channels"])
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])

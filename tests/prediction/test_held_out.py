@@ -188,8 +188,8 @@ def test_labels_of_a_binary_run_stay_as_the_file_has_them(cases, run):
 
 
 def test_what_is_missing_is_one_line(cases, run, tmp_path):
-    for folder, words in ((tmp_path / "nowhere", "config.json: no such file"), (cases, "config.json: no such file")):
-        with pytest.raises(InputError, match=words):
+    for folder, message in ((tmp_path / "nowhere", "config.json: no such file"), (cases, "config.json: no such file")):
+        with pytest.raises(InputError, match=message):
             held_out.held_out(folder, "cpu")
     for suffix in (".mhd", ".zraw"):
         (cases / f"Case04{suffix}").unlink()

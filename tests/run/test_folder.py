@@ -75,7 +75,7 @@ def test_the_checkpoint_before_the_last_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"),
+    ("damage", "message"),
     [
         (lambda path: path.unlink(), "no such file"),
         (lambda path: path.write_bytes(b""), "damaged, or not a checkpoint"),
@@ -83,16 +83,16 @@ def test_the_checkpoint_before_the_last_is_kept(tmp_path):
     ],
     ids=["missing", "empty", "cut"],
 )
-def test_the_checkpoint_before_stands_in_for_a_damaged_one(tmp_path, capsys, damage, words):
+def test_the_checkpoint_before_stands_in_for_a_damaged_one(tmp_path, capsys, damage, message):
     folder = RunFolder(tmp_path)
     for iteration in (1, 2):
         folder.save_last(small(), iteration=iteration)
     damage(tmp_path / LAST)
     content, path = RunFolder.load_last(tmp_path, CPU)
     assert (content["iteration"], path) == (1, tmp_path / PREVIOUS)
-    assert f"last.pt: {words}; going on from previous.pt" in capsys.readouterr().out
+    assert f"last.pt: {message}; going on from previous.pt" in capsys.readouterr().out
     (tmp_path / PREVIOUS).write_bytes(b"")
-    with pytest.raises(InputError, match=f"last.pt: {words}"):
+    with pytest.raises(InputError, match=f"last.pt: {message}"):
         RunFolder.load_last(tmp_path, CPU)
 
 

@@ -121,5 +121,5 @@ def test_source_of_a_gpu_by_size(prepared, monkeypatch, free, kind, kernel):
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", [Resident, Streamed])
 def test_words_say_where_volumes_are(prepared, kind):
-    words = kind(Volumes(prepared, 2), sampler(), torch.device("cuda")).description
-    assert words.endswith("on the GPU" if kind is Resident else "streamed from pinned memory")
+    message = kind(Volumes(prepared, 2), sampler(), torch.device("cuda")).description
+    assert message.endswith("on the GPU" if kind is Resident else "streamed from pinned memory")

@@ -153,7 +153,7 @@ def test_folders_of_another_kind_are_refused(cases, tmp_path, run_verb):
     common = ["--data", cases, "--folds", 2, "--iterations", 1]
     assert run_verb(train, *common, *TINY, "--output", single)[0] == 0
     assert run_verb(train, *common, *TINY, "--fold", 1, "--output", parts / "fold1")[0] == 0
-    for arguments, words in (
+    for arguments, message in (
         ([*ALL_FOLDS, "--output", single], "single: holds a run of one fold. Choose another --output"),
         ([*ALL_FOLDS, "--output", parts, "--topology", "caffe"], "fold1: its --topology is paper, not caffe. Give the"),
         ([*ALL_FOLDS, "--output", parts, "--spacing", 1, 1, 2], "fold1: its --spacing is 1.5 1.5 2.0, not 1.0 1.0 2.0"),
@@ -161,18 +161,18 @@ def test_folders_of_another_kind_are_refused(cases, tmp_path, run_verb):
     ):
         code, _, err = run_verb(train, *common, *arguments)
         assert code == 2
-        assert words in err
+        assert message in err
         assert err.count("\n") == 1
     assert [path.name for path in parts.iterdir()] == ["fold1"]
     assert run_verb(train, *common, *ALL_FOLDS, "--output", parts)[0] == 0
-    for arguments, words in (
+    for arguments, message in (
         (["--resume", parts, "--fold", 1], "--fold: is 1 here and all in"),
         ([*common, *ALL_FOLDS, "--output", parts, "--folds", 3], "parts: its --folds is 2, not 3"),
         (["--resume", single, "--fold", "all"], "--fold: is all here and 0 in"),
     ):
         code, _, err = run_verb(train, *arguments)
         assert code == 2
-        assert words in err
+        assert message in err
         assert err.count("\n") == 1
 
 

@@ -200,9 +200,10 @@ def test_a_workers_own_error_names_the_cases(cases, tmp_path, run_verb, monkeypa
     assert len(err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("iterations", [300, pytest.param(2000, marks=pytest.mark.exhaustive)])
-def test_memory_does_not_grow(cases, tmp_path, iterations):
+@pytest.mark.exhaustive
+def test_memory_does_not_grow(cases, tmp_path):
     """The resident size is flat after the first iterations."""
+    iterations = 2000
     arguments = ["--data", cases, *TINY, "--iterations", iterations, "--val-every", 100, "--output", tmp_path / "run"]
     code = (
         "import sys; from vnet_fast import train; from vnet_fast.run import log; sizes = []; add = log.Log.add\n"

@@ -217,7 +217,7 @@ def test_a_batch_of_another_size_runs_between_replays(prepared, graphs):
 def test_no_capture_is_said_and_training_goes_on(prepared, graphs, monkeypatch):
     def fail(function):
         function()
-        raise RuntimeError("operation not permitted when stream is capturing\nmore words")
+        raise RuntimeError("operation not permitted when stream is capturing\nmore message")
 
     source = source_of(prepared)
     eager, ours = trainer(source=source, autocast=torch.float16), graphed(source, autocast=torch.float16)

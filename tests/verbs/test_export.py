@@ -90,7 +90,7 @@ def test_pt2_runs_without_vnet_fast(tmp_path, trained, run_verb):
         assert "percentiles 0.5 and 99.5" in facts["normalisation"]
 
 
-@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("topology", ["paper", pytest.param("caffe", marks=pytest.mark.exhaustive)])
 def test_onnx_gives_the_networks_logits(tmp_path, trained, run_verb, topology):
     needs_onnx()
     import onnx

@@ -148,7 +148,7 @@ def test_of_several_checkpoints_the_probabilities_are_averaged(cases, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("difference", "words"),
+    ("difference", "message"),
     [
         ({"num_classes": 2}, "b.pt: its number of classes is 2, that of"),
         ({"spacing": (1.5, 1.5, 2.5)}, "b.pt: its spacing is 1.5 1.5 2.5, that of"),
@@ -156,11 +156,11 @@ def test_of_several_checkpoints_the_probabilities_are_averaged(cases, tmp_path, 
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_checkpoints_that_do_not_go_together(cases, tmp_path, run_verb, difference, words):
+def test_checkpoints_that_do_not_go_together(cases, tmp_path, run_verb, difference, message):
     paths = [save_network(tmp_path / "a.pt", 0), save_network(tmp_path / "b.pt", 1, **difference)]
     code, _, err = ensemble_of(run_verb, paths, cases, tmp_path / "out")
     assert code == 2
-    assert words in err
+    assert message in err
     assert "a.pt is" in err
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
@@ -281,9 +281,9 @@ def test_overlap_and_mirrors_reach_the_network(tmp_path, run_verb, trained, monk
     seen, original = [], VNet.forward
     monkeypatch.setattr(VNet, "forward", lambda model, x: (seen.append(x), original(model, x))[1])
     counts = []
-    for words in (["--overlap", "0.75"], ["--overlap", "0"], [], ["--tta"]):
+    for message in (["--overlap", "0.75"], ["--overlap", "0"], [], ["--tta"]):
         seen.clear()
-        assert run(run_verb, trained, tmp_path / "x.nrrd", tmp_path / "y.nrrd", *words)[0] == 0
+        assert run(run_verb, trained, tmp_path / "x.nrrd", tmp_path / "y.nrrd", *message)[0] == 0
         counts.append(len(seen))
     assert counts == [3, 2, 1, 2]
     assert torch.equal(seen[1], seen[0].flip(4))
@@ -399,15 +399,15 @@ def test_the_current_folder_has_a_name(real_data, tmp_path, run_verb, trained, m
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["Prostate3T-03-0001.nii.gz"]
 
 
-@pytest.mark.parametrize(("words", "dtype"), [([], None), (["--amp", "bf16"], torch.bfloat16)], ids=str)
-def test_amp_reaches_the_network(cases, tmp_path, run_verb, trained, monkeypatch, words, dtype):
+@pytest.mark.parametrize(("message", "dtype"), [([], None), (["--amp", "bf16"], torch.bfloat16)], ids=str)
+def test_amp_reaches_the_network(cases, tmp_path, run_verb, trained, monkeypatch, message, dtype):
     seen, original = [], segmentation.predict_probabilities
     monkeypatch.setattr(
         segmentation,
         "predict_probabilities",
         lambda *arguments, **how: (seen.append(arguments[2]), original(*arguments, **how))[1],
     )
-    assert run(run_verb, trained, cases / "Case00.mhd", tmp_path / "out", *words)[0] == 0
+    assert run(run_verb, trained, cases / "Case00.mhd", tmp_path / "out", *message)[0] == 0
     assert seen == [dtype]
 
 
@@ -448,7 +448,7 @@ def test_the_volume_itself_is_never_replaced(cases, run_verb, trained):
 
 
 @pytest.mark.parametrize(
-    ("source", "target", "words"),
+    ("source", "target", "message"),
     [
         ("nowhere.nii", "out", "nowhere.nii: no such file"),
         ("empty", "out", "empty: no volumes"),
@@ -457,11 +457,11 @@ def test_the_volume_itself_is_never_replaced(cases, run_verb, trained):
         ("cases/Case00.mhd", "mask.txt", "mask.txt: not a format that is written"),
     ],
 )
-def test_wrong_paths_are_one_line(cases, tmp_path, run_verb, trained, source, target, words):
+def test_wrong_paths_are_one_line(cases, tmp_path, run_verb, trained, source, target, message):
     (tmp_path / "empty").mkdir()
     code, _, err = run(run_verb, trained, tmp_path / source, tmp_path / target)
     assert code == 2
-    assert words in err
+    assert message in err
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
 

@@ -293,7 +293,7 @@ def test_a_run_is_not_overwritten(cases, tmp_path, run_verb):
 
 
 def in_header(path, old, new):
-    """Changes words of a header that must be there."""
+    """Changes message of a header that must be there."""
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
@@ -327,11 +327,11 @@ BAD_DATA = {
 
 @pytest.mark.parametrize("kind", BAD_DATA)
 def test_bad_data_is_one_line(cases, tmp_path, run_verb, kind):
-    change, words = BAD_DATA[kind]
+    change, message = BAD_DATA[kind]
     change(cases)
     code, _, err = run_verb(train, "--data", cases, "--output", tmp_path / "run", *ON_DATA)
     assert code == 2
-    assert words in err
+    assert message in err
     assert err.count("\n") == 1
     assert err.startswith("error: ")
     assert not (tmp_path / "run").exists()
@@ -345,7 +345,7 @@ def test_bad_data_without_debug_shows_no_traceback(cases, tmp_path, run_verb):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["--iterations", "0"], "argument --iterations: must be a whole number above 0; got '0'"),
         (["--learning-rate", "nan"], "argument --learning-rate: must be a number above 0; got 'nan'"),
@@ -370,12 +370,12 @@ def test_bad_data_without_debug_shows_no_traceback(cases, tmp_path, run_verb):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_wrong_options_are_one_line(tmp_path, run_verb, arguments, words):
+def test_wrong_options_are_one_line(tmp_path, run_verb, arguments, message):
     if "cuda" in arguments and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     code, _, err = run_verb(train, *arguments, "--output", tmp_path / "run")
     assert code == 2
-    assert words in err
+    assert message in err
     assert err.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
@@ -396,14 +396,14 @@ def test_fewer_cases_than_folds(cases, tmp_path, run_verb):
 def test_resume_refuses_what_would_make_another_run(cases, tmp_path, run_verb):
     run = tmp_path / "run"
     assert run_verb(train, "--data", cases, "--output", run, *ON_DATA)[0] == 0
-    for arguments, words in (
+    for arguments, message in (
         (["--topology", "caffe"], "--topology: is caffe here and paper in"),
         (["--base-channels", 4], "--base-channels: is 4 here and 2 in"),
         ([], "is at iteration 6 of 6. Give more --iterations"),
     ):
         code, _, err = run_verb(train, "--resume", run, *arguments)
         assert code == 2
-        assert words in err
+        assert message in err
     for name in ("last.pt", "previous.pt"):
         (run / name).write_bytes(b"nonsense")
     code, _, err = run_verb(train, "--resume", run, "--iterations", 9)

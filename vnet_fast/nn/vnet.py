@@ -164,8 +164,8 @@ class VNet(nn.Module):
         """
         if x.ndim != 5 or x.shape[1] != self.in_channels or 0 in x.shape:
             raise ValueError(f"x must have shape (N, {self.in_channels}, D, H, W); got {tuple(x.shape)}")
-        size = x.shape[2:]
-        missing = [-length % SIZE_MULTIPLE for length in size]
+        shape = x.shape[2:]
+        missing = [-length % SIZE_MULTIPLE for length in shape]
         before = [length // 2 for length in missing]
         if any(missing):
             # F.pad counts from the last axis
@@ -173,7 +173,7 @@ class VNet(nn.Module):
             x = F.pad(x, [side for pair in reversed(pairs) for side in pair])
         logits = self._forward_padded(x.contiguous(memory_format=self.memory_format))
         if any(missing):
-            for axis, (start, length) in enumerate(zip(before, size, strict=True), start=2):
+            for axis, (start, length) in enumerate(zip(before, shape, strict=True), start=2):
                 logits = logits.narrow(axis, start, length)
         return logits
 

@@ -28,7 +28,7 @@ RANKS = {
 RESULT_CAPTION = (
     "Mean ± standard deviation over the cases that the run did not train on, in each volume's own geometry. "
     "HD: Hausdorff distance; HD95: its 95th percentile; ABD: average boundary distance; RVD: relative volume "
-    "difference, prediction less reference. Distances leave out cases where one mask is empty; (of N) is the number "
+    "difference, prediction minus reference. Distances leave out cases where one mask is empty; (of N) is the number "
     "of cases that remain."
 )
 

@@ -141,7 +141,7 @@ class Config:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """The size of the network's input as an array's shape: voxels, (z, y, x)."""
+        """The shape of the network's input, voxels, (z, y, x)."""
         x, y, z = self.volume
         return z, y, x
 
