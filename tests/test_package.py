@@ -1,6 +1,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -153,3 +154,18 @@ def test_an_unknown_command_is_one_line(capsys):
     assert capsys.readouterr().err == (
         "error: segment: not a command. Choose one of train, predict, evaluate, report, export\n"
     )
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of pipes and /dev/full")
+def test_the_list_of_commands_bears_a_closed_pipe_and_a_full_disk(tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with open(writer, "w") as closed, open("/dev/full", "w") as full:
+        for stdout, code in ((closed, 128 + signal.SIGPIPE), (full, 2)):
+            done = subprocess.run(
+                [sys.executable, "-m", "vnet_fast"],
+                cwd=tmp_path, env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True,
+            )  # fmt: skip
+            assert done.returncode == code
+            assert "Traceback" not in done.stderr
