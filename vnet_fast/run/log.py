@@ -115,7 +115,9 @@ def _rewrite(path: Path, start: int) -> None:
     if start and path.exists():
         try:
             with open(path, newline="") as file:
-                kept = [row for row in csv.DictReader(file) if int(row["iteration"]) <= start]
+                # a line that a kill cut short lacks fields, and its iteration may lack digits
+                rows = [row for row in csv.DictReader(file) if None not in row.values()]
+            kept = [row for row in rows if int(row["iteration"]) <= start]
         except (KeyError, ValueError, TypeError, csv.Error) as error:
             raise InputError(path, f"not a log ({error})", "Delete it to resume without it") from None
     text = io.StringIO(newline="")
