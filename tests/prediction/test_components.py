@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 
 from vnet_fast.prediction.components import largest_components
@@ -13,3 +16,15 @@ def test_largest_components():
     assert (kept == 1).sum() == 28
     assert (kept == 2).sum() == 1
     assert not kept[8:10, 8:10, 8:10].any()
+
+
+def test_the_components_of_a_large_mask_are_not_read_after_their_memory_is_freed():
+    # glibc returns blocks above 32 MB to the system at once, so that a late read ends the process
+    code = """
+import numpy as np
+from vnet_fast.prediction.components import largest_components
+mask = np.zeros((210, 210, 210), np.uint8)
+mask[:2, 0, 0] = mask[-1, -1, -1] = 1
+assert largest_components(mask).sum() == 2
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -16,6 +16,7 @@ def largest_components(mask: np.ndarray) -> np.ndarray:
     kept = np.zeros_like(mask)
     for label in np.unique(mask[mask > 0]).tolist():
         components = sitk.ConnectedComponent(sitk.GetImageFromArray((mask == label).astype(np.uint8)), True)
-        components = sitk.GetArrayViewFromImage(sitk.RelabelComponent(components, sortByObjectSize=True))
-        kept[components == 1] = label
+        # a copy, because a view of this temporary image would outlive its memory
+        ranks = sitk.GetArrayFromImage(sitk.RelabelComponent(components, sortByObjectSize=True))
+        kept[ranks == 1] = label
     return kept
