@@ -55,11 +55,15 @@ ROWS = []
 def passes_of(function, inputs, grad_output, pass_name):
     """A function of no arguments that runs the forward pass, the backward pass, or both.
 
+    The backward pass is that of new leaves with the memory of `inputs`. A leaf keeps the stream on which it was first
+    used, and the backward pass waits for it: a CUDA graph can't be captured of leaves that another stream has used.
+
     Args:
         function: of the tensors `inputs`, those that are floating point requiring gradients.
         grad_output: the gradient that the backward pass starts from.
         pass_name: one of PASSES.
     """
+    inputs = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in inputs]
     leaves = [tensor for tensor in inputs if tensor.requires_grad]
     if pass_name == "forward":
         return lambda: function(*inputs)
