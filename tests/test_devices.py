@@ -8,8 +8,9 @@ import torch
 from vnet_fast import devices
 from vnet_fast.devices import choose_precision
 from vnet_fast.errors import InputError
+from vnet_fast.run import configuration
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.mark.parametrize(("fast", "dtype"), [(True, torch.bfloat16), (False, None)])
@@ -25,6 +26,49 @@ def test_named_precisions():
     assert choose_precision("off", CPU) == (None, "float32")
     assert choose_precision("bf16", CPU)[0] is torch.bfloat16
     assert choose_precision("fp16", CPU)[0] is torch.float16
+
+
+def test_mixed_precision_is_the_default_on_a_gpu_only(monkeypatch):
+    assert choose_precision(None, CPU) == choose_precision("off", CPU)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert choose_precision(None, GPU) == (torch.bfloat16, "mixed precision (bf16)")
+    monkeypatch.setattr(devices, "find_device", lambda name: GPU)
+    monkeypatch.setattr(configuration, "find_device", lambda name: GPU)
+    assert configuration.configure({"data": "cases"}).amp == "auto"
+    assert configuration.configure({"data": "cases", "amp": "off"}).amp == "off"
+    monkeypatch.setattr(configuration, "find_device", lambda name: CPU)
+    assert configuration.configure({"data": "cases"}).amp == "off"
+
+
+def round_to_tf32(tensor):
+    """Float32 rounded to the 11 significant bits of TF32."""
+    bits = tensor.contiguous().view(torch.int32)
+    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_tf32_is_seen_in_the_result_of_a_convolution(monkeypatch, rounded):
+    original = torch.nn.functional.conv3d
+
+    def conv3d(x, weight, **how):
+        if rounded and x.dtype == torch.float32:
+            x, weight = round_to_tf32(x), round_to_tf32(weight)
+        return original(x, weight, **how)
+
+    monkeypatch.setattr(torch.nn.functional, "conv3d", conv3d)
+    assert devices.convolves_in_tf32(CPU) == rounded
+
+
+def test_float32_on_a_gpu_says_whether_it_runs_on_tensor_cores(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(devices, "convolves_in_tf32", lambda device: True)
+    assert choose_precision("off", GPU) == (None, "float32 on tensor cores (TF32)")
+    monkeypatch.setattr(devices, "convolves_in_tf32", lambda device: False)
+    assert "because PyTorch turns it off in 3-D" in choose_precision("off", GPU)[1]
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    assert "because PyTorch's setting is off" in choose_precision("off", GPU)[1]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert choose_precision("off", GPU) == (None, "float32")
 
 
 def test_devices():

@@ -47,8 +47,8 @@ class Config:
         False, "average with the prediction of the volume mirrored left to right; takes twice the time",
         action="store_true",
     )  # fmt: skip
-    amp: str = option(
-        "off", "mixed precision; --amp alone means auto", nargs="?", const="auto",
+    amp: str | None = option(
+        None, "mixed precision; --amp alone means auto (default: auto on a GPU, off on a CPU)", nargs="?", const="auto",
         choices=("auto", "bf16", "fp16", "off"),
     )  # fmt: skip
     device: str = option("auto", "device to predict on", choices=("auto", "cpu", "cuda"))

@@ -1,4 +1,6 @@
-"""Convolutions of the network: PyTorch's own, except for a gradient that is wrong or slow on a CPU."""
+"""Convolutions of the network: PyTorch's own, except for a gradient that is wrong or slow on a CPU, and for rewrites
+that are faster on a GPU.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from vnet_fast.ops import dispatch
+from vnet_fast.ops import convolution_choice, dispatch
+from vnet_fast.ops.convolution import forward, grad_input, grad_weight
 
 
 def convolve(convolution: nn.Conv3d | nn.ConvTranspose3d, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -24,20 +27,61 @@ def convolve(convolution: nn.Conv3d | nn.ConvTranspose3d, x: Tensor) -> tuple[Te
         (N, C', D', H', W'), and None or the bias (C',).
     """
     deferred = dispatch.kernels_for("add_prelu", x) is not None
-    weight, bias = convolution.weight, None if deferred else convolution.bias
+    # a training step may keep a copy of the weight in its precision
+    copy: Tensor | None = getattr(convolution, "compute_weight", None)
+    weight = convolution.weight if copy is None else copy
+    bias = None if deferred else convolution.bias
     deferred_bias = convolution.bias if deferred else None
     if isinstance(convolution, nn.ConvTranspose3d):
         return F.conv_transpose3d(x, weight, bias, convolution.stride), deferred_bias
-    coarse = convolution.kernel_size[0] > min(x.shape[2:]) and convolution.stride[0] == 1
-    if coarse and x.device.type == "cpu" and torch.is_grad_enabled():
-        if torch.is_autocast_enabled("cpu"):
-            # as autocast does with the arguments of a convolution
-            dtype = torch.get_autocast_dtype("cpu")
-            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        apply: Callable[..., Tensor] = _CoarseConvolution.apply
-        y = apply(x, weight, bias)
-        return y, deferred_bias
+    if convolution.stride[0] == 1:
+        if _is_coarse(convolution, x):
+            apply: Callable[..., Tensor] = _CoarseConvolution.apply
+            return apply(*_autocast("cpu", x, weight, bias)), deferred_bias
+        if x.is_cuda and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+            x, weight, bias = _autocast("cuda", x, weight, bias)
+            if convolution_choice.has_choice(x, weight):
+                return _rewritten(x, weight, bias), deferred_bias
     return F.conv3d(x, weight, bias, convolution.stride, convolution.padding), deferred_bias
+
+
+def _is_coarse(convolution: nn.Conv3d, x: Tensor) -> bool:
+    """Whether a gradient is needed on a CPU, of a volume smaller than the kernel."""
+    return x.device.type == "cpu" and torch.is_grad_enabled() and convolution.kernel_size[0] > min(x.shape[2:])
+
+
+def _autocast(device: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The arguments of a convolution in autocast's dtype, if it is enabled, as PyTorch's own convolutions take them."""
+    if not torch.is_autocast_enabled(device):
+        return x, weight, bias
+    dtype = torch.get_autocast_dtype(device)
+    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def _rewritten(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    apply: Callable[..., Tensor] = _RewrittenConvolution.apply
+    y = apply(x.contiguous(memory_format=torch.channels_last_3d), weight)
+    return y if bias is None else y + bias.reshape(-1, 1, 1, 1)
+
+
+class _RewrittenConvolution(torch.autograd.Function):
+    """A convolution of stride 1 that keeps the shape, each pass by the rewrite that is chosen for it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return convolution_choice.compute("forward", x, weight, lambda rewrite: forward(rewrite, x, weight))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        compute, grad_x, grad_w = convolution_choice.compute, None, None
+        if ctx.needs_input_grad[0]:
+            grad_x = compute("grad_input", x, weight, lambda rewrite: grad_input(rewrite, grad_y, x, weight))
+        if ctx.needs_input_grad[1]:
+            grad_w = compute("grad_weight", x, weight, lambda rewrite: grad_weight(rewrite, grad_y, x, weight))
+        return grad_x, grad_w
 
 
 class _CoarseConvolution(torch.autograd.Function):

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vnet_fast.ops import trials
 from vnet_fast.ops.dispatch import kernels_for, load_kernels
 
 MESH = 2
@@ -56,7 +57,8 @@ def augment(
 
 def augments_by_kernel(device: torch.device) -> bool:
     """Whether `augment` runs its kernel on a device. Otherwise it waits for the device."""
-    return device.type == "cuda" and load_kernels("augment") is not None
+    kernels = load_kernels("augment") if device.type == "cuda" else None
+    return kernels is not None and trials.passed("augment", kernels, device)
 
 
 def augment_definition(

@@ -20,7 +20,7 @@ from vnet_fast.command_line import (
     positive_float,
     positive_int,
 )
-from vnet_fast.devices import choose_precision, find_device
+from vnet_fast.devices import choose_precision, default_precision, find_device
 from vnet_fast.errors import InputError
 from vnet_fast.nn.losses import DiceLoss, WeightedCrossEntropy
 from vnet_fast.nn.vnet import SIZE_MULTIPLE, TOPOLOGIES
@@ -74,9 +74,10 @@ class Config:
         None, "folder of the prepared volumes (default: ~/.cache/vnet_fast)", type=path_text, metavar="DIR"
     )
     resume: str | None = option(None, "resume the run in this folder", type=path_text, metavar="RUN")
-    amp: str = option(
-        "off",
-        "mixed precision; --amp alone means auto",
+    # never None once `configure` has returned
+    amp: str | None = option(
+        None,
+        "mixed precision; --amp alone means auto (default: auto on a GPU, off on a CPU)",
         nargs="?",
         const="auto",
         choices=("auto", "bf16", "fp16", "off"),
@@ -181,6 +182,9 @@ def configure(given: dict[str, Any]) -> Config:
         if config.data is None:
             device = find_device(config.device)
             config = Config(**{**demonstration(device, choose_precision(config.amp, device)[0]), **given})
+        if config.amp is None:
+            # resuming on another device keeps the precision
+            config = replace(config, amp=default_precision(find_device(config.device)))
         if config.output is None:
             config = replace(config, output=str(Path("runs") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")))
     _check(config)

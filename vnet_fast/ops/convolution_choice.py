@@ -1,0 +1,190 @@
+"""Which rewrite of a convolution runs in each pass on a GPU: the fastest by timing, or one by a table.
+
+The first time that a training step, or a prediction, meets a convolution, its candidates are timed once, each checked
+against cuDNN's own result, and the fastest is kept, in memory and on disk. While a CUDA graph is captured, and where
+results must be the same bits every time, nothing is timed; then the table decides, which follows cuDNN's heuristics.
+
+The environment variable VNET_FAST_CONV is `auto`, or `cudnn` for cuDNN's own convolution everywhere.
+"""
+
+import contextlib
+import os
+import statistics
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vnet_fast.errors import InputError
+from vnet_fast.ops import device_store
+from vnet_fast.ops.convolution import REWRITES, Rewrite
+
+VARIABLE, AUTO, CUDNN = "VNET_FAST_CONV", "auto", "cudnn"
+STORE = "convolutions"
+HALF = (torch.float16, torch.bfloat16)
+# packed voxels with more channels only add arithmetic
+MAX_PACKED_CHANNELS = 256
+# a rewrite of at least as many channels gains nothing from packing for tensor cores' multiples of eight
+FULL_CHANNELS = 8
+RUNS = 5
+# of the norm, between two orders of the same sums: a few roundings of the type, and of TF32 for float32
+TOLERANCE = {torch.float32: 5e-3, torch.float16: 5e-3, torch.bfloat16: 2e-2}
+
+
+class Layer(NamedTuple):
+    """A pass of a convolution that keeps the shape, with all that its speed depends on on one device.
+
+    Args:
+        which: `forward`, `grad_input` or `grad_weight`.
+        dtype: of volume and weight.
+        volume: (N, C, D, H, W).
+        out_channels: K.
+        kernel: (d, h, w) taps.
+    """
+
+    which: str
+    dtype: torch.dtype
+    volume: tuple[int, ...]
+    out_channels: int
+    kernel: tuple[int, ...]
+
+    @classmethod
+    def of(cls, which: str, x: Tensor, weight: Tensor) -> "Layer":
+        """The pass of a convolution of `x` (N, C, D, H, W) with `weight` (K, C, d, h, w)."""
+        return cls(which, x.dtype, tuple(x.shape), weight.shape[0], tuple(weight.shape[2:]))
+
+    def __str__(self) -> str:
+        """As it is stored and shown."""
+        volume, kernel = ("x".join(map(str, lengths)) for lengths in (self.volume, self.kernel))
+        return f"{self.which} {str(self.dtype).removeprefix('torch.')} {volume} to {self.out_channels} by {kernel}"
+
+
+_chosen: dict[tuple[torch.device, Layer], str] = {}
+
+
+def mode() -> str:
+    """The value of VNET_FAST_CONV.
+
+    Raises:
+        InputError: if it is neither `auto` nor `cudnn`.
+    """
+    value = os.environ.get(VARIABLE, AUTO) or AUTO
+    if value not in (AUTO, CUDNN):
+        raise InputError(VARIABLE, f"must be {AUTO} or {CUDNN}; got {value}", "Set it to one of them, or unset it")
+    return value
+
+
+def candidates(layer: Layer) -> list[str]:
+    """The names of the rewrites that are worth a trial, `cudnn` first."""
+    _, channels, *_, width = layer.volume
+    widest, taps = max(channels, layer.out_channels), layer.kernel[0]
+    names = [CUDNN]
+    # the channels that a pass reads; with few of them, stacking copies much for little
+    if taps > 1 and (channels if layer.which != "grad_input" else layer.out_channels) >= FULL_CHANNELS:
+        names.append("zstack")
+    few = min(channels, layer.out_channels) < FULL_CHANNELS
+    for voxels in (2, 4, 8):
+        if width % voxels == 0 and voxels * widest <= MAX_PACKED_CHANNELS and (taps > 1 or few):
+            names.append(f"pack{voxels}")
+    return names
+
+
+def has_choice(x: Tensor, weight: Tensor) -> bool:
+    """Whether a convolution of a volume on a GPU may be rewritten in any pass."""
+    return x.dtype in TOLERANCE and mode() == AUTO and len(candidates(Layer.of("forward", x, weight))) > 1
+
+
+def compute(which: str, x: Tensor, weight: Tensor, run: Callable[[Rewrite], Tensor]) -> Tensor:
+    """Runs a pass by the rewrite that is chosen for it.
+
+    Args:
+        which: `forward`, `grad_input` or `grad_weight`.
+        x: (N, C, D, H, W), the convolution's input.
+        weight: (K, C, d, h, w).
+        run: the pass by a given rewrite.
+    """
+    layer = Layer.of(which, x, weight)
+    name = _chosen.get((x.device, layer))
+    if name is None:
+        name = _stored(x.device, layer)
+        if name is None:
+            if not _may_time(x):
+                return run(REWRITES[tabulated(layer, torch.cuda.get_device_capability(x.device))])
+            name = fastest(layer, candidates(layer), run)
+            device_store.save(STORE, x.device, {str(layer): name})
+        _chosen[x.device, layer] = name
+    return run(REWRITES[name])
+
+
+def _stored(device: torch.device, layer: Layer) -> str | None:
+    if torch.are_deterministic_algorithms_enabled() or not torch.cuda.is_available():
+        return None
+    name = device_store.load(STORE, device).get(str(layer))
+    return name if name in candidates(layer) else None
+
+
+def _may_time(x: Tensor) -> bool:
+    """Whether candidates can be timed now: on real tensors, outside of a capture, if results may differ."""
+    return (
+        type(x) in (Tensor, torch.nn.Parameter)
+        and torch.cuda.is_available()
+        and not torch.cuda.is_current_stream_capturing()
+        and not torch.are_deterministic_algorithms_enabled()
+    )
+
+
+def fastest(layer: Layer, names: Sequence[str], run: Callable[[Rewrite], Tensor]) -> str:
+    """Times candidates, interleaved, and returns the one of the smallest median.
+
+    Args:
+        layer: the pass.
+        names: `cudnn` first.
+        run: the pass by a given rewrite, which takes as long on every call.
+
+    Returns:
+        a name; `cudnn` if every rewrite fails or differs from its result.
+    """
+    expected = run(REWRITES[CUDNN]).float()
+    times: dict[str, list[float]] = {CUDNN: []}
+    for name in names[1:]:
+        # out of memory, or no kernel for the shape
+        with contextlib.suppress(RuntimeError):
+            found = run(REWRITES[name]).float()
+            if torch.linalg.vector_norm(found - expected) <= TOLERANCE[layer.dtype] * torch.linalg.vector_norm(
+                expected
+            ):
+                times[name] = []
+    del expected
+    for _ in range(RUNS if len(times) > 1 else 0):
+        for name, measured in times.items():
+            measured.append(_milliseconds(lambda rewrite=REWRITES[name]: run(rewrite)))  # type: ignore[misc]
+    return min(times, key=lambda name: statistics.median(times[name] or [0.0]))
+
+
+def _milliseconds(function: Callable[[], object]) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    function()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end))
+
+
+def tabulated(layer: Layer, capability: tuple[int, int]) -> str:
+    """The rewrite of a pass by cuDNN's heuristics, see benchmarks/results/cudnn.
+
+    Args:
+        layer: the pass.
+        capability: of the GPU.
+    """
+    return CUDNN
+
+
+def summary(device: torch.device) -> str:
+    """How many of the passes that ran on a device are rewritten, and how: `12 of 87 passes: 8 zstack, 4 pack2`."""
+    names = [name for (where, _), name in _chosen.items() if where == device]
+    counts = Counter(name for name in names if name != CUDNN)
+    parts = ", ".join(f"{count} {name}" for name, count in counts.most_common())
+    return f"{counts.total()} of {len(names)} passes" + (f": {parts}" if parts else "")

@@ -1,0 +1,193 @@
+"""One trial of every operation's kernels on each device, before they are trusted.
+
+A GPU may lack what its kernels need: Triton compiles C at its first launch, which takes a C compiler and Python's
+headers; a driver may be too old, and a compiler may be wrong. Each operation is therefore run once on small tensors
+and compared with its definition. Kernels that do not compile, launch or agree are replaced by the definitions for
+this process, with one line that says why. A trial that passed is remembered on disk.
+"""
+
+import hashlib
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from vnet_fast.ops import device_store
+
+STORE = "kernels"
+# where kernels are tried; on a CPU they run in Triton's interpreter, for tests
+TRIED_ON = {"cuda"}
+# relative to the largest value: a few roundings
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+DTYPES = tuple(TOLERANCE)
+LOG = logging.getLogger("vnet_fast")
+Pairs = Iterator[tuple[str, Tensor, Tensor]]
+_lock = threading.RLock()
+# None while an operation is tried; the reason why its kernels are not used, or an empty text
+_results: dict[tuple[str, torch.device], str | None] = {}
+
+
+def passed(name: str, kernels: ModuleType, device: torch.device) -> bool:
+    """Whether an operation's kernels can be trusted on a device; tries them at the first call.
+
+    Args:
+        name: of the operation.
+        kernels: the module of its kernels.
+        device: where they would run.
+    """
+    key = name, device
+    if key in _results:
+        return not _results[key]
+    # fake tensors have a device where there is none
+    exists = device.type != "cuda" or torch.cuda.is_available()
+    if device.type not in TRIED_ON or name not in TRIALS or not exists:
+        return True
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        # a capture can hold neither compilations nor comparisons; it comes after iterations that tried everything
+        return False
+    with _lock:
+        if key not in _results:
+            _try(name, kernels, device)
+    return not _results[key]
+
+
+def reason(name: str, device: torch.device) -> str | None:
+    """Why an operation's kernels are not used on a device: empty if they are; None if they were not tried."""
+    return _results.get((name, device))
+
+
+def forget() -> None:
+    """Forgets the trials of this process, but not those on disk."""
+    _results.clear()
+
+
+def _try(name: str, kernels: ModuleType, device: torch.device) -> None:
+    key, digest = (name, device), _source_digest(kernels)
+    if device_store.load(STORE, device).get(name) == digest:
+        _results[key] = ""
+        return
+    # the operation calls its kernels while it is tried
+    _results[key] = None
+    why = run(name, device)
+    _results[key] = why
+    if why:
+        LOG.warning(
+            "%s: the kernels of %s are not used (%s); plain PyTorch runs instead, which is slower. "
+            "Run `python -m vnet_fast.doctor` to find out more",
+            device,
+            name,
+            why,
+        )
+    else:
+        device_store.save(STORE, device, {name: digest})
+
+
+def run(name: str, device: torch.device) -> str:
+    """Runs an operation's trial; returns what is wrong with its kernels, or an empty text."""
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
+            torch.manual_seed(0)
+            for what, found, expected in TRIALS[name](device):
+                problem = _compare(found, expected)
+                if problem:
+                    return f"{what} {problem}"
+    except Exception as error:
+        text = " ".join(str(error).split())
+        return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+    return ""
+
+
+def _compare(found: Tensor, expected: Tensor) -> str:
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        return f"is {found.dtype} {tuple(found.shape)} instead of {expected.dtype} {tuple(expected.shape)}"
+    found, wanted = found.detach().double(), expected.detach().double()
+    error = ((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30)).item()
+    allowed = TOLERANCE.get(expected.dtype, 0.0)
+    # NaN is not below any number
+    return "" if error <= allowed else f"differs from its definition by {error:.2g} of the largest value"
+
+
+def _source_digest(kernels: ModuleType) -> str:
+    """Digest of all kernels' sources, which may use one another."""
+    folder = Path(kernels.__file__ or "").parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def _try_add_prelu(device: torch.device) -> Pairs:
+    from vnet_fast.ops.add_prelu import add_prelu, add_prelu_definition
+
+    for dtype in DTYPES:
+        for channels, one_channel in ((16, True), (2, False)):
+            shape = (2, channels, 5, 6, 7)
+            x, residual, grad = (_volume(shape, dtype, device) for _ in range(3))
+            if one_channel:
+                residual = residual[:, :1].contiguous()
+            leaves = [x, torch.randn(channels, device=device), torch.randn(channels, device=device), residual]
+            ours, theirs = ([leaf.clone().requires_grad_() for leaf in leaves] for _ in range(2))
+            y, expected = add_prelu(*ours), add_prelu_definition(*theirs)
+            yield f"{dtype} output", y, expected
+            gradients = torch.autograd.grad(y, ours, grad), torch.autograd.grad(expected, theirs, grad)
+            for leaf, found, wanted in zip(("x", "slope", "bias", "residual"), *gradients, strict=True):
+                # the definition's sums over voxels are rounded at every step in bfloat16
+                yield f"{dtype} gradient of {leaf}", found.to(dtype), wanted.to(dtype)
+
+
+def _try_dice(device: torch.device) -> Pairs:
+    from vnet_fast.ops.dice import DiceOptions, dice_sums, dice_sums_definition
+
+    labels = torch.randint(0, 3, (2, 1, 5, 6, 7), dtype=torch.uint8, device=device)
+    for dtype in DTYPES:
+        for options in (
+            DiceOptions("softmax", labels=True, first_class=1, squared=True),
+            DiceOptions("sigmoid", labels=True),
+        ):
+            logits = _volume((2, 3, 5, 6, 7), dtype, device)
+            ours, theirs = (logits.clone().requires_grad_() for _ in range(2))
+            sums, expected = dice_sums(ours, labels, options), dice_sums_definition(theirs, labels, options)
+            yield f"{dtype} sums", sums, expected
+            weights = torch.randn_like(expected)
+            (grad,), (wanted,) = (
+                torch.autograd.grad(sums, ours, weights),
+                torch.autograd.grad(expected, theirs, weights),
+            )
+            yield f"{dtype} gradient", grad, wanted
+
+
+def _try_augment(device: torch.device) -> Pairs:
+    from vnet_fast.ops.augment import augment, augment_definition
+
+    shape = (2, 6, 9, 11)
+    ranks = torch.randint(-(2**15), 2**15, shape, dtype=torch.int16, device=device)
+    tables = torch.randn(2, 65536, device=device)
+    masks = torch.zeros(shape, dtype=torch.uint8, device=device)
+    masks[:, :, 3:7, 4:8] = 1
+    points = torch.randn(2, 2, 5, 5, 5, device=device)
+    swapped = torch.tensor([1, 0], device=device)
+    for deformed in (False, True):
+        flags = torch.full((2,), deformed, device=device)
+        image, mask = augment(ranks, tables, masks, swapped, swapped, flags, points, 2)
+        wanted = augment_definition(
+            ranks[swapped].int() & 0xFFFF, tables[swapped], masks[swapped], points, flags.cpu().numpy(), 2
+        )
+        yield "image", image, wanted[0]
+        if not deformed:
+            # at an edge between labels, a rounding decides
+            yield "mask", mask, wanted[1]
+
+
+TRIALS: dict[str, Callable[[torch.device], Pairs]] = {
+    "add_prelu": _try_add_prelu,
+    "dice": _try_dice,
+    "augment": _try_augment,
+}
+
+
+def _volume(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.randn(shape, device=device).to(dtype).contiguous(memory_format=torch.channels_last_3d)
