@@ -152,7 +152,7 @@ def test_an_unknown_command_is_one_line(capsys):
         __main__.main(["segment"])
     assert stopped.value.code == 2
     assert capsys.readouterr().err == (
-        "error: segment: not a command. Choose one of train, predict, evaluate, report, export\n"
+        "error: segment: not a command. Choose one of train, predict, evaluate, report, export, doctor\n"
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-VERBS = {"train", "predict", "evaluate", "report", "export"}
+VERBS = {"train", "predict", "evaluate", "report", "export", "doctor"}
 SMALL = {"errors", "files", "devices", "distributed", "command_line", "versions", "plotting", "text_table"}
 # rooms that each room may import; the small modules are for all but io, which knows only errors
 ARROWS = {
@@ -20,6 +20,7 @@ ARROWS = {
     "evaluation": {"data", "io"},
     "prediction": {"data", "run", "nn", "ops", "io"},
     "training": {"prediction", "data", "run", "nn", "ops"},
+    "diagnostics": {"training", "data", "run", "nn", "ops"},
     "reporting": {"evaluation", "prediction", "data", "run", "io"},
 }
 LONGEST_FILE, LONGEST_FUNCTION = 300, 45

@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "compare predicted masks with reference masks",
     "report": "make one HTML page about training runs",
     "export": "write a trained network as a file that runs without vnet_fast",
+    "doctor": "examine this machine, and print what a bug report needs",
 }
 
 

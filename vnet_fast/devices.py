@@ -22,7 +22,7 @@ TF32_ERROR = 2e-5
 
 
 def find_device(name: str) -> torch.device:
-    """The device of the option `--device`: `auto`, `cpu` or `cuda`.
+    """The device of the option `--device`: `auto`, `cpu` or `cuda`; PyTorch is prepared for a GPU.
 
     Raises:
         InputError: if a CUDA device is asked for and there is none.
@@ -31,6 +31,8 @@ def find_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device", "no CUDA device is available", "Use --device cpu")
+    if name == "cuda":
+        prepare_gpu()
     return torch.device(name)
 
 
@@ -82,6 +84,20 @@ def keep_freed_memory(keep: bool = True) -> bool:
     settings = KEEP_FREED if keep else GLIBC_DEFAULTS
     succeeded = [mallopt(ctypes.c_int(name), ctypes.c_int(value)) == 1 for name, value in settings.items()]
     return all(succeeded)
+
+
+def prepare_gpu() -> None:
+    """Lets PyTorch find cuDNN's kernels on tensor cores.
+
+    For some convolutions of this network cuDNN's heuristics of mode A, which PyTorch asks by default, know none on
+    Hopper. Those of mode B do, but the search of `cudnn.benchmark` never asks them. Call it before the first
+    convolution on a GPU.
+
+    Source:
+        benchmarks/results/cudnn, and PyTorch's Conv_v8.cpp.
+    """
+    os.environ.setdefault("TORCH_CUDNN_USE_HEURISTIC_MODE_B", "1")
+    torch.backends.cudnn.benchmark = False
 
 
 def make_deterministic() -> None:

@@ -38,8 +38,8 @@ def convolve(convolution: nn.Conv3d | nn.ConvTranspose3d, x: Tensor) -> tuple[Te
         if _is_coarse(convolution, x):
             apply: Callable[..., Tensor] = _CoarseConvolution.apply
             return apply(*_autocast("cpu", x, weight, bias)), deferred_bias
-        if x.is_cuda and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
-            x, weight, bias = _autocast("cuda", x, weight, bias)
+        if convolution_choice.can_rewrite(x):
+            x, weight, bias = _autocast(x.device.type, x, weight, bias)
             if convolution_choice.has_choice(x, weight):
                 return _rewritten(x, weight, bias), deferred_bias
     return F.conv3d(x, weight, bias, convolution.stride, convolution.padding), deferred_bias

@@ -91,8 +91,13 @@ def candidates(layer: Layer) -> list[str]:
     return names
 
 
+def can_rewrite(x: Tensor) -> bool:
+    """Whether convolutions of a tensor may be rewritten: on a GPU, unless a compiler or exporter traces them."""
+    return x.is_cuda and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+
+
 def has_choice(x: Tensor, weight: Tensor) -> bool:
-    """Whether a convolution of a volume on a GPU may be rewritten in any pass."""
+    """Whether there is a rewrite that is worth a trial in some pass."""
     return x.dtype in TOLERANCE and mode() == AUTO and len(candidates(Layer.of("forward", x, weight))) > 1
 
 
@@ -182,9 +187,14 @@ def tabulated(layer: Layer, capability: tuple[int, int]) -> str:
     return CUDNN
 
 
+def chosen(device: torch.device) -> list[tuple[str, str]]:
+    """The passes that ran on a device, each with its rewrite, in the order in which they were met."""
+    return [(str(layer), name) for (where, layer), name in _chosen.items() if where == device]
+
+
 def summary(device: torch.device) -> str:
     """How many of the passes that ran on a device are rewritten, and how: `12 of 87 passes: 8 zstack, 4 pack2`."""
-    names = [name for (where, _), name in _chosen.items() if where == device]
+    names = [name for _, name in chosen(device)]
     counts = Counter(name for name in names if name != CUDNN)
     parts = ", ".join(f"{count} {name}" for name, count in counts.most_common())
     return f"{counts.total()} of {len(names)} passes" + (f": {parts}" if parts else "")

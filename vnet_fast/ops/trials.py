@@ -65,15 +65,22 @@ def forget() -> None:
     _results.clear()
 
 
+def repeat(name: str, device: torch.device) -> str:
+    """Tries an operation's kernels, whatever was found before; returns what is wrong, or an empty text."""
+    with _lock:
+        # the operation calls its kernels while it is tried
+        _results[name, device] = None
+        why = run(name, device)
+        _results[name, device] = why
+    return why
+
+
 def _try(name: str, kernels: ModuleType, device: torch.device) -> None:
-    key, digest = (name, device), _source_digest(kernels)
+    digest = _source_digest(kernels)
     if device_store.load(STORE, device).get(name) == digest:
-        _results[key] = ""
+        _results[name, device] = ""
         return
-    # the operation calls its kernels while it is tried
-    _results[key] = None
-    why = run(name, device)
-    _results[key] = why
+    why = repeat(name, device)
     if why:
         LOG.warning(
             "%s: the kernels of %s are not used (%s); plain PyTorch runs instead, which is slower. "

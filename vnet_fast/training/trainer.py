@@ -61,8 +61,6 @@ class Trainer:
     def _start(self, config: Config) -> None:
         if config.deterministic:
             make_deterministic()
-        else:
-            torch.backends.cudnn.benchmark = True
         try:
             self.device = self.processes.start(find_device(config.device))
         except RuntimeError as error:

@@ -1,0 +1,133 @@
+"""Kernels are tried once before they are trusted; the definitions replace those that fail."""
+
+import logging
+
+import pytest
+import torch
+
+from vnet_fast.nn.losses import DiceLoss
+from vnet_fast.nn.vnet import VNet
+from vnet_fast.ops import device_store, dispatch, trials
+
+pytest.importorskip("triton", reason="Triton is not installed")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def nothing_tried(monkeypatch, tmp_path, through_kernels, rounded_to_nearest):
+    """Tries the kernels on the CPU, in the interpreter, with nothing stored."""
+    monkeypatch.setattr(trials, "TRIED_ON", {"cpu"})
+    monkeypatch.setattr(device_store, "FOLDER", tmp_path / "devices")
+    trials.forget()
+    yield
+    trials.forget()
+
+
+def warnings_of(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+@pytest.mark.parametrize("name", list(trials.TRIALS))
+def test_the_kernels_pass_and_that_is_remembered(name, monkeypatch, caplog):
+    tensor = torch.empty(1)
+    assert trials.reason(name, CPU) is None
+    assert dispatch.kernels_for(name, tensor) is dispatch.load_kernels(name)
+    assert trials.reason(name, CPU) == ""
+    # by another process
+    trials.forget()
+    monkeypatch.setattr(trials, "run", lambda name, device: pytest.fail("tried again"))
+    assert dispatch.kernels_for(name, tensor) is not None
+    assert warnings_of(caplog) == []
+
+
+def test_other_sources_are_tried_again(monkeypatch):
+    assert dispatch.kernels_for("dice", torch.empty(1)) is not None
+    trials.forget()
+    monkeypatch.setattr(trials, "_source_digest", lambda kernels: "changed")
+    tried = []
+    monkeypatch.setattr(trials, "run", lambda name, device: tried.append(name) or "")
+    assert dispatch.kernels_for("dice", torch.empty(1)) is not None
+    assert tried == ["dice"]
+
+
+def gradients_of(model, image, target):
+    model.zero_grad()
+    loss = DiceLoss.paper()(model(image), target)
+    loss.backward()
+    return loss.detach(), [p.grad.clone() for p in model.parameters()]
+
+
+FAILURES = {
+    "no compiler": (RuntimeError("Failed to find C compiler. Please specify via CC"), "RuntimeError: Failed to find C"),
+    "wrong": (None, "differs from its definition by"),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("name", ["add_prelu", "dice"])
+def test_a_broken_kernel_is_replaced_by_its_definition_with_one_line(monkeypatch, caplog, failure, name):
+    kernels = dispatch.load_kernels(name)
+    function = {"add_prelu": "add_prelu", "dice": "dice_sums"}[name]
+    original = getattr(kernels, function)
+    error, expected = FAILURES[failure]
+
+    def broken(*arguments, **options):
+        if error is not None:
+            raise error
+        result = original(*arguments, **options)
+        first = result[0] if isinstance(result, tuple) else result
+        first.mul_(1.1)
+        return result
+
+    monkeypatch.setattr(kernels, function, broken)
+    torch.manual_seed(0)
+    model = VNet(base_channels=1)
+    image = torch.randn(1, 1, 16, 16, 16)
+    target = (image > 0.5).to(torch.uint8)
+    loss, gradients = gradients_of(model, image, target)
+    (line,) = warnings_of(caplog)
+    assert line.startswith(f"cpu: the kernels of {name} are not used (")
+    assert expected in line
+    assert line.endswith(
+        "plain PyTorch runs instead, which is slower. Run `python -m vnet_fast.doctor` to find out more"
+    )
+    assert not device_store.load(trials.STORE, CPU).get(name)
+    monkeypatch.setattr(dispatch, "can_run_kernels", lambda tensor: False)
+    plain, wanted = gradients_of(model, image, target)
+    torch.testing.assert_close(loss, plain)
+    for found, exact in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(found, exact, rtol=1e-3, atol=1e-5)
+
+
+def test_a_broken_triton_is_one_line(monkeypatch, caplog):
+    def broken(name):
+        raise OSError("libtriton.so: undefined symbol")
+
+    dispatch.load_kernels.cache_clear()
+    dispatch._say_once.cache_clear()
+    monkeypatch.setattr(dispatch.importlib, "import_module", broken)
+    try:
+        for name in ("add_prelu", "dice", "add_prelu"):
+            assert dispatch.kernels_for(name, torch.empty(1)) is None
+    finally:
+        dispatch.load_kernels.cache_clear()
+    (line,) = warnings_of(caplog)
+    assert "Triton can't be imported (OSError: libtriton.so: undefined symbol)" in line
+
+
+def test_a_trial_does_not_move_the_random_numbers():
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    assert trials.run("dice", CPU) == ""
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_capture_does_not_try(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(trials, "TRIED_ON", {"cuda"})
+    monkeypatch.setattr(trials, "run", lambda name, device: pytest.fail("tried within a capture"))
+    device = torch.device("cuda", 0)
+    assert not trials.passed("dice", dispatch.load_kernels("dice"), device)
+    assert trials.reason("dice", device) is None

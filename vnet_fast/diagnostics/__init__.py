@@ -1,0 +1,1 @@
+"""What a machine has and whether everything works on it."""
