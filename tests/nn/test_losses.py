@@ -1,10 +1,12 @@
 import itertools
+import math
 import warnings
 
 import monai.losses
 import pytest
 import torch
 from monai.utils import LossReduction
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vnet_fast import DiceLoss, WeightedCrossEntropy
 from vnet_fast.ops.dice import DiceOptions, dice_sums
@@ -326,3 +328,62 @@ def test_weighted_cross_entropy_errors():
         WeightedCrossEntropy("median")
     with pytest.raises(ValueError, match=r"target must have shape \(1, 1, 4\) to match input; got \(1, 2, 4\)"):
         WeightedCrossEntropy()(torch.zeros(1, 2, 4), torch.zeros(1, 2, 4))
+
+
+def test_weighted_cross_entropy_of_extreme_logits():
+    """A probability of 0 counts only where its class is the voxel's."""
+    logits = torch.tensor([[[1e30, 0.0, -1e30], [-1e30, 0.0, 1e30]]], requires_grad=True)
+    loss = WeightedCrossEntropy()(logits, torch.tensor([[[0, 1, 1]]]))
+    (grad,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(loss, torch.tensor(0.5 * math.log(2)))
+    torch.testing.assert_close(grad, torch.tensor([[[0, 0.25, 0], [0, -0.25, 0]]]))
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_weighted_cross_entropy_with_a_label_out_of_range(label):
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        WeightedCrossEntropy()(torch.zeros(1, 2, 4), torch.tensor([[[0, 1, label, 1]]]))
+
+
+class Operators(TorchDispatchMode):
+    """Keeps the names of the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("loss", [WeightedCrossEntropy(), DiceLoss.paper()], ids=lambda loss: type(loss).__name__)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_deterministic_loss_can_be_captured(loss, dtype):
+    """On a GPU the deterministic gradient of gather, which scatters, reads a number from the device (`item`), as masked
+    indices do: a CUDA graph can't be captured of that. On a CPU the same operators are seen.
+    """
+    logits, target = inputs((2, 3, 4, 3, 5), dtype=dtype, labels=True)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with Operators() as operators:
+            value_and_gradient(loss, logits, target.to(torch.uint8))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert operators.names & {"_log_softmax_backward_data", "dice_sums_backward"}
+    waiting = {"scatter_add", "scatter_add_", "index_put", "index_put_", "index", "nonzero", "_local_scalar_dense"}
+    assert not operators.names & waiting
+
+
+def test_weighted_cross_entropy_has_a_gradient_of_its_gradient():
+    logits, target = inputs((1, 3, 2, 2), labels=True)
+    assert torch.autograd.gradgradcheck(lambda x: WeightedCrossEntropy()(x, target), logits.clone().requires_grad_())
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64], ids=str)
+def test_weighted_cross_entropy_compiles_without_a_break(dtype):
+    logits, target = inputs((1, 3, 4, 3, 5), labels=True)
+    loss = WeightedCrossEntropy()
+    compiled = torch.compile(lambda x, y: loss(x, y), fullgraph=True, backend="aot_eager")
+    expected = value_and_gradient(loss, logits, target.to(dtype))
+    torch.testing.assert_close(value_and_gradient(compiled, logits, target.to(dtype)), expected)

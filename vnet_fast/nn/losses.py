@@ -210,16 +210,43 @@ class WeightedCrossEntropy(nn.Module):
         if tuple(target.shape) != needed:
             raise ValueError(f"target must have shape {needed} to match input; got {tuple(target.shape)}")
         logits = input.to(torch.promote_types(input.dtype, torch.float32))
-        flat = target[:, 0].long().flatten(1)
-        voxels = flat.shape[1]
-        counts = torch.stack([(flat == k).sum(1) for k in range(input.shape[1])], 1).to(logits.dtype)
-        weight = (voxels / counts.clamp(min=1)).gather(1, flat)
+        labels = target[:, 0].flatten(1)
+        if labels.is_floating_point():
+            labels = labels.long()
+        voxels = labels.shape[1]
+        counts = torch.stack([(labels == k).sum(1) for k in range(input.shape[1])], 1).to(logits.dtype)
+        weight = (voxels / counts.clamp(min=1)).gather(1, labels.long())
         # not F.cross_entropy, which has no deterministic implementation for volumes on a GPU
-        log_probability = torch.log_softmax(logits.flatten(2), 1).gather(1, flat[:, None])[:, 0]
+        log_probability: Tensor = _OfLabel.apply(  # type: ignore[no-untyped-call]  # it has no types
+            torch.log_softmax(logits.flatten(2), 1), labels
+        )
         loss = -(weight * log_probability).mean(1)
         if self.reduction == "none":
             return loss
         return loss.mean() if self.reduction == "mean" else loss.sum()
+
+
+class _OfLabel(torch.autograd.Function):
+    """(N, V): of each voxel of x, (N, C, V), the entry that its label names.
+
+    Where algorithms are deterministic, PyTorch's gradient of `gather` waits for the GPU, so that a CUDA graph can't
+    hold it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, labels: Tensor) -> Tensor:
+        ctx.save_for_backward(labels)
+        ctx.num_classes = x.shape[1]
+        return x.gather(1, labels.long()[:, None])[:, 0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (labels,) = ctx.saved_tensors
+        # a number and not a flag, which a CPU multiplies slowly
+        is_label = grad.new_empty((len(labels), ctx.num_classes, labels.shape[1]))
+        for k in range(ctx.num_classes):
+            is_label[:, k] = labels == k
+        return is_label.mul_(grad[:, None]), None
 
 
 def _checked_reduction(reduction: str) -> str:
