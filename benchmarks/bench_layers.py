@@ -1,4 +1,4 @@
-"""Each pass of every convolution of the paper's network, alone."""
+"""Each pass of every convolution of the paper's network, alone; on a GPU, by each of its rewrites too."""
 
 import collections
 import math
@@ -14,6 +14,7 @@ from benchmarks.floor import PASSES, convolutions
 from benchmarks.measure import DEVICE, ON_GPU, SHAPE, device_time, synchronize, time_of
 from benchmarks.parts import device_seconds, profiled
 from benchmarks.providers import FASTEST, exactly, meta_model
+from vnet_fast.ops import convolution, convolution_choice
 
 BATCH = 2 if ON_GPU else 1
 # a CPU without fast bfloat16 has float32 only
@@ -25,7 +26,27 @@ TIME = "time, µs"
 
 # how often each convolution is in the network, in the order of the forward pass
 LAYERS = collections.Counter(convolutions(meta_model("vnet_fast"), (BATCH, 1, *SHAPE))[0])
-MEASURED = [(layer, name) for layer in LAYERS for name in layer.passes]
+# what the program calls the passes
+PROGRAM_NAMES = dict(zip(PASSES, ("forward", "grad_input", "grad_weight"), strict=True))
+
+
+def rewrites_of(layer, pass_name):
+    """The names of a pass's rewrites that the program would try on a GPU, `cudnn` first."""
+    keeps_shape = not layer.transposed and max(layer.stride) == 1
+    if not (ON_GPU and keeps_shape):
+        return [convolution_choice.CUDNN]
+    described = convolution_choice.Layer(
+        PROGRAM_NAMES[pass_name], FASTEST, layer.input, layer.weight[0], layer.weight[2:]
+    )
+    return convolution_choice.candidates(described)
+
+
+MEASURED = [
+    (layer, pass_name, rewrite)
+    for layer in LAYERS
+    for pass_name in layer.passes
+    for rewrite in rewrites_of(layer, pass_name)
+]
 
 
 def tensors(layer, dtype):
@@ -42,8 +63,15 @@ def tensors(layer, dtype):
     ]
 
 
-def run_of(layer, pass_name, x, weight, grad):
+def run_of(layer, pass_name, x, weight, grad, rewrite=convolution_choice.CUDNN):
     """A function of no arguments that runs one pass."""
+    if rewrite != convolution_choice.CUDNN:
+        chosen = convolution.REWRITES[rewrite]
+        return {
+            "forward": lambda: convolution.forward(chosen, x, weight),
+            "input gradient": lambda: convolution.grad_input(chosen, grad, x, weight),
+            "weight gradient": lambda: convolution.grad_weight(chosen, grad, x, weight),
+        }[pass_name]
     zeros = [0] * 3
     settings = layer.stride, layer.padding, [1] * 3, layer.transposed, zeros, 1
     if pass_name == "forward":
@@ -63,14 +91,16 @@ def check(layer, pass_name, inputs, result):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("layer", "pass_name"), MEASURED, ids=str)
-def bench_layers(benchmark, layer, pass_name, dtype):
+@pytest.mark.parametrize(("layer", "pass_name", "rewrite"), MEASURED, ids=str)
+def bench_layers(benchmark, layer, pass_name, rewrite, dtype):
     """Checks and times one pass of a convolution."""
     benchmark.group = f"{pass_name}, {dtype}"
     cells = {"layer": str(layer), "in the network": LAYERS[layer], "pass": pass_name, "precision": dtype}
+    if ON_GPU:
+        cells["rewrite"] = rewrite
     with tables.failure_as_row("layers", cells, TIME):
         inputs = tensors(layer, DTYPES[dtype])
-        run = run_of(layer, pass_name, *inputs)
+        run = run_of(layer, pass_name, *inputs, rewrite)
         check(layer, pass_name, inputs, run())
         seconds = time_of(benchmark, run, ROUNDS, warm_up=1).median
         if ON_GPU:

@@ -24,9 +24,9 @@ from vnet_fast.ops.convolution import REWRITES, Rewrite
 VARIABLE, AUTO, CUDNN = "VNET_FAST_CONV", "auto", "cudnn"
 STORE = "convolutions"
 HALF = (torch.float16, torch.bfloat16)
-# packed voxels with more channels only add arithmetic
-MAX_PACKED_CHANNELS = 256
-# a rewrite of at least as many channels gains nothing from packing for tensor cores' multiples of eight
+# of the narrower side of a packed convolution; more only adds arithmetic
+MAX_PACKED_CHANNELS = 128
+# tensor cores read channels by eights
 FULL_CHANNELS = 8
 RUNS = 5
 # of the norm, between two orders of the same sums: a few roundings of the type, and of TF32 for float32
@@ -79,14 +79,14 @@ def mode() -> str:
 def candidates(layer: Layer) -> list[str]:
     """The names of the rewrites that are worth a trial, `cudnn` first."""
     _, channels, *_, width = layer.volume
-    widest, taps = max(channels, layer.out_channels), layer.kernel[0]
+    narrowest, taps = min(channels, layer.out_channels), layer.kernel[0]
     names = [CUDNN]
     # the channels that a pass reads; with few of them, stacking copies much for little
     if taps > 1 and (channels if layer.which != "grad_input" else layer.out_channels) >= FULL_CHANNELS:
         names.append("zstack")
-    few = min(channels, layer.out_channels) < FULL_CHANNELS
     for voxels in (2, 4, 8):
-        if width % voxels == 0 and voxels * widest <= MAX_PACKED_CHANNELS and (taps > 1 or few):
+        fits = width % voxels == 0 and voxels * narrowest <= MAX_PACKED_CHANNELS
+        if fits and (taps > 1 or narrowest < FULL_CHANNELS):
             names.append(f"pack{voxels}")
     return names
 
