@@ -122,3 +122,49 @@ def test_freed_memory_is_kept():
         result = subprocess.run([sys.executable, "-c", code, setting], capture_output=True, text=True, check=True)
         faults[setting] = int(result.stdout)
     assert faults["keep"] < 0.5 * faults["give back"], faults
+
+
+@pytest.fixture
+def gpu_memory(monkeypatch):
+    """Stands for a GPU's memory: returns its state, which tests set."""
+    state = {"free": 40 << 30, "num_ooms": 0}
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (state["free"], 80 << 30))
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda: state)
+    monkeypatch.setattr(torch.cuda, "reset_accumulated_memory_stats", lambda: state.update(num_ooms=0))
+    return state
+
+
+NO_ENGINE = "FIND was unable to find an engine to execute this computation after trying 7 plans."
+
+
+def test_no_engine_is_out_of_memory_if_memory_is_short(gpu_memory):
+    """Certainty needs a device: the counts are those that PyTorch documents."""
+    assert not devices.is_out_of_memory(RuntimeError(NO_ENGINE))
+    gpu_memory["num_ooms"] = 1
+    assert not devices.is_out_of_memory(RuntimeError("shapes do not match"))
+    gpu_memory["num_ooms"] = 1
+    assert devices.is_out_of_memory(RuntimeError(NO_ENGINE))
+    # the failed allocation has explained one error
+    assert not devices.is_out_of_memory(RuntimeError(NO_ENGINE))
+    gpu_memory["free"] = devices.LITTLE_MEMORY - 1
+    assert devices.is_out_of_memory(RuntimeError(NO_ENGINE))
+
+
+def test_an_error_that_is_out_of_memory_does_not_explain_the_next(gpu_memory):
+    gpu_memory["num_ooms"] = 1
+    assert devices.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not devices.is_out_of_memory(RuntimeError(NO_ENGINE))
+
+
+def test_no_engine_without_a_gpu_is_not_out_of_memory():
+    if not torch.cuda.is_initialized():
+        assert not devices.is_out_of_memory(RuntimeError(NO_ENGINE))
+
+
+@pytest.mark.gpu
+def test_a_failed_allocation_is_counted():
+    with pytest.raises(torch.OutOfMemoryError):
+        torch.empty(2**50, dtype=torch.uint8, device="cuda")
+    assert devices.is_out_of_memory(RuntimeError(NO_ENGINE))
+    assert not devices.is_out_of_memory(RuntimeError(NO_ENGINE))

@@ -12,6 +12,10 @@ from vnet_fast.errors import InputError
 HOST = torch.device("cpu")
 # messages of the CPU's allocator and of CUDA's libraries, whose errors have no type of their own
 OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+# What PyTorch says if cuDNN has no engine for a convolution, and also if none of its engines finds the memory that it
+# needs: of PyTorch's allocator, or below these free bytes of the GPU for its own tables and kernels.
+NO_ENGINE = "unable to find an engine"
+LITTLE_MEMORY = 512 << 20
 # glibc's mallopt: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
 KEEP_FREED = {-4: 0, -1: -1, -2: 1 << 28}
 GLIBC_DEFAULTS = {-4: 65536, -1: 128 << 10, -2: 128 << 10}
@@ -115,8 +119,23 @@ def make_deterministic() -> None:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an exception says that the memory of a GPU or of the CPU is exhausted."""
-    return isinstance(error, torch.OutOfMemoryError) or any(message in str(error) for message in OUT_OF_MEMORY)
+    """Whether an exception says that the memory of a GPU or of the CPU is exhausted.
+
+    Ask while it is handled, because its traceback keeps the memory that was in use.
+    """
+    short = NO_ENGINE in str(error) and _gpu_memory_is_short()
+    if torch.cuda.is_initialized():
+        # an allocation that has failed explains this error, and not the next one
+        torch.cuda.reset_accumulated_memory_stats()
+    named = any(message in str(error) for message in OUT_OF_MEMORY)
+    return short or named or isinstance(error, torch.OutOfMemoryError)
+
+
+def _gpu_memory_is_short() -> bool:
+    """Whether an allocation has failed on the current GPU, or little of its memory is free."""
+    return torch.cuda.is_initialized() and (
+        torch.cuda.memory_stats().get("num_ooms", 0) > 0 or torch.cuda.mem_get_info()[0] < LITTLE_MEMORY
+    )
 
 
 def free_memory(device: torch.device) -> None:

@@ -54,14 +54,15 @@ class Placed(nn.Module):
 class Scarce(nn.Module):
     """A pointwise network for which memory suffices up to a number of voxels."""
 
-    def __init__(self, network, voxels):
+    def __init__(self, network, voxels, error=None):
         super().__init__()
         self.network, self.voxels, self.seen = network, voxels, []
+        self.error = error or torch.OutOfMemoryError("CUDA out of memory")
 
     def forward(self, x):
         self.seen.append(tuple(x.shape[2:]))
         if x.numel() > self.voxels:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise self.error
         return self.network(x)
 
 
@@ -247,8 +248,8 @@ def test_out_of_memory_halves_the_windows_and_says_so():
     found = predict_probabilities(model, image, notify=messages.append)
     np.testing.assert_allclose(found, forward(model.network, image), rtol=0, atol=1e-6)
     assert messages == [
-        "out of memory on the GPU, windows are 64 x 80 x 16 voxels, which is less accurate",
-        "out of memory on the GPU, windows are 64 x 48 x 16 voxels, which is less accurate",
+        "out of memory on the CPU, windows are 64 x 80 x 16 voxels, which is less accurate",
+        "out of memory on the CPU, windows are 64 x 48 x 16 voxels, which is less accurate",
     ]
     assert model.seen[:2] == [(16, 80, 128), (16, 80, 64)]
     # three by three windows: halves overlap
@@ -285,6 +286,40 @@ def test_the_last_resort_is_the_cpu(monkeypatch):
 def test_what_the_cpu_cannot_hold_is_no_endless_loop():
     with pytest.raises(torch.OutOfMemoryError):
         predict_probabilities(Scarce(make_pointwise(), voxels=0), make_image(SHAPE), notify=lambda message: None)
+
+
+NO_ENGINE = RuntimeError("GET was unable to find an engine to execute this computation after trying 3 plans.")
+
+
+@pytest.mark.parametrize(("failed", "succeeds"), [(1, True), (0, False)], ids=["memory is short", "it is not"])
+def test_no_engine_is_out_of_memory_only_if_an_allocation_failed(monkeypatch, failed, succeeds):
+    """cuDNN says the same if its engines need more memory and if it has none for the convolution."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda: {"num_ooms": failed})
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (70 << 30, 80 << 30))
+    monkeypatch.setattr(torch.cuda, "reset_accumulated_memory_stats", lambda: None)
+    messages, image = [], make_image((16, 16, 128))
+    model = Scarce(make_pointwise(), voxels=16 * 16 * 64, error=NO_ENGINE)
+    if succeeds:
+        found = predict_probabilities(model, image, notify=messages.append)
+        np.testing.assert_allclose(found, forward(model.network, image), rtol=0, atol=1e-6)
+    else:
+        with pytest.raises(RuntimeError, match="unable to find an engine"):
+            predict_probabilities(model, image, notify=messages.append)
+    assert len(messages) == succeeds
+
+
+def test_what_the_cpu_cannot_allocate_is_out_of_memory():
+    error = RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory")
+    model, messages = Scarce(make_pointwise(), voxels=16 * 16 * 64, error=error), []
+    predict_probabilities(model, make_image((16, 16, 128)), notify=messages.append)
+    assert messages == ["out of memory on the CPU, windows are 64 x 16 x 16 voxels, which is less accurate"]
+
+
+def test_other_errors_are_raised():
+    model = Scarce(make_pointwise(), voxels=0, error=RuntimeError("shapes do not match"))
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        predict_probabilities(model, make_image(SHAPE), notify=pytest.fail)
 
 
 @pytest.mark.gpu

@@ -1,6 +1,5 @@
 """Probabilities of a volume, in windows if it is larger than the network's size, on a device that may be too small."""
 
-import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vnet_fast.devices import HOST, mixed_precision
+from vnet_fast.devices import HOST, free_memory, is_out_of_memory, mixed_precision
 from vnet_fast.prediction import windows
 
 OVERLAP = 0.5
@@ -74,10 +73,14 @@ def predict_probabilities(
     d, h, w = image.shape
     attempts = list_attempts(device, windows.clip_to_shape(window or (d, h, w), (d, h, w)), (d, h, w))
     for attempt, following in itertools.pairwise(attempts):
-        # a failed pass frees its memory before the next begins
-        with contextlib.suppress(torch.OutOfMemoryError):
+        try:
             return _average(model, image, attempt, autocast, overlap, flips, track)
-        notify(f"out of memory on the GPU, {following.description}")
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        # after the except clause, whose traceback keeps the memory of the failed pass
+        free_memory(attempt.device)
+        notify(f"out of memory on the {'CPU' if attempt.device == HOST else 'GPU'}, {following.description}")
     try:
         # without mixed precision, which was chosen for the device
         return _average(model.to(HOST), image, attempts[-1], None, overlap, flips, track)
@@ -88,7 +91,7 @@ def predict_probabilities(
 def list_attempts(device: torch.device, window: Shape, shape: Shape) -> list[Attempt]:
     """The ways to predict a volume, from the requested one to the last resort.
 
-    If the device's memory is too small, the probabilities are collected on the host. If it still is, the windows are
+    If a GPU's memory is too small, the probabilities are collected on the host. If it still is, the windows are
     halved along their longest axis, repeatedly, down to 64 voxels. At last the network runs on the CPU, in float32,
     with the requested windows.
 
