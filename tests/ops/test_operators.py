@@ -254,12 +254,14 @@ def test_kernels_in_a_cuda_graph():
 @pytest.mark.gpu
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
 def test_network_on_a_gpu_against_the_cpu(autocast):
+    """In float32 without TF32: with it rounded as on a device, 49 of 89 gradients missed the limit, by up to 4 %."""
     torch.manual_seed(0)
     network = VNet(base_channels=4)
     image, target = volume(1, 1, 32, 32, 32), labels(1, 1, 32, 32, 32)
     expected = gradients(network.double(), DiceLoss.paper(), image.double(), target)
     network = network.float().cuda()
-    with torch.autocast("cuda", autocast, enabled=autocast is not None):
+    exact_products = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    with exact_products, torch.autocast("cuda", autocast, enabled=autocast is not None):
         ours = gradients(network, DiceLoss.paper(), image.cuda(), target.cuda())
     close = 2e-3 if autocast is None else 0.1
     torch.testing.assert_close(ours[0].double().cpu(), expected[0], rtol=close, atol=close)
