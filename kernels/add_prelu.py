@@ -17,11 +17,15 @@ set where z <= 0. x is not needed any more, and y may overwrite it; plain PyTorc
 enough, because a slope may become negative. Where the bit is set, z = y / slope_c. The division is taken out of the
 sum: grad_slope_c = (Σ grad_y · y) / slope_c.
 
-Layout: channels-last volumes, as rows (N·D·H·W, C). y and grad_y may be channel slices of a wider tensor: rows of C
-channels, with a constant stride from row to row.
+Where y is used several times, grad_y is the sum of the gradients of its uses, which the kernel adds in float32.
 
-Bytes moved per element of b bytes: forward 2 b + 1/8, and b more with a full residual; backward 3 b + 1/8. In plain
-PyTorch the three operations move 2 b, 3 b and 2 b, and the backward pass 6 b.
+Layout: channels-last volumes, as rows (N·D·H·W, C). y and the gradients of its uses may be channel slices of a wider
+tensor: rows of C channels, with a constant stride from row to row. Rows of more than 512 channels are cut into tiles,
+a second axis of the grid.
+
+Bytes moved per element of b bytes: forward 2 b + 1/8, and b more with a full residual; backward (2 + g) b + 1/8 for g
+gradients. In plain PyTorch the three operations move 2 b, 3 b and 2 b, the backward pass 6 b, and 3 b more for each
+further gradient.
 
 Source:
     He, Zhang, Ren, Sun 2015, arXiv 1502.01852. Deviation: if a slope is too small to compute z from y, y and
@@ -32,33 +36,51 @@ import torch
 import triton
 import triton.language as tl
 
-# For smaller slopes, slope · z underflows and grad_slope is lost. float32 and bfloat16 have a wide range of exponents:
-# z can be computed down to 2⁻⁸⁶, and y differs by less than 1e-12 |z|. The smallest float16 is 2⁻²⁴: with
-# eps/4 = 2⁻¹², y differs by at most half the rounding error of a positive z of that size, and z is accurate to eps/8.
-SMALLEST_SLOPE = {torch.float32: 2.0**-40, torch.bfloat16: 2.0**-40, torch.float16: 2.0**-12}
+from vnet_fast.kernels.add_prelu_layouts import (
+    MEMORY_FORMAT,
+    backward_plan,
+    bits_shape,
+    forward_plan,
+    supports,
+)
+from vnet_fast.kernels.launch import on_device_of
+from vnet_fast.kernels.partial_sums import sum_all_partials, sum_partials
 
-# so that a tile has at least 2 rows in float32; V-Net's widest stage has 256 channels
-MAX_CHANNELS = 512
-NUM_WARPS = 4
-# loads of 16 bytes per tensor before the first store, so that each thread has 64 bytes in flight
-FORWARD_LOADS = 4
-BACKWARD_LOADS = 2
-# 5 programs fit on a multiprocessor of 65536 registers; without a limit the compiler spills on sm_100, to fit 6
-BACKWARD_REGISTERS = 96
-# each program writes a row of partial sums, less than 1 % of the bytes at full resolution; three times what the
-# largest GPUs can hold
-MAX_BACKWARD_PROGRAMS = 2048
-# rows and channels of partial sums that a program adds at a time: 32 numbers for each of 256 threads
-PARTIAL_TILE = (1024, 8)
-PARTIAL_WARPS = 8
+# how many gradients of y the backward kernel adds
+MAX_GRADIENTS = 3
 
-MEMORY_FORMAT = {4: torch.channels_last, 5: torch.channels_last_3d}
+__all__ = [
+    "MAX_GRADIENTS",
+    "add_prelu",
+    "add_prelu_backward",
+    "add_prelu_backward_partials",
+    "forward_plan",
+    "new_negative",
+    "sum_all_partials",
+    "supports",
+]
 
 
 @triton.jit
 def _recoverable(slope, SMALLEST: tl.constexpr):
     """The slope that y is computed with, at least SMALLEST away from zero, so that z = y / slope."""
     return tl.where(tl.abs(slope) < SMALLEST, tl.where(slope < 0, -SMALLEST, SMALLEST), slope)
+
+
+@triton.jit
+def _channels_of_tile(PADDED: tl.constexpr, TILES: tl.constexpr):
+    """The channels of a program's tile, or the bytes of their bits."""
+    channel = tl.arange(0, PADDED)
+    if TILES > 1:
+        channel += tl.program_id(1) * PADDED
+    return channel
+
+
+@triton.jit
+def _load_rows(ptr, first_row, row, channel, inside, STRIDE: tl.constexpr):
+    # 64-bit offset of the tile, 32-bit offsets within it
+    offset = row[:, None] * STRIDE + channel[None, :]
+    return tl.load(ptr + first_row * STRIDE + offset, mask=inside, other=0).to(tl.float32)
 
 
 @triton.jit
@@ -72,21 +94,20 @@ def _add_prelu_forward_kernel(
     num_rows,
     CHANNELS: tl.constexpr,
     PADDED: tl.constexpr,
+    TILES: tl.constexpr,
     ROWS: tl.constexpr,
     Y_STRIDE: tl.constexpr,
     ONE_CHANNEL_RESIDUAL: tl.constexpr,
     SMALLEST: tl.constexpr,
 ):
-    # 64-bit offset of the tile, 32-bit offsets within it
     first_row = tl.program_id(0).to(tl.int64) * ROWS
     row = tl.arange(0, ROWS)
-    channel = tl.arange(0, PADDED)
+    channel = _channels_of_tile(PADDED, TILES)
     channel_inside = channel < CHANNELS
     row_inside = row < num_rows - first_row
     inside = row_inside[:, None] & channel_inside[None, :]
 
-    offset = row[:, None] * CHANNELS + channel[None, :]
-    z = tl.load(x_ptr + first_row * CHANNELS + offset, mask=inside, other=0).to(tl.float32)
+    z = _load_rows(x_ptr, first_row, row, channel, inside, CHANNELS)
     if bias_ptr is not None:
         z += tl.load(bias_ptr + channel, mask=channel_inside, other=0).to(tl.float32)[None, :]
     if residual_ptr is not None:
@@ -94,7 +115,7 @@ def _add_prelu_forward_kernel(
             # a vector, because Triton would move all of z through shared memory for a column
             z += tl.load(residual_ptr + first_row + row, mask=row_inside, other=0).to(tl.float32)[:, None]
         else:
-            z += tl.load(residual_ptr + first_row * CHANNELS + offset, mask=inside, other=0).to(tl.float32)
+            z += _load_rows(residual_ptr, first_row, row, channel, inside, CHANNELS)
 
     slope = tl.load(slope_ptr + channel, mask=channel_inside, other=1).to(tl.float32)
     positive = z > 0
@@ -105,18 +126,19 @@ def _add_prelu_forward_kernel(
     # not z <= 0, which would drop NaN from grad_slope
     bits = tl.where(positive, 0, 1).reshape(ROWS, PADDED // 8, 8)
     byte = tl.sum(bits << tl.arange(0, 8)[None, None, :], axis=2)
-    byte_offset = row[:, None] * (PADDED // 8) + tl.arange(0, PADDED // 8)[None, :]
-    tl.store(negative_ptr + first_row * (PADDED // 8) + byte_offset, byte.to(tl.uint8), mask=row_inside[:, None])
+    byte_offset = row[:, None] * (TILES * PADDED // 8) + _channels_of_tile(PADDED // 8, TILES)[None, :]
+    negative_ptr += first_row * (TILES * PADDED // 8)
+    tl.store(negative_ptr + byte_offset, byte.to(tl.uint8), mask=row_inside[:, None])
 
 
 @triton.jit
 def _add_prelu_backward_kernel(
-    grad_y_ptr, y_ptr, negative_ptr, slope_ptr, grad_x_ptr, partials_ptr, num_rows, CHANNELS: tl.constexpr,
-    PADDED: tl.constexpr, ROWS: tl.constexpr, GRAD_Y_STRIDE: tl.constexpr, Y_STRIDE: tl.constexpr,
-    SMALLEST: tl.constexpr, LOADS: tl.constexpr,
+    grad_y_ptr, second_grad_y_ptr, third_grad_y_ptr, y_ptr, negative_ptr, slope_ptr, grad_x_ptr, partials_ptr, num_rows,
+    CHANNELS: tl.constexpr, PADDED: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, GRAD_STRIDES: tl.constexpr,
+    Y_STRIDE: tl.constexpr, WIDTH: tl.constexpr, SMALLEST: tl.constexpr, LOADS: tl.constexpr,
 ):  # fmt: skip
     row = tl.arange(0, ROWS)
-    channel = tl.arange(0, PADDED)
+    channel = _channels_of_tile(PADDED, TILES)
     channel_inside = channel < CHANNELS
     slope = tl.load(slope_ptr + channel, mask=channel_inside, other=1).to(tl.float32)
 
@@ -127,12 +149,15 @@ def _add_prelu_backward_kernel(
     for first_row in range(first, num_rows, tl.num_programs(0) * ROWS):
         row_inside = (row < num_rows - first_row)[:, None]
         inside = row_inside & channel_inside[None, :]
-        grad_y_offset = row[:, None] * GRAD_Y_STRIDE + channel[None, :]
-        grad_y = tl.load(grad_y_ptr + first_row * GRAD_Y_STRIDE + grad_y_offset, mask=inside, other=0).to(tl.float32)
-        y_offset = row[:, None] * Y_STRIDE + channel[None, :]
-        y = tl.load(y_ptr + first_row * Y_STRIDE + y_offset, mask=inside, other=0).to(tl.float32)
-        byte_offset = row[:, None] * (PADDED // 8) + tl.arange(0, PADDED // 8)[None, :]
-        byte = tl.load(negative_ptr + first_row * (PADDED // 8) + byte_offset, mask=row_inside, other=0).to(tl.int32)
+        grad_y = _load_rows(grad_y_ptr, first_row, row, channel, inside, GRAD_STRIDES[0])
+        if second_grad_y_ptr is not None:
+            grad_y += _load_rows(second_grad_y_ptr, first_row, row, channel, inside, GRAD_STRIDES[1])
+        if third_grad_y_ptr is not None:
+            grad_y += _load_rows(third_grad_y_ptr, first_row, row, channel, inside, GRAD_STRIDES[2])
+        y = _load_rows(y_ptr, first_row, row, channel, inside, Y_STRIDE)
+        byte_offset = row[:, None] * (TILES * PADDED // 8) + _channels_of_tile(PADDED // 8, TILES)[None, :]
+        tile_ptr = negative_ptr + first_row * (TILES * PADDED // 8)
+        byte = tl.load(tile_ptr + byte_offset, mask=row_inside, other=0).to(tl.int32)
         bits = (byte[:, :, None] >> tl.arange(0, 8)[None, None, :]) & 1
         negative = bits.reshape(ROWS, PADDED) != 0
 
@@ -144,64 +169,18 @@ def _add_prelu_backward_kernel(
         bias_sums += tl.sum(grad_x.reshape(LOADS, ROWS // LOADS, PADDED), axis=0)
 
     grad_slope = tl.div_rn(tl.sum(slope_sums, axis=0), _recoverable(slope, SMALLEST))
-    partial = tl.program_id(0) * CHANNELS + channel
+    partial = tl.program_id(0) * WIDTH + channel
     tl.store(partials_ptr + partial, grad_slope, mask=channel_inside)
-    partial += tl.num_programs(0) * CHANNELS
+    partial += tl.num_programs(0) * WIDTH
     tl.store(partials_ptr + partial, tl.sum(bias_sums, axis=0), mask=channel_inside)
-
-
-@triton.jit
-def _sum_partials_kernel(partials_ptr, grad_slope_ptr, grad_bias_ptr, num_partials, channels, TILE: tl.constexpr):
-    channel = tl.program_id(0) * TILE[1] + tl.arange(0, TILE[1])
-    inside = channel < channels
-    sums = tl.zeros(TILE, tl.float32)
-    # (2, partials, channels): slope, then bias
-    partials_ptr += tl.program_id(1) * num_partials * channels
-    for first in range(0, num_partials, TILE[0]):
-        row = first + tl.arange(0, TILE[0])[:, None]
-        mask = (row < num_partials) & inside[None, :]
-        sums += tl.load(partials_ptr + row * channels + channel[None, :], mask=mask, other=0)
-    if tl.program_id(1) == 0:
-        tl.store(grad_slope_ptr + channel, tl.sum(sums, axis=0), mask=inside)
-    else:
-        tl.store(grad_bias_ptr + channel, tl.sum(sums, axis=0), mask=inside)
-
-
-def supports(x, slope, bias=None, residual=None, out=None):
-    """Whether the kernels can handle these tensors; if not, the definition runs.
-
-    Args:
-        x: (N, C, D, H, W) or (N, C, H, W), dense channels-last, at most 512 channels, not empty;
-            float32, float16 or bfloat16.
-        slope, bias: (C,), contiguous, float32 or the type of `x`.
-        residual: with the shape, type and layout of `x`; or (N, 1, ...), contiguous, float32 or the type of `x`.
-        out: with the shape and type of `x`; dense channels-last, or a channel slice of such a tensor.
-    """
-    if x.dtype not in SMALLEST_SLOPE or x.ndim not in MEMORY_FORMAT or x.numel() == 0:
-        return False
-    channels = x.shape[1]
-    if channels > MAX_CHANNELS or _row_stride(x) != channels:
-        return False
-    types = (x.dtype, torch.float32)
-    for vector in (slope,) if bias is None else (slope, bias):
-        if vector.shape != (channels,) or vector.dtype not in types or not vector.is_contiguous():
-            return False
-    if residual is not None:
-        if residual.shape == (x.shape[0], 1, *x.shape[2:]):
-            fits = residual.dtype in types and residual.is_contiguous()
-        else:
-            fits = residual.shape == x.shape and residual.dtype == x.dtype and _row_stride(residual) == channels
-        if not fits:
-            return False
-    return out is None or (out.shape == x.shape and out.dtype == x.dtype and _row_stride(out) is not None)
 
 
 def new_negative(x):
     """Memory for the bits of an (N, C, *spatial) tensor: (N·spatial, bytes), uint8."""
-    return torch.empty((x.numel() // x.shape[1], _padded_channels(x.shape[1]) // 8), dtype=torch.uint8, device=x.device)
+    return torch.empty(bits_shape(x), dtype=torch.uint8, device=x.device)
 
 
-def add_prelu(x, slope, bias=None, residual=None, out=None):
+def add_prelu(x, slope, bias=None, residual=None, out=None, plan=None):
     """PReLU of x + bias + residual, for tensors that `supports` accepts.
 
     Args:
@@ -210,28 +189,28 @@ def add_prelu(x, slope, bias=None, residual=None, out=None):
         bias: None or (C,).
         residual: None, (N, C, *spatial) or (N, 1, *spatial).
         out: None, or the tensor that y is written to. It may be `x`, or a channel slice of a wider tensor.
+        plan: None, or the `forward_plan` of the arguments.
 
     Returns:
         y: (N, C, *spatial), with the type of `x`; `out` if it is given.
         negative: with the shape of `new_negative`. Bit i of byte j of a voxel is set where channel 8 j + i is zero,
             negative or NaN before the activation.
     """
+    if plan is None:
+        plan = forward_plan(x, slope, bias, residual, out)
     y = torch.empty_like(x) if out is None else out
-    negative = new_negative(x)
-    num_rows = len(negative)
-    constants = _tile(x, FORWARD_LOADS) | {"Y_STRIDE": _row_stride(y)}
-    constants["ONE_CHANNEL_RESIDUAL"] = residual is not None and residual.shape[1] == 1
-    with torch.cuda.device_of(x):
-        grid = (triton.cdiv(num_rows, constants["ROWS"]),)
-        _add_prelu_forward_kernel[grid](x, slope, bias, residual, y, negative, num_rows, **constants)
+    negative = torch.empty(plan.bits, dtype=torch.uint8, device=x.device)
+    with on_device_of(x):
+        _add_prelu_forward_kernel[plan.grid](x, slope, bias, residual, y, negative, plan.num_rows, **plan.constants)
     return y, negative
 
 
-def add_prelu_backward(grad_y, y, negative, slope):
+def add_prelu_backward(grads, y, negative, slope):
     """Gradients of `add_prelu`.
 
     Args:
-        grad_y: (N, C, *spatial), with the type of `y`; copied if it is not rows of C channels.
+        grads: one to `MAX_GRADIENTS` gradients of y, which are added: (N, C, *spatial), with the type of `y`; copied if
+            they are not rows of C channels.
         y, negative: what `add_prelu` returned.
         slope: (C,), as in the forward pass.
 
@@ -239,51 +218,36 @@ def add_prelu_backward(grad_y, y, negative, slope):
         grad_x: (N, C, *spatial), dense channels-last, with the type of `y`; also the gradient of a full residual.
         grad_slope, grad_bias: (C,), float32.
     """
-    if _row_stride(grad_y) is None:
-        grad_y = grad_y.contiguous(memory_format=MEMORY_FORMAT[y.ndim])
+    grads, plan = _planned(grads, y)
+    partials = torch.empty(plan.partials, dtype=torch.float32, device=y.device)
+    grad_x = _launch_backward(grads, y, negative, slope, partials, plan)
+    return grad_x, *sum_partials(partials, y.shape[1])
+
+
+def add_prelu_backward_partials(grads, y, negative, slope, partials):
+    """`grad_x` of `add_prelu_backward`, and the partial sums from which `sum_all_partials` makes the other gradients.
+
+    Args:
+        grads, y, negative, slope: as for `add_prelu_backward`.
+        partials: is written; float32, contiguous, with the shape `partials` of the forward plan.
+    """
+    grads, plan = _planned(grads, y)
+    return _launch_backward(grads, y, negative, slope, partials, plan)
+
+
+def _planned(grads, y):
+    plan = backward_plan(grads, y)
+    if plan is None:
+        grads = [grad.contiguous(memory_format=MEMORY_FORMAT[y.ndim]) for grad in grads]
+        plan = backward_plan(grads, y)
+    return grads, plan
+
+
+def _launch_backward(grads, y, negative, slope, partials, plan):
     grad_x = torch.empty(y.shape, dtype=y.dtype, device=y.device, memory_format=MEMORY_FORMAT[y.ndim])
-    channels, num_rows = y.shape[1], len(negative)
-    constants = _tile(y, BACKWARD_LOADS) | {"LOADS": BACKWARD_LOADS}
-    constants |= {"GRAD_Y_STRIDE": _row_stride(grad_y), "Y_STRIDE": _row_stride(y)}
-    programs = min(triton.cdiv(num_rows, constants["ROWS"]), MAX_BACKWARD_PROGRAMS)
-    partials = torch.empty((2, programs, channels), dtype=torch.float32, device=y.device)
-    grad_slope, grad_bias = (torch.empty(channels, dtype=torch.float32, device=y.device) for _ in range(2))
-    with torch.cuda.device_of(y):
-        _add_prelu_backward_kernel[(programs,)](
-            grad_y, y, negative, slope, grad_x, partials, num_rows, **constants, maxnreg=BACKWARD_REGISTERS
+    first, second, third = (*grads, None, None)[:MAX_GRADIENTS]
+    with on_device_of(y):
+        _add_prelu_backward_kernel[plan.grid](
+            first, second, third, y, negative, slope, grad_x, partials, plan.num_rows, **plan.constants
         )
-        _sum_partials_kernel[(triton.cdiv(channels, PARTIAL_TILE[1]), 2)](
-            partials, grad_slope, grad_bias, programs, channels, PARTIAL_TILE, num_warps=PARTIAL_WARPS
-        )
-    return grad_x, grad_slope, grad_bias
-
-
-def _padded_channels(channels):
-    """The next power of two, at least 8, so that a voxel has whole bytes of bits."""
-    return max(8, triton.next_power_of_2(channels))
-
-
-def _tile(x, loads):
-    """The compile-time values of both kernels, for tensors with the shape and type of `x`."""
-    padded = _padded_channels(x.shape[1])
-    return {
-        "CHANNELS": x.shape[1],
-        "PADDED": padded,
-        "ROWS": loads * 16 * 32 * NUM_WARPS // x.element_size() // padded,
-        "SMALLEST": SMALLEST_SLOPE[x.dtype],
-        "num_warps": NUM_WARPS,
-    }
-
-
-def _row_stride(tensor):
-    """The elements from one voxel to the next, or None if the tensor is not rows of adjacent channels."""
-    channels = tensor.shape[1]
-    # the stride of an axis of length 1 means nothing
-    axes = [axis for axis in (*range(tensor.ndim - 1, 1, -1), 0) if tensor.shape[axis] > 1]
-    row_stride = expected = tensor.stride(axes[0]) if axes else channels
-    for axis in axes:
-        if tensor.stride(axis) != expected:
-            return None
-        expected *= tensor.shape[axis]
-    adjacent = channels == 1 or tensor.stride(1) == 1
-    return row_stride if adjacent and row_stride >= channels else None
+    return grad_x

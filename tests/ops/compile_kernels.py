@@ -26,7 +26,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from vnet_fast.kernels import add_prelu, augment, dice
+from vnet_fast.kernels import add_prelu, augment, dice, partial_sums
 from vnet_fast.ops.dice import DiceOptions
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -110,37 +110,52 @@ def empty(channels, dtype, level=0, layout=torch.channels_last_3d):
 
 
 def add_prelu_launches():
-    # level, channels, type, form: each stage of the network, and the outputs of its up-convolutions
+    # level, channels, type, form, gradients: each stage of the network, the outputs of its up-convolutions, and wide
+    # networks, with as many gradients as their outputs have uses
     cases = [
-        (0, 16, torch.bfloat16, "one-channel residual"),
-        (1, 32, torch.bfloat16, "residual"),
-        (2, 64, torch.bfloat16, "residual"),
-        (3, 128, torch.bfloat16, "residual"),
-        (4, 256, torch.bfloat16, "residual"),
-        (0, 16, torch.bfloat16, "into a slice"),
-        (0, 16, torch.float32, "one-channel residual"),
+        (0, 16, torch.bfloat16, "one-channel residual", 1),
+        (0, 16, torch.bfloat16, "one-channel residual", 3),
+        (1, 32, torch.bfloat16, "residual", 3),
+        (2, 64, torch.bfloat16, "residual", 3),
+        (3, 128, torch.bfloat16, "residual", 3),
+        (4, 256, torch.bfloat16, "residual", 2),
+        (0, 16, torch.bfloat16, "into a slice", 2),
+        (0, 16, torch.float32, "one-channel residual", 3),
+        # base_channels of 48 and 96
+        (0, 48, torch.bfloat16, "one-channel residual", 3),
+        (4, 768, torch.bfloat16, "residual", 2),
+        (4, 1536, torch.bfloat16, "residual", 2),
     ]
-    launches = []
-    for level, channels, dtype, form in cases:
+    launches, sums = [], []
+    for level, channels, dtype, form, gradients in cases:
         x = empty(channels, dtype, level)
         vector = torch.empty(channels, device="meta")
         residual, out = None, None
+        # of a skip, the gradients are halves of those of the tensor that it is joined to
+        joined = empty(2 * channels, dtype, level)
         if form == "residual":
             residual = x
         elif form == "one-channel residual":
             residual = empty(1, torch.float32, level)
         elif form == "into a slice":
-            out = empty(2 * channels, dtype, level)[:, :channels]
+            out = joined[:, :channels]
         assert add_prelu.supports(x, vector, vector, residual, out)
+        slices = [joined[:, channels:]] * 2 if out is None else [out] * 2
+        grads = (slices if out is not None else [x, *slices] if gradients > 2 else [x, x])[:gradients]
 
-        def run(x=x, vector=vector, residual=residual, out=out):
+        def run(x=x, vector=vector, residual=residual, out=out, grads=grads):
             y, negative = add_prelu.add_prelu(x, vector, vector, residual, out)
-            add_prelu.add_prelu_backward(y, y, negative, vector)
+            add_prelu.add_prelu_backward(grads, y, negative, vector)
 
         size = "x".join(str(length >> level) for length in VOLUME)
-        name = f"{channels} x {size} {str(dtype).removeprefix('torch.')}, {form}"
-        launches += record(add_prelu, name, run)
-    return launches
+        name = f"{channels} x {size} {str(dtype).removeprefix('torch.')}, {form}, {gradients} gradients"
+        launches += record(add_prelu, name, lambda name=name, run=run: sums.extend(record(partial_sums, name, run)))
+
+    def sum_all():
+        layers = tuple((index << 20, 2048, 16, 16) for index in range(2))
+        partial_sums.sum_all_partials(torch.empty(1 << 22, device="meta"), layers)
+
+    return launches + sums + record(partial_sums, "all layers", sum_all)
 
 
 def dice_launches():

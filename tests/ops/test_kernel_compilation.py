@@ -13,12 +13,13 @@ SCRIPT = Path(__file__).with_name("compile_kernels.py")
 ARCHITECTURES = (80, 90, 100)
 # The least share of the bytes that a thread loads, and stores, by instructions of 16 bytes or more. What
 # is left are bits, labels and partial sums; were a whole tensor loaded or stored in smaller pieces, the
-# share would be under it. The sums of Dice's forward pass, and of `sum_partials`, are all they store;
+# share would be under it. The sums of Dice's forward pass, and of partial sums, are all they store;
 # its backward pass loads the gradients of the sums one by one.
 WIDE_SHARE = {
     "add_prelu_forward_kernel": (0.75, 0.5),
     "add_prelu_backward_kernel": (0.75, 0.5),
     "sum_partials_kernel": (0.75, 0),
+    "sum_all_partials_kernel": (0.75, 0),
     "dice_forward_kernel": (0.75, 0),
     "dice_backward_kernel": (0.5, 0.75),
 }
@@ -118,7 +119,12 @@ def test_tensors_are_read_and_written_16_bytes_at_a_time(rows):
 
 @pytest.mark.exhaustive
 def test_without_alignment_the_accesses_are_found_too_narrow(compiled):
-    launches = "one-channel residual", "bfloat16 and uint8, channels_last_3d", "augment_kernel"
+    launches = (
+        "one-channel residual, 1 gradients",
+        "all layers",
+        "bfloat16 and uint8, channels_last_3d",
+        "augment_kernel",
+    )
     rows = compiled("--no-hints", "--architectures", 90, "--only", *launches)
     assert {kernel_of(row) for row in rows} == KERNELS
     assert len(narrow(rows)) == len(rows)

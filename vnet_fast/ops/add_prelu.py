@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vnet_fast.ops.add_prelu_direct import add_prelu_directly, add_prelu_join_directly, join_by_kernels, new_joined
 from vnet_fast.ops.dispatch import kernels_for, load_kernels
+from vnet_fast.ops.eager import is_eager
 
 
 def add_prelu(x: Tensor, slope: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
@@ -26,6 +28,10 @@ def add_prelu(x: Tensor, slope: Tensor, bias: Tensor | None = None, residual: Te
     """
     if residual is not None and residual.shape[1] == x.shape[1]:
         residual = residual.to(x.dtype)
+    kernels = kernels_for("add_prelu", x) if is_eager(x) else None
+    plan = None if kernels is None else kernels.forward_plan(x, slope, bias, residual)
+    if plan is not None:
+        return add_prelu_directly(kernels, plan, x, slope, bias, residual)
     y: Tensor = torch.ops.vnet_fast.add_prelu(x, slope, bias, residual)[0]
     return y
 
@@ -45,7 +51,11 @@ def add_prelu_join(x: Tensor, slope: Tensor, bias: Tensor | None, skip: Tensor) 
     Returns:
         (N, C + C', D, H, W), the type and layout of `x`.
     """
-    joined: Tensor = torch.ops.vnet_fast.add_prelu_join(x, slope, bias, skip.to(x.dtype))[0]
+    skip = skip.to(x.dtype)
+    kernels = kernels_for("add_prelu", x) if is_eager(x) else None
+    if kernels is not None and kernels.forward_plan(x, slope, bias) is not None:
+        return add_prelu_join_directly(kernels, x, slope, bias, skip)
+    joined: Tensor = torch.ops.vnet_fast.add_prelu_join(x, slope, bias, skip)[0]
     return joined
 
 
@@ -100,39 +110,28 @@ def _(x: Tensor, slope: Tensor, bias: Tensor | None, residual: Tensor | None) ->
 
 @torch.library.custom_op("vnet_fast::add_prelu_join", mutates_args=())
 def _add_prelu_join(x: Tensor, slope: Tensor, bias: Tensor | None, skip: Tensor) -> tuple[Tensor, Tensor]:
-    joined = _new_joined(x, skip)
-    y = joined[:, : x.shape[1]]
     kernels = _add_prelu_kernels(x, slope, bias, None)
     if kernels is not None:
-        negative = kernels.add_prelu(x, slope, bias, out=y)[1]
-    else:
-        y.copy_(add_prelu_definition(x, slope, bias, None))
-        negative = x.new_empty((0,), dtype=torch.uint8)
+        joined, negative, _ = join_by_kernels(kernels, x, slope, bias, skip)
+        return joined, negative
+    joined = new_joined(x, skip)
+    joined[:, : x.shape[1]] = add_prelu_definition(x, slope, bias, None)
     joined[:, x.shape[1] :] = skip
-    return joined, negative
+    return joined, x.new_empty((0,), dtype=torch.uint8)
 
 
 @_add_prelu_join.register_fake
 def _(x: Tensor, slope: Tensor, bias: Tensor | None, skip: Tensor) -> tuple[Tensor, Tensor]:
     kernels = _add_prelu_kernels(x, slope, bias, None)
     negative = x.new_empty((0,), dtype=torch.uint8) if kernels is None else kernels.new_negative(x)
-    return _new_joined(x, skip), negative
-
-
-def _new_joined(x: Tensor, skip: Tensor) -> Tensor:
-    shape = (x.shape[0], x.shape[1] + skip.shape[1], *x.shape[2:])
-    last = torch.channels_last_3d if x.ndim == 5 else torch.channels_last
-    channels_last = x.is_contiguous(memory_format=last)
-    return torch.empty(
-        shape, dtype=x.dtype, device=x.device, memory_format=last if channels_last else torch.contiguous_format
-    )
+    return new_joined(x, skip), negative
 
 
 @torch.library.custom_op("vnet_fast::add_prelu_backward", mutates_args=())
 def _add_prelu_backward(grad_y: Tensor, y: Tensor, negative: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # the forward pass was run by the kernels, so they are there
     kernels: Any = load_kernels("add_prelu")
-    grad_x, grad_slope, grad_bias = kernels.add_prelu_backward(grad_y, y, negative, slope)
+    grad_x, grad_slope, grad_bias = kernels.add_prelu_backward([grad_y], y, negative, slope)
     return grad_x, grad_slope, grad_bias
 
 
