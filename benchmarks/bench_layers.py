@@ -13,7 +13,7 @@ from benchmarks.ceilings import ceilings_of
 from benchmarks.floor import PASSES, convolutions
 from benchmarks.measure import DEVICE, ON_GPU, SHAPE, device_time, synchronize, time_of
 from benchmarks.parts import device_seconds, profiled
-from benchmarks.providers import FASTEST, exactly, meta_model
+from benchmarks.providers import FASTEST, as_ours, exactly, meta_model
 from vnet_fast.ops import convolution, convolution_choice
 
 BATCH = 2 if ON_GPU else 1
@@ -98,7 +98,7 @@ def bench_layers(benchmark, layer, pass_name, rewrite, dtype):
     cells = {"layer": str(layer), "in the network": LAYERS[layer], "pass": pass_name, "precision": dtype}
     if ON_GPU:
         cells["rewrite"] = rewrite
-    with tables.failure_as_row("layers", cells, TIME):
+    with as_ours(), tables.failure_as_row("layers", cells, TIME):
         inputs = tensors(layer, DTYPES[dtype])
         run = run_of(layer, pass_name, *inputs, rewrite)
         check(layer, pass_name, inputs, run())

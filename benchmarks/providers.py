@@ -11,8 +11,9 @@ import torch._functorch.config
 from benchmarks.measure import DEVICE, ON_GPU, SHAPE, synchronize, time_limit
 from benchmarks.peers import CommonVNet, PlainVNet, dice_loss
 from vnet_fast import DiceLoss, VNet
-from vnet_fast.devices import choose_precision, mixed_precision
-from vnet_fast.training.step import Step, make_optimizer
+from vnet_fast.devices import choose_precision, mixed_precision, prepare_gpu
+from vnet_fast.training.optimizer import make_optimizer
+from vnet_fast.training.step import Step
 
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 1e-4, 0.99, 5e-4
 HALF, PRECISION = choose_precision("auto", DEVICE)
@@ -158,13 +159,30 @@ class OurTraining:
 
     def __call__(self, image, target):
         """Makes one update; returns the loss."""
-        return self.step(image, target)
+        with as_ours():
+            return self.step(image, target)
 
     def first(self, image, target):
         """Makes the first update; returns the logits before it."""
-        logits = _logits(self.model, image, self.step.autocast)
-        self.step(image, target)
+        with as_ours():
+            logits = _logits(self.model, image, self.step.autocast)
+            self.step(image, target)
         return logits
+
+
+@contextlib.contextmanager
+def as_ours(ours=True):
+    """A context in which cuDNN chooses its kernels as in vnet_fast: by its heuristics, without PyTorch's search.
+
+    Args:
+        ours: whether that is wanted; if not, nothing changes.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before and not ours
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def exactly(autocast):
@@ -191,7 +209,7 @@ def predictor_of(provider, model=None):
 
     @torch.inference_mode()
     def predict(image):
-        with mixed_precision(DEVICE, provider.autocast):
+        with as_ours(provider.ours), mixed_precision(DEVICE, provider.autocast):
             return model(image)
 
     return predict
@@ -233,5 +251,6 @@ def meta_model(network):
 
 
 if ON_GPU:
-    # as in vnet_fast.train, and for all providers
+    prepare_gpu()
+    # for the other providers, as their users do; see `as_ours`
     torch.backends.cudnn.benchmark = True
