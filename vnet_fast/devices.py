@@ -198,9 +198,9 @@ def convolves_in_tf32(device: torch.device) -> bool:
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(shape, generator=generator) for shape in ((1, 32, 8, 8, 8), (32, 32, 3, 3, 3)))
     exact = torch.nn.functional.conv3d(x.double(), weight.double(), padding=1)
-    on_device = [tensor.to(device, memory_format=torch.channels_last_3d) for tensor in (x, weight)]
+    x, weight = (tensor.to(device, memory_format=torch.channels_last_3d) for tensor in (x, weight))
     with torch.autocast(device.type, enabled=False), torch.no_grad():
-        found = torch.nn.functional.conv3d(*on_device, padding=1).double().to(HOST)
+        found = torch.nn.functional.conv3d(x, weight, padding=1).double().to(HOST)
     return bool((found - exact).norm() / exact.norm() > TF32_ERROR)
 
 
