@@ -26,7 +26,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from vnet_fast.kernels import add_prelu, augment, dice, partial_sums
+from vnet_fast.kernels import add_prelu, augment, dice, partial_sums, sgd
 from vnet_fast.ops.dice import DiceOptions
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -34,6 +34,7 @@ TYPES = {
     torch.bool: "*i1",
     torch.uint8: "*u8",
     torch.int16: "*i16",
+    torch.int32: "*i32",
     torch.int64: "*i64",
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
@@ -53,10 +54,10 @@ class Launch:
 
     name: str
     kernel: triton.JITFunction
-    signature: dict[str, str]
+    signature: dict[str, str | tuple[str, ...]]
     constexprs: dict[str, object]
-    # arguments that are multiples of 16
-    divisible: tuple[str, ...]
+    # arguments that are multiples of 16; of a tuple of arguments the name and the index
+    divisible: tuple[str | tuple[str, int], ...]
     options: dict[str, int]
 
 
@@ -81,6 +82,11 @@ class Recorder:
             if parameter.is_constexpr or (not is_tensor and value in (None, 1)):
                 signature[name] = "constexpr"
                 constexprs[name] = value
+                continue
+            if isinstance(value, tuple):
+                # of tensors
+                signature[name] = tuple(TYPES[entry.dtype] for entry in value)
+                divisible += [(name, i) for i, entry in enumerate(value) if entry.data_ptr() % DIVISOR == 0]
                 continue
             signature[name] = TYPES[value.dtype] if is_tensor else "i32" if value < 2**31 else "i64"
             if (value.data_ptr() if is_tensor else value) % DIVISOR == 0:
@@ -201,6 +207,35 @@ def deform_launches():
     return launches
 
 
+def sgd_launches():
+    # type of the gradients, type of the copies, whether the loss is scaled
+    cases = [
+        (torch.bfloat16, torch.bfloat16, False),
+        (torch.float16, torch.float16, True),
+        (torch.float32, None, False),
+    ]
+    # what the network has: a convolution, a bias, and so on
+    sizes = [(32, 32, 5, 5, 5), (32,)]
+    launches = []
+    for dtype, copy_type, scaled in cases:
+        weights, gradients, momenta = (
+            [torch.empty(size, dtype=kind, device="meta") for size in sizes]
+            for kind in (torch.float32, dtype, torch.float32)
+        )
+        copies = None if copy_type is None else [torch.empty(size, dtype=copy_type, device="meta") for size in sizes]
+        number = torch.empty((), device="meta")
+        scale = [number] * 2 if scaled else []
+        assert sgd.supports(weights[0], gradients[0], momenta[0], copies and copies[0])
+        lists = weights, gradients, momenta, copies
+
+        def run(lists=lists, number=number, scale=scale):
+            sgd.sgd(*lists, number, 0.99, 5e-4, *scale)
+
+        name = f"{str(dtype).removeprefix('torch.')} gradients, {'no' if copies is None else 'half-precision'} copies"
+        launches += record(sgd, name, run)
+    return launches
+
+
 def distinct(launches):
     """The launches without those that compile to the same as one before."""
     first = {}
@@ -212,7 +247,8 @@ def distinct(launches):
 def compile_launch(launch, architecture, hints):
     """A launch's machine code; without `hints` nothing is known of alignment."""
     index = launch.kernel.arg_names.index
-    attributes = {(index(name),): [["tt.divisibility", DIVISOR]] for name in launch.divisible if hints}
+    paths = [(name,) if isinstance(name, str) else name for name in launch.divisible if hints]
+    attributes = {(index(name), *inner): [["tt.divisibility", DIVISOR]] for name, *inner in paths}
     constexprs = {(index(name),): value for name, value in launch.constexprs.items()}
     source = ASTSource(launch.kernel, launch.signature, constexprs, attributes)
     return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=dict(launch.options))
@@ -252,7 +288,7 @@ def main():
     parser.add_argument("--architectures", type=int, nargs="+", default=[80, 90, 100])
     parser.add_argument("--no-hints", action="store_true", help="compile as if nothing were aligned")
     config = parser.parse_args()
-    launches = distinct(add_prelu_launches() + deform_launches() + dice_launches())
+    launches = distinct(add_prelu_launches() + deform_launches() + dice_launches() + sgd_launches())
     wanted = [launch for launch in launches if any(part in launch.name for part in config.only)]
     rows, inspected = [], []
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -26,7 +26,9 @@ WIDE_SHARE = {
 # The same as a number of instructions, for a kernel that looks up voxels one by one where it deforms, the
 # most of its code, and stores them as it finds them. Where it does not deform, a thread has 8 voxels in a
 # row: 16 bytes of ranks to load, and an image of 16 bytes or more to store.
-WIDE_ACCESSES = {"augment_kernel": (1, 1)}
+# Of SGD's, a thread has 16 numbers in four pieces: those of weights and momenta are 8 loads and 8 stores, and the
+# numbers of a tensor's last block are read one by one.
+WIDE_ACCESSES = {"augment_kernel": (1, 1), "sgd_kernel": (8, 8)}
 KERNELS = {*WIDE_SHARE, *WIDE_ACCESSES}
 
 
@@ -124,6 +126,7 @@ def test_without_alignment_the_accesses_are_found_too_narrow(compiled):
         "all layers",
         "bfloat16 and uint8, channels_last_3d",
         "augment_kernel",
+        "sgd_kernel",
     )
     rows = compiled("--no-hints", "--architectures", 90, "--only", *launches)
     assert {kernel_of(row) for row in rows} == KERNELS

@@ -1,0 +1,105 @@
+"""Stochastic gradient descent with momentum, which also writes copies of the weights in half precision.
+
+It is no registered operator: nothing differentiates, exports or compiles an update.
+"""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vnet_fast.ops.dispatch import kernels_for
+
+
+class Weights(NamedTuple):
+    """A tensor of weights, and what belongs to it, of the same shape and on the same device.
+
+    Args:
+        weight: float32.
+        gradient: floating point.
+        momentum: None, or as `weight`. It starts with zeros.
+        copy: None, or a floating point tensor that is set to the rounded weight.
+    """
+
+    weight: Tensor
+    gradient: Tensor
+    momentum: Tensor | None = None
+    copy: Tensor | None = None
+
+
+@torch.no_grad()
+def sgd(
+    tensors: Iterable[Weights],
+    rate: float | Tensor,
+    momentum: float,
+    weight_decay: float,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    """Updates weights, momenta and copies in place.
+
+    The kernel reads nothing on the host, so that a CUDA graph can hold it.
+
+    Args:
+        tensors: to be updated.
+        rate: the learning rate; for the kernel a tensor (), float32, on the device of the weights.
+        momentum: the momentum factor; with zero, momenta are not used.
+        weight_decay: the factor of the weights that is added to the gradients.
+        grad_scale: None, or what the gradients are divided by, a tensor ().
+        found_inf: None, or a tensor (); unless it is zero, everything stays as it is.
+
+    Source:
+        torch.optim.SGD, without dampening and Nesterov's momentum.
+    """
+    settings = rate, momentum, weight_decay, grad_scale, found_inf
+    by_type: dict[tuple[object, ...], list[Weights]] = {}
+    for entry in tensors:
+        if not momentum:
+            entry = entry._replace(momentum=None)
+        if _kernels(entry, rate) is None:
+            sgd_definition(entry, *settings)
+        else:
+            types = tuple(None if tensor is None else tensor.dtype for tensor in entry)
+            by_type.setdefault((entry.weight.device, *types), []).append(entry)
+    for entries in by_type.values():
+        lists = [None if column[0] is None else list(column) for column in zip(*entries, strict=True)]
+        _kernels(entries[0], rate).sgd(*lists, *settings)
+
+
+def _kernels(entry: Weights, rate: float | Tensor) -> Any:
+    kernels = kernels_for("sgd", entry.weight)
+    if kernels is None or not isinstance(rate, Tensor) or rate.dtype != torch.float32:
+        return None
+    return kernels if rate.device == entry.weight.device and kernels.supports(*entry) else None
+
+
+@torch.no_grad()
+def sgd_definition(
+    tensors: Weights,
+    rate: float | Tensor,
+    momentum: float,
+    weight_decay: float,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    """`sgd` in plain PyTorch, for one tensor. The kernel is tested against it, and it runs where the kernel can't."""
+    weight, gradient, buffer, copy = tensors
+    gradient = gradient.to(weight.dtype)
+    if grad_scale is not None:
+        gradient = gradient * grad_scale.to(weight.dtype).reciprocal()
+    if weight_decay:
+        gradient = gradient.add(weight, alpha=weight_decay)
+    if momentum and buffer is not None:
+        gradient = buffer.mul(momentum).add_(gradient)
+    if isinstance(rate, Tensor):
+        updated = weight.addcmul(gradient, rate.to(weight.dtype), value=-1)
+    else:
+        updated = weight.add(gradient, alpha=-rate)
+    if found_inf is not None:
+        updated = torch.where(found_inf == 0, updated, weight)
+    weight.copy_(updated)
+    if momentum and buffer is not None:
+        buffer.copy_(gradient if found_inf is None else torch.where(found_inf == 0, gradient, buffer))
+    if copy is not None:
+        copy.copy_(weight)
