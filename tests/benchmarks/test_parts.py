@@ -6,7 +6,8 @@ from torch.autograd import DeviceType
 
 from benchmarks import parts
 from vnet_fast import DiceLoss, VNet
-from vnet_fast.training.step import Step, make_optimizer
+from vnet_fast.training.optimizer import make_optimizer
+from vnet_fast.training.step import Step
 
 
 @pytest.mark.parametrize(

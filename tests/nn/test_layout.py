@@ -7,7 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vnet_fast import DiceLoss, VNet
-from vnet_fast.training.step import Step, make_optimizer
+from vnet_fast.training.optimizer import make_optimizer
+from vnet_fast.training.step import Step
 
 BATCH, SIZE = 2, (32, 32, 32)
 COPIES = {"copy_", "clone", "_to_copy", "contiguous"}

@@ -6,7 +6,8 @@ from vnet_fast.data.phantom import phantoms
 from vnet_fast.training import step
 from vnet_fast.training.batches import Resident, Volumes
 from vnet_fast.training.draws import BatchSampler
-from vnet_fast.training.step import WARM_UP, Step, make_optimizer
+from vnet_fast.training.optimizer import make_optimizer
+from vnet_fast.training.step import WARM_UP, Step
 
 SHAPE = (16, 32, 32)
 CPU = torch.device("cpu")
@@ -94,17 +95,6 @@ def test_the_rate_is_that_set_for_each_group(device):
         assert [float(rate) for rate in after] == [0.125, 0.125 * scale]
         # on a GPU the same tensors: a graph reads them where they lie
         assert device == CPU or [a is b for a, b in zip(after, before, strict=True)] == [True, True]
-
-
-def test_biases_learn_twice_as_fast_with_sgd_and_do_not_decay():
-    model = torch.nn.Conv3d(1, 1, 1)
-    decaying, biases = make_optimizer(model, "sgd", 1e-4, 0.99, 5e-4).param_groups
-    assert (decaying["weight_decay"], biases["weight_decay"]) == (5e-4, 0)
-    assert (decaying["scale"], biases["scale"]) == (1, 2)
-    assert (decaying["lr"], biases["lr"]) == (1e-4, 2e-4)
-    assert decaying["momentum"] == 0.99
-    assert [len(decaying["params"]), len(biases["params"])] == [1, 1]
-    assert biases["params"][0] is model.bias
 
 
 def test_a_skipped_first_update_changes_nothing(prepared, monkeypatch):
@@ -333,18 +323,6 @@ def test_another_size_and_validation_run_between_replays_on_a_gpu(prepared, dete
             ours.model(torch.zeros(1, 1, *SHAPE, device=GPU))
     assert ours.captured
     assert_same(weights(eager), weights(ours))
-
-
-@pytest.mark.gpu
-def test_what_waits_for_the_device_can_not_be_captured(prepared):
-    source = source_of(prepared, GPU)
-    learn = trainer(GPU, None, source, graph=True)
-    original = learn.loss
-    learn.loss = lambda logits, target: original(logits, target) * (1 if target.sum().item() >= 0 else 2)
-    losses = [learn(*source.inputs(iteration)).item() for iteration in range(WARM_UP + 3)]
-    assert learn.refusal
-    assert not learn.captured
-    assert all(0 <= loss <= 1 for loss in losses)
 
 
 @pytest.mark.gpu

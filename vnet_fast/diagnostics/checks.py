@@ -14,7 +14,8 @@ from vnet_fast.nn.losses import DiceLoss
 from vnet_fast.nn.vnet import VNet
 from vnet_fast.ops import convolution_choice, device_store, trials
 from vnet_fast.ops.dispatch import load_kernels
-from vnet_fast.training.step import WARM_UP, Step, make_optimizer
+from vnet_fast.training.optimizer import make_optimizer
+from vnet_fast.training.step import WARM_UP, Step
 
 # relative to the norm: bfloat16's rounding of the inputs, and TF32's
 CONVOLUTION_ERROR = {torch.bfloat16: 1e-2, torch.float32: 2e-3}

@@ -1,5 +1,6 @@
 """One training step: eager, or one CUDA graph."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vnet_fast.devices import mixed_precision
+from vnet_fast.training.optimizer import SGD, HalfWeights
 
 # Iterations before the graph is captured. In the first, cuDNN chooses its algorithms, kernels are compiled and the
 # optimiser creates its state. The second runs as all later ones do, and one is to spare.
@@ -27,7 +29,8 @@ class Step:
     Args:
         model: the network.
         loss: called with (logits, target).
-        optimizer: of the model's parameters; `make_optimizer` returns one that a graph can hold.
+        optimizer: of the model's parameters; `make_optimizer` returns one that a graph can hold. Its SGD keeps the
+            convolutions' weights in half precision too, until `release`, if the precision is mixed and kernels run.
         autocast: the dtype of mixed precision, or None for full precision.
         prepare: None, or a function that makes (image, target) of the inputs, within the step.
         graph: whether a CUDA graph is wanted; without a CUDA device there is none.
@@ -65,6 +68,10 @@ class Step:
         Returns:
             the loss, a scalar tensor. The device is not waited for.
         """
+        if isinstance(self.optimizer, SGD) and self._graph is None:
+            self.optimizer.keep_half_weights(self.model, self.autocast)
+        if self._half_weights:
+            self._half_weights.refresh()
         if not self.wants_graph:
             return self._iterate(inputs)
         if self._inputs is None:
@@ -94,13 +101,22 @@ class Step:
         # a gradient of None is written and not added to, so that the graph needs no pass that clears gradients
         self.optimizer.zero_grad(set_to_none=True)
         image, target = self.prepare(*inputs) if self.prepare else inputs
-        with mixed_precision(self.device, self.autocast):
+        half_weights = self._half_weights.in_use() if self._half_weights else contextlib.nullcontext()
+        with half_weights, mixed_precision(self.device, self.autocast):
             logits = self.model(image)
         loss = self.loss(logits, target)
         self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)
+        self.scaler.step(self._stepped())
         self.scaler.update()
         return loss.detach()
+
+    @property
+    def _half_weights(self) -> HalfWeights | None:
+        return self.optimizer.half_weights if isinstance(self.optimizer, SGD) else None
+
+    def _stepped(self) -> Any:
+        """The optimiser, as the scaler has to see it."""
+        return self.optimizer.scaled if isinstance(self.optimizer, SGD) and self._half_weights else self.optimizer
 
     def _capture(self) -> bool:
         """Captures an iteration in a graph, or notes why it can't be; returns whether there is a graph."""
@@ -114,8 +130,8 @@ class Step:
             self.optimizer.zero_grad(set_to_none=True)
             for name in ("grad_scale", "found_inf"):
                 # the scaler deletes them only when the optimiser's step returns
-                if hasattr(self.optimizer, name):
-                    delattr(self.optimizer, name)
+                if hasattr(self._stepped(), name):
+                    delattr(self._stepped(), name)
             self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.scaler.is_enabled())
             self.scaler.load_state_dict(scale)
             self.wants_graph = False
@@ -127,9 +143,16 @@ class Step:
         return self.scaler.is_enabled() and self.scaler.get_scale() >= SMALLEST_SCALE
 
     def release(self) -> None:
-        """Frees the graph and the gradients."""
+        """Frees the graph, the gradients and the weights in half precision."""
         self._graph, self._inputs, self._loss, self._warmed = None, None, None, 0
         self.optimizer.zero_grad(set_to_none=True)
+        self._drop_half_weights()
+
+    def _drop_half_weights(self) -> None:
+        # a graph writes to them, so there must be none any more
+        assert self._graph is None
+        if isinstance(self.optimizer, SGD):
+            self.optimizer.half_weights = None
 
     def set_learning_rate(self, rate: float) -> None:
         """Sets the learning rate of the next iterations; each group of parameters has `rate` times its `scale`."""
@@ -159,6 +182,7 @@ class Step:
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
         # a graph would go on using the tensors that are replaced here
         self._graph, self._warmed = None, 0
+        self._drop_half_weights()
         if state["scaler"]:
             # the scaler's state is empty after a run in another precision
             self.scaler.load_state_dict(state["scaler"])
@@ -191,40 +215,3 @@ def captured(function: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Resu
 
 def _shapes_and_dtypes(tensors: Sequence[Tensor]) -> list[tuple[torch.Size, torch.dtype]]:
     return [(tensor.shape, tensor.dtype) for tensor in tensors]
-
-
-def make_optimizer(
-    model: nn.Module, name: str, learning_rate: float, momentum: float, weight_decay: float
-) -> torch.optim.Optimizer:
-    """The optimiser, with the rates of the authors' release: with SGD, biases learn twice as fast and do not decay.
-
-    On a CUDA device the optimiser is one kernel, and the learning rate of each group is a tensor, which a graph
-    reads. On a CPU, PyTorch's fused optimisers copy channels-last weights, and the plain loop takes half the time.
-
-    Args:
-        model: its parameters are updated.
-        name: `sgd` or `adamw`.
-        learning_rate: of the first iteration.
-        momentum: of SGD.
-        weight_decay: of weights; biases have none.
-    """
-    device = next(model.parameters()).device
-    on_gpu = device.type == "cuda"
-    biases = [weight for key, weight in model.named_parameters() if key.endswith("bias")]
-    others = [weight for key, weight in model.named_parameters() if not key.endswith("bias")]
-    groups: list[dict[str, Any]] = [
-        {"params": others, "weight_decay": weight_decay, "scale": 1.0},
-        {"params": biases, "weight_decay": 0.0, "scale": 2.0 if name == "sgd" else 1.0},
-    ]
-    for group in groups:
-        rate = learning_rate * group["scale"]
-        group["lr"] = torch.tensor(rate, device=device) if on_gpu else rate
-    if name == "adamw":
-        return torch.optim.AdamW(groups, fused=on_gpu, capturable=on_gpu)
-    optimizer = torch.optim.SGD(groups, momentum=momentum, fused=on_gpu)
-    if momentum:
-        # fused, PyTorch leaves them unwritten where float16's scaler skips the first update
-        for group in optimizer.param_groups:
-            for weight in group["params"]:
-                optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
-    return optimizer

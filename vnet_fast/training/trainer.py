@@ -22,12 +22,13 @@ from vnet_fast.training.batches import make_source
 from vnet_fast.training.divergence import check_losses, check_weights
 from vnet_fast.training.draws import BatchSampler
 from vnet_fast.training.memory import out_of_memory_error
+from vnet_fast.training.optimizer import make_optimizer
 from vnet_fast.training.read_back import ReadBack
 from vnet_fast.training.resume import restore
 from vnet_fast.training.schedule import learning_rate
 from vnet_fast.training.signals import StopSignal
 from vnet_fast.training.sources import Source
-from vnet_fast.training.step import Step, make_optimizer
+from vnet_fast.training.step import Step
 from vnet_fast.training.summary import Result, finish
 from vnet_fast.training.validation import Best, interval, validate
 from vnet_fast.training.workers import is_worker_death

@@ -1,0 +1,361 @@
+import copy
+import io
+import types
+import warnings
+
+import pytest
+import torch
+
+from tests.ops.conftest import rounded_to_nearest  # noqa: F401 - a fixture
+from vnet_fast import DiceLoss, VNet
+from vnet_fast.ops import sgd as operator
+from vnet_fast.ops.dispatch import load_kernels
+from vnet_fast.training import optimizer as module
+from vnet_fast.training import step as step_module
+from vnet_fast.training.optimizer import SGD, make_optimizer
+from vnet_fast.training.step import WARM_UP, Step
+
+SHAPE = (16, 16, 32)
+BF16, FP16 = torch.bfloat16, torch.float16
+GPU = torch.device("cuda")
+
+
+def test_biases_learn_twice_as_fast_with_sgd_and_do_not_decay():
+    model = torch.nn.Conv3d(1, 1, 1)
+    decaying, biases = make_optimizer(model, "sgd", 1e-4, 0.99, 5e-4).param_groups
+    assert (decaying["weight_decay"], biases["weight_decay"]) == (5e-4, 0)
+    assert (decaying["scale"], biases["scale"]) == (1, 2)
+    assert (decaying["lr"], biases["lr"]) == (1e-4, 2e-4)
+    assert decaying["momentum"] == 0.99
+    assert [len(decaying["params"]), len(biases["params"])] == [1, 1]
+    assert biases["params"][0] is model.bias
+
+
+def test_adamw_does_not_warn_of_iterations_before_the_capture(monkeypatch):
+    """PyTorch has a warning for optimisers that a graph can hold and that run without one; here that is meant."""
+    stream = types.SimpleNamespace(is_capturing=lambda: False)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: GPU)
+    monkeypatch.setattr(torch.accelerator, "current_stream", lambda device=None: stream)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    model = torch.nn.Conv3d(1, 1, 1)
+    optimizer = make_optimizer(model, "adamw", 1e-4, 0, 0)
+    for group in optimizer.param_groups:
+        # as on a GPU
+        group |= {"capturable": True, "fused": True}
+    model.weight.grad = torch.ones_like(model.weight)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+    optimizer._warned_capturable_if_run_uncaptured = False
+    with pytest.warns(UserWarning, match="capturable=True"):
+        optimizer.step()
+
+
+# Weights in half precision
+
+
+@pytest.fixture
+def by_kernel(monkeypatch, rounded_to_nearest):  # noqa: F811
+    """Keeps half-precision weights on a CPU, and updates them by the kernel, in Triton's interpreter."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    for where in (module, operator):
+        monkeypatch.setattr(where, "kernels_for", lambda name, tensor: load_kernels(name))
+
+
+@pytest.fixture
+def by_definition(by_kernel, monkeypatch):
+    """Keeps half-precision weights on a CPU, and updates them by the definition, as autocast and PyTorch's SGD do, to
+    the last bit.
+    """
+    monkeypatch.setattr(load_kernels("sgd"), "supports", lambda *entry: False)
+
+
+def step_of(autocast=BF16, name="sgd", topology="paper", tensor_rates=False, base_channels=2, device="cpu"):
+    torch.manual_seed(0)
+    model = VNet(base_channels=base_channels, topology=topology).to(device)
+    step = Step(model, DiceLoss.paper(), make_optimizer(model, name, 0.05, 0.9, 5e-4), autocast)
+    for group in step.optimizer.param_groups:
+        if tensor_rates:
+            # as on a GPU
+            group["lr"] = torch.tensor(float(group["lr"]))
+    return step
+
+
+def batch_of(seed, device="cpu"):
+    image = torch.randn(1, 1, *SHAPE, generator=torch.Generator().manual_seed(seed))
+    return image.to(device), (image > 0.5).to(torch.uint8).to(device)
+
+
+def train(step, iterations=range(3)):
+    return [step(*batch_of(iteration)).item() for iteration in iterations]
+
+
+def numbers(step):
+    """All that a checkpoint has of a step and its network."""
+    return [*step.model.state_dict().values(), *[s["momentum_buffer"] for s in step.optimizer.state.values()]]
+
+
+def without_half_weights(monkeypatch):
+    monkeypatch.setattr(SGD, "keep_half_weights", lambda self, model, dtype: None)
+
+
+def assert_same(ours, theirs):
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(a, b)
+
+
+def assert_rounded(step):
+    """The half-precision weights are the rounded weights."""
+    half = step.optimizer.half_weights
+    for weight, rounded in half.copies.items():
+        assert torch.equal(rounded, weight.to(half.dtype))
+        assert rounded.stride() == weight.stride()
+
+
+@pytest.mark.parametrize(
+    ("autocast", "topology"),
+    [(BF16, "paper"), pytest.param(BF16, "caffe", marks=pytest.mark.exhaustive)],
+    ids=str,
+)
+def test_training_is_that_of_autocast_to_the_last_bit(by_definition, monkeypatch, autocast, topology):
+    ours = step_of(autocast, topology=topology)
+    losses = train(ours)
+    assert len(ours.optimizer.half_weights.copies) == sum("convolution" in name for name, _ in convolutions(ours.model))
+    assert_rounded(ours)
+    without_half_weights(monkeypatch)
+    theirs = step_of(autocast, topology=topology)
+    assert train(theirs) == losses
+    assert theirs.optimizer.half_weights is None
+    assert_same(numbers(ours), numbers(theirs))
+
+
+def convolutions(model):
+    kinds = torch.nn.Conv3d, torch.nn.ConvTranspose3d
+    return [(name, layer) for name, layer in model.named_modules() if isinstance(layer, kinds)]
+
+
+def test_training_by_the_kernel(by_kernel, monkeypatch):
+    ours = step_of(tensor_rates=True, base_channels=1)
+    before = [number.clone() for number in numbers(ours)]
+    losses = train(ours, range(2))
+    assert_rounded(ours)
+    without_half_weights(monkeypatch)
+    theirs = step_of(base_channels=1)
+    # the first loss is before any update
+    assert losses[0] == train(theirs, range(1))[0]
+    assert losses[1] == pytest.approx(train(theirs, range(1, 2))[0], rel=1e-4)
+    for a, b, start in zip(numbers(ours), numbers(theirs), before, strict=True):
+        # a float32 sum that is rounded otherwise may round a weight otherwise, which later gradients show
+        assert (a - b).norm() <= 1e-3 * (b - start).norm() + 1e-7
+
+
+def test_the_network_has_them_within_a_step_only(by_definition):
+    step = step_of()
+    names = set(step.model.state_dict())
+    seen = []
+    layer = step.model.left[0].layers[0].convolution
+    step.model.head.register_forward_hook(lambda *_: seen.append(layer.compute_weight.dtype))
+    train(step, range(1))
+    assert seen == [BF16]
+    assert not any(hasattr(layer, "compute_weight") for layer in step.model.modules())
+    assert set(step.model.state_dict()) == names
+    assert all(weight.dtype == torch.float32 for weight in copy.deepcopy(step.model).parameters())
+
+
+def test_none_stay_where_a_step_fails(by_definition):
+    step = step_of()
+    step.model.head.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(step, range(1))
+    assert not any(hasattr(layer, "compute_weight") for layer in step.model.modules())
+
+
+def test_released_with_the_step(by_definition):
+    step = step_of()
+    train(step, range(1))
+    kept = step.optimizer.half_weights
+    step.release()
+    assert step.optimizer.half_weights is None
+    train(step, range(1, 2))
+    assert step.optimizer.half_weights is not kept
+    assert_rounded(step)
+
+
+def test_resumed_training_goes_on_to_the_last_bit(by_definition):
+    whole, first = step_of(), step_of()
+    train(whole, range(4))
+    train(first, range(2))
+    file = io.BytesIO()
+    torch.save({"model": first.model.state_dict(), **first.state_dict()}, file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    second = step_of()
+    # it has weights in half precision already, which are no longer right
+    train(second, range(3))
+    second.model.load_state_dict(state["model"])
+    second.load_state_dict(state)
+    train(second, range(2, 4))
+    assert_same(numbers(whole), numbers(second))
+
+
+def test_other_weights_are_rounded_before_the_next_step(by_definition, monkeypatch):
+    ours, other = step_of(), step_of()
+    train(other)
+    train(ours, range(1))
+    ours.model.load_state_dict(other.model.state_dict())
+    loss = train(ours, range(1, 2))
+    without_half_weights(monkeypatch)
+    theirs = step_of()
+    train(theirs, range(1))
+    theirs.model.load_state_dict(other.model.state_dict())
+    assert train(theirs, range(1, 2)) == loss
+    assert_same(numbers(ours), numbers(theirs))
+
+
+def test_the_state_is_that_of_pytorchs_sgd(by_definition):
+    step = step_of()
+    train(step, range(2))
+    groups = [{name: group[name] for name in ("params", "lr", "weight_decay")} for group in step.optimizer.param_groups]
+    theirs = torch.optim.SGD(groups, momentum=0.9)
+    # tensors of a state are shared
+    theirs.load_state_dict(copy.deepcopy(step.optimizer.state_dict()))
+    assert step.optimizer.state_dict()["state"].keys() == theirs.state_dict()["state"].keys()
+    for state, expected in zip(step.optimizer.state.values(), theirs.state.values(), strict=True):
+        assert state.keys() == expected.keys() == {"momentum_buffer"}
+        assert torch.equal(state["momentum_buffer"], expected["momentum_buffer"])
+    # and back
+    again = step_of()
+    again.load_state_dict({"optimizer": copy.deepcopy(theirs.state_dict()), "scaler": {}})
+    again.model.load_state_dict(step.model.state_dict())
+    assert train(step, range(2, 4)) == train(again, range(2, 4))
+    assert_same(numbers(step), numbers(again))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"autocast": None}, {"name": "adamw"}, {"wrapped": True}], ids=["float32", "adamw", "wrapped"]
+)
+def test_not_kept(by_definition, settings):
+    """Nor in a process among several, where DistributedDataParallel wraps the network."""
+    wrapped = settings.pop("wrapped", False)
+    step = step_of(**settings)
+    if wrapped:
+        step.model = torch.nn.Sequential(step.model)
+    train(step, range(1))
+    assert getattr(step.optimizer, "half_weights", None) is None
+
+
+def test_not_kept_where_kernels_do_not_run():
+    step = step_of()
+    train(step, range(1))
+    assert step.optimizer.half_weights is None
+
+
+# float16's scaler
+
+
+def scaled_step(init_scale, **settings):
+    # small, because CPUs take long for float16
+    step = step_of(FP16, base_channels=1, **settings)
+    step.scaler = torch.amp.GradScaler("cpu", init_scale=init_scale, growth_interval=2)
+    return step
+
+
+def test_scaled_gradients_in_float16(by_definition, monkeypatch):
+    ours = scaled_step(256.0)
+    losses = train(ours)
+    assert_rounded(ours)
+    assert ours.scaler.get_scale() == 512
+    without_half_weights(monkeypatch)
+    theirs = scaled_step(256.0)
+    assert train(theirs) == losses
+    assert_same(numbers(ours), numbers(theirs))
+
+
+@pytest.mark.parametrize("way", ["by_definition", pytest.param("by_kernel", marks=pytest.mark.exhaustive)])
+def test_an_update_that_overflows_is_skipped(way, request):
+    """Although only gradients in float16 overflow: those of weights, of which the scaler of PyTorch knows nothing."""
+    request.getfixturevalue(way)
+    step = scaled_step(1.0, tensor_rates=way == "by_kernel")
+    train(step, range(1))
+    before = [number.clone() for number in numbers(step)]
+    half = list(step.optimizer.half_weights.copies.values())
+    hook = half[3].register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
+    train(step, range(1, 2))
+    assert_same(numbers(step), before)
+    assert_rounded(step)
+    assert step.scaler.get_scale() == 0.5
+    assert not any(hasattr(step.optimizer.scaled, name) for name in ("grad_scale", "found_inf"))
+    hook.remove()
+    train(step, range(1, 2))
+    assert not torch.equal(numbers(step)[0], before[0])
+
+
+def test_a_capture_that_fails_leaves_no_scale(by_definition, monkeypatch):
+    """The scaler sets them on what it steps, and deletes them only if that returns."""
+    step = scaled_step(4.0)
+    step.wants_graph = True
+    failing = []
+
+    def update(*_):
+        if failing:
+            raise RuntimeError("no capture")
+
+    def fail(function):
+        failing.append(True)
+        try:
+            return function()
+        finally:
+            failing.clear()
+
+    monkeypatch.setattr(module, "sgd", update)
+    monkeypatch.setattr(step_module, "captured", fail)
+    monkeypatch.setattr(step_module, "on_side_stream", lambda function: function())
+    batch = batch_of(0)
+    for _ in range(WARM_UP + 1):
+        step(*batch)
+    assert step.refusal == "no capture"
+    assert not any(hasattr(step.optimizer.scaled, name) for name in ("grad_scale", "found_inf"))
+
+
+# Captured: the copies belong to the graph
+
+
+def test_a_graph_keeps_its_half_precision_weights(by_definition, monkeypatch):
+    step = step_of()
+    step.wants_graph = True
+    graph = types.SimpleNamespace(replay=lambda: None)
+    monkeypatch.setattr(step_module, "captured", lambda function: (graph, torch.zeros(())))
+    monkeypatch.setattr(step_module, "on_side_stream", lambda function: function())
+    batch = batch_of(0)
+    for _ in range(WARM_UP + 1):
+        step(*batch)
+    kept = step.optimizer.half_weights
+    assert step.captured
+    # what a replay reads is right, wherever the weights come from
+    step.model.load_state_dict(step_of().model.state_dict())
+    monkeypatch.setattr(module, "kernels_for", lambda name, tensor: None)
+    step(*batch)
+    assert step.optimizer.half_weights is kept
+    assert_rounded(step)
+    step.load_state_dict(step.state_dict())
+    assert step.optimizer.half_weights is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("autocast", [BF16, FP16], ids=str)
+def test_a_captured_step_is_an_eager_one_with_casts(autocast, monkeypatch):
+    """Half-precision weights and the kernel, replayed, against autocast's casts and PyTorch's fused optimiser."""
+    ours = step_of(autocast, base_channels=8, device=GPU)
+    ours.wants_graph = True
+    batches = [batch_of(seed, GPU) for seed in range(WARM_UP + 4)]
+    losses = [ours(*batch).item() for batch in batches]
+    assert ours.captured, ours.refusal
+    assert_rounded(ours)
+    without_half_weights(monkeypatch)
+    theirs = step_of(autocast, base_channels=8, device=GPU)
+    before = [number.clone() for number in numbers(theirs)]
+    assert losses == pytest.approx([theirs(*batch).item() for batch in batches], rel=1e-2)
+    for a, b, start in zip(numbers(ours), numbers(theirs), before, strict=True):
+        assert (a - b).norm() <= 0.1 * (b - start).norm() + 1e-6
