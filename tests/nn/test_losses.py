@@ -380,6 +380,7 @@ def test_weighted_cross_entropy_has_a_gradient_of_its_gradient():
     assert torch.autograd.gradgradcheck(lambda x: WeightedCrossEntropy()(x, target), logits.clone().requires_grad_())
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64], ids=str)
 def test_weighted_cross_entropy_compiles_without_a_break(dtype):
     logits, target = inputs((1, 3, 4, 3, 5), labels=True)
