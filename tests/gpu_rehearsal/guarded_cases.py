@@ -1,0 +1,166 @@
+"""Launches on ragged shapes for `guarded.py`, by modules of kernels.
+
+A case is a function of the guarded memory. New tensors are guarded, and `memory.placed` guards an existing one.
+"""
+
+import functools
+import importlib
+import itertools
+
+import torch
+
+from vnet_fast.ops.dice import DiceOptions
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+SHAPES = ((1, 1, 1), (3, 5, 7))
+SHORT = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+def kernels(module):
+    """A module of kernels, which may have been replaced."""
+    return importlib.import_module(f"vnet_fast.kernels.{module}")
+
+
+def volume(memory, channels, shape, dtype, batch=2):
+    """Random numbers, (N, C, D, H, W), channels-last."""
+    numbers = torch.randn(batch, *shape, channels).to(dtype)
+    return memory.placed(numbers.permute(0, 4, 1, 2, 3))
+
+
+def add_prelu_case(channels, shape, dtype, residual, joined, gradients, memory):
+    """Forward and backward pass, the latter by way of both kinds of second sums."""
+    module = kernels("add_prelu")
+    x = volume(memory, channels, shape, dtype)
+    slope, bias = (torch.rand(channels) for _ in range(2))
+    other, out = None, None
+    if residual:
+        other = volume(memory, channels if residual == "full" else 1, shape, dtype).contiguous()
+        other = other.contiguous(memory_format=torch.channels_last_3d) if residual == "full" else other
+    if joined:
+        wide = volume(memory, 2 * channels, shape, dtype)
+        out, before = wide[:, :channels], wide[:, channels:].clone()
+    y, negative = module.add_prelu(x, slope, bias, other, out)
+    assert bool(y.isfinite().all())
+    grads = [volume(memory, channels, shape, dtype)]
+    grads += [volume(memory, 2 * channels, shape, dtype)[:, channels:] for _ in range(gradients - 1)]
+    results = module.add_prelu_backward(grads, y, negative, slope)
+    assert all(bool(result.isfinite().all()) for result in results)
+    if joined:
+        assert torch.equal(wide[:, channels:], before)
+
+
+def partial_sums_case(layers, memory):
+    """The sums of layers, (programs, width, channels), each by itself and all in one launch."""
+    module, placed, first = kernels("partial_sums"), [], 0
+    for programs, width, channels in layers:
+        module.sum_partials(torch.randn(2, programs, width), channels)
+        placed.append((first, programs, width, channels))
+        first += 2 * programs * width
+    module.sum_all_partials(torch.randn(first), tuple(placed))
+
+
+def dice_case(channels, shape, dtype, layout, options, target_type, memory):
+    """Forward and backward pass."""
+    module = kernels("dice")
+    logits = memory.placed(torch.randn(2, channels, *shape).to(dtype).contiguous(memory_format=layout))
+    target = torch.randint(0, 2, (2, 1 if options.labels else channels, *shape)).to(target_type)
+    target = memory.placed(target.contiguous(memory_format=torch.contiguous_format if options.labels else layout))
+    assert module.supports(logits, target, options)
+    sums = module.dice_sums(logits, target, options)
+    grad = module.dice_sums_backward(sums, logits, target, options)
+    assert bool(sums.isfinite().all() and grad.isfinite().all())
+
+
+def augment_case(shape, dtype, deformed, memory):
+    """A batch of three of two stored volumes, the last of them among them."""
+    ranks = torch.randint(-(2**15), 2**15, (2, *shape)).to(torch.int16)
+    masks = torch.randint(0, 4, (2, *shape)).to(torch.uint8)
+    cases, intensities_of = torch.tensor([1, 0, 1]), torch.tensor([0, 1, 1])
+    flags = torch.tensor([deformed, not deformed, deformed])
+    tables = torch.randn(2, 1 << 16)
+    # up to volumes' widths away
+    points = 50 * torch.randn(3, 2, 5, 5, 5)
+    image, mask = kernels("augment").augment(ranks, tables, masks, cases, intensities_of, flags, points, dtype)
+    assert bool(image.isfinite().all())
+    assert int(mask.max()) < 4
+
+
+def sgd_case(sizes, dtype, momentum, memory):
+    """One update of tensors of these sizes."""
+    weights = [torch.randn(size) for size in sizes]
+    gradients = [torch.randn(size).to(dtype) for size in sizes]
+    momenta = [torch.randn(size) for size in sizes] if momentum else None
+    copies = [weight.to(dtype) for weight in weights] if dtype != torch.float32 else None
+    kernels("sgd").sgd(weights, gradients, momenta, copies, torch.tensor(0.1), momentum, 1e-3)
+    assert all(bool(weight.isfinite().all()) for weight in weights)
+
+
+def add_prelu_cases():
+    """Channels below, at and above a power of two, and rows of several tiles."""
+    forms = itertools.cycle([(None, False, 1), ("full", False, 2), ("one channel", False, 3), (None, True, 2)])
+    dtypes = itertools.cycle(FLOATS)
+    for channels in (1, 3, 8, 16, 20, 600):
+        for shape in SHAPES:
+            for _ in range(2):
+                (residual, joined, gradients), dtype = next(forms), next(dtypes)
+                form = f"residual {residual}, joined {joined}, {gradients} gradients"
+                case = functools.partial(add_prelu_case, channels, shape, dtype, residual, joined, gradients)
+                yield f"{channels} channels, {shape}, {SHORT[dtype]}, {form}", case
+
+
+def dice_cases():
+    """Both layouts, labels and channels, one block and a ragged one."""
+    options = itertools.cycle(
+        [
+            DiceOptions("softmax", True, 1, True),
+            DiceOptions("softmax", False),
+            DiceOptions("sigmoid", True, 0, False, True, 1),
+            DiceOptions("none", False, 1, False, True),
+        ]
+    )
+    dtypes = itertools.cycle(FLOATS)
+    layouts = (torch.channels_last_3d, torch.contiguous_format)
+    for channels, layout in itertools.product((2, 3, 5), layouts):
+        for shape in (*SHAPES, (1, 33, 37)):
+            option, dtype = next(options), next(dtypes)
+            target = torch.uint8 if option.labels else dtype
+            name = f"{channels} classes, {shape}, {SHORT[dtype]}, {layout}, {option}"
+            yield name, functools.partial(dice_case, channels, shape, dtype, layout, option, target)
+
+
+def augment_cases():
+    """Slices smaller than a tile, and a little larger than one."""
+    dtypes = itertools.cycle(FLOATS)
+    for shape, deformed in itertools.product(((1, 1, 1), (3, 5, 7), (2, 9, 130)), (True, False)):
+        dtype = next(dtypes)
+        name = f"{shape}, {SHORT[dtype]}, deformed {deformed}"
+        yield name, functools.partial(augment_case, shape, dtype, deformed)
+
+
+def sgd_cases():
+    """One number, one block, and one more than a block."""
+    for dtype, momentum in itertools.product(FLOATS, (0.9, 0.0)):
+        yield (
+            f"gradients in {SHORT[dtype]}, momentum {momentum}",
+            functools.partial(sgd_case, (1, 4096, 4097, 135), dtype, momentum),
+        )
+
+
+def partial_sums_cases():
+    """One row, and one more than a tile; whole rows, and rows with channels that do not exist."""
+    for layers in (((1, 8, 3),), ((1025, 16, 16), (3, 24, 20)), ((5, 8, 7), (2, 8, 8))):
+        yield f"{layers}", functools.partial(partial_sums_case, layers)
+
+
+CASES = {
+    "add_prelu": add_prelu_cases,
+    "partial_sums": partial_sums_cases,
+    "dice": dice_cases,
+    "augment": augment_cases,
+    "sgd": sgd_cases,
+}
+
+
+def cases_of(module):
+    """The cases of a module: {name: function}."""
+    return {f"{module}: {name}": case for name, case in CASES[module]()}

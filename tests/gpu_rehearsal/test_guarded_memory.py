@@ -1,0 +1,103 @@
+"""No kernel reads or writes outside of its tensors, on ragged shapes in Triton's interpreter (`guarded.py`)."""
+
+import ctypes
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.gpu_rehearsal import guarded
+from tests.gpu_rehearsal.device import ROOT
+
+MODULES = ("add_prelu", "partial_sums", "dice", "augment", "sgd")
+# which of the cases of a module are in the first ring, and in the second
+SOME, ALL = "2::12", ":"
+# a load and a store of kernels that every step launches
+SOME_MASKS = [("dice", "tl.load(pointer + offset"), ("add_prelu", "tl.store(y_ptr")]
+# Without their masks these stay within the tensor, where they meet another sum. Tests of the sums find it.
+WITHIN = {
+    ("add_prelu", "tl.store(partials_ptr + partial, grad_slope"),
+    ("dice", "tl.store(partial_ptr + stride"),
+    ("dice", "tl.load(grad_sums_ptr + volumes"),
+}
+PRELUDE = """\
+import json, torch
+torch.set_num_threads(1)
+from tests.gpu_rehearsal import guarded, guarded_cases
+"""
+
+
+def run(code):
+    """What an expression is in a process that interprets kernels."""
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("Triton is not installed")
+    if not hasattr(os, "fork"):
+        pytest.skip("this system has no fork")
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", f"{PRELUDE}print(json.dumps({code}))"]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def outcomes(which):
+    """{case: outcome} of these cases of each module."""
+    cases = f"[case for module in {MODULES} for case in list(guarded_cases.cases_of(module).items())[{which}]]"
+    return run(f"{{' at the '.join(key): value for key, value in guarded.outcomes(dict({cases})).items()}}")
+
+
+def without_masks(accesses):
+    """[(module, source, outcome)] of all cases of a module without the mask of an access, (module, index)."""
+    found = run(
+        f"[guarded.outcome_without_mask(module, i, guarded_cases.cases_of(module)) for module, i in {accesses}]"
+    )
+    return [
+        (module, guarded.masked_accesses(module)[index][1], outcome)
+        for (module, index), outcome in zip(accesses, found, strict=True)
+    ]
+
+
+def index_of(module, start):
+    """Which of the masked accesses of a module begins like this."""
+    (index,) = (i for i, (_, source) in enumerate(guarded.masked_accesses(module)) if source.startswith(start))
+    return index
+
+
+def kind_of(source):
+    """What an outcome says of a load or a store outside of its tensor."""
+    return f"a kernel {'wrote' if source.startswith('tl.store') else 'read'} memory outside of its tensors"
+
+
+@pytest.mark.parametrize("which", [SOME, pytest.param(ALL, marks=pytest.mark.exhaustive)], ids=["some", "all"])
+def test_no_kernel_leaves_its_tensors(which):
+    found = outcomes(which)
+    assert len(found) >= 2 * len(MODULES)
+    assert {name: outcome for name, outcome in found.items() if outcome != "passed"} == {}
+
+
+def test_a_missing_mask_is_found():
+    for _, source, outcome in without_masks([(module, index_of(module, start)) for module, start in SOME_MASKS]):
+        assert outcome.startswith(kind_of(source))
+
+
+@pytest.mark.exhaustive
+def test_every_missing_mask_is_found():
+    accesses = [(module, i) for module in MODULES for i in range(len(guarded.masked_accesses(module)))]
+    assert {path.stem for path in guarded.KERNELS.glob("*.py") if guarded.masked_accesses(path.stem)} == set(MODULES)
+    unseen = {(module, source) for module, source, outcome in without_masks(accesses) if outcome == "passed"}
+    assert {(module, start) for module, start in WITHIN for seen in unseen if seen[1].startswith(start)} == WITHIN
+    assert len(unseen) == len(WITHIN)
+
+
+def test_writes_beside_a_tensor_are_found():
+    """Within the pages of a tensor, where nothing ends the process."""
+    with guarded.GuardedMemory("end") as memory:
+        tensor = torch.ones(3)
+    memory.check()
+    ctypes.c_int.from_address(tensor.data_ptr() - 4).value = 0
+    with pytest.raises(AssertionError, match="wrote beside a tensor"):
+        memory.check()
