@@ -1,5 +1,7 @@
 """The operators: registration, gradients, dispatch, and the network and the loss through the kernels."""
 
+import contextlib
+
 import monai.losses
 import pytest
 import torch
@@ -10,6 +12,7 @@ from vnet_fast import DiceLoss, VNet
 from vnet_fast.ops import dispatch
 from vnet_fast.ops.add_prelu import add_prelu, add_prelu_join
 from vnet_fast.ops.dice import DiceOptions
+from vnet_fast.ops.training_pass import training_pass
 
 PAPER = DiceOptions(activation="softmax", labels=True, first_class=1, squared=True)
 
@@ -221,15 +224,17 @@ def test_a_target_that_is_learnt_has_a_gradient():
 
 
 @pytest.mark.gpu
-def test_kernels_in_a_cuda_graph():
+@pytest.mark.parametrize("context", [contextlib.nullcontext, training_pass], ids=["plain", "training pass"])
+def test_kernels_in_a_cuda_graph(context):
     torch.manual_seed(0)
     network = VNet(base_channels=4).cuda()
     image, target = volume(2, 1, 32, 32, 32).cuda(), labels(2, 1, 32, 32, 32).cuda()
 
     def step():
         network.zero_grad(set_to_none=False)
-        loss = DiceLoss.paper()(network(image), target)
-        loss.backward()
+        with context():
+            loss = DiceLoss.paper()(network(image), target)
+            loss.backward()
         return loss
 
     for parameter in network.parameters():

@@ -9,7 +9,7 @@ from vnet_fast import DiceLoss, VNet
 from vnet_fast.ops import add_prelu as operators
 from vnet_fast.ops import dispatch
 from vnet_fast.ops.add_prelu import add_prelu, add_prelu_join
-from vnet_fast.ops.training_pass import training_pass
+from vnet_fast.ops.training_pass import outside_training_pass, training_pass
 
 
 def volume(*shape, seed=0, requires_grad=False):
@@ -183,6 +183,18 @@ def test_a_second_backward_pass_within(calls):
         torch.testing.assert_close(weight.grad, 2 * gradient)
 
 
+def test_work_of_its_own_within_a_pass(calls):
+    (slope, bias), (other, _) = weights(), weights()
+    x = volume(1, 8, 2, 3, 4, requires_grad=True)
+    with training_pass():
+        y = add_prelu(x, slope, bias)
+        with outside_training_pass():
+            (gradient,) = torch.autograd.grad(add_prelu(x, other).sum(), other)
+        y.sum().backward()
+    assert calls == [("add_prelu_backward", 1), ("add_prelu_backward_partials", 1), ("sum_all_partials", 1)]
+    assert torch.equal(gradient, torch.autograd.grad(add_prelu(x, other).sum(), other)[0])
+
+
 def test_a_pass_that_fails_leaves_nothing_behind(calls):
     slope, bias = weights()
     x = volume(1, 8, 2, 3, 4, requires_grad=True)
@@ -218,11 +230,25 @@ def test_an_activation_with_any_number_of_uses(calls, uses):
                     total = total + (joined * volume(1, 16, 2, 3, 4, seed=9)).sum() + joined.square().sum()
                 else:
                     total = total + add_prelu(other, slope.detach(), None, y).square().sum()
-            total = total + add_prelu_join(x, slope, None, skip).square().sum()
+            # a skip without spare aliases gets the sum of the gradients of the joined tensor
+            joined = add_prelu_join(x, slope, None, skip)
+            total = total + (joined * volume(1, 16, 2, 3, 4, seed=11)).sum()
+            total = total + add_prelu(volume(1, 16, 2, 3, 4, seed=12), torch.ones(16), None, joined).square().sum()
             total.backward()
         results.append((x.grad, skip.grad, slope.grad, bias.grad))
     for outside, inside in zip(*results, strict=True):
         torch.testing.assert_close(inside, outside, rtol=1e-4, atol=1e-5)
+
+
+def test_spare_aliases_are_the_activation_itself(calls):
+    (slope, bias), x = weights(), volume(1, 8, 2, 3, 4, requires_grad=True)
+    with training_pass():
+        y = add_prelu(x, slope, bias)
+        total = y.sum() + add_prelu(x, slope, None, y).sum()
+        assert [spare.data_ptr() for spare in y._vnet_fast_spares] == [y.data_ptr()]
+        y.mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            total.backward()
 
 
 def test_outside_a_pass_an_activation_has_its_whole_gradient(calls):
@@ -239,16 +265,17 @@ def test_on_a_cpu_a_pass_changes_no_bit():
         assert torch.equal(outside, inside)
 
 
-def in_fake_mode(function, x):
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        return function(mode.from_tensor(x))
+def of_fake_tensors(function, x):
+    # their mode is entered for each operator that sees one
+    function(FakeTensorMode(allow_non_fake_inputs=True).from_tensor(x))
 
 
 TRACERS = {
     "make_fx": lambda function, x: make_fx(function)(x),
-    "fake tensors": in_fake_mode,
+    "fake tensors": of_fake_tensors,
     "compile": lambda function, x: torch.compile(function, backend="aot_eager", fullgraph=True)(x),
     "vmap": lambda function, x: torch.func.vmap(function)(x[None]),
+    "trace": lambda function, x: torch.jit.trace(function, x, check_trace=False),
     "export": lambda function, x: torch.export.export(Wrapped(function), (x,)),
 }
 
@@ -262,6 +289,7 @@ class Wrapped(torch.nn.Module):
         return self.function(x)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:DeprecationWarning")
 @pytest.mark.parametrize("tracer", TRACERS)
 def test_who_traces_sees_the_registered_operator(through_kernels, monkeypatch, tracer):
     for name in ("add_prelu_directly", "add_prelu_join_directly"):

@@ -36,6 +36,16 @@ def training_pass() -> Iterator[None]:
         _current.reset(token)
 
 
+@contextlib.contextmanager
+def outside_training_pass() -> Iterator[None]:
+    """Within it there is no training pass, for work that asks for gradients of its own."""
+    token = _current.set(None)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
 class Layer(NamedTuple):
     """A layer's weights, and where the partial sums of their gradients are."""
 
@@ -56,7 +66,8 @@ class TrainingPass:
         self._may_defer = not (torch.distributed.is_available() and torch.distributed.is_initialized())
         self._size = 0
         self._memory: Tensor | None = None
-        self._written: list[Layer] = []
+        # by where their partial sums begin
+        self._written: dict[int, Layer] = {}
         self._kernels: Any = None
 
     def add(self, kernels: Any, slope: Tensor, bias: Tensor | None, shape: tuple[int, int, int]) -> Layer | None:
@@ -77,13 +88,13 @@ class TrainingPass:
 
     def partials_of(self, layer: Layer) -> Tensor | None:
         """Memory for the partial sums of a layer; None after the end of the pass, and the second time."""
-        if not self._may_defer or any(layer is written for written in self._written):
+        if not self._may_defer or layer.first in self._written:
             return None
         if self._memory is None:
             self._memory = torch.empty(self._size, dtype=torch.float32, device=layer.slope.device)
         elif self._memory.device != layer.slope.device:
             return None
-        self._written.append(layer)
+        self._written[layer.first] = layer
         _, programs, width = layer.shape
         return self._memory.as_strided(layer.shape, (programs * width, width, 1), layer.first)
 
@@ -91,16 +102,17 @@ class TrainingPass:
         """Sums the partial sums, and sets or adds to `.grad` of the weights."""
         if self._memory is None:
             return
-        layers = tuple((layer.first, *layer.shape[1:], len(layer.slope)) for layer in self._written)
+        written = self._written.values()
+        layers = tuple((layer.first, *layer.shape[1:], len(layer.slope)) for layer in written)
         sums = self._kernels.sum_all_partials(self._memory, layers)
-        for layer, (slope_sum, bias_sum) in zip(self._written, sums, strict=True):
+        for layer, (slope_sum, bias_sum) in zip(written, sums, strict=True):
             _accumulate(layer.slope, slope_sum)
             if layer.bias is not None:
                 _accumulate(layer.bias, bias_sum)
 
     def close(self) -> None:
         """Ends the pass: from now on gradients do not wait."""
-        self._may_defer, self._memory, self._written = False, None, []
+        self._may_defer, self._memory, self._written = False, None, {}
 
 
 _current: ContextVar[TrainingPass | None] = ContextVar("training_pass", default=None)
