@@ -136,4 +136,4 @@ def test_candidates_fit_and_are_few():
         packed = [int(name.removeprefix("pack")) for name in names if name.startswith("pack")]
         assert all(voxels * min(channels, out_channels) <= 128 for voxels in packed)
         if taps == 1 and min(channels, out_channels) >= 8:
-            assert names == ["cudnn"]
+            assert names == ("cudnn",)

@@ -9,6 +9,7 @@ import torch
 from vnet_fast.nn.losses import DiceLoss
 from vnet_fast.ops import device_store, dispatch, trials
 from vnet_fast.ops.add_prelu import add_prelu
+from vnet_fast.ops.dice import DiceOptions
 from vnet_fast.ops.training_pass import training_pass
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -115,6 +116,19 @@ def test_a_broken_triton_is_one_line(monkeypatch, caplog):
         dispatch.load_kernels.cache_clear()
     (line,) = warnings_of(caplog)
     assert "Triton can't be imported (OSError: libtriton.so: undefined symbol)" in line
+
+
+def test_what_the_kernels_refuse_is_said_once(monkeypatch, caplog):
+    monkeypatch.setattr(dispatch, "_refused", set())
+    kernels, options = dispatch.load_kernels("dice"), DiceOptions("softmax", labels=True)
+    logits, labels = torch.randn(1, 2, 3, 4, 5), torch.zeros(1, 1, 3, 4, 5, dtype=torch.uint8)
+    assert dispatch.kernels_for("dice", logits, logits, labels, options) is kernels
+    empty = logits[:, :, :0]
+    for _ in range(2):
+        assert dispatch.kernels_for("dice", empty, empty, labels[:, :, :0], options) is None
+    (line,) = warnings_of(caplog)
+    expected = "cpu: plain PyTorch runs dice for float32 of shape (1, 2, 0, 4, 5), which its kernels do not take"
+    assert line == expected
 
 
 def test_a_trial_does_not_move_the_random_numbers():

@@ -182,9 +182,9 @@ def _augment(
     num_classes: int,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    kernels = kernels_for("augment", ranks)
     stored = ranks, tables, masks, cases, intensities_of, deformed, control_points
-    if kernels is not None and kernels.supports(*stored, dtype):
+    kernels = kernels_for("augment", ranks, *stored, dtype)
+    if kernels is not None:
         image, mask = kernels.augment(*stored, dtype)
         return image, mask
     image, mask = augment_definition(

@@ -8,6 +8,7 @@ The environment variable VNET_FAST_CONV is `auto`, or `cudnn` for cuDNN's own co
 """
 
 import contextlib
+import functools
 import os
 import statistics
 from collections import Counter
@@ -76,7 +77,8 @@ def mode() -> str:
     return value
 
 
-def candidates(layer: Layer) -> list[str]:
+@functools.lru_cache(maxsize=4096)
+def candidates(layer: Layer) -> tuple[str, ...]:
     """The names of the rewrites that are worth a trial, `cudnn` first."""
     _, channels, *_, width = layer.volume
     narrowest, taps = min(channels, layer.out_channels), layer.kernel[0]
@@ -88,7 +90,7 @@ def candidates(layer: Layer) -> list[str]:
         fits = width % voxels == 0 and voxels * narrowest <= MAX_PACKED_CHANNELS
         if fits and (taps > 1 or narrowest < FULL_CHANNELS):
             names.append(f"pack{voxels}")
-    return names
+    return tuple(names)
 
 
 def can_rewrite(x: Tensor) -> bool:
