@@ -1,10 +1,15 @@
-"""PReLU(x + bias + residual) on the shape of every stage: ours, plain PyTorch, `torch.compile` and a copy."""
+"""PReLU(x + bias + residual) on the shape of every stage: ours, plain PyTorch, `torch.compile` and a copy.
+
+On a GPU also what a training pass saves: the gradients of several uses added by the kernel or by PyTorch, and the sums
+of all layers in one launch or in one for each.
+"""
 
 import pytest
 import torch
 
 from benchmarks.measure import DEVICE, KERNEL_SHAPE, ON_GPU, PASSES, copy_of, measure, passes_of
 from vnet_fast.ops.add_prelu import add_prelu
+from vnet_fast.ops.dispatch import load_kernels
 
 DTYPE = torch.bfloat16 if ON_GPU else torch.float32
 BATCH = 2
@@ -80,3 +85,65 @@ def bench_add_prelu(benchmark, provider, stage, pass_name):
     check(function, inputs)
     grad = torch.randn_like(inputs[0])
     measure(benchmark, group, provider, lambda: passes_of(function, inputs, grad, pass_name), traffic)
+
+
+def several_uses(stage, added_first):
+    """A function of no arguments that runs the backward kernel for the three uses of a stage's output.
+
+    The gradients are those of V-Net: one is dense, of the down-convolution, and two are halves of a wider tensor, in
+    which the output is the skip.
+    """
+    torch.manual_seed(0)
+    kernels = load_kernels("add_prelu")
+    x, slope, *_ = (tensor.detach() for tensor in tensors(stage))
+    y, negative = kernels.add_prelu(x, slope)
+    halves = [torch.cat([x, torch.randn_like(x)], 1)[:, x.shape[1] :] for _ in range(2)]
+    grads = [torch.randn_like(x), *halves]
+
+    def run():
+        summed = [grads[0] + (grads[1] + grads[2])] if added_first else grads
+        return kernels.add_prelu_backward(summed, y, negative, slope)
+
+    return run
+
+
+@pytest.mark.skipif(not ON_GPU, reason="the kernels need a CUDA device")
+@pytest.mark.parametrize("stage", ["left 1", "left 2", "left 3", "left 4"])
+@pytest.mark.parametrize("provider", ["vnet_fast", "PyTorch adds"])
+def bench_several_uses(benchmark, provider, stage):
+    """Checks and times the backward pass of an output with three uses."""
+    ours, added = several_uses(stage, False)(), several_uses(stage, True)()
+    for result, expected in zip(ours, added, strict=True):
+        # the sum of two gradients is rounded to their type, of three twice
+        assert (result.float() - expected.float()).norm() <= 4 * torch.finfo(DTYPE).eps * expected.float().norm()
+    traffic = 5 * tensors(stage)[0].nbytes
+    group = f"add_prelu backward of three uses, {stage}, {str(DTYPE).removeprefix('torch.')}"
+    measure(benchmark, group, provider, lambda: several_uses(stage, provider != "vnet_fast"), traffic)
+
+
+def sums_of_layers(together):
+    """A function of no arguments that sums the partial sums of 29 layers, as many as V-Net has."""
+    torch.manual_seed(0)
+    kernels = load_kernels("partial_sums")
+    layers, size = [], 0
+    for channels, programs in (
+        [(16, 2048)] * 4 + [(32, 2048)] * 5 + [(64, 1024)] * 6 + [(128, 256)] * 7 + [(256, 64)] * 7
+    ):
+        layers.append((size, programs, channels, channels))
+        size += 2 * programs * channels
+    memory = torch.randn(size, device=DEVICE)
+    partials = [memory[first:][: 2 * programs * width].view(2, programs, width) for first, programs, width, _ in layers]
+    if together:
+        return lambda: kernels.sum_all_partials(memory, tuple(layers))
+    return lambda: [kernels.sum_partials(partial, layer[-1]) for partial, layer in zip(partials, layers, strict=True)]
+
+
+@pytest.mark.skipif(not ON_GPU, reason="the kernels need a CUDA device")
+@pytest.mark.parametrize("provider", ["one launch", "a launch for each layer"])
+def bench_sums_of_layers(benchmark, provider):
+    """Checks and times the sums of all layers."""
+    together = sums_of_layers(True)()
+    for ours, alone in zip(together, sums_of_layers(False)(), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, alone, strict=True))
+    traffic = 4 * 2 * (2048 * (4 * 16 + 5 * 32) + 1024 * 6 * 64 + 256 * 7 * 128 + 64 * 7 * 256)
+    measure(benchmark, "sums of 29 layers", provider, lambda: sums_of_layers(provider == "one launch"), traffic)
