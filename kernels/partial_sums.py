@@ -2,7 +2,7 @@
 
 Formula: a backward kernel leaves (2, P, C) numbers, a row for each of its P programs; the results are Σ over P.
 
-Bytes moved: 8 P C, and the results. For all layers of V-Net these are 18 MB (batch 2 of 128x128x64 in half precision).
+Bytes moved: 8 P C, and the results. For all layers of V-Net these are 19 MB (batch 2 of 128x128x64 in half precision).
 With a launch for each layer, most of the time goes into the 29 launches.
 
 The sums are ordered: a layer's result has the same bits, whether it is summed alone or with the others.

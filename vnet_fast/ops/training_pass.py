@@ -23,8 +23,8 @@ def training_pass() -> Iterator[None]:
     - Each use of an activation has a gradient of its own. `register_hook` of a tensor within the network, and
       `torch.autograd.grad` with respect to it, see the gradient of a part of its uses.
 
-    On a CPU, and where PyTorch compiles or traces, nothing is different. If the body raises, slopes and biases may
-    lack their gradients.
+    On a CPU, in other threads, and where PyTorch compiles or traces, nothing is different. If the body raises, slopes
+    and biases may lack their gradients.
     """
     current = TrainingPass()
     token = _current.set(current)
@@ -33,16 +33,6 @@ def training_pass() -> Iterator[None]:
         current.finish()
     finally:
         current.close()
-        _current.reset(token)
-
-
-@contextlib.contextmanager
-def outside_training_pass() -> Iterator[None]:
-    """Within it there is no training pass, for work that asks for gradients of its own."""
-    token = _current.set(None)
-    try:
-        yield
-    finally:
         _current.reset(token)
 
 
