@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from vnet_fast.ops.training_pass import TrainingPass, current_pass
+from vnet_fast.ops.training_pass import current_pass
 
 
 def add_prelu_directly(
@@ -30,7 +30,7 @@ def add_prelu_directly(
     if residual is not None:
         residual = (_take_spares(residual, 1) or [residual])[0]
     apply: Callable[..., Tensor | tuple[Tensor, ...]] = _AddPReLU.apply
-    return _with_spares(apply(x, slope, bias, residual, kernels, plan, current_pass()))
+    return _with_spares(apply(x, slope, bias, residual, kernels, plan))
 
 
 def add_prelu_join_directly(kernels: Any, x: Tensor, slope: Tensor, bias: Tensor | None, skip: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def add_prelu_join_directly(kernels: Any, x: Tensor, slope: Tensor, bias: Tensor
     # each gradient of the result has a part for the skip
     skips = _take_spares(skip, kernels.MAX_GRADIENTS) or [skip]
     apply: Callable[..., Tensor | tuple[Tensor, ...]] = _AddPReLUJoin.apply
-    return _with_spares(apply(x, slope, bias, kernels, current_pass(), *skips))
+    return _with_spares(apply(x, slope, bias, *skips, kernels))
 
 
 def _with_spares(outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
@@ -72,56 +72,46 @@ class _AddPReLU(torch.autograd.Function):
         residual: Tensor | None,
         kernels: Any,
         plan: Any,
-        current: TrainingPass | None,
     ) -> Tensor | tuple[Tensor, ...]:
         y, negative = kernels.add_prelu(x, slope, bias, residual, plan=plan)
-        _save(ctx, kernels, plan, current, slope, bias, y, negative)
         ctx.residual = None if residual is None else (residual.dtype, residual.shape[1] != x.shape[1])
-        return _aliases(kernels, current, y)
+        return _saved(ctx, kernels, plan, slope, bias, y, negative)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         there = [grad for grad in grads if grad is not None]
         if not there:
-            return (None,) * 7
+            return (None,) * 6
         grad_x, grad_slope, grad_bias = _gradients(ctx, there)
         grad_residual: Tensor | None = None
         if ctx.residual is not None and ctx.needs_input_grad[3]:
             dtype, has_one_channel = ctx.residual
             grad_residual = grad_x.sum(1, keepdim=True).to(dtype) if has_one_channel else grad_x
-        return (grad_x, grad_slope, grad_bias, grad_residual, None, None, None)
+        return (grad_x, grad_slope, grad_bias, grad_residual, None, None)
 
 
 class _AddPReLUJoin(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        slope: Tensor,
-        bias: Tensor | None,
-        kernels: Any,
-        current: TrainingPass | None,
-        *skips: Tensor,
+        ctx: Any, x: Tensor, slope: Tensor, bias: Tensor | None, *skips_and_kernels: Any
     ) -> Tensor | tuple[Tensor, ...]:
-        joined, negative, plan = join_by_kernels(kernels, x, slope, bias, skips[0])
-        _save(ctx, kernels, plan, current, slope, bias, joined, negative)
-        ctx.channels = x.shape[1]
-        return _aliases(kernels, current, joined)
+        skip, *_, kernels = skips_and_kernels
+        joined, negative, plan = join_by_kernels(kernels, x, slope, bias, skip)
+        return _saved(ctx, kernels, plan, slope, bias, joined, negative)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         there = [grad for grad in grads if grad is not None]
         if not there:
             return tuple([None] * len(ctx.needs_input_grad))
-        channels = ctx.channels
+        channels = len(ctx.saved_tensors[0])
         gradients = _gradients(ctx, [grad[:, :channels] for grad in there])
         skips = [grad[:, channels:] for grad in there]
-        num_skips = len(ctx.needs_input_grad) - 5
+        num_skips = len(ctx.needs_input_grad) - 4
         while len(skips) > num_skips:
             last = skips.pop()
             skips[-1] = skips[-1] + last
-        missing = [None] * (num_skips - len(skips))
-        of_inputs: list[Tensor | None] = [*gradients, None, None, *skips, *missing]
+        of_inputs: list[Tensor | None] = [*gradients, *skips, *[None] * (num_skips - len(skips)), None]
         return tuple(of_inputs)
 
 
@@ -146,28 +136,18 @@ def new_joined(x: Tensor, skip: Tensor) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
 
 
-def _aliases(kernels: Any, current: TrainingPass | None, y: Tensor) -> Tensor | tuple[Tensor, ...]:
-    if current is None:
-        return y
-    return y, *[y.detach() for _ in range(1, kernels.MAX_GRADIENTS)]
-
-
-def _save(
-    ctx: Any,
-    kernels: Any,
-    plan: Any,
-    current: TrainingPass | None,
-    slope: Tensor,
-    bias: Tensor | None,
-    y: Tensor,
-    negative: Tensor,
-) -> None:
+def _saved(
+    ctx: Any, kernels: Any, plan: Any, slope: Tensor, bias: Tensor | None, y: Tensor, negative: Tensor
+) -> Tensor | tuple[Tensor, ...]:
+    """Saves what the backward pass needs; returns y, in a training pass with aliases."""
+    current = current_pass()
     ctx.kernels, ctx.current = kernels, current
     ctx.layer = None if current is None else current.add(kernels, slope, bias, plan.partials)
     ctx.types = slope.dtype, None if bias is None else bias.dtype
     ctx.set_materialize_grads(False)
     # neither x nor the residual is needed again
     ctx.save_for_backward(slope, y, negative)
+    return y if current is None else (y, *[y.detach() for _ in range(1, kernels.MAX_GRADIENTS)])
 
 
 def _gradients(ctx: Any, grads: list[Tensor]) -> tuple[Tensor, Tensor | None, Tensor | None]:
