@@ -10,11 +10,7 @@ import argparse
 import dataclasses
 import json
 import os
-import re
-import subprocess
 import sys
-import tempfile
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,10 +22,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from tests.gpu_rehearsal.machine_code import accesses, resources
 from vnet_fast.kernels import add_prelu, augment, dice, partial_sums, sgd
 from vnet_fast.ops.dice import DiceOptions
 
-TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TYPES = {
     torch.bool: "*i1",
     torch.uint8: "*u8",
@@ -256,28 +252,9 @@ def compile_launch(launch, architecture, hints):
 
 def inspect(compiled):
     """Registers, bytes of stack and shared memory, and the memory instructions of a kernel by width in bits."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        usage, code = (
-            subprocess.run([TOOLS / tool, *options, file.name], capture_output=True, text=True, check=True).stdout
-            # without the analysis of data flow, which takes the most time
-            for tool, *options in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c", "-ndf"))
-        )
-    sizes = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
-    counts = {operation: Counter() for operation in ("LDG", "STG", "LDL", "STL")}
-    for operation, modifiers in re.findall(r"\b(LDG|LDGSTS|STG|LDL|STL)((?:\.\w+)*) ", code):
-        width = re.search(r"\.[US]?(8|16|64|128|256)\b", modifiers)
-        counts["LDG" if operation == "LDGSTS" else operation][int(width[1]) if width else 32] += 1
-    return {
-        "registers": sizes["REG"],
-        "stack": sizes["STACK"] + sizes["LOCAL"],
-        # asked for at the launch, so not in the code
-        "shared": compiled.metadata.shared,
-        "spills": counts["LDL"].total() + counts["STL"].total(),
-        "loads": counts["LDG"],
-        "stores": counts["STG"],
-    }
+    # shared memory is asked for at the launch, so that it is not in the code
+    shared = {"shared": compiled.metadata.shared}
+    return resources(compiled.asm["cubin"]) | shared | accesses(compiled.asm["cubin"])
 
 
 def main():

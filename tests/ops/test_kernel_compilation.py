@@ -1,4 +1,7 @@
-"""What the kernels of the main path compile to, on three GPU generations (`compile_kernels.py`)."""
+"""What the kernels of the main path compile to, on three GPU generations (`compile_kernels.py`).
+
+In the first ring, `tests/gpu_rehearsal/test_one_step.py` has the kernels of one step for one generation.
+"""
 
 import importlib.util
 import json
@@ -9,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.exhaustive
 SCRIPT = Path(__file__).with_name("compile_kernels.py")
 ARCHITECTURES = (80, 90, 100)
 # The least share of the bytes that a thread loads, and stores, by instructions of 16 bytes or more. What
@@ -54,18 +58,9 @@ def compiled(tmp_path_factory):
     return run
 
 
-@pytest.fixture(
-    scope="session",
-    params=[(90,), pytest.param(ARCHITECTURES, marks=pytest.mark.exhaustive)],
-    ids=["sm_90", "all architectures"],
-)
-def architectures(request):
-    return request.param
-
-
 @pytest.fixture(scope="session")
-def rows(compiled, architectures):
-    return compiled("--architectures", *architectures)
+def rows(compiled):
+    return compiled("--architectures", *ARCHITECTURES)
 
 
 def kernel_of(row):
@@ -105,10 +100,10 @@ def test_table(rows, capsys):
             )
 
 
-def test_every_kernel_is_compiled_for_every_architecture(rows, architectures):
+def test_every_kernel_is_compiled_for_every_architecture(rows):
     assert {kernel_of(row) for row in rows} == KERNELS
     for kernel in KERNELS:
-        assert {row["architecture"] for row in rows if kernel_of(row) == kernel} == set(architectures)
+        assert {row["architecture"] for row in rows if kernel_of(row) == kernel} == set(ARCHITECTURES)
 
 
 def test_no_registers_are_spilled(rows):
@@ -119,7 +114,6 @@ def test_tensors_are_read_and_written_16_bytes_at_a_time(rows):
     assert narrow(rows) == []
 
 
-@pytest.mark.exhaustive
 def test_without_alignment_the_accesses_are_found_too_narrow(compiled):
     launches = (
         "one-channel residual, 1 gradients",

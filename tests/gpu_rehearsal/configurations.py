@@ -1,0 +1,212 @@
+"""What is rehearsed: training steps of whole networks, and the operators with all their options."""
+
+import dataclasses
+import functools
+import itertools
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vnet_fast.compat.nnunet import SoftDiceLoss
+from vnet_fast.nn import vnet
+from vnet_fast.nn.losses import DiceLoss
+from vnet_fast.nn.vnet import TOPOLOGIES, VNet
+from vnet_fast.ops import eager
+from vnet_fast.ops.augment import augment
+from vnet_fast.run.configuration import LOSSES
+from vnet_fast.training.optimizer import make_optimizer
+from vnet_fast.training.step import Step
+
+PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+# of a target
+TYPES = (torch.uint8, torch.int64, torch.bool, torch.int8, torch.int16, torch.int32, *FLOATS)
+LAYOUTS = (torch.channels_last_3d, torch.contiguous_format)
+# without a class of their own: as small as can be, ragged, and several blocks
+SHAPES = ((1, 1, 1), (7, 11, 13), (16, 32, 48))
+# volumes that the augmentation chooses from
+STORED = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A training step: augmentation, network, loss, backward pass and update."""
+
+    topology: str
+    precision: str
+    base_channels: int = 16
+    classes: int = 2
+    batch: int = 2
+    shape: tuple[int, int, int] = (64, 128, 128)
+    in_channels: int = 1
+    loss: str = "dice"
+    optimizer: str = "sgd"
+
+    @property
+    def name(self):
+        """As in `paper bf16 base 16, 2 classes, 2 x 64x128x128, dice, sgd`."""
+        shape = "x".join(map(str, self.shape))
+        channels = "" if self.in_channels == 1 else f", {self.in_channels} channels"
+        return (
+            f"{self.topology} {self.precision} base {self.base_channels}, {self.classes} classes, "
+            f"{self.batch} x {shape}{channels}, {self.loss}, {self.optimizer}"
+        )
+
+
+def networks():
+    """Both topologies in three precisions, with every number at several values."""
+    return [
+        dataclasses.replace(Network(topology, precision), **changes)
+        for changes in (
+            {},
+            {"batch": 1, "shape": (16, 16, 16), "optimizer": "adamw"},
+            {"base_channels": 8, "classes": 3, "batch": 3, "shape": (35, 50, 33)},
+            {"base_channels": 1, "classes": 5, "shape": (32, 16, 48), "loss": "weighted-ce"},
+            {"base_channels": 2, "classes": 4, "batch": 1, "shape": (17, 33, 20), "in_channels": 3},
+            {"base_channels": 48, "shape": (16, 32, 32)},
+        )
+        for topology in TOPOLOGIES
+        for precision in PRECISIONS
+    ]
+
+
+def zeros(shape, dtype):
+    """A tensor of zeros, also where no arithmetic is done."""
+    size = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.zeros(size, np.uint8)).view(dtype).view(shape)
+
+
+def as_on_a_gpu():
+    """Lets CPU tensors take the same way as a GPU's through the network and its operators, for this process."""
+    vnet.convolve = convolve
+    # as in a real step, where PyTorch is in no mode
+    eager.is_in_torch_dispatch_mode = lambda: False
+
+
+def convolve(convolution, x):
+    """`nn.convolution.convolve`, with the bias left to the activation."""
+    if isinstance(convolution, nn.ConvTranspose3d):
+        return F.conv_transpose3d(x, weight_of(convolution), None, convolution.stride), convolution.bias
+    return F.conv3d(x, weight_of(convolution), None, convolution.stride, convolution.padding), convolution.bias
+
+
+def weight_of(convolution):
+    """The weight, or its copy in half precision that a step keeps."""
+    copy = getattr(convolution, "compute_weight", None)
+    return convolution.weight if copy is None else copy
+
+
+def fused_optimizer(model, name):
+    """The optimiser as on a GPU: one kernel, and rates that are tensors."""
+    optimizer = make_optimizer(model, name, 0.1, 0.9, 1e-4)
+    for group in optimizer.param_groups:
+        group |= {"fused": True, "foreach": False, "lr": torch.tensor(group["lr"])}
+    optimizer._step_supports_amp_scaling = True
+    return optimizer
+
+
+def augmented(batch, shape, classes, dtype):
+    """A batch of `ops.augment`: image and mask."""
+    ranks, masks = (torch.empty(STORED, *shape, dtype=kind) for kind in (torch.int16, torch.uint8))
+    numbers = torch.zeros(batch, dtype=torch.int64)
+    control_points = torch.empty(batch, 2, 5, 5, 5)
+    tables = torch.empty(STORED, 1 << 16)
+    deformed = torch.zeros(batch, dtype=torch.bool)
+    return augment(ranks, tables, masks, numbers, numbers, deformed, control_points, classes, dtype)
+
+
+def train(network):
+    """One training step. An input of several channels can't be augmented."""
+    model = VNet(network.in_channels, network.classes, network.base_channels, network.topology)
+    precision = PRECISIONS[network.precision]
+    step = Step(model, LOSSES[network.loss](), fused_optimizer(model, network.optimizer), precision)
+    image, mask = augmented(network.batch, network.shape, network.classes, precision or torch.float32)
+    if network.in_channels > 1:
+        image = image.expand(-1, network.in_channels, -1, -1, -1)
+    # the kernel did not write the mask, and definitions read it
+    step(image, zeros(mask.shape, mask.dtype))
+
+
+def predict(network):
+    """A forward pass without gradients, as predictions are made."""
+    model = VNet(network.in_channels, network.classes, network.base_channels, network.topology).eval()
+    precision = PRECISIONS[network.precision]
+    with torch.inference_mode(), torch.autocast("cpu", precision, enabled=precision is not None):
+        model(torch.empty(network.batch, network.in_channels, *network.shape))
+
+
+def predicting():
+    """The networks of which a prediction is rehearsed."""
+    return [Network(topology, "bf16", batch=batch) for topology in TOPOLOGIES for batch in (1, 2, 3)]
+
+
+def name_of_prediction(network):
+    """As in `prediction, paper bf16 …`."""
+    return f"prediction, {network.name}"
+
+
+def steps():
+    """All that is rehearsed of networks: {name: function}."""
+    trainings = {network.name: functools.partial(train, network) for network in networks()}
+    return trainings | {name_of_prediction(network): functools.partial(predict, network) for network in predicting()}
+
+
+def augmentations():
+    """{name: function} of batches."""
+    return {
+        f"augment to {str(dtype).removeprefix('torch.')}, {batch} x {'x'.join(map(str, shape))}": functools.partial(
+            augmented, batch, shape, 3, dtype
+        )
+        for dtype in FLOATS
+        for batch, shape in ((1, (1, 1, 1)), (3, (7, 11, 13)), (2, (64, 128, 128)), (1, (64, 129, 127)))
+    }
+
+
+def operators():
+    """The losses with all their options, and the augmentation: {name: function}."""
+    return {name: functools.partial(differentiate, *case) for name, case in loss_cases()} | augmentations()
+
+
+def loss_cases():
+    """(name, (loss, logits' shape, type and layout, target's channels and type)) of every form of the sums.
+
+    What does not depend on each other varies together.
+    """
+    activations = {"none": {}, "sigmoid": {"sigmoid": True}, "softmax": {"softmax": True}}
+    terms = {"plain": {}, "squared": {"squared_pred": True}, "soft": {"soft_label": True}}
+    others = itertools.cycle(
+        [{}, {"jaccard": True}, {"batch": True}, {"weight": 0.5}, {"reduction": "sum"}, {"reduction": "none"}]
+    )
+    classes, dtypes, shapes, types = (
+        itertools.cycle(values) for values in ((2, 3, 4, 7, 8, 32, 33), FLOATS, SHAPES, TYPES)
+    )
+    layouts = itertools.cycle((*LAYOUTS, *reversed(LAYOUTS)))
+    for (activation, first), (term, second), background, labels in itertools.product(
+        activations.items(), terms.items(), (True, False), (True, False)
+    ):
+        for ignored in (None, 0, 255) if labels else (None,):
+            options = first | second | next(others)
+            options |= {"include_background": background, "to_onehot_y": labels, "ignore_index": ignored}
+            channels, dtype, target = next(classes), next(dtypes), next(types)
+            case = DiceLoss(**options), (2, channels, *next(shapes)), dtype, next(layouts), labels, target
+            yield f"dice {activation}, {term}, background {background}, labels {labels}, ignores {ignored}", case
+    for channels, dtype, layout in itertools.product((2, 3, 5), FLOATS, LAYOUTS):
+        case = DiceLoss.paper(), (2, channels, 64, 128, 128), dtype, layout, True, torch.uint8
+        yield f"the paper's loss, {channels} classes, {dtype}, {layout}", case
+    for target in TYPES:
+        case = DiceLoss.paper(), (3, 2, 17, 19, 23), torch.bfloat16, torch.channels_last_3d, True, target
+        yield f"the paper's loss, labels in {target}", case
+    for activation in (None, nn.Softmax(1), nn.Sigmoid()):
+        loss = SoftDiceLoss(activation, batch_dice=True, do_bg=activation is None)
+        case = loss, (2, 3, 32, 32, 32), torch.bfloat16, torch.channels_last_3d, True, torch.int16
+        yield f"nnU-Net's loss, {activation}", case
+
+
+def differentiate(loss, shape, dtype, layout, labels, target_type):
+    """A loss and its gradient."""
+    logits = torch.empty(shape, dtype=dtype).contiguous(memory_format=layout).requires_grad_()
+    target = zeros((shape[0], 1 if labels else shape[1], *shape[2:]), target_type)
+    loss(logits, target.contiguous(memory_format=layout)).sum().backward()

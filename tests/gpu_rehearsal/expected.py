@@ -1,0 +1,55 @@
+"""What a rehearsal must find: the table to update when kernels change.
+
+Where a number differs, the tests show the number that was found.
+"""
+
+from collections import Counter
+
+# PReLUs of a network
+ACTIVATIONS = {"paper": 29, "caffe": 26}
+# of each activation, in forward and backward pass
+OF_AN_ACTIVATION = {"_add_prelu_forward_kernel": 1, "_add_prelu_backward_kernel": 1, "_sum_partials_kernel": 1}
+OF_A_PREDICTION = {"_add_prelu_forward_kernel": 1}
+# of a step, whatever the network
+OF_THE_BATCH = {"_augment_kernel": 1}
+OF_THE_DICE_LOSS = {"_dice_forward_kernel": 1, "_dice_backward_kernel": 1}
+# of SGD in mixed precision: weights with copies in half precision, other weights, and biases
+OF_SGD = {"_sgd_kernel": 3}
+MAX_CLASSES = 32
+# kernels that are compiled for each of the devices
+COMPILATIONS = {
+    ("steps", (8, 0)): 0,
+    ("steps", (9, 0)): 294,
+    ("steps", (10, 0)): 0,
+    ("operators", (8, 0)): 0,
+    ("operators", (9, 0)): 196,
+    ("operators", (10, 0)): 0,
+}
+# all together, at least
+ALL_COMPILATIONS = 600
+
+
+def launches_of_a_step(network):
+    """{kernel: launches} of a training step of a `configurations.Network`."""
+    expected = Counter(OF_THE_BATCH)
+    expected += Counter({kernel: ACTIVATIONS[network.topology] * count for kernel, count in OF_AN_ACTIVATION.items()})
+    if network.loss == "dice" and not is_cropped(network):
+        expected += Counter(OF_THE_DICE_LOSS)
+    if network.optimizer == "sgd" and network.precision != "float32":
+        expected += Counter(OF_SGD)
+    return expected
+
+
+def is_cropped(network):
+    """Whether the logits are a part of a padded volume, which the loss's kernels do not take."""
+    return any(length % 16 for length in network.shape)
+
+
+def launches_of_a_prediction(network):
+    """{kernel: launches} of a forward pass."""
+    return Counter({kernel: ACTIVATIONS[network.topology] * count for kernel, count in OF_A_PREDICTION.items()})
+
+
+def launches_of_a_loss(logits_shape):
+    """{kernel: launches} of a Dice loss and its gradient."""
+    return Counter(OF_THE_DICE_LOSS if logits_shape[1] <= MAX_CLASSES else {})

@@ -1,0 +1,167 @@
+"""How long Python takes for the operators of a training step, without its convolutions.
+
+    python -m tests.gpu_rehearsal.host_time
+
+Without a CUDA graph, a step takes at least as long as the host needs to launch its kernels. Here the launches end in
+nothing (`device.py`), and volumes of eight voxels leave PyTorch's own operators little to compute. Convolutions are
+replaced, and the time in them is left out. What a GPU adds is the driver's part of each launch, 2 to 3 µs.
+
+Times are of the CPU, in which other processes do not count.
+"""
+
+import argparse
+import contextlib
+import functools
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+
+import torch
+from torch import nn
+
+# milliseconds of the whole step
+TARGET = 4.0
+STEPS = 200
+WARM_UP = 20
+SHAPE = (2, 2, 2)
+# host time does not depend on it, but the optimiser's arithmetic on a CPU does
+BASE_CHANNELS = 1
+
+
+class Clock:
+    """Seconds and calls by name, of one step after the other.
+
+    What is timed within something else counts for both, except for `convolutions`, which count for nothing else.
+    """
+
+    def __init__(self):
+        self.steps = []
+        self.start_step()
+
+    def start_step(self):
+        self.seconds, self.calls = defaultdict(float), defaultdict(int)
+        self.steps.append((self.seconds, self.calls))
+
+    @contextlib.contextmanager
+    def time(self, name):
+        start, left_out = time.thread_time(), self.seconds["convolutions"]
+        yield
+        self.seconds[name] += time.thread_time() - start
+        if name != "convolutions":
+            self.seconds[name] -= self.seconds["convolutions"] - left_out
+        self.calls[name] += 1
+
+    def timed(self, name, function):
+        """The function, which is timed at every call."""
+
+        @functools.wraps(function)
+        def run(*args, **kwargs):
+            with self.time(name):
+                return function(*args, **kwargs)
+
+        return run
+
+    def milliseconds(self, name):
+        """The median of all steps, and the calls in a step."""
+        return statistics.median(1e3 * seconds[name] for seconds, _ in self.steps), self.steps[-1][1][name]
+
+
+def replace_convolutions(clock, dtype):
+    """Lets the network's convolutions return new memory of the input's extent, and their gradients too."""
+    from vnet_fast.nn import vnet
+
+    class Convolution(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, weight, channels):
+            ctx.save_for_backward(x, weight)
+            shape = (x.shape[0], channels, *x.shape[2:])
+            return torch.empty(shape, dtype=dtype, memory_format=torch.channels_last_3d)
+
+        @staticmethod
+        def backward(ctx, grad_y):
+            with clock.time("convolutions"):
+                x, weight = ctx.saved_tensors
+                return torch.empty_like(x) if ctx.needs_input_grad[0] else None, torch.empty_like(weight), None
+
+    def convolve(convolution, x):
+        with clock.time("convolutions"):
+            weight = getattr(convolution, "compute_weight", None)
+            weight = convolution.weight if weight is None else weight
+            return Convolution.apply(x, weight, convolution.out_channels), convolution.bias
+
+    vnet.convolve = convolve
+    nn.Conv3d.forward = lambda self, x: convolve(self, x)[0]
+    # so that nothing is padded
+    vnet.SIZE_MULTIPLE = 1
+
+
+def timed_step(clock, dtype):
+    """A training step of which the parts are timed, as a function without arguments."""
+    from tests.gpu_rehearsal.configurations import STORED, fused_optimizer
+    from vnet_fast.nn import vnet
+    from vnet_fast.nn.losses import DiceLoss
+    from vnet_fast.nn.vnet import VNet
+    from vnet_fast.ops.augment import augment
+    from vnet_fast.training.step import Step
+
+    replace_convolutions(clock, dtype)
+    for name in ("add_prelu", "add_prelu_join"):
+        setattr(vnet, name, clock.timed(f"{name}, forward", getattr(vnet, name)))
+    torch.Tensor.backward = clock.timed("backward pass", torch.Tensor.backward)
+    model = VNet(base_channels=BASE_CHANNELS)
+    optimizer = fused_optimizer(model, "sgd")
+    optimizer.step = clock.timed("update", optimizer.step)
+    prepare = clock.timed("augment", functools.partial(augment, num_classes=2, dtype=dtype))
+    step = Step(model, clock.timed("Dice loss, forward", DiceLoss.paper()), optimizer, dtype, prepare)
+    ranks, masks = torch.zeros(STORED, *SHAPE, dtype=torch.int16), torch.zeros(STORED, *SHAPE, dtype=torch.uint8)
+    numbers, control_points = torch.zeros(2, dtype=torch.int64), torch.zeros(2, 2, 5, 5, 5)
+    inputs = ranks, torch.zeros(STORED, 1 << 16), masks, numbers, numbers, numbers > 0, control_points
+    return clock.timed("whole step", functools.partial(step, *inputs))
+
+
+def measure(steps=STEPS):
+    """Runs steps on a pretended device and prints the table."""
+    clock = Clock()
+    step = timed_step(clock, torch.bfloat16)
+    for _ in range(WARM_UP):
+        step()
+    clock.steps.clear()
+    for _ in range(steps):
+        clock.start_step()
+        step()
+    print(f"milliseconds of the host in a step of the paper's network in bfloat16, medians of {steps}, no convolutions")
+    whole, rest = clock.milliseconds("whole step")[0], 0.0
+    for name in (
+        "augment",
+        "add_prelu, forward",
+        "add_prelu_join, forward",
+        "Dice loss, forward",
+        "backward pass",
+        "update",
+    ):
+        milliseconds, calls = clock.milliseconds(name)
+        rest += milliseconds
+        print(f"{name:24} {milliseconds:7.3f}   {calls:2} calls, {1e3 * milliseconds / max(calls, 1):6.1f} µs each")
+    print(f"{'rest of the step':24} {whole - rest:7.3f}")
+    print(f"{'whole step':24} {whole:7.3f}   target {TARGET}")
+
+
+def main():
+    from tests.gpu_rehearsal import device
+
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument("--steps", type=int, default=STEPS)
+    steps = parser.parse_args().steps
+    if reason := device.missing():
+        parser.error(reason)
+    with tempfile.TemporaryDirectory() as folder:
+        code = f"from tests.gpu_rehearsal import host_time\nhost_time.measure({steps})"
+        result = device.Stub(folder).run(code, timeout=600)
+    print(result.stdout, end="")
+    if result.returncode:
+        parser.error(result.stderr)
+
+
+if __name__ == "__main__":
+    main()
