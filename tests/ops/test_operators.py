@@ -9,6 +9,7 @@ from torch.autograd import gradcheck
 from torch.library import opcheck
 
 from vnet_fast import DiceLoss, VNet
+from vnet_fast.nn import vnet
 from vnet_fast.ops import dispatch
 from vnet_fast.ops.add_prelu import add_prelu, add_prelu_join
 from vnet_fast.ops.dice import DiceOptions
@@ -123,7 +124,8 @@ def gradients(network, loss, image, target):
     return value, torch.autograd.grad(value, list(network.parameters()))
 
 
-@pytest.mark.parametrize("topology", ["paper", "caffe"])
+# the other topology is in test_training_pass.py
+@pytest.mark.parametrize("topology", [pytest.param("paper", marks=pytest.mark.exhaustive), "caffe"])
 def test_the_network_through_the_kernels(through_kernels, monkeypatch, topology):
     """Convolutions without bias, every PReLU and the loss through the kernels: the same gradients."""
     torch.manual_seed(0)
@@ -175,6 +177,27 @@ def test_the_loss_through_the_kernels_against_monai(through_kernels, options, re
         value = loss(logits, target)
         results.append((value.detach(), *torch.autograd.grad(value.sum(), logits)))
     torch.testing.assert_close(*results, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("base_channels", [1, 16, 48, 96])
+def test_the_kernels_take_every_activation_of_a_network(monkeypatch, base_channels):
+    """With 48 and more, the coarsest stages are wider than a tile."""
+    kernels = pytest.importorskip("vnet_fast.kernels.add_prelu", reason="Triton is not installed")
+    widths = []
+
+    def activation(x, slope, bias, residual=None, skip=None):
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+        assert kernels.supports(x, slope, bias, residual)
+        widths.append(x.shape[1])
+        return x if skip is None else torch.cat([x, skip], 1).contiguous(memory_format=torch.channels_last_3d)
+
+    monkeypatch.setattr(vnet, "add_prelu", activation)
+    monkeypatch.setattr(vnet, "add_prelu_join", lambda x, slope, bias, skip: activation(x, slope, bias, skip=skip))
+    with torch.device("meta"):
+        network = VNet(base_channels=base_channels)
+        network(torch.empty(2, 1, 16, 16, 32))
+    assert len(widths) == sum(isinstance(module, torch.nn.PReLU) for module in network.modules())
+    assert max(widths) == 16 * base_channels
 
 
 def test_autocast_keeps_half_precision_through_the_epilogue(through_kernels):
