@@ -16,6 +16,8 @@ pytestmark = MARKS
 BLOCK, TENSORS = kernels.BLOCK, kernels.TENSORS
 HALF = [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.exhaustive)]
 EPSILON = torch.finfo(torch.float32).eps
+# beside every tensor: a number that an update would change
+EDGE = 3.0
 RATE, MOMENTUM, DECAY = 0.1, 0.9, 0.05
 # one number, odd lengths, a block exactly and one more, and what layouts of the network have
 SHAPES = [
@@ -41,7 +43,7 @@ def by_kernels(monkeypatch):
 
 def on_device(tensor):
     """A copy whose numbers begin at a multiple of 16 bytes, between numbers that nothing may write."""
-    memory = torch.full((tensor.numel() + 32,), torch.nan, dtype=tensor.dtype, device=DEVICE)
+    memory = torch.full((tensor.numel() + 32,), EDGE, dtype=tensor.dtype, device=DEVICE)
     return memory[16:-16].as_strided(tensor.shape, tensor.stride()).copy_(tensor)
 
 
@@ -71,6 +73,14 @@ def clones(entries, dtype=None):
 
 def rate_on_device(rate=RATE):
     return torch.tensor(rate, device=DEVICE)
+
+
+def update(by_kernel, entries, *settings):
+    if by_kernel:
+        sgd(entries, *settings)
+    else:
+        for entry in entries:
+            sgd_definition(entry, *settings)
 
 
 def assert_same(ours, theirs):
@@ -111,8 +121,8 @@ def test_kernel_against_the_definition(gradient_type, copy_type, momentum, decay
         for tensor in a:
             if tensor is not None:
                 memory = tensor.as_strided((tensor.numel() + 32,), (1,), tensor.storage_offset() - 16)
-                assert memory[:16].isnan().all()
-                assert memory[-16:].isnan().all()
+                assert (memory[:16] == EDGE).all()
+                assert (memory[-16:] == EDGE).all()
 
 
 def test_many_tensors_in_several_launches():
@@ -144,16 +154,17 @@ def test_the_launches_are_few(monkeypatch):
     assert grids == [(TENSORS,), (2 * TENSORS,), (2,)]
 
 
+@pytest.mark.parametrize("by_kernel", [True, False], ids=["kernel", "definition"])
 @pytest.mark.parametrize("copy_type", HALF, ids=str)
-def test_gradients_of_a_scaled_loss(copy_type):
+def test_gradients_of_a_scaled_loss(copy_type, by_kernel):
     """They are divided by the scale; a GPU may contract other products and sums than without one."""
     ours = make(SHAPES, copy_type, copy_type)
     theirs = clones(ours)
-    found_inf = torch.zeros((), device=DEVICE)
     for entry in ours:
         entry.gradient.mul_(8)
-    sgd(ours, rate_on_device(), MOMENTUM, DECAY, torch.tensor(8.0, device=DEVICE), found_inf)
-    sgd(theirs, rate_on_device(), MOMENTUM, DECAY)
+    scale, found_inf = torch.tensor(8.0, device=DEVICE), torch.zeros((), device=DEVICE)
+    update(by_kernel, ours, rate_on_device(), MOMENTUM, DECAY, scale, found_inf)
+    update(by_kernel, theirs, rate_on_device(), MOMENTUM, DECAY)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a.weight, b.weight, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(a.momentum, b.momentum, rtol=1e-6, atol=1e-6)
@@ -166,12 +177,8 @@ def test_gradients_that_overflowed_change_nothing(by_kernel):
     for entry in ours:
         entry.gradient[(0,) * entry.gradient.ndim] = torch.inf
     before = clones(ours)
-    settings = rate_on_device(), MOMENTUM, DECAY, torch.tensor(8.0, device=DEVICE), torch.ones((), device=DEVICE)
-    if by_kernel:
-        sgd(ours, *settings)
-    else:
-        for entry in ours:
-            sgd_definition(entry, *settings)
+    scale, found_inf = torch.tensor(8.0, device=DEVICE), torch.ones((), device=DEVICE)
+    update(by_kernel, ours, rate_on_device(), MOMENTUM, DECAY, scale, found_inf)
     assert_same(ours, before)
 
 
@@ -261,11 +268,21 @@ def test_too_large_is_not_supported():
     assert kernels.supports(weight[:-1], weight[:-1])
 
 
-def test_a_rate_on_the_host_runs_by_the_definition():
+@pytest.mark.parametrize("rate", [RATE, torch.tensor(RATE, dtype=torch.float64)], ids=["number", "float64"])
+def test_another_rate_runs_by_the_definition(rate):
     (ours,), (theirs,) = make([(7,)]), make([(7,)])
-    sgd([ours], RATE, MOMENTUM, DECAY)
-    sgd_definition(theirs, RATE, MOMENTUM, DECAY)
+    rate = rate.to(DEVICE) if isinstance(rate, torch.Tensor) else rate
+    sgd([ours], rate, MOMENTUM, DECAY)
+    sgd_definition(theirs, rate, MOMENTUM, DECAY)
     assert_same([ours], [theirs])
+
+
+def test_without_a_momentum_factor_momenta_stay():
+    ours = make(SHAPES)
+    momenta = [entry.momentum.clone() for entry in ours]
+    sgd(ours, rate_on_device(), 0.0, DECAY)
+    for entry, momentum in zip(ours, momenta, strict=True):
+        assert torch.equal(entry.momentum, momentum)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="no CUDA device")

@@ -31,10 +31,6 @@ class HalfWeights:
             convolution.weight: convolution.weight.detach().to(dtype).requires_grad_()
             for convolution in self._convolutions
         }
-        self.note()
-
-    def note(self) -> None:
-        """Notes that the copies are equal to the rounded weights."""
         self._versions = self._current_versions()
 
     def refresh(self) -> None:
@@ -44,7 +40,7 @@ class HalfWeights:
             with torch.no_grad():
                 for weight, copy in self.copies.items():
                     copy.copy_(weight)
-            self.note()
+            self._versions = self._current_versions()
 
     def _current_versions(self) -> list[int]:
         return [weight._version for weight in self.copies]
@@ -109,7 +105,6 @@ class SGD(torch.optim.SGD):
         for group in self.param_groups:
             tensors = [entry for weight in group["params"] for entry in self._entries(weight, group["momentum"])]
             sgd(tensors, group["lr"], group["momentum"], group["weight_decay"], grad_scale, found_inf)
-        self.half_weights.note()
         return None
 
     def leaves(self) -> list[Tensor]:
