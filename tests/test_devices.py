@@ -71,6 +71,24 @@ def test_float32_on_a_gpu_says_whether_it_runs_on_tensor_cores(monkeypatch):
     assert choose_precision("off", GPU) == (None, "float32")
 
 
+@pytest.mark.parametrize(("capability", "mode"), [((9, 0), "1"), ((8, 0), None), ((10, 0), None)])
+def test_cudnn_is_asked_for_tensor_cores_on_hopper(monkeypatch, capability, mode):
+    variable = "TORCH_CUDNN_USE_HEURISTIC_MODE_B"
+    # registered, so that what is set here is removed
+    monkeypatch.setenv(variable, "")
+    monkeypatch.delenv(variable)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    assert devices.find_device("auto") == GPU
+    assert os.environ.get(variable) == mode
+    assert not torch.backends.cudnn.benchmark
+    monkeypatch.setenv(variable, "0")
+    devices.find_device("cuda")
+    assert os.environ[variable] == "0"
+
+
 def test_devices():
     assert devices.find_device("cpu") == CPU
     if not torch.cuda.is_available():

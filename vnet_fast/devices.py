@@ -23,6 +23,8 @@ CGROUP_QUOTA = "/sys/fs/cgroup/cpu.max"
 # the first GPUs with TF32, and the error of a convolution that tells it from float32
 TF32_CAPABILITY = (8, 0)
 TF32_ERROR = 2e-5
+# the major number of its capability
+HOPPER = 9
 
 
 def find_device(name: str) -> torch.device:
@@ -94,13 +96,14 @@ def prepare_gpu() -> None:
     """Lets PyTorch find cuDNN's kernels on tensor cores.
 
     For some convolutions of this network cuDNN's heuristics of mode A, which PyTorch asks by default, know none on
-    Hopper. Those of mode B do, but the search of `cudnn.benchmark` never asks them. Call it before the first
-    convolution on a GPU.
+    Hopper. Those of mode B do, and rank Hopper's own kernels first, but the search of `cudnn.benchmark` never asks
+    them. On other GPUs mode A is right. Call it before the first convolution on a GPU.
 
     Source:
         benchmarks/results/cudnn, and PyTorch's Conv_v8.cpp.
     """
-    os.environ.setdefault("TORCH_CUDNN_USE_HEURISTIC_MODE_B", "1")
+    if torch.version.cuda and torch.cuda.get_device_capability()[0] == HOPPER:
+        os.environ.setdefault("TORCH_CUDNN_USE_HEURISTIC_MODE_B", "1")
     torch.backends.cudnn.benchmark = False
 
 

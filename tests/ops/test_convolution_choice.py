@@ -137,3 +137,25 @@ def test_candidates_fit_and_are_few():
         assert all(voxels * min(channels, out_channels) <= 128 for voxels in packed)
         if taps == 1 and min(channels, out_channels) >= 8:
             assert names == ("cudnn",)
+
+
+@pytest.mark.parametrize(
+    ("which", "channels", "out_channels", "taps", "capability", "dtype", "expected"),
+    [
+        ("forward", 1, 16, 5, (8, 0), torch.bfloat16, "pack8"),
+        ("grad_weight", 1, 16, 5, (9, 0), torch.bfloat16, "cudnn"),
+        ("forward", 256, 256, 5, (9, 0), torch.float16, "zstack"),
+        ("grad_weight", 128, 128, 5, (9, 0), torch.bfloat16, "zstack"),
+        ("grad_input", 32, 32, 5, (9, 0), torch.bfloat16, "zstack"),
+        ("grad_weight", 128, 128, 5, (10, 0), torch.bfloat16, "cudnn"),
+        ("grad_weight", 128, 128, 5, (9, 0), torch.float32, "cudnn"),
+        ("forward", 32, 2, 1, (9, 0), torch.bfloat16, "pack4"),
+        ("forward", 32, 2, 1, (8, 0), torch.bfloat16, "cudnn"),
+    ],
+)
+def test_the_table_is_of_cudnns_heuristics(which, channels, out_channels, taps, capability, dtype, expected):
+    layer = convolution_choice.Layer(which, dtype, (2, channels, 8, 16, 16), out_channels, (taps,) * 3)
+    assert convolution_choice.tabulated(layer, capability) == expected
+    # rows that do not divide stay as they are
+    odd = layer._replace(volume=(2, channels, 8, 16, 15))
+    assert convolution_choice.tabulated(odd, capability) == ("cudnn" if expected.startswith("pack") else expected)

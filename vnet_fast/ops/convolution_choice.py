@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vnet_fast.devices import HOPPER
 from vnet_fast.errors import InputError
 from vnet_fast.ops import device_store
 from vnet_fast.ops.convolution import REWRITES, Rewrite
@@ -29,6 +30,8 @@ HALF = (torch.float16, torch.bfloat16)
 MAX_PACKED_CHANNELS = 128
 # tensor cores read channels by eights
 FULL_CHANNELS = 8
+# for which cuDNN ranks Hopper's own kernels first
+MIN_STACKED_CHANNELS = 32
 RUNS = 5
 # of the norm, between two orders of the same sums: a few roundings of the type, and of TF32 for float32
 TOLERANCE = {torch.float32: 5e-3, torch.float16: 5e-3, torch.bfloat16: 2e-2}
@@ -180,13 +183,26 @@ def _milliseconds(function: Callable[[], object]) -> float:
 
 
 def tabulated(layer: Layer, capability: tuple[int, int]) -> str:
-    """The rewrite of a pass by cuDNN's heuristics, see benchmarks/results/cudnn.
+    """The rewrite of a pass for which cuDNN's heuristics rank a kernel on tensor cores first.
 
     Args:
         layer: the pass.
         capability: of the GPU.
+
+    Source:
+        benchmarks/results/cudnn: cuDNN's answers for all layers, passes and generations of GPUs.
     """
-    return CUDNN
+    channels, taps, name = layer.volume[1], layer.kernel[0], CUDNN
+    hopper, forward = capability[0] == HOPPER, layer.which == "forward"
+    if layer.dtype in HALF and taps > 1:
+        if channels < FULL_CHANNELS and forward:
+            name = "pack8"
+        elif hopper and min(channels, layer.out_channels) >= MIN_STACKED_CHANNELS:
+            # Hopper's own kernels take up to 27 taps
+            name = "zstack"
+    elif layer.dtype in HALF and hopper and forward and layer.out_channels < FULL_CHANNELS <= channels:
+        name = "pack4"
+    return name if name in candidates(layer) else CUDNN
 
 
 def chosen(device: torch.device) -> list[tuple[str, str]]:
