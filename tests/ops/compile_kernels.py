@@ -75,7 +75,8 @@ class Recorder:
             value = given[name]
             is_tensor = isinstance(value, torch.Tensor)
             # Triton compiles None and 1 in, like what is declared so
-            if parameter.is_constexpr or (not is_tensor and value in (None, 1)):
+            specialized = not parameter.do_not_specialize
+            if parameter.is_constexpr or value is None or (not is_tensor and value == 1 and specialized):
                 signature[name] = "constexpr"
                 constexprs[name] = value
                 continue
@@ -85,7 +86,7 @@ class Recorder:
                 divisible += [(name, i) for i, entry in enumerate(value) if entry.data_ptr() % DIVISOR == 0]
                 continue
             signature[name] = TYPES[value.dtype] if is_tensor else "i32" if value < 2**31 else "i64"
-            if (value.data_ptr() if is_tensor else value) % DIVISOR == 0:
+            if specialized and (value.data_ptr() if is_tensor else value) % DIVISOR == 0:
                 divisible.append(name)
         name = f"{self.kernel.__name__.strip('_')}: {self.name}"
         self.launches.append(Launch(name, self.kernel, signature, constexprs, tuple(divisible), options))
@@ -161,18 +162,22 @@ def add_prelu_launches():
 
 
 def dice_launches():
-    # type and layout of the logits, type of the labels
+    # type and layout of the logits, type of the labels, how much is cropped along each axis
     cases = [
-        (torch.bfloat16, torch.channels_last_3d, torch.uint8),
-        (torch.bfloat16, torch.channels_last_3d, torch.int64),
-        (torch.float32, torch.channels_last_3d, torch.uint8),
-        (torch.bfloat16, torch.contiguous_format, torch.uint8),
-        (torch.float32, torch.contiguous_format, torch.uint8),
+        (torch.bfloat16, torch.channels_last_3d, torch.uint8, 0),
+        (torch.bfloat16, torch.channels_last_3d, torch.uint8, 3),
+        (torch.bfloat16, torch.channels_last_3d, torch.int64, 0),
+        (torch.float32, torch.channels_last_3d, torch.uint8, 0),
+        (torch.bfloat16, torch.contiguous_format, torch.uint8, 0),
+        (torch.float32, torch.contiguous_format, torch.uint8, 0),
     ]
     options = DiceOptions(activation="softmax", labels=True, first_class=1, squared=True)
     launches = []
-    for dtype, layout, label_type in cases:
+    for dtype, layout, label_type, cropped in cases:
         logits, labels = empty(CLASSES, dtype, layout=layout), empty(1, label_type)
+        if cropped:
+            logits = logits[..., cropped:, cropped:, cropped:]
+            labels = torch.empty((BATCH, 1, *logits.shape[2:]), dtype=label_type, device="meta")
         assert dice.supports(logits, labels, options)
 
         def run(logits=logits, labels=labels):
@@ -181,7 +186,8 @@ def dice_launches():
 
         types = " and ".join(str(kind).removeprefix("torch.") for kind in (dtype, label_type))
         layout = str(layout).removeprefix("torch.")
-        launches += record(dice, f"{CLASSES} classes, {types}, {layout}", run)
+        name = f"{CLASSES} classes, {types}, {layout}" + (", cropped" if cropped else "")
+        launches += record(dice, name, run)
     return launches
 
 

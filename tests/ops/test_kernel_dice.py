@@ -9,8 +9,8 @@ import torch
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
 from tests.ops.kernels import DEVICE, INTERPRETED, MARKS, TYPES, surrounded  # noqa: E402
-from vnet_fast.kernels import dice  # noqa: E402
-from vnet_fast.ops.dice import DiceOptions, dice_sums_definition  # noqa: E402
+from vnet_fast.kernels import dice, dice_layouts  # noqa: E402
+from vnet_fast.ops.dice import DiceOptions, dice_sums, dice_sums_definition  # noqa: E402
 
 pytestmark = MARKS
 EPSILON = torch.finfo(torch.float32).eps
@@ -84,7 +84,7 @@ def make_grad_sums(logits, first_class=0):
 
 def shape_of(size, layout, dtype, classes=2):
     logits = make_logits((1, classes, 2), dtype, layout)
-    block = dice.form_of(logits, make_labels((1, classes, 2)), PAPER).block
+    block = dice.plan_of(logits, make_labels((1, classes, 2)), PAPER._replace(first_class=0)).form.block
     spatial = {
         "one_voxel": (1, 1, 1, 1),
         "primes": (2, 3, 5, 7),
@@ -123,7 +123,7 @@ def floors(logits, target, grad_sums, options, exact):
     rounding = torch.finfo(logits.dtype).eps / (1 if INTERPRETED and logits.dtype == torch.bfloat16 else 2)
     grad_floor = rounding * exact[1].nan_to_num(0).abs().amax()
     grad_floor += 4 * EPSILON * grad_probability.nan_to_num(0).abs().amax()
-    added = min(dice.form_of(logits, target, options).block, logits[0, 0].numel())
+    added = min(dice.plan_of(logits, target, options).form.block, logits[0, 0].numel())
     epsilons = 4 + added**0.5 / 2 if INTERPRETED else 4
     return epsilons * EPSILON * terms.amax((1, 2)), grad_floor
 
@@ -140,7 +140,8 @@ def check(logits, target, options, grad_sums=None):
 
     assert sums.dtype == torch.float32
     assert sums.is_contiguous()
-    assert (grad.dtype, grad.stride()) == (logits.dtype, logits.stride())
+    # dense, also where the logits are a part of a larger volume
+    assert (grad.dtype, grad.stride()) == (logits.dtype, torch.empty_like(logits).stride())
     sums_floor, grad_floor = floors(logits, target, grad_sums, options, exact)
     for name, ours, theirs, reference, floor in [
         ("intersection", sums[0], plain[0][0], exact[0][0], sums_floor[0]),
@@ -156,12 +157,87 @@ def check(logits, target, options, grad_sums=None):
     return sums, grad
 
 
+def few_programs(monkeypatch, count):
+    """Lets small volumes have several blocks in each of `count` programs."""
+    monkeypatch.setattr(dice_layouts, "MIN_BLOCKS", 1)
+    monkeypatch.setattr(dice_layouts, "MAX_PROGRAMS", count)
+    monkeypatch.setattr(dice_layouts, "_plan", dice_layouts._plan.__wrapped__)
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", TYPES)
 def test_sizes(dtype, layout, size):
     shape = shape_of(size, layout, dtype)
     check(make_logits(shape, dtype, layout), make_labels(shape), PAPER)
+
+
+# (D, H, W) before the crop, and where the crop begins and ends along each axis
+CROPS = {
+    "all sides": ((5, 8, 9), ((1, 4), (2, 7), (1, 8))),
+    "rows": ((3, 5, 9), ((0, 3), (0, 5), (2, 9))),
+    "columns": ((3, 9, 7), ((0, 3), (3, 8), (0, 7))),
+    "slices": ((7, 5, 7), ((2, 5), (0, 5), (0, 7))),
+    "a row": ((3, 5, 9), ((1, 2), (2, 3), (1, 8))),
+    "a column": ((3, 7, 5), ((0, 3), (1, 6), (2, 3))),
+}
+
+
+def cropped(wide, crop):
+    """A view of a part of the volumes, surrounded by NaN or by the largest number, which nothing may read."""
+    edge = torch.nan if wide.is_floating_point() else torch.iinfo(wide.dtype).max
+    part = wide[(slice(None), slice(None), *(slice(*limits) for limits in crop))]
+    inside = part.clone()
+    wide.fill_(edge)
+    part.copy_(inside)
+    return part
+
+
+@pytest.mark.parametrize(
+    "crop", [pytest.param(crop, marks=[pytest.mark.exhaustive] * (crop != "all sides")) for crop in CROPS]
+)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("classes", [2, 3])
+def test_cropped_volumes(monkeypatch, classes, layout, crop):
+    """The logits of volumes whose size is no multiple of 16: the network's are larger."""
+    few_programs(monkeypatch, 2)
+    whole, where = CROPS[crop]
+    logits = cropped(make_logits((2, classes, *whole), torch.float32, layout), where)
+    assert not logits.is_contiguous()
+    check(logits, make_labels(logits.shape), PAPER)
+    channels = make_channels(logits.shape, torch.float32, layout)
+    check(logits, channels, DiceOptions(activation="sigmoid", soft=True))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_cropped_volumes_of_several_blocks(monkeypatch, layout, dtype):
+    few_programs(monkeypatch, 3)
+    logits = cropped(make_logits((2, 2, 8, 16, 20), dtype, layout), ((2, 8), (1, 16), (3, 20)))
+    target = make_labels(logits.shape, ignore_index=255)
+    options = PAPER._replace(ignore_index=255)
+    sums, grad = check(logits, target, options)
+    # the same sums in the same order
+    dense = torch.empty_like(logits).copy_(logits)
+    assert torch.equal(sums, dice.dice_sums(dense, target, options))
+    grad_sums = make_grad_sums(logits, 1)
+    assert torch.equal(grad, dice.dice_sums_backward(grad_sums, dense, target, options))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_slices_that_are_further_apart_than_32_bits_count(tmp_path, layout):
+    shape, distance = (1, 2, 2, 1, 5), 2**31 + 64
+    strides = (2 * distance, 1, distance, 10, 2) if layout == "channels_last" else (0, 2 * distance, distance, 5, 1)
+    size = 1 + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
+    if DEVICE == "cuda":
+        memory = torch.empty(size, dtype=torch.bfloat16, device=DEVICE)
+    else:
+        # a file with holes
+        memory = torch.from_numpy(np.memmap(tmp_path / "volume", np.int16, "w+", shape=(size,))).view(torch.bfloat16)
+    logits, target = make_logits(shape, torch.bfloat16, layout), make_labels(shape)
+    apart = memory.as_strided(shape, strides).copy_(logits)
+    for found, expected in zip(check(apart, target, PAPER), check(logits, target, PAPER), strict=True):
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("classes", [1, 2, 3, 4, 5, 32])
@@ -205,7 +281,7 @@ def test_options(layout, activation, labels, terms, first_class):
 
 
 @pytest.mark.parametrize("ignore_index", [0, 2, 255, -1])
-@pytest.mark.parametrize("dtype", dice.TARGET_TYPES, ids=name_of)
+@pytest.mark.parametrize("dtype", dice_layouts.TARGET_TYPES, ids=name_of)
 def test_ignored_labels(dtype, ignore_index):
     shape = (2, 3, 3, 5, 7)
     layout, terms = ("channels_last", "squared") if ignore_index > 0 else ("contiguous", "plain")
@@ -214,7 +290,7 @@ def test_ignored_labels(dtype, ignore_index):
     check(make_logits(shape, torch.float32, layout), make_labels(shape, dtype, ignore_index), options)
 
 
-@pytest.mark.parametrize("dtype", dice.TARGET_TYPES, ids=name_of)
+@pytest.mark.parametrize("dtype", dice_layouts.TARGET_TYPES, ids=name_of)
 def test_types_of_the_target(dtype):
     shape = (2, 3, 3, 5, 7)
     for layout in LAYOUTS:
@@ -299,9 +375,8 @@ def test_nan_and_infinity(layout, classes, activation, value):
 def test_programs_that_take_several_blocks(monkeypatch, layout, dtype):
     shape = shape_of("real", layout, dtype)
     logits, target = make_logits(shape, dtype, layout), make_labels(shape)
-    monkeypatch.setattr(dice, "MIN_BLOCKS", 1)
-    monkeypatch.setattr(dice, "MAX_PROGRAMS", 3)
-    assert dice._num_programs(logits, dice.form_of(logits, target, PAPER)) == 3
+    few_programs(monkeypatch, 3)
+    assert dice.plan_of(logits, target, PAPER).grid == (3, len(logits))
     check(logits, target, PAPER)
 
 
@@ -434,6 +509,13 @@ def supports_cases():
         "float_labels": (logits, labels.float(), {}),
         "channels": (logits, logits.bool(), channels),
         "channels_in_last": (last, last.half(), channels),
+        "cropped": (torch.zeros(2, 3, 3, 4, 6, device=DEVICE)[..., :5], labels, {}),
+        "cropped_in_last": (
+            in_layout(torch.zeros(2, 3, 4, 4, 5, device=DEVICE), "channels_last")[:, :, 1:],
+            labels,
+            {},
+        ),
+        "channel_slice": (wide[:, :3], labels, {}),
     }
     no = {
         "float64": (logits.double(), labels, {}),
@@ -442,9 +524,11 @@ def supports_cases():
         "empty": (logits[:0], labels[:0], {}),
         "no_voxels": (logits[..., :0], labels[..., :0], {}),
         "too_many_classes": (many, labels[:1, :, :1, :1, :2].contiguous(), {}),
-        "channel_slice": (wide[:, :3], labels, {}),
         "channel_slice_in_last": (in_layout(wide, "channels_last")[:, :3], labels, {}),
-        "cropped": (torch.zeros(2, 3, 3, 4, 6, device=DEVICE)[..., :5], labels, {}),
+        "every_second": (torch.zeros(2, 3, 3, 4, 10, device=DEVICE)[..., ::2], labels, {}),
+        "every_second_in_last": (in_layout(torch.zeros(2, 3, 3, 4, 10), "channels_last")[..., ::2], labels, {}),
+        "cropped_labels": (logits, make_labels((2, 3, 3, 4, 6))[..., :5], {}),
+        "cropped_one_axis": (torch.zeros(2, 3, 9, device=DEVICE)[..., :5], labels[:, :, 0, 0], {}),
         "expanded": (logits[:1].expand(shape), labels, {}),
         "transposed": (logits.transpose(2, 4), labels.transpose(2, 4).contiguous(), {}),
         "strided_labels": (logits.transpose(3, 4).contiguous(), labels.transpose(3, 4), {}),
@@ -467,3 +551,22 @@ def supports_cases():
 def test_supports(case, expected):
     logits, target, options = case
     assert dice.supports(logits, target, PAPER._replace(**options)) is expected
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_eager_sums_are_launched_at_once_and_have_two_derivatives(through_kernels, layout):
+    logits = cropped(make_logits((2, 2, 5, 6, 7), torch.float32, layout), ((1, 4), (0, 5), (1, 7)))
+    target, results = make_labels(logits.shape), []
+    # float64 runs by definition
+    for dtype in (torch.float32, torch.float64):
+        leaf = logits.detach().to(dtype).requires_grad_()
+        sums = dice_sums(leaf, target, PAPER)
+        assert ("_DiceSums" in sums.grad_fn.name()) == (dtype == torch.float32)
+        intersection, prediction, ground = sums
+        loss = (intersection / (prediction + ground)).sum()
+        (grad,) = torch.autograd.grad(loss, leaf, create_graph=True)
+        (second,) = torch.autograd.grad(grad.square().sum(), leaf)
+        results.append([tensor.detach().double() for tensor in (loss, grad, second)])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-7)
+    with torch.no_grad():
+        assert not dice_sums(logits, target, PAPER).requires_grad

@@ -1,11 +1,13 @@
 """The sums over voxels that every form of the Dice loss is made of, as one operation."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from vnet_fast.ops.dispatch import kernels_for
+from vnet_fast.ops.eager import is_eager
 
 ACTIVATIONS = ("none", "sigmoid", "softmax")
 # the fields of DiceOptions in the schema of an operator, in their order
@@ -60,6 +62,12 @@ def dice_sums(input: Tensor, target: Tensor, options: DiceOptions = DiceOptions(
     if target.requires_grad:
         # a target that is learned: rare, and not worth a kernel
         return dice_sums_definition(input, target, options)
+    kernels = kernels_for("dice", input) if is_eager(input) and is_eager(target) else None
+    plan = None if kernels is None else kernels.plan_of(input, target, options)
+    if plan is not None:
+        # a registered operator takes most of its time on the host in Python
+        apply: Callable[..., Tensor] = _DiceSums.apply
+        return apply(input, target, options, kernels, plan)
     sums: Tensor = torch.ops.vnet_fast.dice_sums(input, target, *options)
     return sums
 
@@ -138,6 +146,26 @@ def _one_hot(labels: Tensor, num_classes: int, ignore_index: int | None, dtype: 
 def _kernels(input: Tensor, target: Tensor, options: DiceOptions) -> Any:
     kernels = kernels_for("dice", input)
     return kernels if kernels is not None and kernels.supports(input, target, options) else None
+
+
+class _DiceSums(torch.autograd.Function):
+    """The sums by the kernels, launched at once."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, target: Tensor, options: DiceOptions, kernels: Any, plan: Any) -> Tensor:
+        ctx.options, ctx.kernels, ctx.plan = options, kernels, plan
+        ctx.save_for_backward(input, target)
+        return cast(Tensor, kernels.dice_sums(input, target, options, plan))
+
+    @staticmethod
+    def backward(ctx: Any, grad_sums: Tensor) -> tuple[Tensor | None, ...]:
+        input, target = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            # a second derivative is wanted, which the definition has
+            grad = dice_sums_gradient_definition(grad_sums, input, target, ctx.options)
+        else:
+            grad = ctx.kernels.dice_sums_backward(grad_sums, input, target, ctx.options, ctx.plan)
+        return grad, None, None, None, None
 
 
 def _dice_sums(input: Tensor, target: Tensor, *fields: Any) -> Tensor:
