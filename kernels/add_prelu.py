@@ -41,6 +41,7 @@ from vnet_fast.kernels.add_prelu_layouts import (
     backward_plan,
     bits_shape,
     forward_plan,
+    has_rows,
     supports,
 )
 from vnet_fast.kernels.launch import on_device_of
@@ -211,14 +212,14 @@ def add_prelu_backward(grads, y, negative, slope):
     Args:
         grads: one to `MAX_GRADIENTS` gradients of y, which are added: (N, C, *spatial), with the type of `y`; copied if
             they are not rows of C channels.
-        y, negative: what `add_prelu` returned.
+        y, negative: what `add_prelu` returned; `y` is copied if it is not rows of C channels any more.
         slope: (C,), as in the forward pass.
 
     Returns:
         grad_x: (N, C, *spatial), dense channels-last, with the type of `y`; also the gradient of a full residual.
         grad_slope, grad_bias: (C,), float32.
     """
-    grads, plan = _planned(grads, y)
+    grads, y, plan = _planned(grads, y)
     partials = torch.empty(plan.partials, dtype=torch.float32, device=y.device)
     grad_x = _launch_backward(grads, y, negative, slope, partials, plan)
     return grad_x, *sum_partials(partials, y.shape[1])
@@ -231,16 +232,23 @@ def add_prelu_backward_partials(grads, y, negative, slope, partials):
         grads, y, negative, slope: as for `add_prelu_backward`.
         partials: is written; float32, contiguous, with the shape `partials` of the forward plan.
     """
-    grads, plan = _planned(grads, y)
+    grads, y, plan = _planned(grads, y)
     return _launch_backward(grads, y, negative, slope, partials, plan)
 
 
 def _planned(grads, y):
+    """Gradients and y as rows, copied where they are not, and the plan of the launch."""
     plan = backward_plan(grads, y)
     if plan is None:
-        grads = [grad.contiguous(memory_format=MEMORY_FORMAT[y.ndim]) for grad in grads]
+        # a saved y that was moved to the host and back may have lost its layout too
+        grads, (y,) = _as_rows(grads), _as_rows([y])
         plan = backward_plan(grads, y)
-    return grads, plan
+    return grads, y, plan
+
+
+def _as_rows(volumes):
+    layout = MEMORY_FORMAT[volumes[0].ndim]
+    return [volume if has_rows(volume) else volume.contiguous(memory_format=layout) for volume in volumes]
 
 
 def _launch_backward(grads, y, negative, slope, partials, plan):

@@ -70,13 +70,18 @@ def forward_plan(x, slope, bias=None, residual=None, out=None):
 
 
 def backward_plan(grads, y):
-    """The launch of the backward kernel, or None if a gradient is not rows of adjacent channels.
+    """The launch of the backward kernel, or None if one of the tensors does not have rows.
 
     Args:
         grads: up to three gradients of y.
         y: what the forward kernel returned.
     """
     return _backward_plan(tuple([layout_of(grad) for grad in grads]), layout_of(y))
+
+
+def has_rows(tensor):
+    """Whether a tensor is rows of adjacent channels, with a constant stride from row to row."""
+    return row_stride(tensor.shape, tensor.stride()) is not None
 
 
 def bits_shape(x):
@@ -121,11 +126,11 @@ def _forward_plan(x, slope, bias, residual, out):
 @functools.lru_cache(maxsize=1024)
 def _backward_plan(grads, y):
     shape, stride, dtype = y
-    strides = [row_stride(*grad[:2]) for grad in grads]
-    if None in strides:
+    y_stride, strides = row_stride(shape, stride), [row_stride(*grad[:2]) for grad in grads]
+    if None in (y_stride, *strides):
         return None
     constants = _backward_tile(shape[1], dtype)
-    constants |= {"GRAD_STRIDES": tuple(strides), "Y_STRIDE": row_stride(shape, stride), "LOADS": BACKWARD_LOADS}
+    constants |= {"GRAD_STRIDES": tuple(strides), "Y_STRIDE": y_stride, "LOADS": BACKWARD_LOADS}
     plan = _plan(shape, constants, constants)
     constants["WIDTH"] = plan.partials[2]
     constants |= _register_limit(len(grads), constants)

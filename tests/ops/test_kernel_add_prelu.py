@@ -375,6 +375,16 @@ def test_gradients_of_any_stride(layout):
     check((x, slope, bias, residual, grad_y))
 
 
+def test_a_saved_y_may_have_lost_its_layout():
+    x, slope, bias, residual, grad_y = make_inputs((2, 16, 3, 5, 7), torch.float32)
+    y, negative = add_prelu.add_prelu(x, slope, bias, residual)
+    expected = add_prelu.add_prelu_backward([grad_y], y, negative, slope)
+    for ours, theirs in zip(
+        add_prelu.add_prelu_backward([grad_y], y.contiguous(), negative, slope), expected, strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
 def test_the_sums_of_several_layers_have_the_bits_of_their_own(monkeypatch):
     monkeypatch.setattr(partial_sums, "_tables", {})
     shapes = {16: (2, 3, 5, 7), 3: (1, 2, 3, 4), 24: (1, 10, 10, 5)}
