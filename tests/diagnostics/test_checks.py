@@ -122,3 +122,11 @@ def test_a_gpu_that_pytorch_does_not_see_is_found(monkeypatch, tmp_path):
 @pytest.mark.parametrize(("number", "version"), [(91900, "9.19.0"), (91002, "9.10.2"), (8902, "8.9.2")])
 def test_the_version_of_cudnn_is_written_as_usual(number, version):
     assert machine.cudnn_version(number) == version
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_everything_works(monkeypatch):
+    """Every kernel passes its trial, convolutions are right, and a step of the paper's size is captured."""
+    monkeypatch.undo()
+    found = checks.examine(GPU)
+    assert found.problems == [], "\n".join(found.lines)

@@ -4,9 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vnet_fast import VNet
-from vnet_fast.ops import convolution_choice
+from vnet_fast import DiceLoss, VNet
+from vnet_fast.ops import convolution_choice, device_store
 from vnet_fast.ops.convolution import REWRITES, forward, grad_input, grad_weight
+from vnet_fast.training.optimizer import make_optimizer
+from vnet_fast.training.step import Step
 
 LAST = torch.channels_last_3d
 # (channels, output channels, taps, volume): first layers, inner ones, heads, shapes smaller than the kernel
@@ -99,3 +101,49 @@ def test_a_network_of_rewritten_convolutions_is_the_same(rewritten, monkeypatch,
         assert error <= 10 * tolerance, f"{name}: {error:.2g}"
         # so that neither autograd nor the optimiser copies it
         assert gradient.ndim != 5 or gradient.is_contiguous(memory_format=LAST), name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("channels", "out_channels", "taps"), [(1, 16, 5), (32, 32, 5), (128, 128, 5), (32, 2, 1)])
+def test_every_pass_on_a_gpu(dtype, channels, out_channels, taps):
+    """cuDNN may have a kernel that is wrong for a rewritten shape; a training run would not take it."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = (2, channels, 16, 32, 32), (out_channels, channels, taps, taps, taps), (2, out_channels, 16, 32, 32)
+    x, weight, grad_y = (
+        torch.randn(shape, generator=generator).to("cuda", dtype).contiguous(memory_format=LAST) for shape in shapes
+    )
+    leaves = x.double().requires_grad_(), weight.double().requires_grad_()
+    expected = F.conv3d(*leaves, padding=taps // 2)
+    exact = expected, *torch.autograd.grad(expected, leaves, grad_y.double())
+    tolerance = convolution_choice.TOLERANCE[dtype]
+    for name in convolution_choice.candidates(convolution_choice.Layer.of("forward", x, weight)):
+        rewrite = REWRITES[name]
+        found = (
+            forward(rewrite, x, weight),
+            grad_input(rewrite, grad_y, x, weight),
+            grad_weight(rewrite, grad_y, x, weight),
+        )
+        for which, result, wanted in zip(("forward", "grad_input", "grad_weight"), found, exact, strict=True):
+            error = (result.double() - wanted).norm() / wanted.norm()
+            assert error <= tolerance, f"{name}, {which}: {error:.2g}"
+
+
+@pytest.mark.gpu
+def test_a_step_on_a_gpu_chooses_before_it_is_captured(monkeypatch, tmp_path):
+    """Each pass is timed once, in the iterations before the capture, and the graph holds the choice."""
+    monkeypatch.setattr(device_store, "FOLDER", tmp_path)
+    monkeypatch.setattr(convolution_choice, "_chosen", {})
+    model = VNet(base_channels=8).to("cuda")
+    optimizer = make_optimizer(model, "sgd", 1e-3, 0.9, 0.0)
+    step = Step(model, DiceLoss.paper(), optimizer, torch.float16, graph=True)
+    image = torch.randn(1, 1, 32, 32, 32, device="cuda")
+    target = (image > 0).to(torch.uint8)
+    step(image, target)
+    chosen = convolution_choice.chosen(torch.device("cuda", 0))
+    passes = {layer.split()[0] for layer, _ in chosen}
+    assert passes == {"forward", "grad_input", "grad_weight"}
+    for _ in range(5):
+        step(image, target)
+    assert step.captured
+    assert convolution_choice.chosen(torch.device("cuda", 0)) == chosen

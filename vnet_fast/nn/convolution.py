@@ -26,23 +26,26 @@ def convolve(convolution: nn.Conv3d | nn.ConvTranspose3d, x: Tensor) -> tuple[Te
     Returns:
         (N, C', D', H', W'), and None or the bias (C',).
     """
-    deferred = dispatch.kernels_for("add_prelu", x) is not None
+    if dispatch.kernels_for("add_prelu", x) is None:
+        return _convolve(convolution, x, convolution.bias), None
+    return _convolve(convolution, x, None), convolution.bias
+
+
+def _convolve(convolution: nn.Conv3d | nn.ConvTranspose3d, x: Tensor, bias: Tensor | None) -> Tensor:
     # a training step may keep a copy of the weight in its precision
     copy: Tensor | None = getattr(convolution, "compute_weight", None)
     weight = convolution.weight if copy is None else copy
-    bias = None if deferred else convolution.bias
-    deferred_bias = convolution.bias if deferred else None
     if isinstance(convolution, nn.ConvTranspose3d):
-        return F.conv_transpose3d(x, weight, bias, convolution.stride), deferred_bias
+        return F.conv_transpose3d(x, weight, bias, convolution.stride)
     if convolution.stride[0] == 1:
         if _is_coarse(convolution, x):
             apply: Callable[..., Tensor] = _CoarseConvolution.apply
-            return apply(*_autocast("cpu", x, weight, bias)), deferred_bias
+            return apply(*_autocast("cpu", x, weight, bias))
         if convolution_choice.can_rewrite(x):
             x, weight, bias = _autocast(x.device.type, x, weight, bias)
             if convolution_choice.has_choice(x, weight):
-                return _rewritten(x, weight, bias), deferred_bias
-    return F.conv3d(x, weight, bias, convolution.stride, convolution.padding), deferred_bias
+                return _rewritten(x, weight, bias)
+    return F.conv3d(x, weight, bias, convolution.stride, convolution.padding)
 
 
 def _is_coarse(convolution: nn.Conv3d, x: Tensor) -> bool:
@@ -82,6 +85,14 @@ class _RewrittenConvolution(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             grad_w = compute("grad_weight", x, weight, lambda rewrite: grad_weight(rewrite, grad_y, x, weight))
         return grad_x, grad_w
+
+
+class Convolution(nn.Conv3d):
+    """PyTorch's Conv3d, run as `convolve` runs it, with its bias: for a layer without activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C', D', H', W') of (N, C, D, H, W)."""
+        return _convolve(self, x, self.bias)
 
 
 class _CoarseConvolution(torch.autograd.Function):

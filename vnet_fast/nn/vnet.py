@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vnet_fast.nn.convolution import convolve
+from vnet_fast.nn.convolution import Convolution, convolve
 from vnet_fast.ops.add_prelu import add_prelu, add_prelu_join
 
 KERNEL_SIZE = 5
@@ -146,7 +146,7 @@ class VNet(nn.Module):
         if plan.wide_head:
             self.wide_head = Activated(nn.Conv3d(last, num_classes, KERNEL_SIZE, padding=KERNEL_SIZE // 2))
             last = num_classes
-        self.head = nn.Conv3d(last, num_classes, 1)
+        self.head = Convolution(last, num_classes, 1)
         initialise(self.head)
         self.to(memory_format=self.memory_format)  # type: ignore[call-overload]  # missing in torch's types
 
