@@ -86,9 +86,7 @@ def narrow(rows):
     return [
         f"sm_{row['architecture']} {row['name']}: loads {widths(row['loads'])}, stores {widths(row['stores'])}"
         for row in rows
-        # rows of a cropped volume begin anywhere
-        if "cropped" not in row["name"]
-        and not (are_wide(row["loads"], kernel_of(row), 0) and are_wide(row["stores"], kernel_of(row), 1))
+        if not (are_wide(row["loads"], kernel_of(row), 0) and are_wide(row["stores"], kernel_of(row), 1))
     ]
 
 
@@ -113,7 +111,8 @@ def test_no_registers_are_spilled(rows):
 
 
 def test_tensors_are_read_and_written_16_bytes_at_a_time(rows):
-    assert narrow(rows) == []
+    # the rows of a cropped volume begin anywhere
+    assert narrow([row for row in rows if "cropped" not in row["name"]]) == []
 
 
 def test_without_alignment_the_accesses_are_found_too_narrow(compiled):
