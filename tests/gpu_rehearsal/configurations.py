@@ -16,6 +16,7 @@ from vnet_fast.nn.losses import DiceLoss
 from vnet_fast.nn.vnet import TOPOLOGIES, VNet
 from vnet_fast.ops import eager
 from vnet_fast.ops.augment import augment
+from vnet_fast.ops.training_pass import training_pass
 from vnet_fast.run.configuration import LOSSES
 from vnet_fast.training.optimizer import make_optimizer
 from vnet_fast.training.step import Step
@@ -130,6 +131,19 @@ def train(network):
     step(image, zeros(mask.shape, mask.dtype))
 
 
+def differentiate_network(network):
+    """Forward and backward pass within `training_pass`, of which only the gradients of the weights are wanted."""
+    model = VNet(network.in_channels, network.classes, network.base_channels, network.topology)
+    loss, precision = LOSSES[network.loss](), PRECISIONS[network.precision]
+    image = torch.empty(network.batch, network.in_channels, *network.shape)
+    mask = zeros((network.batch, 1, *network.shape), torch.uint8)
+    with training_pass():
+        with torch.autocast("cpu", precision, enabled=precision is not None):
+            logits = model(image)
+        loss(logits, mask).backward()
+    assert all(weight.grad is not None for weight in model.parameters())
+
+
 def predict(network):
     """A forward pass without gradients, as predictions are made."""
     model = VNet(network.in_channels, network.classes, network.base_channels, network.topology).eval()
@@ -138,20 +152,25 @@ def predict(network):
         model(torch.empty(network.batch, network.in_channels, *network.shape))
 
 
-def predicting():
-    """The networks of which a prediction is rehearsed."""
-    return [Network(topology, "bf16", batch=batch) for topology in TOPOLOGIES for batch in (1, 2, 3)]
+def predictions():
+    """{name: network} of which a prediction is rehearsed."""
+    networks = [Network(topology, "bf16", batch=batch) for topology in TOPOLOGIES for batch in (1, 2, 3)]
+    return {f"prediction, {network.name}": network for network in networks}
 
 
-def name_of_prediction(network):
-    """As in `prediction, paper bf16 …`."""
-    return f"prediction, {network.name}"
+def passes():
+    """{name: network} of which a training pass is rehearsed."""
+    networks = [Network(topology, precision, shape=(32, 64, 64)) for topology in TOPOLOGIES for precision in PRECISIONS]
+    return {f"training pass, {network.name}": network for network in networks}
 
 
 def steps():
     """All that is rehearsed of networks: {name: function}."""
-    trainings = {network.name: functools.partial(train, network) for network in networks()}
-    return trainings | {name_of_prediction(network): functools.partial(predict, network) for network in predicting()}
+    return (
+        {network.name: functools.partial(train, network) for network in networks()}
+        | {name: functools.partial(differentiate_network, network) for name, network in passes().items()}
+        | {name: functools.partial(predict, network) for name, network in predictions().items()}
+    )
 
 
 def augmentations():

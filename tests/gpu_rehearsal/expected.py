@@ -9,6 +9,9 @@ from collections import Counter
 ACTIVATIONS = {"paper": 29, "caffe": 26}
 # of each activation, in forward and backward pass
 OF_AN_ACTIVATION = {"_add_prelu_forward_kernel": 1, "_add_prelu_backward_kernel": 1, "_sum_partials_kernel": 1}
+# of each activation in a training pass, and of all of them
+OF_AN_ACTIVATION_IN_A_PASS = {"_add_prelu_forward_kernel": 1, "_add_prelu_backward_kernel": 1}
+OF_A_PASS = {"_sum_all_partials_kernel": 1}
 OF_A_PREDICTION = {"_add_prelu_forward_kernel": 1}
 # of a step, whatever the network
 OF_THE_BATCH = {"_augment_kernel": 1}
@@ -32,22 +35,27 @@ ALL_COMPILATIONS = 600
 def launches_of_a_step(network):
     """{kernel: launches} of a training step of a `configurations.Network`."""
     expected = Counter(OF_THE_BATCH)
-    expected += Counter({kernel: ACTIVATIONS[network.topology] * count for kernel, count in OF_AN_ACTIVATION.items()})
-    if network.loss == "dice" and not is_cropped(network):
+    expected += of_all_activations(network, OF_AN_ACTIVATION)
+    if network.loss == "dice":
         expected += Counter(OF_THE_DICE_LOSS)
     if network.optimizer == "sgd" and network.precision != "float32":
         expected += Counter(OF_SGD)
     return expected
 
 
-def is_cropped(network):
-    """Whether the logits are a part of a padded volume, which the loss's kernels do not take."""
-    return any(length % 16 for length in network.shape)
+def launches_of_a_pass(network):
+    """{kernel: launches} of a forward and a backward pass within `training_pass`."""
+    return of_all_activations(network, OF_AN_ACTIVATION_IN_A_PASS) + Counter(OF_A_PASS | OF_THE_DICE_LOSS)
 
 
 def launches_of_a_prediction(network):
     """{kernel: launches} of a forward pass."""
-    return Counter({kernel: ACTIVATIONS[network.topology] * count for kernel, count in OF_A_PREDICTION.items()})
+    return of_all_activations(network, OF_A_PREDICTION)
+
+
+def of_all_activations(network, of_one):
+    """{kernel: launches} of all activations of a network."""
+    return Counter({kernel: ACTIVATIONS[network.topology] * count for kernel, count in of_one.items()})
 
 
 def launches_of_a_loss(logits_shape):
