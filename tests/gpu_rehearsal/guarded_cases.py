@@ -59,10 +59,12 @@ def partial_sums_case(layers, memory):
     module.sum_all_partials(torch.randn(first), tuple(placed))
 
 
-def dice_case(channels, shape, dtype, layout, options, target_type, memory):
-    """Forward and backward pass."""
+def dice_case(channels, shape, dtype, layout, options, target_type, cropped, memory):
+    """Forward and backward pass; cropped logits have those of other voxels between them."""
     module = kernels("dice")
-    logits = memory.placed(torch.randn(2, channels, *shape).to(dtype).contiguous(memory_format=layout))
+    margin = 2 if cropped else 0
+    logits = torch.randn(2, channels, *(length + margin for length in shape)).to(dtype).contiguous(memory_format=layout)
+    logits = memory.placed(logits[:, :, : shape[0], 1 : shape[1] + 1, : shape[2]] if cropped else logits)
     target = torch.randint(0, 2, (2, 1 if options.labels else channels, *shape)).to(target_type)
     target = memory.placed(target.contiguous(memory_format=torch.contiguous_format if options.labels else layout))
     assert module.supports(logits, target, options)
@@ -121,11 +123,11 @@ def dice_cases():
     dtypes = itertools.cycle(FLOATS)
     layouts = (torch.channels_last_3d, torch.contiguous_format)
     for channels, layout in itertools.product((2, 3, 5), layouts):
-        for shape in (*SHAPES, (1, 33, 37)):
+        for shape, cropped in ((SHAPES[0], False), (SHAPES[1], False), ((1, 33, 37), False), ((2, 17, 19), True)):
             option, dtype = next(options), next(dtypes)
             target = torch.uint8 if option.labels else dtype
-            name = f"{channels} classes, {shape}, {SHORT[dtype]}, {layout}, {option}"
-            yield name, functools.partial(dice_case, channels, shape, dtype, layout, option, target)
+            name = f"{channels} classes, {shape}, {SHORT[dtype]}, {layout}, cropped {cropped}, {option}"
+            yield name, functools.partial(dice_case, channels, shape, dtype, layout, option, target, cropped)
 
 
 def augment_cases():
