@@ -87,7 +87,7 @@ def _add(buffer, index, gradient):
 
 
 def _as_needed(gradient, node, index):
-    """The gradient as the engine gives it to a node: in the type of the tensor whose gradient it is."""
+    """The gradient as the engine gives it to a node: in the type and shape of the tensor whose gradient it is."""
     if node.name().endswith("AccumulateGrad"):
         wanted = node.variable
     elif index < len(node._input_metadata):
@@ -95,7 +95,8 @@ def _as_needed(gradient, node, index):
     else:
         return gradient
     if gradient.shape != torch.Size(wanted.shape):
-        raise AssertionError(f"{node.name()} takes a gradient of shape {tuple(wanted.shape)}; got {gradient.shape}")
+        # of a tensor that was repeated; anything else is an error
+        gradient = gradient.sum_to_size(tuple(wanted.shape))
     if gradient.device != wanted.device:
         raise AssertionError(f"{node.name()} takes a gradient on {wanted.device}; got one on {gradient.device}")
     return gradient if gradient.dtype == wanted.dtype else gradient.to(wanted.dtype)

@@ -25,7 +25,7 @@ from torch._subclasses import FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from tests.gpu_rehearsal import fake_backward
-from vnet_fast.ops import convolution, trials
+from vnet_fast.ops import convolution, convolution_choice, trials
 
 CUDA = torch.device("cuda", 0)
 # H100
@@ -55,10 +55,16 @@ class Stream:
 
 
 @contextlib.contextmanager
-def fake_cuda():
-    """Within it tensors are fake, and the package takes tensors on "cuda" for those of a GPU."""
+def fake_cuda(rewrites=False):
+    """Within it tensors are fake, and the package takes tensors on "cuda" for those of a GPU.
+
+    Args:
+        rewrites: whether convolutions are rewritten as the table of an H100 has it; else all of them are cuDNN's own.
+    """
     _register_guard()
     with contextlib.ExitStack() as stack:
+        mode_of_convolutions = convolution_choice.AUTO if rewrites else convolution_choice.CUDNN
+        stack.enter_context(mock.patch.dict(os.environ, {convolution_choice.VARIABLE: mode_of_convolutions}))
         stack.enter_context(warnings.catch_warnings())
         # the address of a fake tensor is 0, which is aligned
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")

@@ -69,6 +69,8 @@ class Configuration:
     classes: int = 2
     base_channels: int = 16
     resident: bool = True
+    # whether convolutions are rewritten by the table of an H100
+    rewrites: bool = False
 
     def __str__(self):
         """As in `caffe, loss weighted-ce`: what is not the default."""
@@ -96,6 +98,7 @@ CONFIGURATIONS = {
         Configuration("caffe", "fp16", optimizer="adamw"),
         *(Configuration(loss=loss) for loss in LOSSES if loss != "dice"),
         Configuration(precision="fp16", loss="weighted-ce"),
+        Configuration(rewrites=True),
         Configuration(shape=(35, 50, 33)),
         Configuration(shape=(16, 16, 16), batch=1),
         Configuration(in_channels=3, classes=4, resident=False),
@@ -134,7 +137,7 @@ def _batch(configuration, autocast):
 
 def log_of_step(configuration):
     """The log of a step as it is captured, after a first one."""
-    with fake_cuda():
+    with fake_cuda(configuration.rewrites):
         step, inputs = step_of(configuration)
         with OperatorLog().recording():
             step(*inputs)
