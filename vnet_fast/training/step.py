@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vnet_fast.devices import mixed_precision
+from vnet_fast.ops.training_pass import training_pass
 from vnet_fast.training.optimizer import SGD, HalfWeights
 
 # Iterations before the graph is captured. In the first, cuDNN chooses its algorithms, kernels are compiled and the
@@ -102,10 +103,11 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         image, target = self.prepare(*inputs) if self.prepare else inputs
         half_weights = self._half_weights.in_use() if self._half_weights else contextlib.nullcontext()
-        with half_weights, mixed_precision(self.device, self.autocast):
-            logits = self.model(image)
-        loss = self.loss(logits, target)
-        self.scaler.scale(loss).backward()
+        with training_pass():
+            with half_weights, mixed_precision(self.device, self.autocast):
+                logits = self.model(image)
+            loss = self.loss(logits, target)
+            self.scaler.scale(loss).backward()
         self.scaler.step(self._stepped())
         self.scaler.update()
         return loss.detach()
