@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 OPERATORS = json.loads(Path(__file__).with_name("operators.json").read_text())
 DEFAULT = "step: paper, bf16, dice, sgd"
 # launches of a step besides cuDNN's
-LAUNCHES = 240
+LAUNCHES = 100
 # of captured steps, the few that copy a volume into another layout, with the reason
 COPIES = {
     "step: loss weighted-ce": "its log-softmax is contiguous",
