@@ -73,6 +73,7 @@ def fake_cuda(rewrites=False):
             stack.enter_context(patch)
         stack.enter_context(mode)
         stack.enter_context(fake_backward.in_python())
+        stack.callback(_pinned.clear)
         yield
 
 
@@ -158,13 +159,14 @@ def _patches():
                 yield mock.patch.object(module, "_tables", {})
 
 
-# of fake tensors of the host that would be pinned: a GPU copies them without the host's waiting
-_pinned = set()
+# Fake tensors of the host that would be pinned: a GPU copies them without the host's waiting. By their memory, which
+# they keep, so that no other tensor gets it.
+_pinned = {}
 
 
 def _pin(tensor):
     copy = tensor.clone()
-    _pinned.add(copy.untyped_storage()._cdata)
+    _pinned[copy.untyped_storage()._cdata] = copy
     return copy
 
 
