@@ -31,6 +31,7 @@ from vnet_fast.ops.convolution import REWRITES, forward, grad_input, grad_weight
 RESULTS = Path(__file__).parent / "results" / "cudnn"
 SOURCE = Path(__file__).with_name("cudnn_heuristics.cpp")
 SHAPE = (64, 128, 128)
+BASE_CHANNELS = 16
 BATCHES = (2, 1)
 TYPES = ("bfloat16", "float16", "float32")
 PASSES = ("forward", "grad_input", "grad_weight")
@@ -148,8 +149,12 @@ class _Recorder(TorchDispatchMode):
 
 
 @functools.cache
-def layers(batch):
+def layers(batch, shape=SHAPE, base_channels=BASE_CHANNELS):
     """Every different convolution of the network with its number in each topology, in the order of the forward pass.
+
+    Args:
+        batch, shape: of the input, (batch, 1, *shape).
+        base_channels: of the network.
 
     Returns:
         dict from `floor.Convolution` to a dict from topology to number.
@@ -157,8 +162,8 @@ def layers(batch):
     found = {}
     for topology in TOPOLOGIES:
         with torch.device("meta"):
-            model = VNet(topology=topology)
-        for layer in convolutions(model, (batch, 1, *SHAPE))[0]:
+            model = VNet(base_channels=base_channels, topology=topology)
+        for layer in convolutions(model, (batch, 1, *shape))[0]:
             numbers = found.setdefault(layer, dict.fromkeys(TOPOLOGIES, 0))
             numbers[topology] += 1
     return found
@@ -204,11 +209,11 @@ def _strided(layer, which):
 
 
 @functools.cache
-def questions(batch):
-    """(layer, rewrite, pass) to Operation, for every pass of a training step."""
+def questions(*case):
+    """(layer, rewrite, pass) to Operation, for every pass of a training step; arguments as of `layers`."""
     return {
         (str(layer), name, which): operation(layer, which, name)
-        for layer in layers(batch)
+        for layer in layers(*case)
         for name in alternatives(layer)
         for which in PASSES
         if layer.needs_input_gradient or which != "grad_input"

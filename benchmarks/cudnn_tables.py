@@ -169,10 +169,14 @@ def choices(rows, gpu, layer, text, which, dtype):
 
 
 @functools.cache
-def steps(batch):
-    """Every pass of a training step: (layer, its text, name of the pass, its call without a rewrite)."""
-    calls = questions(batch)
-    named = [(layer, str(layer)) for layer in layers(batch)]
+def steps(*case):
+    """Every pass of a training step: (layer, its text, name of the pass, its call without a rewrite).
+
+    Args:
+        case: as the arguments of `cudnn_heuristics.layers`.
+    """
+    calls = questions(*case)
+    named = [(layer, str(layer)) for layer in layers(*case)]
     return [
         (layer, text, which, calls[text, "cudnn", which])
         for layer, text in named
@@ -182,16 +186,22 @@ def steps(batch):
 
 
 @functools.cache
-def needing(gpu, batch):
+def needing(gpu, *case):
     """The passes that need tensor cores: a set of (text of the layer, name of the pass)."""
-    return {(text, which) for _, text, which, call in steps(batch) if needs_tensor_cores(gpu, call)}
+    return {(text, which) for _, text, which, call in steps(*case) if needs_tensor_cores(gpu, call)}
 
 
-def missing(found, gpu, dtype, batch):
-    """For each choice, the passes that need tensor cores and get none: a list of (layer, pass)."""
+def missing(rows, gpu, dtype, *case):
+    """For each choice, the passes that need tensor cores and get none: a list of (layer, pass).
+
+    Args:
+        rows: the answers for a GPU, type and case.
+        gpu, dtype: see `rule`.
+        case: as the arguments of `cudnn_heuristics.layers`.
+    """
     lists = {choice: [] for choice in CHOICES}
-    rows, needed = found[gpu, dtype, batch], needing(gpu, batch)
-    for layer, text, which, _ in steps(batch):
+    needed = needing(gpu, *case)
+    for layer, text, which, _ in steps(*case):
         if (text, which) in needed:
             for choice, (_, engine) in choices(rows, gpu, layer, text, which, dtype).items():
                 if not on_tensor_cores(engine):
@@ -235,7 +245,7 @@ def counts_table(stored, types):
     rows = []
     for (version, _, found), gpu in itertools.product(stored, GPUS):
         if (gpu, *kinds[0]) in found:
-            lists = [missing(found, gpu, *kind) for kind in kinds]
+            lists = [missing(found[(gpu, *kind)], gpu, *kind) for kind in kinds]
             counts = [" / ".join(str(len(one[choice])) for one in lists) for choice in CHOICES]
         else:
             counts = ["no answer"] * len(CHOICES)
@@ -248,7 +258,7 @@ def missing_table(stored, types):
     versions = {}
     for (version, _, found), gpu in itertools.product(stored, GPUS):
         for kind in itertools.product(types, BATCHES):
-            lists = missing(found, gpu, *kind) if (gpu, *kind) in found else {}
+            lists = missing(found[(gpu, *kind)], gpu, *kind) if (gpu, *kind) in found else {}
             for choice, (layer, which) in ((choice, one) for choice, ones in lists.items() for one in ones):
                 known = versions.setdefault((gpu, choice, layer, SHORT[which]), [])
                 if version not in known:

@@ -1,20 +1,29 @@
 """cuDNN's stored answers: they are of the network as it is, the package's rule holds in them, and the tables follow."""
 
+import itertools
+
 import pytest
 
+from benchmarks import cudnn_sizes
 from benchmarks.cudnn_heuristics import BATCHES, GPUS, TYPES, load, questions, store, summary
 from benchmarks.cudnn_tables import (
+    CHOICES,
     HALF,
+    OWN_ENGINES,
     README,
     capability,
     layers,
     missing,
+    mode_by_rule,
     nbytes,
+    needing,
     needs_tensor_cores,
     replaced,
     results,
+    rule,
     searched,
     seconds,
+    steps,
     tables,
     taken,
 )
@@ -46,18 +55,38 @@ def test_every_pass_of_the_network_and_its_rewrites_is_answered(version, release
 
 @pytest.mark.parametrize(("version", "releases", "found"), STORED, ids=VERSIONS)
 def test_by_the_rule_every_pass_of_weight_has_tensor_cores(version, releases, found):
-    for gpu, dtype, batch in found:
+    for (gpu, dtype, batch), rows in found.items():
         if dtype in HALF:
-            without = missing(found, gpu, dtype, batch)
+            without = missing(rows, gpu, dtype, batch)
             assert set(without["rule"]) <= LEFT.get((version, gpu), set())
             if without["rule"]:
                 assert not without["search"]
 
 
+def test_hoppers_own_engines_come_first_for_stacked_convolutions():
+    for _, _, found in STORED:
+        for dtype, (layer, text, which, _) in itertools.product(HALF, steps(2)):
+            if rule("sm_90", layer, which, dtype) == "zstack":
+                kind = CALLS[text, "zstack", which].kind
+                answer = found["sm_90", dtype, 2][text, "zstack", which]
+                assert taken(answer, mode_by_rule("sm_90")) in {f"{engine}t" for engine in OWN_ENGINES[kind]}
+
+
+def test_other_sizes_are_counted_likewise(monkeypatch):
+    case = (1, (16, 16, 16), 8)
+    for engine, expected in (("22t", 0), ("28", len(needing("sm_90", *case)))):
+        answer = " | ".join([f"{engine}:0 #1"] * 3)
+        monkeypatch.setattr(
+            cudnn_sizes, "ask", lambda program, gpu, lines, answer=answer: ("1.2.3", [answer for _ in lines])
+        )
+        assert cudnn_sizes.counts(None, "sm_90", case) == ("1.2.3", dict.fromkeys(CHOICES, expected))
+    assert expected > 0
+
+
 def test_without_the_rule_hopper_lacks_tensor_cores_in_every_version():
     for _, _, found in STORED:
-        assert len(missing(found, "sm_90", "bfloat16", 2)["mode A"]) >= 3
-    newest = STORED[-1][2]
+        assert len(missing(found["sm_90", "bfloat16", 2], "sm_90", "bfloat16", 2)["mode A"]) >= 3
+    newest = STORED[-1][2]["sm_90", "bfloat16", 2]
     assert len(missing(newest, "sm_90", "bfloat16", 2)["mode B"]) == 2
 
 
