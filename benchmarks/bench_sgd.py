@@ -5,7 +5,6 @@ import torch
 
 from benchmarks.measure import DEVICE, ON_GPU, copy_of, measure
 from vnet_fast import VNet
-from vnet_fast.nn.vnet import Activated
 from vnet_fast.ops.sgd import Weights, sgd
 
 DTYPE = torch.bfloat16
@@ -18,7 +17,8 @@ def tensors():
     """All weights of the network with what an update needs: convolutions in half precision, the others in float32."""
     torch.manual_seed(0)
     model = VNet(base_channels=BASE_CHANNELS).to(DEVICE)
-    convolutions = {module.convolution.weight for module in model.modules() if isinstance(module, Activated)}
+    kinds = torch.nn.Conv3d, torch.nn.ConvTranspose3d
+    convolutions = {module.weight for module in model.modules() if isinstance(module, kinds)}
     entries = []
     for parameter in model.parameters():
         weight, half = parameter.detach(), parameter in convolutions

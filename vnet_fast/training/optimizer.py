@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vnet_fast.nn.vnet import Activated, VNet
+from vnet_fast.nn.vnet import VNet
 from vnet_fast.ops.dispatch import kernels_for
 from vnet_fast.ops.sgd import Weights, sgd
 
@@ -26,7 +26,7 @@ class HalfWeights:
 
     def __init__(self, model: VNet, dtype: torch.dtype) -> None:
         self.model, self.dtype = model, dtype
-        self._convolutions = [module.convolution for module in model.modules() if isinstance(module, Activated)]
+        self._convolutions = [m for m in model.modules() if isinstance(m, nn.Conv3d | nn.ConvTranspose3d)]
         self.copies = {
             convolution.weight: convolution.weight.detach().to(dtype).requires_grad_()
             for convolution in self._convolutions
