@@ -248,8 +248,8 @@ def test_out_of_memory_halves_the_windows_and_says_so():
     found = predict_probabilities(model, image, notify=messages.append)
     np.testing.assert_allclose(found, forward(model.network, image), rtol=0, atol=1e-6)
     assert messages == [
-        "out of memory on the CPU, windows are 64 x 80 x 16 voxels, which is less accurate",
-        "out of memory on the CPU, windows are 64 x 48 x 16 voxels, which is less accurate",
+        "out of memory on the GPU, windows are 64 x 80 x 16 voxels, which is less accurate",
+        "out of memory on the GPU, windows are 64 x 48 x 16 voxels, which is less accurate",
     ]
     assert model.seen[:2] == [(16, 80, 128), (16, 80, 64)]
     # three by three windows: halves overlap

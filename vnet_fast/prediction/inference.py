@@ -73,13 +73,9 @@ def predict_probabilities(
     d, h, w = image.shape
     attempts = list_attempts(device, windows.clip_to_shape(window or (d, h, w), (d, h, w)), (d, h, w))
     for attempt, following in itertools.pairwise(attempts):
-        try:
-            return _average(model, image, attempt, autocast, overlap, flips, track)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-        # after the except clause, whose traceback keeps the memory of the failed pass
-        free_memory(attempt.device)
+        probabilities = _average_if_memory(model, image, attempt, autocast, overlap, flips, track)
+        if probabilities is not None:
+            return probabilities
         notify(f"out of memory on the {'CPU' if attempt.device == HOST else 'GPU'}, {following.description}")
     try:
         # without mixed precision, which was chosen for the device
@@ -112,6 +108,18 @@ def list_attempts(device: torch.device, window: Shape, shape: Shape) -> list[Att
         attempts.append(Attempt(device, smaller, HOST, f"windows are {size} voxels, which is less accurate"))
         smaller = windows.halve_longest_axis(smaller)
     return [*attempts, Attempt(HOST, window, HOST, "the network runs on the CPU, in float32")]
+
+
+def _average_if_memory(model: nn.Module, image: np.ndarray, attempt: Attempt, *how: Any) -> np.ndarray | None:
+    """`_average`, or None if the memory does not suffice, which is free then."""
+    try:
+        return _average(model, image, attempt, *how)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    # after the except clause, whose traceback keeps the memory of the failed pass
+    free_memory(attempt.device)
+    return None
 
 
 @torch.inference_mode()
