@@ -73,10 +73,10 @@ def predict_probabilities(
     d, h, w = image.shape
     attempts = list_attempts(device, windows.clip_to_shape(window or (d, h, w), (d, h, w)), (d, h, w))
     for attempt, following in itertools.pairwise(attempts):
-        probabilities = _average_if_memory(model, image, attempt, autocast, overlap, flips, track)
+        probabilities, exhausted = _average_if_memory(model, image, attempt, autocast, overlap, flips, track)
         if probabilities is not None:
             return probabilities
-        notify(f"out of memory on the {'CPU' if attempt.device == HOST else 'GPU'}, {following.description}")
+        notify(f"out of memory on the {exhausted}, {following.description}")
     try:
         # without mixed precision, which was chosen for the device
         return _average(model.to(HOST), image, attempts[-1], None, overlap, flips, track)
@@ -110,16 +110,20 @@ def list_attempts(device: torch.device, window: Shape, shape: Shape) -> list[Att
     return [*attempts, Attempt(HOST, window, HOST, "the network runs on the CPU, in float32")]
 
 
-def _average_if_memory(model: nn.Module, image: np.ndarray, attempt: Attempt, *how: Any) -> np.ndarray | None:
-    """`_average`, or None if the memory does not suffice, which is free then."""
+def _average_if_memory(
+    model: nn.Module, image: np.ndarray, attempt: Attempt, *how: Any
+) -> tuple[np.ndarray | None, str]:
+    """`_average`; or None and whose memory does not suffice, CPU or GPU. It is free then."""
     try:
-        return _average(model, image, attempt, *how)
+        return _average(model, image, attempt, *how), ""
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
+        # PyTorch's own error is of a GPU
+        on_cpu = attempt.device == HOST and not isinstance(error, torch.OutOfMemoryError)
     # after the except clause, whose traceback keeps the memory of the failed pass
     free_memory(attempt.device)
-    return None
+    return None, "CPU" if on_cpu else "GPU"
 
 
 @torch.inference_mode()
