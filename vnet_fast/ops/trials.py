@@ -208,10 +208,17 @@ def _try_sgd(device: torch.device) -> Pairs:
 
     rate = torch.tensor(0.1, device=device)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        numbers = [torch.randn(length, device=device) for length in (1000, 3, 64) for _ in range(3)]
+        # longer than what a program updates, and short
+        numbers = [torch.randn(length, device=device) for length in (5000, 3, 64) for _ in range(3)]
+        half = dtype != torch.float32
         ours, theirs = (
             [
-                Weights(weight.clone(), gradient.to(dtype), momentum.clone(), torch.zeros_like(weight, dtype=dtype))
+                Weights(
+                    weight.clone(),
+                    gradient.to(dtype),
+                    momentum.clone(),
+                    torch.zeros_like(weight, dtype=dtype) if half else None,
+                )
                 for weight, gradient, momentum in zip(*[iter(numbers)] * 3, strict=True)
             ]
             for _ in range(2)
