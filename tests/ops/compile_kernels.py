@@ -23,7 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from tests.gpu_rehearsal.machine_code import accesses, resources
-from vnet_fast.kernels import add_prelu, augment, dice, partial_sums, sgd
+from vnet_fast.kernels import add_prelu, augment, convolution, dice, partial_sums, sgd
 from vnet_fast.ops.dice import DiceOptions
 
 TYPES = {
@@ -238,6 +238,18 @@ def sgd_launches():
     return launches
 
 
+def convolution_launches():
+    launches = []
+    for dtype in (torch.bfloat16, torch.float32):
+        # the layers that are stacked, and channels that fill no power of two
+        for level, channels in ((0, 32), (1, 64), (2, 128), (3, 256), (1, 48)):
+            x = empty(channels, dtype, level)
+            assert convolution.supports(x, 5)
+            name = f"{channels} channels of {str(dtype).removeprefix('torch.')}"
+            launches += record(convolution, name, lambda x=x: convolution.stack(x, 5))
+    return launches
+
+
 def distinct(launches):
     """The launches without those that compile to the same as one before."""
     first = {}
@@ -271,7 +283,9 @@ def main():
     parser.add_argument("--architectures", type=int, nargs="+", default=[80, 90, 100])
     parser.add_argument("--no-hints", action="store_true", help="compile as if nothing were aligned")
     config = parser.parse_args()
-    launches = distinct(add_prelu_launches() + deform_launches() + dice_launches() + sgd_launches())
+    launches = distinct(
+        add_prelu_launches() + deform_launches() + dice_launches() + sgd_launches() + convolution_launches()
+    )
     wanted = [launch for launch in launches if any(part in launch.name for part in config.only)]
     rows, inspected = [], []
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -26,6 +26,7 @@ WIDE_SHARE = {
     "sum_all_partials_kernel": (0.75, 0),
     "dice_forward_kernel": (0.75, 0),
     "dice_backward_kernel": (0.5, 0.75),
+    "stack_kernel": (0.75, 0.75),
 }
 # The same as a number of instructions, for a kernel that looks up voxels one by one where it deforms, the
 # most of its code, and stores them as it finds them. Where it does not deform, a thread has 8 voxels in a

@@ -21,6 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vnet_fast.ops.dispatch import kernels_for
+from vnet_fast.ops.eager import is_eager
+
 _ONES = [1, 1, 1]
 
 
@@ -67,16 +70,17 @@ class ZStack(Plain):
 
     def input(self, x: Tensor, kernel: tuple[int, ...]) -> Tensor:
         """(N, d C, D, H, W); the channels of one shift come before those of the next."""
-        depth, pad = x.shape[2], kernel[0] // 2
-        padded = F.pad(x.permute(0, 2, 3, 4, 1), (0, 0, 0, 0, 0, 0, pad, pad))
-        # (N, d, H, W, C, D)
-        shifted = padded.unfold(1, depth, 1)
-        return shifted.permute(0, 5, 2, 3, 1, 4).flatten(4).permute(0, 4, 1, 2, 3)
+        kernels = kernels_for("convolution", x, x, kernel[0]) if is_eager(x) else None
+        if kernels is not None:
+            stacked: Tensor = kernels.stack(x, kernel[0])
+            return stacked
+        return stack_definition(x, kernel[0])
 
     def weight(self, weight: Tensor) -> Tensor:
         """(K, d C, 1, h, w)."""
-        stacked = weight.permute(0, 2, 1, 3, 4).flatten(1, 2).unsqueeze(2)
-        return stacked.contiguous(memory_format=torch.channels_last_3d)
+        # as rows of channels, in one copy
+        rows = weight.permute(0, 3, 4, 2, 1).flatten(3).contiguous()
+        return rows.permute(0, 3, 1, 2).unsqueeze(2)
 
     def grad_weight(self, grad: Tensor, shape: torch.Size) -> Tensor:
         """(K, C, d, h, w), channels-last."""
@@ -139,6 +143,23 @@ class Pack(Plain):
         return summed.contiguous(memory_format=torch.channels_last_3d)
 
 
+def stack_definition(x: Tensor, taps: int) -> Tensor:
+    """The input of `zstack` in plain PyTorch. The kernel is tested against it, and it runs where the kernel can't.
+
+    Args:
+        x: (N, C, D, H, W).
+        taps: along z.
+
+    Returns:
+        (N, taps C, D, H, W), channels-last, with zeros from beyond the volume.
+    """
+    depth, pad = x.shape[2], taps // 2
+    padded = F.pad(x.permute(0, 2, 3, 4, 1), (0, 0, 0, 0, 0, 0, pad, pad))
+    # (N, taps, H, W, C, D)
+    shifted = padded.unfold(1, depth, 1)
+    return shifted.permute(0, 5, 2, 3, 1, 4).flatten(4).permute(0, 4, 1, 2, 3)
+
+
 Rewrite = Plain
 REWRITES: dict[str, Rewrite] = {
     rewrite.name: rewrite for rewrite in (Plain(), ZStack(), Pack(voxels=2), Pack(voxels=4), Pack(voxels=8))
@@ -191,14 +212,14 @@ def grad_input(rewrite: Rewrite, grad_y: Tensor, x: Tensor, weight: Tensor) -> T
     """The gradient of `forward` with respect to its volume, (N, C, D, H, W)."""
     if rewrite.name == "cudnn":
         return _backward(grad_y, x, weight, [True, False, False])[0]
-    mirrored = weight.transpose(0, 1).flip(2, 3, 4).contiguous(memory_format=torch.channels_last_3d)
-    return forward(rewrite, grad_y, mirrored)
+    return forward(rewrite, grad_y, weight.flip(2, 3, 4).transpose(0, 1))
 
 
 def grad_weight(rewrite: Rewrite, grad_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """The gradient of `forward` with respect to its weight, (K, C, d, h, w)."""
     # only its shape is needed
-    rewritten = rewrite.weight(weight)
+    shape = rewrite.weight(torch.empty_like(weight, device="meta")).shape
+    rewritten = torch.empty(shape, dtype=weight.dtype, device=weight.device, memory_format=torch.channels_last_3d)
     given = rewrite.input(x, weight.shape[2:])
     grad = _backward(rewrite.grad_output(grad_y), given, rewritten, [False, True, False])[1]
     return rewrite.grad_weight(grad, weight.shape)

@@ -232,11 +232,21 @@ def _try_sgd(device: torch.device) -> Pairs:
             yield f"{dtype} copy", found.copy, wanted.copy
 
 
+def _try_convolution(device: torch.device) -> Pairs:
+    from vnet_fast.ops.convolution import REWRITES, stack_definition
+
+    for dtype in DTYPES:
+        for channels in (16, 3):
+            x = _volume((2, channels, 5, 6, 7), dtype, device)
+            yield f"{dtype} stacked volume", REWRITES["zstack"].input(x, (5, 5, 5)), stack_definition(x, 5)
+
+
 TRIALS: dict[str, Callable[[torch.device], Pairs]] = {
     "add_prelu": _try_add_prelu,
     "dice": _try_dice,
     "augment": _try_augment,
     "sgd": _try_sgd,
+    "convolution": _try_convolution,
 }
 
 
