@@ -218,7 +218,7 @@ def grad_input(rewrite: Rewrite, grad_y: Tensor, x: Tensor, weight: Tensor) -> T
 def grad_weight(rewrite: Rewrite, grad_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """The gradient of `forward` with respect to its weight, (K, C, d, h, w)."""
     # only its shape is needed
-    shape = rewrite.weight(torch.empty_like(weight, device="meta")).shape
+    shape = rewrite.weight(torch.empty(weight.shape, device="meta")).shape
     rewritten = torch.empty(shape, dtype=weight.dtype, device=weight.device, memory_format=torch.channels_last_3d)
     given = rewrite.input(x, weight.shape[2:])
     grad = _backward(rewrite.grad_output(grad_y), given, rewritten, [False, True, False])[1]
