@@ -16,6 +16,7 @@ from vnet_fast.nn.losses import DiceLoss
 from vnet_fast.nn.vnet import TOPOLOGIES, VNet
 from vnet_fast.ops import eager
 from vnet_fast.ops.augment import augment
+from vnet_fast.ops.convolution import REWRITES
 from vnet_fast.run.configuration import LOSSES
 from vnet_fast.training.optimizer import make_optimizer
 from vnet_fast.training.step import Step
@@ -182,9 +183,27 @@ def augmentations():
     }
 
 
+def stacks():
+    """{name: function} of volumes whose shifts are stacked for a rewritten convolution."""
+    return {
+        f"stack {str(dtype).removeprefix('torch.')} {'x'.join(map(str, shape))}": functools.partial(
+            stacked, shape, dtype
+        )
+        for dtype in FLOATS
+        for shape in ((2, 32, 64, 128, 128), (2, 256, 4, 8, 8), (1, 48, 7, 11, 13), (3, 16, 1, 1, 3))
+    }
+
+
 def operators():
-    """The losses with all their options, and the augmentation: {name: function}."""
-    return {name: functools.partial(differentiate, *case) for name, case in loss_cases()} | augmentations()
+    """The losses with all their options, the augmentation, and stacked volumes: {name: function}."""
+    losses = {name: functools.partial(differentiate, *case) for name, case in loss_cases()}
+    return losses | augmentations() | stacks()
+
+
+def stacked(shape, dtype):
+    """The input of a rewritten convolution."""
+    x = torch.empty(shape, dtype=dtype).contiguous(memory_format=torch.channels_last_3d)
+    REWRITES["zstack"].input(x, (5, 5, 5))
 
 
 def loss_cases():
