@@ -97,6 +97,14 @@ def sgd_case(sizes, dtype, momentum, memory):
     assert all(bool(weight.isfinite().all()) for weight in weights)
 
 
+def convolution_case(channels, shape, dtype, taps, memory):
+    """The shifts of a volume."""
+    module = kernels("convolution")
+    x = volume(memory, channels, shape, dtype)
+    assert module.supports(x, taps)
+    assert bool(module.stack(x, taps).isfinite().all())
+
+
 def add_prelu_cases():
     """Channels below, at and above a power of two, and rows of several tiles."""
     forms = itertools.cycle([(None, False, 1), ("full", False, 2), ("one channel", False, 3), (None, True, 2)])
@@ -154,12 +162,22 @@ def partial_sums_cases():
         yield f"{layers}", functools.partial(partial_sums_case, layers)
 
 
+def convolution_cases():
+    """One row and several tiles, channels that fill no power of two, and more shifts than planes."""
+    for (channels, shape), dtype, taps in zip(
+        ((1, SHAPES[0]), (3, SHAPES[1]), (20, SHAPES[1]), (600, SHAPES[1])), itertools.cycle(FLOATS), (5, 5, 3, 5)
+    ):
+        name = f"{channels} channels, {shape}, {SHORT[dtype]}, {taps} taps"
+        yield name, functools.partial(convolution_case, channels, shape, dtype, taps)
+
+
 CASES = {
     "add_prelu": add_prelu_cases,
     "partial_sums": partial_sums_cases,
     "dice": dice_cases,
     "augment": augment_cases,
     "sgd": sgd_cases,
+    "convolution": convolution_cases,
 }
 
 

@@ -13,7 +13,7 @@ import torch
 from tests.gpu_rehearsal import guarded
 from tests.gpu_rehearsal.device import ROOT
 
-MODULES = ("add_prelu", "partial_sums", "dice", "augment", "sgd")
+MODULES = ("add_prelu", "partial_sums", "dice", "augment", "sgd", "convolution")
 # which of the cases of a module are in the first ring, and in the second
 SOME, ALL = "2:3", ":"
 # a load and a store of kernels that every step launches
