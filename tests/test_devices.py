@@ -121,6 +121,7 @@ def test_threads_are_the_cores_unless_the_user_says(asked):
     assert result.stdout.split() == [asked or "5"]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc")
 def test_freed_memory_is_kept():
     """A forward pass takes most of its memory from the memory that the pass before freed."""

@@ -116,6 +116,7 @@ def test_command_of_several_processes(command, folder, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.exhaustive
 @commands(r"^pytest ")
 def test_command_of_benchmarks(command, tmp_path):
     """The benchmarks of one file, on volumes of a size that only shows that all works."""

@@ -43,6 +43,7 @@ def step_of(model):
     return Step(model, DiceLoss.paper(), optimizer)
 
 
+@pytest.mark.exhaustive
 def test_parts_of_our_step_on_a_cpu():
     torch.manual_seed(0)
     step = step_of(VNet(base_channels=4))

@@ -7,6 +7,7 @@ import pytest
 from tests.gpu_rehearsal import configurations, device, expected
 from tests.ops.test_kernel_compilation import narrow
 
+pytestmark = pytest.mark.exhaustive
 NETWORK = configurations.Network("paper", "bf16")
 CODE = """
 from tests.gpu_rehearsal import configurations, rehearse

@@ -1,7 +1,4 @@
-"""What the kernels of the main path compile to, on three GPU generations (`compile_kernels.py`).
-
-In the first ring, `tests/gpu_rehearsal/test_one_step.py` has the kernels of one step for one generation.
-"""
+"""What the kernels of the main path compile to, on three GPU generations (`compile_kernels.py`)."""
 
 import importlib.util
 import json

@@ -124,8 +124,9 @@ def gradients(network, loss, image, target):
     return value, torch.autograd.grad(value, list(network.parameters()))
 
 
-# the other topology is in test_training_pass.py
-@pytest.mark.parametrize("topology", [pytest.param("paper", marks=pytest.mark.exhaustive), "caffe"])
+# in the first ring, test_training_pass.py has the whole network
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("topology", ["paper", "caffe"])
 def test_the_network_through_the_kernels(through_kernels, monkeypatch, topology):
     """Convolutions without bias, every PReLU and the loss through the kernels: the same gradients."""
     torch.manual_seed(0)

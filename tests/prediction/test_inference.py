@@ -181,7 +181,7 @@ def test_more_overlap_comes_nearer_to_the_whole_and_leaves_no_seams():
 
 
 @pytest.mark.parametrize("window", [SHAPE, (16, 16, 32)], ids=str)
-@pytest.mark.parametrize("flips", [LEFT_RIGHT, ALL_FLIPS], ids=len)
+@pytest.mark.parametrize("flips", [LEFT_RIGHT, pytest.param(ALL_FLIPS, marks=pytest.mark.exhaustive)], ids=len)
 def test_flips_are_averaged(window, flips):
     model, image = make_vnet(), make_image(SHAPE)
     expected = [

@@ -14,7 +14,7 @@ import torch
 SCRIPT = Path(__file__).with_name("kill_runs.py")
 # device, kills, iterations, the longest life of a training in seconds
 RUNS = [
-    pytest.param("cpu", 3, 60, 0.6, id="few"),
+    pytest.param("cpu", 3, 60, 0.6, marks=pytest.mark.exhaustive, id="few"),
     pytest.param("cpu", 20, 500, 0.6, marks=pytest.mark.exhaustive, id="many"),
     pytest.param("cuda", 20, 500, 2, marks=pytest.mark.gpu, id="gpu"),
 ]

@@ -64,8 +64,15 @@ def test_a_step_is_forward_loss_backward_update(prepared):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize(
+    ("name", "autocast"),
+    [
+        ("sgd", torch.bfloat16),
+        ("adamw", None),
+        pytest.param("sgd", None, marks=pytest.mark.exhaustive),
+        pytest.param("adamw", torch.bfloat16, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_steps_learn_one_batch(prepared, autocast, name):
     source = source_of(prepared, augmented=False, batch_size=1)
     rate = {"sgd": 0.05, "adamw": 3e-4}[name]

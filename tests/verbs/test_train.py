@@ -23,7 +23,7 @@ from vnet_fast.errors import InputError
 from vnet_fast.nn.losses import DiceLoss, WeightedCrossEntropy
 from vnet_fast.run import checkpoint, configuration
 from vnet_fast.run.configuration import Config, configure
-from vnet_fast.training import signals, trainer
+from vnet_fast.training import optimizer, signals, trainer
 from vnet_fast.training.schedule import learning_rate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -166,7 +166,7 @@ def test_settings_reach_the_run(cases, tmp_path):
     assert (plain.model.topology, other.model.topology) == ("paper", "caffe")
     assert (type(plain.step.loss), type(other.step.loss)) == (DiceLoss, WeightedCrossEntropy)
     assert (plain.step.autocast, other.step.autocast) == (None, torch.bfloat16)
-    assert (type(plain.step.optimizer), type(other.step.optimizer)) == (torch.optim.SGD, torch.optim.AdamW)
+    assert (type(plain.step.optimizer), type(other.step.optimizer)) == (optimizer.SGD, torch.optim.AdamW)
     batches = []
     for run in (plain, other):
         source = run._make_source()
@@ -413,7 +413,8 @@ def test_resume_refuses_what_would_make_another_run(cases, tmp_path, run_verb):
 
 def test_defaults_with_data_are_the_papers():
     config = configure({"data": "somewhere", "output": "run"})
-    assert config == Config(data="somewhere", output="run")
+    # a test of devices has the precision
+    assert config == Config(data="somewhere", output="run", amp=config.amp)
     assert (config.volume, config.spacing) == ((128, 128, 64), (1.0, 1.0, 1.5))
     assert (config.optimizer, config.learning_rate, config.momentum) == ("sgd", 1e-4, 0.99)
     assert (config.weight_decay, config.lr_step, config.batch_size) == (5e-4, 25_000, 2)
