@@ -29,6 +29,7 @@ program finds its tensor by comparing its number with the first programs of all 
 These are in a small table on the device, so that networks of other sizes need no other code.
 """
 
+import functools
 import itertools
 
 import torch
@@ -122,18 +123,22 @@ def supports(weight, gradient, momentum=None, copy=None):
 
     All have the shape and strides of `weight`, and begin at a multiple of 16 bytes.
     """
+    given = (weight, gradient, momentum, copy)
+    # in every step the same for each tensor, but for the address
+    forms = tuple(t if t is None else (t.dtype, t.shape, t.stride(), t.get_device()) for t in given)
+    return _fit(*forms) and all(t is None or t.data_ptr() % ALIGNMENT == 0 for t in given)
+
+
+@functools.lru_cache(maxsize=4096)
+def _fit(*forms):
+    """Whether tensors of these types, shapes, strides and devices belong together; the first is the weight."""
+    (dtype, shape, strides, device), *_ = forms
+    weight = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
     if not 0 < weight.numel() <= MAX_SIZE or not _is_dense(weight):
         return False
-    types = ((weight, FLOAT32), (gradient, (*FLOAT32, *HALF)), (momentum, FLOAT32), (copy, HALF))
     return all(
-        tensor is None
-        or (
-            tensor.dtype in allowed
-            and tensor.get_device() == weight.get_device()
-            and tensor.data_ptr() % ALIGNMENT == 0
-            and _has_order_of(weight, tensor)
-        )
-        for tensor, allowed in types
+        form is None or (form[0] in types and form[3] == device and _has_order(shape, strides, *form[1:3]))
+        for form, types in zip(forms, (FLOAT32, (*FLOAT32, *HALF), FLOAT32, HALF), strict=True)
     )
 
 
@@ -187,12 +192,9 @@ def _is_dense(tensor):
     return tensor.is_contiguous() or (last is not None and tensor.is_contiguous(memory_format=last))
 
 
-def _has_order_of(tensor, other):
-    """Whether the numbers of two tensors of one shape are in the same order in memory, without gaps."""
-    if other.shape != tensor.shape:
+def _has_order(shape, strides, other_shape, others):
+    """Whether the numbers of two tensors are in the same order in memory, without gaps."""
+    if other_shape != shape:
         return False
-    strides, others = tensor.stride(), other.stride()
-    if strides == others:
-        return True
     # the stride of an axis of length 1 means nothing
-    return all(length == 1 or a == b for length, a, b in zip(tensor.shape, strides, others, strict=True))
+    return strides == others or all(length == 1 or a == b for length, a, b in zip(shape, strides, others, strict=True))

@@ -53,25 +53,28 @@ def sgd(
         torch.optim.SGD, without dampening and Nesterov's momentum.
     """
     settings = rate, momentum, weight_decay, grad_scale, found_inf
+    kernels_of: dict[torch.device, Any] = {}
     by_type: dict[tuple[object, ...], list[Weights]] = {}
     for entry in tensors:
         if not momentum:
             entry = entry._replace(momentum=None)
-        if _kernels(entry, rate) is None:
+        device = entry.weight.device
+        if device not in kernels_of:
+            kernels_of[device] = _kernels(entry.weight, rate)
+        if kernels_of[device] is None or not kernels_of[device].supports(*entry):
             sgd_definition(entry, *settings)
         else:
             types = tuple(None if tensor is None else tensor.dtype for tensor in entry)
-            by_type.setdefault((entry.weight.device, *types), []).append(entry)
+            by_type.setdefault((device, *types), []).append(entry)
     for entries in by_type.values():
         lists = [None if column[0] is None else list(column) for column in zip(*entries, strict=True)]
-        _kernels(entries[0], rate).sgd(*lists, *settings)
+        kernels_of[entries[0].weight.device].sgd(*lists, *settings)
 
 
-def _kernels(entry: Weights, rate: float | Tensor) -> Any:
-    kernels = kernels_for("sgd", entry.weight)
-    if kernels is None or not isinstance(rate, Tensor) or rate.dtype != torch.float32:
+def _kernels(weight: Tensor, rate: float | Tensor) -> Any:
+    if not isinstance(rate, Tensor) or rate.dtype != torch.float32 or rate.device != weight.device:
         return None
-    return kernels if rate.device == entry.weight.device and kernels.supports(*entry) else None
+    return kernels_for("sgd", weight)
 
 
 @torch.no_grad()
