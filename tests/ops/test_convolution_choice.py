@@ -78,6 +78,22 @@ def test_a_wrong_or_failing_candidate_is_not_taken(device, wrong, failing, chose
     assert not {*wrong, *failing} & set(timed)
 
 
+def test_without_memory_for_the_comparison_it_is_cudnns(device):
+    _, timed, seen = device
+    calls = []
+
+    def run(rewrite):
+        calls.append(rewrite.name)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("none left")
+        return run_into(seen)(rewrite)
+
+    convolution_choice.compute("forward", X, WEIGHT, run)
+    assert (calls, timed) == (["cudnn", "cudnn"], [])
+    # another process may have more memory
+    assert device_store.load("convolutions", CPU) == {}
+
+
 def test_a_result_of_nan_proves_nothing(device):
     _, _, seen = device
     names = convolution_choice.candidates(LAYER)
