@@ -148,7 +148,7 @@ class Config:
 
 
 def demonstration(device: torch.device, dtype: torch.dtype | None) -> dict[str, Any]:
-    """The settings of a first run without data: about three minutes on two CPU cores.
+    """The settings of a first run without data: about three minutes on two CPU cores, less on a GPU.
 
     Args:
         device: where it trains.
@@ -156,8 +156,8 @@ def demonstration(device: torch.device, dtype: torch.dtype | None) -> dict[str, 
     """
     settings: dict[str, Any] = {"optimizer": "adamw", "learning_rate": 3e-4, "iterations": 240, "lr_step": 180}
     if device.type == "cuda":
-        # the paper's size; a wider network is less patient with large steps
-        return {**settings, "learning_rate": 2e-4}
+        # The paper's size. With steps of 2e-4 it takes everything for foreground, and stays there.
+        return {**settings, "learning_rate": 1e-4, "iterations": 120, "lr_step": 90}
     if dtype is None:
         settings |= {"iterations": 180, "lr_step": 135}
     # three validations, so that a first run shows its progress
