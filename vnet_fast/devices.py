@@ -42,6 +42,13 @@ def find_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def numbered(device: torch.device) -> torch.device:
+    """A device as its tensors name it: `cuda` is the current GPU, such as `cuda:0`."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
 def device_name(device: torch.device) -> str:
     """The name of a GPU, or the CPU's number of threads."""
     if device.type == "cuda":

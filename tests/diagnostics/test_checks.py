@@ -54,8 +54,9 @@ def test_kernels_that_do_not_run_are_named(monkeypatch, why, remedy):
     assert remedy in problems[0]
     if why is not None:
         assert found.problems == problems
-        assert f"  dice       plain PyTorch runs instead: {why}" in found.lines
-        assert "  add_prelu  passed its trial" in found.lines
+        lines = [" ".join(line.split()) for line in found.lines]
+        assert f"dice plain PyTorch runs instead: {why}" in lines
+        assert "add_prelu passed its trial" in lines
 
 
 def test_a_wrong_convolution_is_found(monkeypatch):

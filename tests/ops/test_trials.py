@@ -1,7 +1,10 @@
 """Kernels are tried once before they are trusted; the definitions replace those that fail."""
 
 import logging
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -155,3 +158,36 @@ def test_a_capture_does_not_try(monkeypatch):
 def test_a_trial_within_a_context_is_as_outside(context):
     with context():
         assert trials.run("add_prelu", CPU) == ""
+
+
+def test_a_device_without_a_number_is_tried_once_and_does_not_wait_for_itself(tmp_path):
+    """A GPU may be named `cuda`, while its tensors are on `cuda:0`; here a CPU is named otherwise than its tensors."""
+    code = f"""
+import os
+os.environ["TRITON_INTERPRET"] = "1"
+import torch
+from vnet_fast.ops import device_store, dispatch, trials
+device_store.FOLDER = device_store.Path({str(tmp_path)!r})
+dispatch.can_run_kernels = lambda tensor: True
+trials.TRIED_ON = {{"cpu"}}
+name = torch.device("cpu", 0)
+assert name != torch.empty(1).device
+assert trials.passed("dice", dispatch.load_kernels("dice"), name)
+assert trials.repeat("dice", name) == ""
+"""
+    root = Path(__file__).resolve().parents[2]
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True, timeout=120)
+
+
+def test_results_are_of_the_device_that_tensors_name(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(trials, "TRIED_ON", {"cuda"})
+    tried = []
+    monkeypatch.setattr(trials, "run", lambda name, device: tried.append(device) or "")
+    monkeypatch.setattr(device_store, "fingerprint", lambda device: "a GPU")
+    kernels = dispatch.load_kernels("dice")
+    for device in (torch.device("cuda"), torch.device("cuda", 1), torch.device("cuda")):
+        assert trials.passed("dice", kernels, device)
+    assert tried == [torch.device("cuda", 1)]

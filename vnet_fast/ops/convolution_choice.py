@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vnet_fast.devices import HOPPER
+from vnet_fast.devices import HOPPER, numbered
 from vnet_fast.errors import InputError
 from vnet_fast.ops import device_store
 from vnet_fast.ops.convolution import REWRITES, Rewrite
@@ -210,6 +210,7 @@ def tabulated(layer: Layer, capability: tuple[int, int]) -> str:
 
 def chosen(device: torch.device) -> list[tuple[str, str]]:
     """The passes that ran on a device, each with its rewrite, in the order in which they were met."""
+    device = numbered(device)
     return [(str(layer), name) for (where, layer), name in _chosen.items() if where == device]
 
 

@@ -17,6 +17,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from vnet_fast.devices import numbered
 from vnet_fast.ops import device_store
 
 STORE = "kernels"
@@ -28,8 +29,10 @@ DTYPES = (torch.float32, torch.bfloat16)
 LOG = logging.getLogger("vnet_fast")
 Pairs = Iterator[tuple[str, Tensor | None, Tensor | None]]
 _lock = threading.RLock()
-# None while an operation is tried; the reason why its kernels are not used, or an empty text
-_results: dict[tuple[str, torch.device], str | None] = {}
+# why an operation's kernels are not used on a device, or an empty text
+_results: dict[tuple[str, torch.device], str] = {}
+# the operations that are being tried, which call their kernels from other threads
+_trying: set[str] = set()
 
 
 def passed(name: str, kernels: ModuleType, device: torch.device) -> bool:
@@ -40,25 +43,26 @@ def passed(name: str, kernels: ModuleType, device: torch.device) -> bool:
         kernels: the module of its kernels.
         device: where they would run.
     """
-    key = name, device
-    if key in _results:
-        return not _results[key]
+    result = _results.get((name, device))
+    if result is not None:
+        return not result
     # fake tensors have a device where there is none
     exists = device.type != "cuda" or torch.cuda.is_available()
-    if device.type not in TRIED_ON or name not in TRIALS or not exists:
+    if device.type not in TRIED_ON or name not in TRIALS or not exists or name in _trying:
         return True
+    device = numbered(device)
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         # a capture can hold neither compilations nor comparisons; it comes after iterations that tried everything
-        return False
+        return not _results.get((name, device), "not tried")
     with _lock:
-        if key not in _results:
+        if (name, device) not in _results:
             _try(name, kernels, device)
-    return not _results[key]
+    return not _results[name, device]
 
 
 def reason(name: str, device: torch.device) -> str | None:
     """Why an operation's kernels are not used on a device: empty if they are; None if they were not tried."""
-    return _results.get((name, device))
+    return _results.get((name, numbered(device)))
 
 
 def forget() -> None:
@@ -68,12 +72,15 @@ def forget() -> None:
 
 def repeat(name: str, device: torch.device) -> str:
     """Tries an operation's kernels, whatever was found before; returns what is wrong, or an empty text."""
+    device = numbered(device)
     with _lock:
-        # the operation calls its kernels while it is tried
-        _results[name, device] = None
-        why = run(name, device)
-        _results[name, device] = why
-    return why
+        _results.pop((name, device), None)
+        _trying.add(name)
+        try:
+            _results[name, device] = run(name, device)
+        finally:
+            _trying.discard(name)
+    return _results[name, device]
 
 
 def _try(name: str, kernels: ModuleType, device: torch.device) -> None:
