@@ -120,6 +120,7 @@ def test_without_alignment_the_accesses_are_found_too_narrow(compiled):
         "bfloat16 and uint8, channels_last_3d",
         "augment_kernel",
         "sgd_kernel",
+        "stack_kernel: 32 channels of bfloat16",
     )
     rows = compiled("--no-hints", "--architectures", 90, "--only", *launches)
     assert {kernel_of(row) for row in rows} == KERNELS
