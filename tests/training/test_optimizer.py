@@ -359,3 +359,61 @@ def test_a_captured_step_is_an_eager_one_with_casts(autocast, monkeypatch):
     assert losses == pytest.approx([theirs(*batch).item() for batch in batches], rel=1e-2)
     for a, b, start in zip(numbers(ours), numbers(theirs), before, strict=True):
         assert (a - b).norm() <= 0.1 * (b - start).norm() + 1e-6
+
+
+def one_step(step):
+    image = torch.randn(1, 1, *SHAPE, generator=torch.Generator().manual_seed(0))
+    return step(image, (image > 0.5).to(torch.uint8))
+
+
+def test_a_frozen_weight_stays_also_when_it_is_frozen_between_two_steps(by_definition):
+    step = step_of(tensor_rates=True)
+    frozen, later = (layer.convolution.weight for layer in list(step.model.left[1].layers)[:2])
+    frozen.requires_grad_(False)
+    before = frozen.clone(), later.clone()
+    one_step(step)
+    assert torch.equal(frozen, before[0])
+    assert not torch.equal(later, before[1])
+    assert step.optimizer.half_weights is not None
+    later.requires_grad_(False)
+    before = later.clone()
+    one_step(step)
+    assert torch.equal(later, before)
+
+
+def test_hooks_of_weights_are_called(by_definition):
+    step, seen = step_of(tensor_rates=True), []
+    weight = step.model.left[1].layers[0].convolution.weight
+    weight.register_hook(lambda grad: seen.append(grad.dtype))
+    one_step(step)
+    assert seen == [torch.float32]
+    assert weight.grad is not None
+
+
+def test_a_parametrised_convolution_is_trained(by_definition):
+    step = step_of(tensor_rates=True)
+    layer = step.model.left[1].layers[0]
+    torch.nn.utils.parametrizations.weight_norm(layer.convolution)
+    step.optimizer = make_optimizer(step.model, "sgd", 0.05, 0.9, 5e-4)
+    for group in step.optimizer.param_groups:
+        group["lr"] = torch.tensor(group["lr"])
+    before = layer.convolution.weight.clone()
+    one_step(step)
+    assert step.optimizer.half_weights is not None
+    assert not torch.equal(layer.convolution.weight, before)
+
+
+def test_a_copy_of_the_optimiser_works(by_definition):
+    step = step_of(tensor_rates=True)
+    one_step(step)
+    for other in (copy.deepcopy(step.optimizer), pickled(step.optimizer)):
+        assert other.half_weights is None
+        other.zero_grad()
+        other.step()
+
+
+def pickled(optimizer):
+    memory = io.BytesIO()
+    torch.save(optimizer, memory)
+    memory.seek(0)
+    return torch.load(memory, weights_only=False)

@@ -16,8 +16,10 @@ class HalfWeights:
     """The weights of a network's convolutions in half precision, for the forward passes of a training step.
 
     Autocast casts every weight in the forward pass and every gradient in the backward pass. These copies are leaves:
-    they are read as they are, and have gradients of their own type. The optimiser keeps them equal to the rounded
-    weights. The network has them only while `in_use`, so that nothing else comes to see them.
+    they are read as they are, and have gradients of their own type; `.grad` of the weights stays None. The optimiser
+    keeps them equal to the rounded weights. What is written to a weight through `.data`, which PyTorch does not count,
+    they follow after the next update, or `Step.release`. The network has them only while `in_use`, so that nothing else
+    comes to see them.
 
     Args:
         model: the network.
@@ -26,10 +28,10 @@ class HalfWeights:
 
     def __init__(self, model: VNet, dtype: torch.dtype) -> None:
         self.model, self.dtype = model, dtype
-        self._convolutions = [m for m in model.modules() if isinstance(m, nn.Conv3d | nn.ConvTranspose3d)]
+        self.convolutions = _with_copies(model)
         self.copies = {
             convolution.weight: convolution.weight.detach().to(dtype).requires_grad_()
-            for convolution in self._convolutions
+            for convolution in self.convolutions
         }
         self._versions = self._current_versions()
 
@@ -48,13 +50,26 @@ class HalfWeights:
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
         """A context in which the convolutions use the copies instead of their weights."""
-        for convolution in self._convolutions:
+        for convolution in self.convolutions:
             convolution.compute_weight = self.copies[convolution.weight]
         try:
             yield
         finally:
-            for convolution in self._convolutions:
+            for convolution in self.convolutions:
                 del convolution.compute_weight
+
+
+def _with_copies(model: VNet) -> list[nn.Conv3d | nn.ConvTranspose3d]:
+    """The convolutions whose weights can have copies: those that are trained, as they are, and without hooks."""
+    found = []
+    for module in model.modules():
+        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+            # a parametrised weight is no parameter, and is computed anew at each access
+            weight = module._parameters.get("weight")
+            hooked = weight is not None and (weight._backward_hooks or weight._post_accumulate_grad_hooks)
+            if weight is not None and weight.requires_grad and not hooked:
+                found.append(module)
+    return found
 
 
 class SGD(torch.optim.SGD):
@@ -84,6 +99,9 @@ class SGD(torch.optim.SGD):
             dtype: of mixed precision, or None.
         """
         kept = self.half_weights
+        # a weight may be frozen, or given a hook, between two steps
+        if kept is not None and isinstance(model, VNet) and kept.convolutions != _with_copies(model):
+            kept = None
         if dtype is None or not isinstance(model, VNet) or kernels_for("sgd", next(model.parameters())) is None:
             self.half_weights = None
         elif kept is None or (kept.model, kept.dtype) != (model, dtype):
@@ -94,6 +112,12 @@ class SGD(torch.optim.SGD):
         super().zero_grad(set_to_none)
         for copy in self._copies().values():
             copy.grad = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # PyTorch restores only its own attributes in a copy
+        super().__setstate__(state)
+        self.half_weights = None
+        self.scaled = ScaledGradients(self)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
