@@ -25,6 +25,8 @@ TF32_CAPABILITY = (8, 0)
 TF32_ERROR = 2e-5
 # the major number of its capability
 HOPPER = 9
+# the variable with which PyTorch asks cuDNN's heuristics of mode B
+MODE_B = "TORCH_CUDNN_USE_HEURISTIC_MODE_B"
 
 
 def find_device(name: str) -> torch.device:
@@ -110,7 +112,7 @@ def prepare_gpu() -> None:
         benchmarks/results/cudnn, and PyTorch's Conv_v8.cpp.
     """
     if torch.version.cuda and torch.cuda.get_device_capability()[0] == HOPPER:
-        os.environ.setdefault("TORCH_CUDNN_USE_HEURISTIC_MODE_B", "1")
+        os.environ.setdefault(MODE_B, "1")
     torch.backends.cudnn.benchmark = False
 
 
@@ -143,9 +145,11 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def _gpu_memory_is_short() -> bool:
     """Whether an allocation has failed on the current GPU, or little of its memory is free."""
-    return torch.cuda.is_initialized() and (
-        torch.cuda.memory_stats().get("num_ooms", 0) > 0 or torch.cuda.mem_get_info()[0] < LITTLE_MEMORY
-    )
+    if not torch.cuda.is_initialized():
+        return False
+    # what PyTorch keeps for later is free
+    free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return torch.cuda.memory_stats().get("num_ooms", 0) > 0 or free < LITTLE_MEMORY
 
 
 def free_memory(device: torch.device) -> None:

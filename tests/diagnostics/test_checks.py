@@ -90,6 +90,17 @@ def test_a_step_that_fails_is_found(monkeypatch, error, remedy):
     assert problem.startswith(f"a training step of 16 x 16 x 16 voxels fails ({first}). {remedy}")
 
 
+def test_what_breaks_one_examination_does_not_end_the_others(monkeypatch):
+    def failing(*arguments):
+        raise RuntimeError("cuDNN error\nand more")
+
+    monkeypatch.setattr(speed, "copy_rate", failing)
+    found = checks.examine(CPU)
+    (problem,) = found.problems
+    assert problem.startswith("examining the speed failed (RuntimeError: cuDNN error). Report it")
+    assert any("results of trials are kept" in line for line in found.lines)
+
+
 def test_a_loss_that_is_not_finite_is_found(monkeypatch):
     monkeypatch.setattr(checks, "_train", lambda *arguments: ([0.5, float("nan")], None))
     (problem,) = found_by(checks._check_step).problems

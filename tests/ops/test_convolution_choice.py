@@ -34,10 +34,14 @@ def device(monkeypatch):
         return times[seen[-1]]
 
     monkeypatch.setattr(convolution_choice, "_milliseconds", milliseconds)
-    monkeypatch.setattr(convolution_choice, "_may_time", lambda x: not torch.are_deterministic_algorithms_enabled())
+    monkeypatch.setattr(convolution_choice, "_may_time", lambda x: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     return times, timed, seen
+
+
+def stored():
+    return device_store.load(convolution_choice._store(), CPU)
 
 
 def run_into(seen, wrong=(), failing=()):
@@ -76,6 +80,8 @@ def test_a_wrong_or_failing_candidate_is_not_taken(device, wrong, failing, chose
     convolution_choice.compute("forward", X, WEIGHT, run_into(seen, wrong, failing))
     assert seen[-1] == chosen
     assert not {*wrong, *failing} & set(timed)
+    # another process may have the memory
+    assert bool(stored()) == (not failing)
 
 
 def test_without_memory_for_the_comparison_it_is_cudnns(device):
@@ -91,13 +97,22 @@ def test_without_memory_for_the_comparison_it_is_cudnns(device):
     convolution_choice.compute("forward", X, WEIGHT, run)
     assert (calls, timed) == (["cudnn", "cudnn"], [])
     # another process may have more memory
-    assert device_store.load("convolutions", CPU) == {}
+    assert stored() == {}
 
 
 def test_a_result_of_nan_proves_nothing(device):
     _, _, seen = device
     names = convolution_choice.candidates(LAYER)
-    assert convolution_choice.fastest(LAYER, names, lambda rewrite: run_into(seen)(rewrite) * torch.nan) == "cudnn"
+    run = run_into(seen)
+    for spoiled in (torch.nan, torch.inf):
+        assert convolution_choice.try_all(LAYER, names, lambda rewrite, x=spoiled: run(rewrite) * x).fastest is None
+    # a gradient that overflows decides nothing, here or on disk
+    y = convolution_choice.compute("forward", X, WEIGHT, lambda rewrite: run(rewrite) * torch.inf)
+    assert not y.isfinite().all()
+    assert convolution_choice.chosen(CPU) == []
+    assert stored() == {}
+    convolution_choice.compute("forward", X, WEIGHT, run)
+    assert seen[-1] == "zstack"
 
 
 def test_where_bits_must_be_the_same_the_table_decides(device, monkeypatch):
@@ -110,9 +125,15 @@ def test_where_bits_must_be_the_same_the_table_decides(device, monkeypatch):
         torch.use_deterministic_algorithms(False)
     assert (seen, timed) == (["pack4"], [])
     assert not list(device_store.FOLDER.glob("*/*"))
-    # and it is forgotten, for a later step that may choose
+    # and it is forgotten, for a later step that may choose, whose choice is no rule either
     convolution_choice.compute("forward", X, WEIGHT, run_into(seen))
     assert seen[-1] == "zstack"
+    torch.use_deterministic_algorithms(True)
+    try:
+        convolution_choice.compute("forward", X, WEIGHT, run_into(seen))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert seen[-1] == "pack4"
 
 
 def test_nothing_is_timed_within_a_capture(monkeypatch):
@@ -125,7 +146,7 @@ def test_nothing_is_timed_within_a_capture(monkeypatch):
 
 def test_a_stored_name_that_is_no_candidate_is_ignored(device):
     _, timed, seen = device
-    device_store.save("convolutions", CPU, {str(LAYER): "winograd"})
+    device_store.save(convolution_choice._store(), CPU, {str(LAYER): "winograd"})
     convolution_choice.compute("forward", X, WEIGHT, run_into(seen))
     assert seen[-1] == "zstack"
     assert timed
@@ -175,3 +196,13 @@ def test_the_table_is_of_cudnns_heuristics(which, channels, out_channels, taps, 
     # rows that do not divide stay as they are
     odd = layer._replace(volume=(2, channels, 8, 16, 15))
     assert convolution_choice.tabulated(odd, capability) == ("cudnn" if expected.startswith("pack") else expected)
+
+
+def test_choices_are_kept_apart_by_how_cudnn_is_asked(monkeypatch):
+    names = set()
+    for mode in ("0", "1"):
+        monkeypatch.setenv("TORCH_CUDNN_USE_HEURISTIC_MODE_B", mode)
+        for allowed in (False, True):
+            monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+            names.add(convolution_choice._store())
+    assert len(names) == 4

@@ -19,6 +19,7 @@ from vnet_fast.training.step import WARM_UP, Step
 
 # relative to the norm: bfloat16's rounding of the inputs, and TF32's
 CONVOLUTION_ERROR = {torch.bfloat16: 1e-2, torch.float32: 2e-3}
+REPORT = "Report it, with all of this output"
 # the size of a training step, (z, y, x), and its channels: the paper's on a GPU
 STEP = {"cpu": ((16, 16, 16), 2), "cuda": ((64, 128, 128), 16)}
 
@@ -44,7 +45,13 @@ def examine(device: torch.device) -> Findings:
         found.lines.append(machine.describe_gpu(device))
     for check in (_check_kernels, _check_convolutions, _check_step, _check_speed, _check_store):
         found.lines.append("")
-        check(device, found)
+        try:
+            check(device, found)
+        except Exception as error:
+            # whatever is broken, the rest of the report is needed all the more
+            subject = check.__name__.removeprefix("_check_").replace("_", " ")
+            text = str(error).splitlines()[0] if str(error) else ""
+            found.problems.append(f"examining the {subject} failed ({type(error).__name__}: {text}). {REPORT}")
     return found
 
 
@@ -55,7 +62,8 @@ def _check_kernels(device: torch.device, found: Findings) -> None:
     found.lines.append(f"kernels on {device}:")
     width = max(map(len, trials.TRIALS))
     for name in trials.TRIALS:
-        why = "Triton is not installed" if load_kernels(name) is None else trials.repeat(name, device)
+        missing = "Triton is not installed or can't be imported"
+        why = missing if load_kernels(name) is None else trials.repeat(name, device)
         outcome = f"plain PyTorch runs instead: {why}" if why else "passed its trial"
         found.lines.append(f"  {name:{width}}  {outcome}")
         if why:
@@ -64,10 +72,10 @@ def _check_kernels(device: torch.device, found: Findings) -> None:
 
 def _kernel_remedy(why: str) -> str:
     if "not installed" in why:
-        return "Install triton"
+        return "Install triton again"
     if "compiler" in why or "Python.h" in why or "CalledProcessError" in why:
         return "Install a C compiler and Python's headers (such as gcc and python3-dev), which Triton needs"
-    return "Report it, with all of this output"
+    return REPORT
 
 
 def _check_convolutions(device: torch.device, found: Findings) -> None:
@@ -111,11 +119,11 @@ def _check_step(device: torch.device, found: Findings) -> None:
         losses, refusal = _train(device, shape, channels, autocast)
     except RuntimeError as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        remedy = "Free its memory" if is_out_of_memory(error) else "Report it, with all of this output"
+        remedy = "Free its memory" if is_out_of_memory(error) else REPORT
         found.problems.append(f"a training step of {size} voxels fails ({text}). {remedy}")
         return
     if not all(map(math.isfinite, losses)):
-        found.problems.append(f"a training step of {size} voxels gives {losses}. Report it, with all of this output")
+        found.problems.append(f"a training step of {size} voxels gives {losses}. {REPORT}")
     found.lines.append(f"training: {len(losses)} iterations of {size} voxels, {precision}; loss {losses[-1]:.3f}")
     if device.type == "cuda":
         found.lines.append("the step is one CUDA graph" if refusal is None else f"no CUDA graph: {refusal}")

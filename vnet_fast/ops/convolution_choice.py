@@ -7,7 +7,6 @@ results must be the same bits every time, nothing is timed; then the table decid
 The environment variable VNET_FAST_CONV is `auto`, or `cudnn` for cuDNN's own convolution everywhere.
 """
 
-import contextlib
 import functools
 import os
 import statistics
@@ -18,10 +17,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vnet_fast.devices import HOPPER, numbered
+from vnet_fast.devices import HOPPER, MODE_B, numbered
 from vnet_fast.errors import InputError
 from vnet_fast.ops import device_store
 from vnet_fast.ops.convolution import REWRITES, Rewrite
+from vnet_fast.ops.eager import is_eager
 
 VARIABLE, AUTO, CUDNN = "VNET_FAST_CONV", "auto", "cudnn"
 STORE = "convolutions"
@@ -33,6 +33,8 @@ FULL_CHANNELS = 8
 # for which cuDNN ranks Hopper's own kernels first
 MIN_STACKED_CHANNELS = 32
 RUNS = 5
+# of the device before a run, about a millisecond
+SLEEP_CYCLES = 2_000_000
 # of the norm, between two orders of the same sums: a few roundings of the type, and of TF32 for float32
 TOLERANCE = {torch.float32: 5e-3, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 
@@ -97,8 +99,8 @@ def candidates(layer: Layer) -> tuple[str, ...]:
 
 
 def can_rewrite(x: Tensor) -> bool:
-    """Whether convolutions of a tensor may be rewritten: on a GPU, unless a compiler or exporter traces them."""
-    return x.is_cuda and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+    """Whether convolutions of a tensor may be rewritten: on a GPU, unless something traces or transforms them."""
+    return x.is_cuda and is_eager(x)
 
 
 def has_choice(x: Tensor, weight: Tensor) -> bool:
@@ -116,68 +118,102 @@ def compute(which: str, x: Tensor, weight: Tensor, run: Callable[[Rewrite], Tens
         run: the pass by a given rewrite.
     """
     layer = Layer.of(which, x, weight)
-    name = _chosen.get((x.device, layer))
+    # what was timed before may be another in the next run
+    fixed = torch.are_deterministic_algorithms_enabled()
+    name = None if fixed else _chosen.get((x.device, layer))
     if name is None:
-        name = _stored(x.device, layer)
+        name = None if fixed else _stored(x.device, layer)
         if name is None:
-            if not _may_time(x):
+            if fixed or not _may_time(x):
                 return run(REWRITES[tabulated(layer, torch.cuda.get_device_capability(x.device))])
-            name = CUDNN
-            # with too little memory for two results, there is none for a rewrite
-            with contextlib.suppress(torch.OutOfMemoryError):
-                name = fastest(layer, candidates(layer), run)
-                device_store.save(STORE, x.device, {str(layer): name})
+            # events are of the current device
+            with torch.cuda.device_of(x):
+                trial = try_all(layer, candidates(layer), run)
+            if trial.fastest is None:
+                return run(REWRITES[CUDNN])
+            name = trial.fastest
+            if trial.complete:
+                device_store.save(_store(), x.device, {str(layer): name})
         _chosen[x.device, layer] = name
     return run(REWRITES[name])
 
 
 def _stored(device: torch.device, layer: Layer) -> str | None:
-    if torch.are_deterministic_algorithms_enabled() or not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         return None
-    name = device_store.load(STORE, device).get(str(layer))
+    name = device_store.load(_store(), device).get(str(layer))
     return name if name in candidates(layer) else None
 
 
+def _store() -> str:
+    """The name of the stored choices, which depend on how PyTorch asks cuDNN."""
+    settings = os.environ.get(MODE_B, "0"), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+    return "-".join([STORE, *(str(int(setting in (True, "1"))) for setting in settings)])
+
+
 def _may_time(x: Tensor) -> bool:
-    """Whether candidates can be timed now: on real tensors, outside of a capture, if results may differ."""
+    """Whether candidates can be timed now: on real tensors, outside of a capture."""
     return (
         type(x) in (Tensor, torch.nn.Parameter)
         and torch.cuda.is_available()
         and not torch.cuda.is_current_stream_capturing()
-        and not torch.are_deterministic_algorithms_enabled()
     )
 
 
-def fastest(layer: Layer, names: Sequence[str], run: Callable[[Rewrite], Tensor]) -> str:
-    """Times candidates, interleaved, and returns the one of the smallest median.
+class Trial(NamedTuple):
+    """What was found out about the candidates of a pass.
+
+    Args:
+        fastest: a name; `cudnn` if every rewrite fails or differs from its result; None if nothing can be told from
+            these tensors.
+        complete: whether no candidate lacked memory, so that another process would find the same.
+    """
+
+    fastest: str | None
+    complete: bool
+
+
+def try_all(layer: Layer, names: Sequence[str], run: Callable[[Rewrite], Tensor]) -> Trial:
+    """Compares the results of candidates with cuDNN's, and times those that are right, interleaved.
 
     Args:
         layer: the pass.
         names: `cudnn` first.
         run: the pass by a given rewrite, which takes as long on every call.
-
-    Returns:
-        a name; `cudnn` if every rewrite fails or differs from its result.
     """
-    expected = run(REWRITES[CUDNN]).float()
     times: dict[str, list[float]] = {CUDNN: []}
-    for name in names[1:]:
-        # out of memory, or no kernel for the shape
-        with contextlib.suppress(RuntimeError):
-            found = run(REWRITES[name]).float()
-            if torch.linalg.vector_norm(found - expected) <= TOLERANCE[layer.dtype] * torch.linalg.vector_norm(
-                expected
-            ):
-                times[name] = []
-    del expected
+    complete = True
+    try:
+        expected = run(REWRITES[CUDNN]).float()
+        norm = torch.linalg.vector_norm(expected)
+        if not norm.isfinite():
+            # such as gradients of float16 that overflow until its scaler has found a scale
+            return Trial(None, False)
+        for name in names[1:]:
+            try:
+                found = run(REWRITES[name]).float()
+                if torch.linalg.vector_norm(found - expected) <= TOLERANCE[layer.dtype] * norm:
+                    times[name] = []
+            except torch.OutOfMemoryError:
+                complete = False
+            except RuntimeError:
+                # no kernel for the shape
+                continue
+        del expected
+    except torch.OutOfMemoryError:
+        # with too little memory for two results, there is none for a rewrite
+        return Trial(CUDNN, False)
     for _ in range(RUNS if len(times) > 1 else 0):
         for name, measured in times.items():
             measured.append(_milliseconds(lambda rewrite=REWRITES[name]: run(rewrite)))  # type: ignore[misc]
-    return min(times, key=lambda name: statistics.median(times[name] or [0.0]))
+    return Trial(min(times, key=lambda name: statistics.median(times[name] or [0.0])), complete)
 
 
-def _milliseconds(function: Callable[[], object]) -> float:
+def _milliseconds(function: Callable[[], Tensor]) -> float:
+    """The time of the device, without that of the host, which a CUDA graph does without."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    # meanwhile the host launches everything
+    torch.cuda._sleep(SLEEP_CYCLES)
     begin.record()
     function()
     end.record()
@@ -196,7 +232,8 @@ def tabulated(layer: Layer, capability: tuple[int, int]) -> str:
         benchmarks/results/cudnn: cuDNN's answers for all layers, passes and generations of GPUs.
     """
     channels, taps, name = layer.volume[1], layer.kernel[0], CUDNN
-    hopper, forward = capability[0] == HOPPER, layer.which == "forward"
+    # AMD counts otherwise
+    hopper, forward = capability[0] == HOPPER and torch.version.hip is None, layer.which == "forward"
     if layer.dtype in HALF and taps > 1:
         if channels < FULL_CHANNELS and forward:
             name = "pack8"

@@ -20,7 +20,7 @@ from vnet_fast.command_line import (
     positive_float,
     positive_int,
 )
-from vnet_fast.devices import choose_precision, default_precision, find_device
+from vnet_fast.devices import HOST, choose_precision, default_precision, find_device
 from vnet_fast.errors import InputError
 from vnet_fast.nn.losses import DiceLoss, WeightedCrossEntropy
 from vnet_fast.nn.vnet import SIZE_MULTIPLE, TOPOLOGIES
@@ -181,7 +181,9 @@ def configure(given: dict[str, Any]) -> Config:
         config = Config(**given)
         if config.data is None:
             device = find_device(config.device)
-            config = Config(**{**demonstration(device, choose_precision(config.amp, device)[0]), **given})
+            # only a CPU's settings depend on the precision
+            dtype = choose_precision(config.amp, device)[0] if device == HOST else None
+            config = Config(**{**demonstration(device, dtype), **given})
         if config.amp is None:
             # resuming on another device keeps the precision
             config = replace(config, amp=default_precision(find_device(config.device)))
