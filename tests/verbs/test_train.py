@@ -56,7 +56,8 @@ def test_a_run_leaves_its_folder(cases, tmp_path, run_verb):
     assert len(summary["val_dice_per_case"]) == 2
     assert summary["val_dice"] == pytest.approx(sum(summary["val_dice_per_case"].values()) / 2)
     assert summary["iterations"] == 6
-    assert summary["versions"]["torch"] == torch.__version__
+    # the metadata of some builds leaves the local part of the version out
+    assert torch.__version__.startswith(summary["versions"]["torch"])
     assert summary["versions"]["vnet_fast"] == vnet_fast.__version__
     assert {"seconds", "volumes_per_second", "device"} <= summary.keys()
 
