@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = {"train", "predict", "evaluate", "report", "export", "doctor"}
-SMALL = {"errors", "files", "devices", "distributed", "command_line", "versions", "plotting", "text_table"}
+SMALL = {"errors", "files", "devices", "distributed", "command_line", "versions", "plotting", "text_table", "averages"}
 # rooms that each room may import; the small modules are for all but io, which knows only errors
 ARROWS = {
     "kernels": set(),

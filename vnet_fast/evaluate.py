@@ -1,5 +1,6 @@
 """Compares predicted masks with reference masks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from vnet_fast.command_line import option, path_text
 from vnet_fast.data import cases
 from vnet_fast.errors import InputError
 from vnet_fast.evaluation import tables
-from vnet_fast.evaluation.comparison import check_same_cases, compare_pairs
-from vnet_fast.evaluation.evaluation import evaluate, names_of
+from vnet_fast.evaluation.classes import class_names
+from vnet_fast.evaluation.comparison import Comparison, check_same_cases, compare_pairs
+from vnet_fast.evaluation.evaluation import Evaluation, evaluate, names_of
 from vnet_fast.evaluation.figures import draw, find_case_images
 from vnet_fast.evaluation.score import read_observer
 from vnet_fast.files import make_folder, write_text
@@ -22,12 +24,13 @@ class Config:
     Several folders of predictions are compared with a paired test."""
 
     predictions: tuple[str, ...] = option(
-        None, "folder of predicted masks, or several folders with the same cases", type=path_text, nargs="+",
+        None, "folder of predicted masks, or several with the same cases; or one file", type=path_text, nargs="+",
         metavar="DIR", required=True,
     )  # fmt: skip
     labels: str = option(
-        None, "folder of reference masks, with or without their volumes", type=path_text, metavar="DIR", required=True
-    )
+        None, "folder of reference masks, with or without their volumes; or one file", type=path_text, metavar="DIR",
+        required=True,
+    )  # fmt: skip
     output: str | None = option(None, "write all numbers to this JSON file", type=path_text, metavar="FILE")
     csv: str | None = option(
         None, "write a row for each case, class and region to this CSV file", type=path_text, metavar="FILE"
@@ -82,21 +85,26 @@ def main(given: dict[str, Any]) -> int:
     )
     images = {}
     if config.figures:
-        images = find_case_images(config.labels, config.images)
+        images = find_case_images(config.labels, config.images, only=pairs[0][0][0])
         make_folder(config.figures, "Choose another --figures")
-    evaluations = evaluate(names, pairs, config.binary, config.regions, observer)
+    evaluations = evaluate(names, pairs, config.binary, config.regions, observer, class_names(config.labels))
     comparisons = compare_pairs(evaluations) if len(evaluations) > 1 else []
+    # before anything is printed, which may fail
+    _write(config, evaluations, comparisons)
+    if config.figures:
+        draw(config.figures, evaluations, pairs, images, comparisons, config.binary)
     print("\n".join(tables.text(evaluations, comparisons)))
     for name, count in zip(names, unpredicted, strict=True):
         if count:
             print(f"{count} more reference masks have no prediction" + (f" in {name}" if len(names) > 1 else ""))
+    return 0
+
+
+def _write(config: Config, evaluations: Sequence[Evaluation], comparisons: Sequence[Comparison]) -> None:
     if config.output:
         write_text(config.output, tables.json_text(evaluations, comparisons), "Choose another --output")
     if config.csv:
         write_text(config.csv, tables.csv_text(evaluations), "Choose another --csv")
-    if config.figures:
-        draw(config.figures, evaluations, pairs, images, comparisons, config.binary)
-    return 0
 
 
 if __name__ == "__main__":

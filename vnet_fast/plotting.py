@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from vnet_fast.text_table import printable
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -25,6 +27,8 @@ BINS = np.linspace(0, 1, 21)
 MARGIN, MIN_MARGIN = 0.35, 12.0
 # up to this number of cases, each bar is labelled with the name of its case
 MAX_NAMED_BARS = 45
+# where the patient's directions are on a slice, as shares of its width and height
+DIRECTIONS = {"A": (0.5, 0.95), "P": (0.5, 0.05), "R": (0.04, 0.5), "L": (0.96, 0.5)}
 # sets of predictions that one picture can distinguish
 MAX_SERIES = 4
 
@@ -87,8 +91,8 @@ def _apply_theme(axes: "Axes", theme: Theme) -> None:
 
 
 def _escape(text: str) -> str:
-    """Escapes dollar signs, which would start a formula."""
-    return text.replace("$", r"\$")
+    """Escapes dollar signs, which would start a formula, and characters that can't be drawn."""
+    return "\n".join(map(printable, text.split("\n"))).replace("$", r"\$")
 
 
 def _add_legend(figure: "Figure", theme: Theme, **arguments: object) -> None:
@@ -143,8 +147,11 @@ def overlay(
 ) -> None:
     """Draws the contours of predictions and reference on three slices of the structure, a row for each prediction.
 
+    The slices are axial and in radiological orientation, as if seen from the feet: the patient's right is on the left
+    of the picture, and anterior is up. Letters at the edges say so.
+
     Args:
-        image: (z, y, x) float.
+        image: (z, y, x) float; its axes point to the patient's left (x), posterior (y) and superior (z).
         reference: (z, y, x) labels.
         predictions: from a name, which may be "", to (z, y, x) labels.
         spacing: mm, x y z.
@@ -165,16 +172,25 @@ def overlay(
             axes.imshow(image[z], cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=spacing[1] / spacing[0])
             _draw_contours(axes, reference[z, rows, columns], REFERENCE)
             _draw_contours(axes, labels[z, rows, columns], PREDICTION)
+            _mark_directions(axes)
             axes.set_title(f"slice {z + 1} of {len(image)}", fontsize=9, color=theme.text)
-            axes.set(xticks=[], yticks=[])
             # contours reach half a voxel beyond the image
-            axes.set_facecolor(theme.face)
-            for spine in axes.spines.values():
-                spine.set_visible(False)
+            axes.set(xticks=[], yticks=[], facecolor=theme.face)
+            axes.spines[:].set_visible(False)
         row[0].set_ylabel(_escape(name), fontsize=10, color=theme.text)
     figure.suptitle(_escape(title), fontsize=11, color=theme.text)
     _add_contour_legend(figure, theme)
     figure.savefig(path, dpi=DPI)
+
+
+def _mark_directions(axes: "Axes") -> None:
+    """Writes the patient's directions at the edges of a slice: anterior, posterior, right and left."""
+    from matplotlib.patheffects import withStroke
+
+    outline = [withStroke(linewidth=2, foreground="black")]
+    for letter, (x, y) in DIRECTIONS.items():
+        axes.annotate(letter, (x, y), xycoords="axes fraction", color="white", fontsize=9, ha="center", va="center",
+                      path_effects=outline)  # fmt: skip
 
 
 def _choose_slices(reference: np.ndarray) -> list[int]:
@@ -236,9 +252,10 @@ def distribution(dice: Mapping[str, Sequence[float]], path: str | Path, theme: T
         left = BINS[:-1] + 0.07 * (BINS[1] - BINS[0]) + index * width
         bars = axes.bar(left, counts, width, align="edge", color=theme.series[index], hatch=HATCHES[index],
                         edgecolor=theme.face)  # fmt: skip
-        handles.append((bars, axes.axvline(np.median(values), color=theme.text, linestyle=LINES[index], linewidth=1.4)))
-        labels.append(_escape(f"{name}: median {np.median(values):.3f} of {len(values)} cases"))
-    lowest = min(float(np.min(values)) for values in dice.values())
+        median = float(np.median(values)) if values else float("nan")
+        handles.append((bars, axes.axvline(median, color=theme.text, linestyle=LINES[index], linewidth=1.4)))
+        labels.append(_escape(f"{name}: median {median:.3f} of {len(values)} cases"))
+    lowest = min((value for values in dice.values() for value in values), default=1.0)
     axes.set(xlabel="Dice", ylabel="cases", xlim=(max(0.0, np.floor(lowest * 10 - 1) / 10), 1))
     axes.locator_params(axis="y", integer=True)
     _apply_theme(axes, theme)

@@ -8,6 +8,7 @@ from vnet_fast import command_line, plotting
 from vnet_fast.command_line import option, path_text
 from vnet_fast.devices import find_device, keep_freed_memory, use_all_cores
 from vnet_fast.errors import InputError
+from vnet_fast.evaluation.classes import class_names
 from vnet_fast.evaluation.comparison import compare_pairs
 from vnet_fast.evaluation.evaluation import evaluate
 from vnet_fast.evaluation.score import read_observer
@@ -63,7 +64,9 @@ def main(given: dict[str, Any]) -> int:
     subjects = read_subjects(config.run, config.device)
     folder = make_folder(config.output or Path(config.run[0]) / "report", "Choose another --output")
     names, pairs = [subject.name for subject in subjects], [subject.pairs for subject in subjects]
-    evaluations = evaluate(names, pairs, subjects[0].settings["binary"], config.regions, observer)
+    settings = subjects[0].settings
+    declared = class_names(settings["data"]) if settings["data"] else {}
+    evaluations = evaluate(names, pairs, settings["binary"], config.regions, observer, declared)
     comparisons = compare_pairs(evaluations) if len(evaluations) > 1 else []
     sections = make_sections(subjects, evaluations, comparisons, folder)
     made_with = ", ".join(f"{name} {version}" for name, version in versions().items() if version)

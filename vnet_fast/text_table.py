@@ -1,10 +1,23 @@
-"""Tables of plain text."""
+"""Tables of plain text, and names in them."""
 
 from collections.abc import Sequence
 from typing import Literal
 
 Alignment = Literal["left", "right"]
+# a cell that begins with one of these may be computed
+FORMULA_SIGNS = ("=", "+", "-", "@")
 _SIGNS = {"left": "<", "right": ">"}
+
+
+def printable(text: str) -> str:
+    """Escapes characters that would break a line or steer a terminal, such as a newline in a file's name."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def csv_name(text: str) -> str:
+    """A cell of a CSV file that a spreadsheet takes for text: a name such as `=cmd|…` is no formula."""
+    text = printable(text)
+    return f"'{text}" if text.lstrip().startswith(FORMULA_SIGNS) else text
 
 
 def format_table(rows: Sequence[Sequence[str]], align: Alignment | Sequence[Alignment] = "left") -> list[str]:

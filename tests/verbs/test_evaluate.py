@@ -70,19 +70,112 @@ def test_binary_takes_all_labels_as_one(folders, tmp_path, run_verb):
 
 
 def test_labels_that_are_in_some_cases_only(folders, tmp_path, run_verb):
-    """Each label counts in all cases, and masks without it agree; labels of no case do not appear."""
+    """Where neither mask has a label, there is nothing to rate; labels of no reference do not appear."""
     for folder in folders:
         sitk.WriteImage(make_image(np.zeros((10, 20, 20), np.uint8)), str(folder / "empty.nii.gz"))
         for path in folder.iterdir():
             image = sitk.ReadImage(str(path))
             sitk.WriteImage(sitk.Cast((image == 2) * 2, sitk.sitkUInt8), str(path))
     path = tmp_path / "report.json"
-    run_verb(evaluate, "--predictions", folders[0], "--labels", folders[1], "--output", path)
+    _, out, _ = run_verb(evaluate, "--predictions", folders[0], "--labels", folders[1], "--output", path)
     report = only(path)
     assert list(report["summary"]) == ["2"]
-    assert report["summary"]["2"]["whole"]["dice"]["cases"] == 4
+    dice = [report["cases"][name]["2"]["whole"]["dice"] for name in ("a2", "a10", "b")]
+    assert report["summary"]["2"]["whole"]["dice"]["cases"] == 3
+    assert report["summary"]["2"]["whole"]["dice"]["mean"] == pytest.approx(sum(dice) / 3)
     absent = report["cases"]["empty"]["2"]["whole"]
-    assert (absent["dice"], absent["hausdorff_mm"], absent["reference_ml"]) == (1.0, 0.0, 0.0)
+    assert (absent["dice"], absent["hausdorff_mm"], absent["reference_ml"]) == (None, None, 0.0)
+    assert report["absent"] == {"2": 1}
+    assert "class 2: in neither mask of 1 of 4 cases, which do not count" in out
+
+
+def test_a_class_is_rated_where_only_the_prediction_has_it(folders, tmp_path, run_verb):
+    for name in ("a2", "a10"):
+        path = str(folders[1] / f"{name}.nii.gz")
+        image = sitk.ReadImage(path)
+        sitk.WriteImage(sitk.Cast(image == 1, sitk.sitkUInt8), path)
+    path = tmp_path / "report.json"
+    run_verb(evaluate, "--predictions", folders[0], "--labels", folders[1], "--output", path)
+    dice = [case["2"]["whole"]["dice"] for case in only(path)["cases"].values()]
+    assert dice == [0, 0, 0]
+
+
+def declare(folder, labels):
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels}))
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["in the folder", "beside labelsTr"])
+def test_classes_have_the_names_that_the_data_set_declares(folders, tmp_path, run_verb, beside):
+    labels = folders[1]
+    if beside:
+        labels = labels.rename(tmp_path / "labelsTr")
+    declare(tmp_path if beside else labels, {"background": 0, "Anterior": 1, "Posterior": 2, "Both": 3})
+    path, table = tmp_path / "report.json", tmp_path / "cases.csv"
+    code, out, err = run_verb(
+        evaluate, "--predictions", folders[0], "--labels", labels, "--output", path, "--csv", table
+    )
+    assert code == 0, err
+    assert ["a2", "Anterior", "whole", "0.6667"] in [line.split()[:4] for line in out.splitlines()]
+    # declared, but in no mask
+    assert "Both: in neither mask of 3 of 3 cases, which do not count" in out
+    assert json.loads(path.read_text())["classes"] == {"1": "Anterior", "2": "Posterior", "3": "Both"}
+    assert only(path)["summary"]["3"]["whole"]["dice"] == dict.fromkeys(("mean", "standard_deviation", "median")) | {
+        "cases": 0
+    }
+    with open(table, newline="") as file:
+        assert {(row["class"], row["class_name"]) for row in csv.DictReader(file)} == {
+            ("1", "Anterior"), ("2", "Posterior"), ("3", "Both")
+        }  # fmt: skip
+
+
+def test_a_single_pair_of_files(folders, tmp_path, run_verb):
+    path, reference = tmp_path / "report.json", tmp_path / "expert.nii.gz"
+    (folders[1] / "a2.nii.gz").rename(reference)
+    code, _, err = run_verb(
+        evaluate, "--predictions", folders[0] / "a2.nii.gz", "--labels", reference, "--output", path
+    )
+    assert code == 0, err
+    assert list(only(path)["cases"]) == ["a2"]
+    assert only(path)["cases"]["a2"]["1"]["whole"]["dice"] == pytest.approx(4 / 6)
+
+
+def test_one_prediction_of_a_folder(folders, run_verb):
+    code, out, _ = run_verb(evaluate, "--predictions", folders[0] / "a2.nii.gz", "--labels", folders[1])
+    assert code == 0
+    assert "a10" not in out
+    assert "more reference masks" not in out
+
+
+@pytest.mark.parametrize(
+    ("predictions", "labels", "message"),
+    [
+        ("predictions", "labels/a2.nii.gz", "a2.nii.gz: one reference mask for the folder"),
+        ("predictions/none.nii.gz", "labels/a2.nii.gz", "none.nii.gz: no such file"),
+        ("predictions/a2.nii.gz", "labels/none.nii.gz", "none.nii.gz: no such file"),
+        ("predictions/none.nii.gz", "labels", "none.nii.gz: no such file"),
+    ],
+)
+def test_files_that_are_no_pair(folders, tmp_path, run_verb, predictions, labels, message):
+    code, _, err = run_verb(evaluate, "--predictions", tmp_path / predictions, "--labels", tmp_path / labels)
+    assert (code, err.count("\n")) == (2, 1)
+    assert message in err
+
+
+def test_names_are_text(folders, tmp_path, run_verb):
+    """In a spreadsheet a case's name is no formula, and a newline in it breaks no line."""
+    names = {"a2": "=cmd|' C'!A1", "a10": "+1", "b": "two\nlines\x1b[2J"}
+    for folder in folders:
+        for old, new in names.items():
+            (folder / f"{old}.nii.gz").rename(folder / f"{new}.nii.gz")
+    table = tmp_path / "cases.csv"
+    code, out, err = run_verb(evaluate, "--predictions", folders[0], "--labels", folders[1], "--csv", table)
+    assert code == 0, err
+    with open(table, newline="") as file:
+        cases = {row["case"] for row in csv.DictReader(file)}
+    assert cases == {"'=cmd|' C'!A1", "'+1", r"two\nlines\x1b[2J"}
+    assert len(table.read_text().splitlines()) == 1 + 6
+    assert r"two\nlines\x1b[2J" in out
+    assert "\x1b" not in out
 
 
 def test_rows_of_the_csv(folders, tmp_path, run_verb):
@@ -169,19 +262,25 @@ def test_several_predictions_side_by_side(folders, second, tmp_path, run_verb):
 
 
 def test_a_label_of_one_set_of_predictions_alone(folders, second, tmp_path, run_verb):
+    """A stray voxel is no class of the data set; if it is declared, it is measured in both sets."""
     image = sitk.ReadImage(str(second / "b.nii.gz"))
     image[0, 0, 0] = 5
     sitk.WriteImage(image, str(second / "b.nii.gz"))
     path = tmp_path / "report.json"
-    code, _, err = run_verb(
-        evaluate, "--predictions", folders[0], second, "--labels", folders[1], "--output", path
-    )  # fmt: skip
+    options = ["--predictions", folders[0], second, "--labels", folders[1], "--output", path]
+    code, out, err = run_verb(evaluate, *options)
+    assert code == 0, err
+    assert list(json.loads(path.read_text())["predictions"]["other"]["summary"]) == ["1", "2"]
+    assert "class 5: predicted in 1 of 3 cases, but in no reference and not declared; not measured" in out
+    declare(folders[1], {"background": 0, "one": 1, "two": 2, "stray": 5})
+    code, out, err = run_verb(evaluate, *options)
     assert code == 0, err
     report = json.loads(path.read_text())
     values = [report["predictions"][name]["cases"]["b"]["5"]["whole"]["dice"] for name in ("predictions", "other")]
-    assert values == [1.0, 0.0]
+    assert values == [None, 0.0]
     (comparison,) = [c for c in report["comparisons"] if (c["label"], c["metric"]) == (5, "dice")]
-    assert comparison["differences"] == {"a2": 0.0, "a10": 0.0, "b": -1.0}
+    assert comparison["differences"] == {}
+    assert "other - predictions, stray, Dice: not defined in both for any case" in out
 
 
 def test_predictions_of_other_cases_are_refused(folders, second, run_verb):

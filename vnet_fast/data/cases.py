@@ -110,21 +110,25 @@ def pair_masks(predictions: str | Path, labels: str | Path) -> tuple[list[tuple[
     """Pairs predicted masks with the reference masks of the same cases.
 
     Args:
-        predictions: folder of the predicted masks.
-        labels: folder of the reference masks, or of a data set that has `labelsTr`.
+        predictions: folder of the predicted masks, or the file of one.
+        labels: folder of the reference masks, or of a data set that has `labelsTr`; or the file of the reference
+            mask of a single prediction, which may have any name.
 
     Returns:
         list of (name, prediction, reference) in natural order of name, and the number of references without a
         prediction.
 
     Raises:
-        InputError: if there are no predictions.
+        InputError: if there are no predictions, or `labels` is one file for a folder of predictions.
         InputErrors: for all predictions without a reference.
     """
-    predicted = _strip_endings(formats.volumes_in(predictions), MASK_ENDINGS)
-    predicted = {name: path for name, path in predicted.items() if "_probability" not in name}
-    if not predicted:
-        raise InputError(predictions, "no predicted masks", "Name the folder that predict wrote to")
+    if _is_file(labels):
+        if not _is_file(predictions):
+            raise InputError(
+                labels, f"one reference mask for the folder {predictions}", "Name two files or two folders"
+            )
+        return [(_strip_ending(formats.stem_of(predictions), MASK_ENDINGS), Path(predictions), Path(labels))], 0
+    predicted = _find_predictions(predictions)
     labels = Path(labels)
     if os.path.isdir(labels / "labelsTr"):
         labels = labels / "labelsTr"
@@ -139,7 +143,26 @@ def pair_masks(predictions: str | Path, labels: str | Path) -> tuple[list[tuple[
     if missing:
         raise InputErrors(missing)
     pairs = [(name, predicted[name], references[name]) for name in sorted(predicted, key=natural)]
-    return pairs, len(references) - len(pairs)
+    return pairs, 0 if _is_file(predictions) else len(references) - len(pairs)
+
+
+def _find_predictions(predictions: str | Path) -> dict[str, Path]:
+    """The predicted masks of a folder, or of one file, by the names of their cases."""
+    if _is_file(predictions):
+        formats.check_regular(predictions)
+        found = {formats.stem_of(predictions): Path(predictions)}
+    else:
+        found = formats.volumes_in(predictions)
+    predicted = _strip_endings(found, MASK_ENDINGS)
+    predicted = {name: path for name, path in predicted.items() if "_probability" not in name}
+    if not predicted:
+        raise InputError(predictions, "no predicted masks", "Name the folder that predict wrote to")
+    return predicted
+
+
+def _is_file(path: str | Path) -> bool:
+    """Whether a path names one volume: it has the suffix of a format, and is no folder."""
+    return formats.suffix_of(path) is not None and not os.path.isdir(path)
 
 
 def natural(name: object) -> list[tuple[int, int, str]]:

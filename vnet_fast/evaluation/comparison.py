@@ -27,6 +27,7 @@ class Comparison:
         differences: dict from the case's name to second - first, for cases where both values are finite.
         p_value: of the two-sided paired Wilcoxon signed-rank test, not corrected for multiple tests; 1 if no case
             differs, NaN without cases.
+        title: what the label is called in a text.
     """
 
     first: str
@@ -35,6 +36,7 @@ class Comparison:
     metric: str
     differences: dict[str, float]
     p_value: float
+    title: str
 
     @property
     def median(self) -> float:
@@ -94,7 +96,8 @@ def _compare(first: Evaluation, second: Evaluation, label: int, metric: str) -> 
         before, after = (evaluation.cases[name][label][WHOLE][metric] for evaluation in (first, second))
         if math.isfinite(before) and math.isfinite(after):
             differences[name] = after - before
-    return Comparison(first.name, second.name, label, metric, differences, wilcoxon(list(differences.values())))
+    p_value = wilcoxon(list(differences.values()))
+    return Comparison(first.name, second.name, label, metric, differences, p_value, first.title(label))
 
 
 def wilcoxon(differences: Sequence[float]) -> float:

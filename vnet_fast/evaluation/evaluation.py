@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,9 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from vnet_fast.averages import defined_mean
 from vnet_fast.errors import InputError, InputErrors
+from vnet_fast.evaluation.classes import choose_labels, title_of
 from vnet_fast.evaluation.metrics import METRICS, measure
 from vnet_fast.evaluation.regions import REGIONS, regions
 from vnet_fast.evaluation.score import Observer, score
@@ -38,11 +40,16 @@ class Evaluation:
         name: of the set.
         cases: dict from the case's name to its measures; all cases have the same labels and regions.
         scores: dict from the case's name to label to the challenge's score; empty without an observer.
+        class_names: dict from label to name, of the classes that have one.
+        strays: dict from each predicted label that is none of the data set's classes, and therefore not measured, to
+            the number of cases where it was predicted.
     """
 
     name: str
     cases: dict[str, Measures]
     scores: dict[str, dict[int, float]] = field(default_factory=dict)
+    class_names: Mapping[int, str] = field(default_factory=dict)
+    strays: dict[int, int] = field(default_factory=dict)
 
     @property
     def labels(self) -> list[int]:
@@ -60,15 +67,17 @@ class Evaluation:
             return [self.scores[name][label] for name in self.cases]
         return [case[label][region][metric] for case in self.cases.values()]
 
-    @property
-    def reference_labels(self) -> list[int]:
-        """The labels that at least one reference has; all labels if no reference has any."""
-        present = [label for label in self.labels if any(self.values("reference_ml", label))]
-        return present or self.labels
+    def title(self, label: int) -> str:
+        """What a label is called in a text."""
+        return title_of(label, self.class_names)
+
+    def absent(self, label: int) -> int:
+        """The number of cases where neither mask has a label, so that there is nothing to rate."""
+        return sum(map(math.isnan, self.values("dice", label)))
 
     def mean_dice(self, name: str) -> float:
-        """The mean Dice of a case over the labels that the references have."""
-        return float(np.mean([self.cases[name][label][WHOLE]["dice"] for label in self.reference_labels]))
+        """The mean Dice of a case over the labels that one of its masks has; NaN if they have none."""
+        return defined_mean(self.cases[name][label][WHOLE]["dice"] for label in self.labels)
 
 
 def names_of(folders: Sequence[str | Path]) -> list[str]:
@@ -145,18 +154,22 @@ def _compare_all(
     return cases
 
 
-def _fill_absent_labels(sets: Sequence[dict[str, Measures]], region_names: Sequence[str]) -> list[dict[str, Measures]]:
-    """Gives every case all labels of all cases in all sets; two masks without a label agree perfectly."""
+def _with_labels(cases: dict[str, Measures], labels: Sequence[int], region_names: Sequence[str]) -> dict[str, Measures]:
+    """The same cases with these labels and no others; a label that neither mask of a case has is not rated."""
     nothing = np.zeros((1, 1, 1), bool)
-    agreement = measure(nothing, nothing, (1, 1, 1))
-    labels = sorted({label for cases in sets for case in cases.values() for label in case}) or [1]
-    return [
-        {
-            name: {label: case.get(label, dict.fromkeys(region_names, agreement)) for label in labels}
-            for name, case in cases.items()
-        }
-        for cases in sets
-    ]
+    unrated = dict.fromkeys(region_names, measure(nothing, nothing, (1, 1, 1)))
+    return {name: {label: case.get(label, unrated) for label in labels} for name, case in cases.items()}
+
+
+def _labels_in(sets: Sequence[dict[str, Measures]], metric: str) -> set[int]:
+    """The labels whose volume in at least one mask is not 0; `metric` tells of which masks."""
+    cases = [case for cases in sets for case in cases.values()]
+    return {label for case in cases for label, by_region in case.items() if by_region[WHOLE][metric] > 0}
+
+
+def _count_strays(cases: dict[str, Measures], labels: Sequence[int]) -> dict[int, int]:
+    found = sorted({label for case in cases.values() for label in case} - set(labels))
+    return {label: sum(label in case for case in cases.values()) for label in found}
 
 
 def evaluate(
@@ -165,6 +178,7 @@ def evaluate(
     binary: bool = False,
     all_regions: bool = False,
     observer: Observer | None = None,
+    class_names: Mapping[int, str] | None = None,
 ) -> list[Evaluation]:
     """Measures several sets of predictions, with a progress bar on a terminal.
 
@@ -174,9 +188,11 @@ def evaluate(
         binary: whether all labels above 0 count as one.
         all_regions: whether base and apex are measured too; they always are with an observer.
         observer: None, or the values that `score.read_observer` returned.
+        class_names: dict from label to name of the classes that the data set declares, or None. With `binary` they
+            are ignored.
 
     Returns:
-        an Evaluation of each set, all with the same labels.
+        an Evaluation of each set, all with the same labels: those that are declared or that a reference has.
 
     Raises:
         InputErrors: for all masks that can't be compared, of the first set that has any.
@@ -187,10 +203,14 @@ def evaluate(
         _compare_all(cases, binary, region_names, partial(bar, desc=name))
         for name, cases in zip(names, pairs, strict=True)
     ]
-    return [
-        Evaluation(name, cases, _score_cases(cases, observer) if observer else {})
-        for name, cases in zip(names, _fill_absent_labels(sets, region_names), strict=True)
-    ]
+    declared = {} if binary or not class_names else class_names
+    labels = choose_labels(declared, _labels_in(sets, "reference_ml"), _labels_in(sets, "prediction_ml"))
+    evaluations = []
+    for name, measured in zip(names, sets, strict=True):
+        cases = _with_labels(measured, labels, region_names)
+        scores = _score_cases(cases, observer) if observer else {}
+        evaluations.append(Evaluation(name, cases, scores, declared, _count_strays(measured, labels)))
+    return evaluations
 
 
 def _score_cases(cases: dict[str, Measures], observer: Observer) -> dict[str, dict[int, float]]:

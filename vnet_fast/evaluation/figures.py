@@ -1,5 +1,6 @@
 """Draws the pictures of an evaluation: Dice over the cases, and the best, median and worst case."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,10 @@ from vnet_fast.data import cases
 from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.evaluation.comparison import COMPARED, Comparison
 from vnet_fast.evaluation.evaluation import Evaluation, Pair, label_array
+from vnet_fast.evaluation.tables import number
 from vnet_fast.io import volumes
 from vnet_fast.io.grid import Grid
+from vnet_fast.text_table import printable
 
 IMAGES_HINT = "Name the folder of the volumes with --images"
 
@@ -53,12 +56,14 @@ def draw(
         read_case(evaluations, name, rank, images[name], references[name], masks, binary).draw(folder / f"{rank}.png")
 
 
-def find_case_images(labels: str | Path, images: str | Path | None = None) -> dict[str, Path]:
+def find_case_images(labels: str | Path, images: str | Path | None = None, only: str = "") -> dict[str, Path]:
     """Finds the volumes of the cases whose reference masks are in a folder.
 
     Args:
-        labels: the folder of the reference masks.
-        images: the folder of the volumes, or None if they are beside the masks in a layout that `train` reads.
+        labels: the folder of the reference masks, or the file of one of them.
+        images: the folder of the volumes, or None if they are beside the masks in a layout that `train` reads. A
+            file is the volume of the case `only`.
+        only: the name of the case, if `images` is a file.
 
     Returns:
         dict from the case's name to the path of its volume.
@@ -66,9 +71,12 @@ def find_case_images(labels: str | Path, images: str | Path | None = None) -> di
     Raises:
         InputError: if there are no volumes.
     """
+    if images and not Path(images).is_dir():
+        return {only: Path(images)}
     if images:
         return cases.find_images(images)
     labels = Path(labels)
+    labels = labels if labels.is_dir() else labels.parent
     data = labels.parent if labels.name == "labelsTr" else labels
     try:
         return {case.name: case.image for case in cases.pair_cases(data)[0]}
@@ -78,7 +86,9 @@ def find_case_images(labels: str | Path, images: str | Path | None = None) -> di
 
 def choose_cases(evaluation: Evaluation) -> dict[str, str]:
     """Chooses the cases to draw: from `worst`, `median` and `best` to a name, without repeating a case."""
-    ordered = sorted(evaluation.cases, key=evaluation.mean_dice)
+    # a case without any structure has no Dice
+    rated = [name for name in evaluation.cases if not math.isnan(evaluation.mean_dice(name))]
+    ordered = sorted(rated, key=evaluation.mean_dice) or list(evaluation.cases)
     chosen = {"worst": ordered[0], "median": ordered[len(ordered) // 2], "best": ordered[-1]}
     if chosen["median"] in (chosen["worst"], chosen["best"]):
         del chosen["median"]
@@ -89,8 +99,13 @@ def choose_cases(evaluation: Evaluation) -> dict[str, str]:
 
 def draw_distribution(evaluations: Sequence[Evaluation], path: Path, theme: plotting.Theme = plotting.LIGHT) -> None:
     """Draws the histogram of Dice over the cases, for all sets of predictions."""
-    dice = {evaluation.name: list(map(evaluation.mean_dice, evaluation.cases)) for evaluation in evaluations}
-    plotting.distribution(dice, path, theme)
+    plotting.distribution({evaluation.name: rated_dice(evaluation) for evaluation in evaluations}, path, theme)
+
+
+def rated_dice(evaluation: Evaluation) -> list[float]:
+    """The mean Dice of each case that has one."""
+    dice = map(evaluation.mean_dice, evaluation.cases)
+    return [value for value in dice if not math.isnan(value)]
 
 
 def difference_title(comparison: Comparison) -> str:
@@ -98,10 +113,15 @@ def difference_title(comparison: Comparison) -> str:
     return f"Dice of {comparison.second} less that of {comparison.first}"
 
 
+def _radiological(image: sitk.Image) -> sitk.Image:
+    """The image with its axes in the order and direction in which pictures show them."""
+    return sitk.DICOMOrient(image, "LPS")
+
+
 def _file_name(comparison: Comparison) -> str:
     """The file name of a picture of differences; the names of the sets may be paths."""
     first, second = (
-        Path(name).as_posix().strip("/.").replace("/", "-") for name in (comparison.first, comparison.second)
+        printable(Path(name).as_posix()).strip("/.").replace("/", "-") for name in (comparison.first, comparison.second)
     )
     return f"difference-{first}-{second}-class-{comparison.label}.png"
 
@@ -112,7 +132,7 @@ class CaseFigure:
 
     Args:
         title: above the picture.
-        image: (z, y, x) intensities.
+        image: (z, y, x) intensities, with the axes of `plotting.overlay`.
         reference: (z, y, x) labels.
         predictions: dict from the text beside a row of slices, which may be "", to (z, y, x) labels.
         spacing: mm, x y z.
@@ -152,13 +172,15 @@ def read_case(
         InputError: if a file can't be read, or a mask is not on the volume's grid.
     """
     image = volumes.read_image(image_path)
-    reference = volumes.read_mask(reference_path, image, image_path)
+    reference = _radiological(volumes.read_mask(reference_path, image, image_path))
     predictions, several = {}, len(evaluations) > 1
     for evaluation, path in zip(evaluations, prediction_paths, strict=True):
         if path is not None:
-            row_title = f"{evaluation.name}\nDice {evaluation.mean_dice(name):.3f}" if several else ""
-            predictions[row_title] = label_array(volumes.read_mask(path, image, image_path), binary)
-    dice = "" if several else f", Dice {evaluations[0].mean_dice(name):.3f}"
+            row_title = f"{evaluation.name}\nDice {number(evaluation.mean_dice(name), 3)}" if several else ""
+            prediction = _radiological(volumes.read_mask(path, image, image_path))
+            predictions[row_title] = label_array(prediction, binary)
+    dice = "" if several else f", Dice {number(evaluations[0].mean_dice(name), 3)}"
+    image = _radiological(image)
     return CaseFigure(
         f"{name}: {rank} of {len(evaluations[0].cases)} cases{dice}",
         np.array(sitk.GetArrayViewFromImage(image)),

@@ -56,8 +56,8 @@ def measure(prediction: NDArray[np.bool_], reference: NDArray[np.bool_], spacing
         spacing: mm, x y z.
 
     Returns:
-        dict from the name of each of `METRICS`, in their order, to its value. If both masks are empty, they agree:
-        Dice and Jaccard are 1, distances and differences are 0. If one is empty, Dice and Jaccard are 0 and
+        dict from the name of each of `METRICS`, in their order, to its value. If both masks are empty, there is
+        nothing to rate: all but the volumes are NaN, as in nnU-Net. If one is empty, Dice and Jaccard are 0 and
         distances are infinite; the relative volume difference is -100 without a prediction, and infinite without
         a reference.
 
@@ -77,7 +77,7 @@ def measure(prediction: NDArray[np.bool_], reference: NDArray[np.bool_], spacing
     difference = _relative_difference(predicted, expected)
     values = (
         dice(prediction, reference),
-        common / (predicted + expected - common) if predicted + expected else 1.0,
+        common / (predicted + expected - common) if predicted + expected else math.nan,
         *surface_distances(prediction, reference, spacing),
         difference,
         abs(difference),
@@ -94,10 +94,10 @@ def dice(prediction: NDArray[np.bool_], reference: NDArray[np.bool_]) -> float:
         prediction, reference: bool arrays of the same shape.
 
     Returns:
-        0 to 1; 1 if both are empty.
+        0 to 1; NaN if both are empty.
     """
     total = int(np.count_nonzero(prediction)) + int(np.count_nonzero(reference))
-    return 2 * int(np.count_nonzero(prediction & reference)) / total if total else 1.0
+    return 2 * int(np.count_nonzero(prediction & reference)) / total if total else math.nan
 
 
 def dice_per_class(prediction: NDArray[np.integer], reference: NDArray[np.integer], num_classes: int) -> list[float]:
@@ -108,7 +108,7 @@ def dice_per_class(prediction: NDArray[np.integer], reference: NDArray[np.intege
         num_classes: number of classes, including the background.
 
     Returns:
-        list of num_classes - 1 numbers.
+        list of num_classes - 1 numbers; NaN for a class that neither has.
     """
     return [dice(prediction == k, reference == k) for k in range(1, num_classes)]
 
@@ -123,7 +123,7 @@ def hausdorff_distance(prediction: NDArray[np.bool_], reference: NDArray[np.bool
         spacing: mm, x y z.
 
     Returns:
-        mm; 0 if both masks are empty, infinite if one is.
+        mm; NaN if both masks are empty, infinite if one is.
 
     Raises:
         ValueError: if a mask is not bool, or the shapes differ.
@@ -143,5 +143,5 @@ def _check_masks(prediction: np.ndarray, reference: np.ndarray) -> None:
 def _relative_difference(volume: int, reference_volume: int) -> float:
     """The difference to the reference's volume, in per cent of that volume."""
     if not reference_volume:
-        return math.inf if volume else 0.0
+        return math.inf if volume else math.nan
     return 100 * (volume - reference_volume) / reference_volume

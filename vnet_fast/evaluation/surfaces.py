@@ -32,10 +32,10 @@ def surface_distances(
         spacing: mm, x y z.
 
     Returns:
-        three distances in mm: 0 if both masks are empty, infinite if one is.
+        three distances in mm: NaN if both masks are empty, infinite if one is.
     """
     if not (prediction.any() and reference.any()):
-        distance = 0.0 if prediction.any() == reference.any() else math.inf
+        distance = math.nan if prediction.any() == reference.any() else math.inf
         return distance, distance, distance
     distances = boundary_distances(prediction, reference, spacing)
     return (

@@ -7,10 +7,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from vnet_fast.averages import defined_mean
 from vnet_fast.evaluation.comparison import TITLES, Comparison
-from vnet_fast.evaluation.evaluation import SCORE, WHOLE, Evaluation, Summary, summarise
+from vnet_fast.evaluation.evaluation import SCORE, WHOLE, Evaluation, summarise
 from vnet_fast.evaluation.metrics import METRICS
-from vnet_fast.text_table import Alignment, format_table
+from vnet_fast.text_table import Alignment, csv_name, format_table, printable
 
 
 class Column(NamedTuple):
@@ -52,14 +53,19 @@ def _format_evaluation(evaluation: Evaluation) -> list[str]:
     for name in evaluation.cases:
         for label, region in groups:
             values = [number(case_value(evaluation, name, label, region, c.metric), c.digits) for c in shown]
-            rows.append([name, str(label), region, *values])
+            rows.append([printable(name), class_cell(evaluation, label), region, *values])
     for heading, format_cell in (("mean ± SD", mean_and_deviation), ("median", _format_median)):
         for label, region in groups:
             cells = [format_cell(summary[label][region].get(column.metric), column.digits) for column in shown]
-            rows.append([heading, str(label), region, *cells])
-    align: list[Alignment] = ["left", "right", "left"]
+            rows.append([heading, class_cell(evaluation, label), region, *cells])
+    align: list[Alignment] = ["left", "left" if evaluation.class_names else "right", "left"]
     table = format_table(rows, align + ["right"] * len(shown))
-    return table + _undefined_distances(evaluation, summary)
+    return table + explain_undefined(evaluation)
+
+
+def class_cell(evaluation: Evaluation, label: int) -> str:
+    """A table's cell under the heading `class`: the name of a class, or its number."""
+    return printable(evaluation.class_names.get(label) or str(label))
 
 
 def case_value(evaluation: Evaluation, name: str, label: int, region: str, metric: str) -> float | None:
@@ -94,22 +100,31 @@ def _format_median(statistics: Mapping[str, float] | None, digits: int) -> str:
     return "" if statistics is None else number(statistics["median"], digits)
 
 
-def _undefined_distances(evaluation: Evaluation, summary: Summary) -> list[str]:
-    """A line for each label and region whose distances are not defined in all cases."""
-    lines = []
+def explain_undefined(evaluation: Evaluation) -> list[str]:
+    """Lines that say which values are not defined in all cases, and which predicted labels are not measured."""
+    lines, total = [], len(evaluation.cases)
     for label in evaluation.labels:
+        title, absent = printable(evaluation.title(label)), evaluation.absent(label)
+        if absent:
+            lines.append(f"{title}: in neither mask of {absent} of {total} cases, which do not count")
         for region in evaluation.regions:
-            count = summary[label][region]["hausdorff_mm"]["cases"]
-            if count < len(evaluation.cases):
+            distances = evaluation.values("hausdorff_mm", label, region)
+            infinite, rated = sum(map(math.isinf, distances)), sum(not math.isnan(value) for value in distances)
+            if infinite:
                 lines.append(
-                    f"class {label}, {region}: distances of {count} of {len(evaluation.cases)} cases; "
+                    f"{title}, {region}: distances of {rated - infinite} of {rated} cases; "
                     "in the others one mask is empty"
                 )
+    lines += [
+        f"class {label}: predicted in {count} of {total} cases, but in no reference and not declared; not measured"
+        for label, count in evaluation.strays.items()
+    ]
     return lines
 
 
 def _format_comparison(comparison: Comparison) -> str:
-    subject = f"{comparison.second} - {comparison.first}, class {comparison.label}, {TITLES[comparison.metric]}"
+    subject = f"{comparison.second} - {comparison.first}, {comparison.title}, {TITLES[comparison.metric]}"
+    subject = printable(subject)
     if not comparison.differences:
         return f"{subject}: not defined in both for any case"
     return (
@@ -122,15 +137,25 @@ def json_text(evaluations: Sequence[Evaluation], comparisons: Sequence[Compariso
     """All numbers as JSON; numbers that are not finite are null.
 
     Returns:
-        an object with `predictions`, from name to `cases`, `summary` and, with an observer, `scores`; and with
-        `comparisons`.
+        an object with `classes`, from label to name; `predictions`, from name to `cases`, `summary`, `absent` (from
+        label to the number of cases where neither mask has it), `mean_dice` (over the classes) and, with an
+        observer, `scores`; and with `comparisons`.
     """
-    predictions = {}
+    predictions: dict[str, Any] = {}
     for evaluation in evaluations:
-        predictions[evaluation.name] = {"cases": evaluation.cases, "summary": summarise(evaluation)}
+        predictions[evaluation.name] = {
+            "cases": evaluation.cases,
+            "summary": summarise(evaluation),
+            "absent": {label: evaluation.absent(label) for label in evaluation.labels},
+            "mean_dice": defined_mean(defined_mean(evaluation.values("dice", label)) for label in evaluation.labels),
+        }
         if evaluation.scores:
             predictions[evaluation.name]["scores"] = evaluation.scores
-    report = {"predictions": predictions, "comparisons": [vars(comparison) for comparison in comparisons]}
+    report = {
+        "classes": {label: evaluations[0].title(label) for label in evaluations[0].labels},
+        "predictions": predictions,
+        "comparisons": [vars(comparison) for comparison in comparisons],
+    }
     return json.dumps(plain(report), indent=2, allow_nan=False) + "\n"
 
 
@@ -146,18 +171,20 @@ def plain(value: Any) -> Any:
 def csv_text(evaluations: Sequence[Evaluation]) -> str:
     """A table as CSV, with a row for each set of predictions, case, class and region.
 
-    Values that are not finite are left empty. The score is in the rows of the region `whole`.
+    Values that are not finite are left empty. The score is in the rows of the region `whole`. A name that a
+    spreadsheet would take for a formula has an apostrophe before it.
     """
     scored = any(evaluation.scores for evaluation in evaluations)
     names = [metric.name for metric in METRICS] + ([SCORE] if scored else [])
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["predictions", "case", "class", "region", *names])
+    writer.writerow(["predictions", "case", "class", "class_name", "region", *names])
     for evaluation in evaluations:
         for name, case in evaluation.cases.items():
             for label, by_region in case.items():
+                subject = [csv_name(evaluation.name), csv_name(name), label, csv_name(evaluation.title(label))]
                 for region in by_region:
                     values = [case_value(evaluation, name, label, region, metric) for metric in names]
                     cells = ["" if value is None or not math.isfinite(value) else f"{value:.8g}" for value in values]
-                    writer.writerow([evaluation.name, name, label, region, *cells])
+                    writer.writerow([*subject, region, *cells])
     return out.getvalue()

@@ -9,8 +9,17 @@ import numpy as np
 from vnet_fast import plotting
 from vnet_fast.evaluation.comparison import COMPARED, TITLES, Comparison
 from vnet_fast.evaluation.evaluation import WHOLE, Evaluation, summarise
-from vnet_fast.evaluation.figures import choose_cases, difference_title, draw_distribution, read_case
-from vnet_fast.evaluation.tables import COLUMNS, Column, case_value, columns, mean_and_deviation, number
+from vnet_fast.evaluation.figures import choose_cases, difference_title, draw_distribution, rated_dice, read_case
+from vnet_fast.evaluation.tables import (
+    COLUMNS,
+    Column,
+    case_value,
+    class_cell,
+    columns,
+    explain_undefined,
+    mean_and_deviation,
+    number,
+)
 from vnet_fast.reporting.html import Bar, Picture, Section, Table
 from vnet_fast.reporting.subjects import Subject
 from vnet_fast.run.log import minutes
@@ -28,8 +37,8 @@ RANKS = {
 RESULT_CAPTION = (
     "Mean ± standard deviation over the cases that the run did not train on, in each volume's own geometry. "
     "HD: Hausdorff distance; HD95: its 95th percentile; ABD: average boundary distance; RVD: relative volume "
-    "difference, prediction minus reference. Distances leave out cases where one mask is empty; (of N) is the number "
-    "of cases that remain."
+    "difference, prediction minus reference. A class that neither mask of a case has is not rated there, and "
+    "distances leave out cases where one mask is empty; (of N) is the number of cases that remain."
 )
 
 
@@ -47,7 +56,8 @@ def make_sections(
     Raises:
         InputError: if a volume or mask can't be read.
     """
-    result_tables = [_result_table(evaluations)] + ([_comparison_table(comparisons)] if comparisons else [])
+    result_tables = [_result_table(evaluations)]
+    result_tables += [_comparison_table(comparisons, evaluations[0])] if comparisons else []
     curves, overlays = _draw_curves(subjects, folder), _draw_overlays(subjects, evaluations, folder)
     return [
         Section("Result", result_tables, pictures=_draw_differences(comparisons, folder)),
@@ -86,16 +96,28 @@ def _result_table(evaluations: Sequence[Evaluation]) -> Table:
             for region in evaluation.regions:
                 statistics = summary[label][region]
                 cells = [mean_and_deviation(statistics.get(c.metric), c.digits, total) for c in shown]
-                rows.append([evaluation.name, str(label), region, str(total), *cells])
-    return Table(["run", "class", "region", "cases", *(column.heading for column in shown)], rows, RESULT_CAPTION)
+                rows.append([evaluation.name, class_cell(evaluation, label), region, str(total), *cells])
+    caption = " ".join([RESULT_CAPTION, *_undefined(evaluations)])
+    return Table(["run", "class", "region", "cases", *(column.heading for column in shown)], rows, caption)
 
 
-def _comparison_table(comparisons: Sequence[Comparison]) -> Table:
+def _undefined(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Sentences about values that are not defined in all cases."""
+    several = len(evaluations) > 1
+    return [
+        f"{evaluation.name + ', ' if several else ''}{line}."
+        for evaluation in evaluations
+        for line in explain_undefined(evaluation)
+    ]
+
+
+def _comparison_table(comparisons: Sequence[Comparison], evaluation: Evaluation) -> Table:
     rows = []
     for comparison in comparisons:
         equal = len(comparison.differences) - comparison.higher - comparison.lower
         rows.append([
-            f"{comparison.second} less {comparison.first}", str(comparison.label), TITLES[comparison.metric],
+            f"{comparison.second} less {comparison.first}", class_cell(evaluation, comparison.label),
+            TITLES[comparison.metric],
             number(comparison.median, 4), f"{comparison.higher} / {comparison.lower} / {equal}",
             f"{comparison.p_value:.2g}",
         ])  # fmt: skip
@@ -109,7 +131,7 @@ def _draw_differences(comparisons: Sequence[Comparison], folder: Path) -> list[P
     for index, comparison in enumerate(comparisons):
         if comparison.metric != COMPARED[0] or not comparison.differences:
             continue
-        subject = f"{difference_title(comparison)}, class {comparison.label}"
+        subject = f"{difference_title(comparison)}, {comparison.title}"
         alt = (
             f"Bar chart, a bar for each of {len(comparison.differences)} cases: {subject}. The median is "
             f"{comparison.median:+.3f}."
@@ -125,8 +147,7 @@ def _draw_difference(comparison: Comparison, path: Path, theme: plotting.Theme) 
 
 def _draw_distribution(evaluations: Sequence[Evaluation], folder: Path) -> Picture:
     medians = "; ".join(
-        f"{evaluation.name}: median {np.median([evaluation.mean_dice(name) for name in evaluation.cases]):.3f}"
-        for evaluation in evaluations
+        f"{evaluation.name}: median {np.median(rated_dice(evaluation) or [np.nan]):.3f}" for evaluation in evaluations
     )
     return draw_picture(
         folder,
@@ -166,7 +187,10 @@ def _describe_training(subject: Subject) -> str:
 
 
 def _explain_overlays(evaluations: Sequence[Evaluation]) -> str:
-    text = "Contours of the reference (solid) and of the prediction (dashed) on three slices"
+    text = (
+        "Contours of the reference (solid) and of the prediction (dashed) on three axial slices in radiological "
+        "orientation: the patient's right (R) is on the left"
+    )
     if len(evaluations) > 1:
         text += f". The cases are chosen by the Dice of {evaluations[0].name}; all runs show the same slices"
     return text + "."
@@ -181,7 +205,7 @@ def _draw_overlays(subjects: Sequence[Subject], evaluations: Sequence[Evaluation
         masks = [by_name.get(name) for by_name in predictions]
         case = read_case(evaluations, name, rank, files[name].image, files[name].reference, masks, binary)
         dice = ", ".join(
-            f"{evaluation.name} {evaluation.mean_dice(name):.3f}"
+            f"{evaluation.name} {number(evaluation.mean_dice(name), 3)}"
             for evaluation in evaluations
             if name in evaluation.cases
         )
@@ -194,13 +218,15 @@ def _case_table(evaluations: Sequence[Evaluation]) -> Table:
     """A row for each case: Dice of each run and class, and further metrics if there is only one run."""
     first, several = evaluations[0], len(evaluations) > 1
     others = [name for evaluation in evaluations[1:] for name in evaluation.cases if name not in first.cases]
-    ordered = sorted(first.cases, key=first.mean_dice) + list(dict.fromkeys(others))
+    # cases without any structure, which have no Dice, come last
+    ordered = sorted(first.cases, key=lambda name: np.nan_to_num(first.mean_dice(name), nan=2.0))
+    ordered += list(dict.fromkeys(others))
     shown = list(COLUMNS[:1]) if several else columns(first)
     headings, rows = ["case"], []
     for evaluation in evaluations:
         for label in evaluation.labels:
             subject = [evaluation.name] if several else []
-            subject += [f"class {label}"] if len(evaluation.labels) > 1 else []
+            subject += [evaluation.title(label)] if len(evaluation.labels) > 1 else []
             headings += [", ".join([*subject, column.heading]) for column in shown]
     for name in ordered:
         cells: list[str | Bar] = [name]
@@ -217,7 +243,7 @@ def _case_cell(evaluation: Evaluation, name: str, label: int, column: Column) ->
         return "-"
     value = case_value(evaluation, name, label, WHOLE, column.metric)
     text = number(value, column.digits)
-    return Bar(text, value) if value is not None and column == COLUMNS[0] else text
+    return Bar(text, value) if value is not None and column == COLUMNS[0] and not np.isnan(value) else text
 
 
 def _settings_table(subjects: Sequence[Subject]) -> Table:

@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from matplotlib.axes import Axes
+
+from tests.volumes import make_image, write_case
+from vnet_fast import plotting
+from vnet_fast.evaluation.evaluation import evaluate
+from vnet_fast.evaluation.figures import choose_cases, read_case
+
+
+@pytest.fixture
+def reference_case(tmp_path):
+    """A case in LPS order, with a bright voxel at its right, anterior, inferior corner."""
+    image, mask = write_case(tmp_path, "A", suffix=".nii.gz")
+    array = sitk.GetArrayFromImage(sitk.ReadImage(str(image)))
+    array[0, 0, 0] = 5000
+    sitk.WriteImage(make_image(array, (1.2, 1.1, 2.0)), str(image))
+    return image, mask
+
+
+@pytest.mark.parametrize("orientation", ["LPS", "RAS", "LAI", "PIR", "SLA"])
+def test_pictures_are_radiological_whatever_the_order_of_the_file(reference_case, tmp_path, orientation):
+    paths = []
+    for path in reference_case:
+        paths.append(tmp_path / f"turned_{path.name}")
+        sitk.WriteImage(sitk.DICOMOrient(sitk.ReadImage(str(path)), orientation), str(paths[-1]))
+    image, mask = paths
+    figure = read_case(evaluate(["x"], [[("A", mask, mask)]]), "A", "worst", image, mask, [mask])
+    # right, anterior, inferior: the upper left corner of the first slice, as seen from the feet
+    assert figure.image[0, 0, 0] == 5000
+    expected = [sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in reference_case]
+    np.testing.assert_array_equal(figure.image, expected[0])
+    np.testing.assert_array_equal(figure.reference, expected[1])
+    np.testing.assert_array_equal(figure.predictions[""], expected[1])
+    assert figure.spacing == pytest.approx((1.2, 1.1, 2.0), rel=1e-6)
+
+
+def test_letters_at_the_edges(tmp_path, monkeypatch):
+    """The patient's right is on the left of the picture, and anterior is up."""
+    drawn = {}
+    monkeypatch.setattr(Axes, "annotate", lambda axes, letter, place, **_: drawn.setdefault(letter, place))
+    mask = np.ones((3, 8, 8), np.uint8)
+    plotting.overlay(mask.astype(float), mask, {"": mask}, (1, 1, 1), "x", tmp_path / "x.png")
+    assert drawn["R"][0] < 0.1 < 0.9 < drawn["L"][0]
+    assert drawn["P"][1] < 0.1 < 0.9 < drawn["A"][1]
+
+
+def test_a_case_without_structures_is_no_worst_case(tmp_path):
+    files = [write_case(tmp_path, name, seed) for seed, name in enumerate("AB")]
+    empty = tmp_path / "empty.nii.gz"
+    sitk.WriteImage(make_image(np.zeros((3, 3, 3), np.uint8)), str(empty))
+    pairs = [("A", files[0][1], files[1][1]), ("B", files[1][1], files[1][1]), ("empty", empty, empty)]
+    (evaluation,) = evaluate(["x"], [pairs])
+    assert np.isnan(evaluation.mean_dice("empty"))
+    assert choose_cases(evaluation) == {"worst": "A", "best": "B"}
