@@ -68,8 +68,7 @@ def volume_file(tmp_path_factory):
 @pytest.mark.parametrize("name", FILE_PROVIDERS)
 def bench_files(benchmark, volume_file, name):
     """Times the prediction of a volume from its file to the file of its mask, with a provider's network."""
-    from vnet_fast.io import volumes
-    from vnet_fast.prediction.segmentation import segment, to_labels
+    from vnet_fast.prediction.segmentation import segment
 
     provider = FILE_PROVIDERS[name]
     provider.require()
@@ -82,8 +81,8 @@ def bench_files(benchmark, volume_file, name):
 
         def run():
             result = segment(model, volume_file, SPACING, SIZE, provider.autocast)
-            volumes.write(to_labels(result.probabilities), result.image, target)
-            return result.probabilities
+            result.write_mask(target)
+            return result.network_probabilities
 
         probabilities = run()
         assert probabilities.shape[1:] == SHAPE

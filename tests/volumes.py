@@ -3,6 +3,8 @@
 import numpy as np
 import SimpleITK as sitk
 
+from vnet_fast.io.grid import Grid, probability_on_grid
+
 
 def make_image(array, spacing=(1, 1, 1), origin=(0, 0, 0), direction=(1, 0, 0, 0, 1, 0, 0, 0, 1)):
     """A SimpleITK image of a (z, y, x) array."""
@@ -11,6 +13,12 @@ def make_image(array, spacing=(1, 1, 1), origin=(0, 0, 0), direction=(1, 0, 0, 0
     image.SetOrigin([float(o) for o in origin])
     image.SetDirection([float(d) for d in direction])
     return image
+
+
+def probabilities_on_image(probabilities, grid, image):
+    """The probabilities, (K, z, y, x) on a grid, on that of an image."""
+    own = Grid.of(image)
+    return np.stack([probability_on_grid(grid.image_from(p), own, label) for label, p in enumerate(probabilities)])
 
 
 def write_case(folder, name, seed=0, size=(20, 18, 16), spacing=(1.2, 1.1, 2.0), suffix=".mhd", labels=1):

@@ -8,9 +8,9 @@ from typing import Any
 from vnet_fast import command_line, plotting
 from vnet_fast.command_line import option, path_text
 from vnet_fast.data import cases
+from vnet_fast.data.classes import class_names
 from vnet_fast.errors import InputError
 from vnet_fast.evaluation import tables
-from vnet_fast.evaluation.classes import class_names
 from vnet_fast.evaluation.comparison import Comparison, check_same_cases, compare_pairs
 from vnet_fast.evaluation.evaluation import Evaluation, evaluate, names_of
 from vnet_fast.evaluation.figures import draw, find_case_images

@@ -1,11 +1,12 @@
-"""Writes files whole or not at all, and makes folders."""
+"""Writes files whole or not at all, makes folders, and converts what JSON can't hold."""
 
 import contextlib
+import math
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from vnet_fast.errors import InputError
 
@@ -65,6 +66,15 @@ def write_text(path: str | Path, text: str, remedy: str = DEFAULT_REMEDY) -> Non
             file.write(text.encode("utf-8"))
     except OSError as error:
         raise InputError(path, f"can't be written ({error.strerror})", remedy) from None
+
+
+def plain(value: Any) -> Any:
+    """Converts a structure to what JSON can hold: keys become text, and numbers that are not finite become None."""
+    if isinstance(value, dict):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def make_folder(path: str | Path, remedy: str = DEFAULT_REMEDY) -> Path:

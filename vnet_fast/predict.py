@@ -9,10 +9,12 @@ from vnet_fast.command_line import option, path_text, share
 from vnet_fast.devices import choose_precision, device_name, find_device, keep_freed_memory, use_all_cores
 from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.files import make_folder
+from vnet_fast.io.writing import sweep_unfinished
 from vnet_fast.prediction.inference import LEFT_RIGHT, NO_FLIP
 from vnet_fast.prediction.networks import load_networks
 from vnet_fast.prediction.plan import plan
-from vnet_fast.prediction.segmentation import progress_bar, segment, segment_all
+from vnet_fast.prediction.segmentation import segment, segment_all
+from vnet_fast.progress import track
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ def main(given: dict[str, Any]) -> int:
         raise InputError("--validation-only", cause, "Give one checkpoint, or train with --fold all")
     pairs = plan(config.input, config.output, networks.held_out if config.validation_only else None)
     folder = make_folder(pairs[0][1].parent, "Choose another --output")
+    sweep_unfinished(folder)
     autocast, precision = choose_precision(config.amp, networks.device)
     together = f", {len(config.checkpoint)} networks averaged" if len(config.checkpoint) > 1 else ""
     print(f"device: {device_name(networks.device)}, {precision}{together}")
@@ -76,9 +79,8 @@ def main(given: dict[str, Any]) -> int:
         autocast=autocast,
         overlap=config.overlap,
         flips=LEFT_RIGHT if config.tta else NO_FLIP,
-        track=progress_bar("windows", "window"),
     )
-    volumes = progress_bar("predicting")(pairs)
+    volumes = track(pairs, "predicting", "volumes")
     errors, larger = segment_all(volumes, segment_one, config.probabilities, config.all_components)
     if larger:
         extent = " x ".join(f"{n * s:g}" for n, s in zip(networks.size, networks.spacing, strict=True))

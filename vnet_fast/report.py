@@ -6,9 +6,9 @@ from typing import Any
 
 from vnet_fast import command_line, plotting
 from vnet_fast.command_line import option, path_text
+from vnet_fast.data.classes import class_names
 from vnet_fast.devices import find_device, keep_freed_memory, use_all_cores
 from vnet_fast.errors import InputError
-from vnet_fast.evaluation.classes import class_names
 from vnet_fast.evaluation.comparison import compare_pairs
 from vnet_fast.evaluation.evaluation import evaluate
 from vnet_fast.evaluation.score import read_observer

@@ -6,10 +6,10 @@ import SimpleITK as sitk
 
 from tests.io.bad_makers import MASK, SIZE, write_mask, write_sound_case
 from tests.io.dicom_slices import write_dicom
-from tests.volumes import make_image, write_case
+from tests.volumes import make_image, probabilities_on_image, write_case
 from vnet_fast import train
 from vnet_fast.io import volumes
-from vnet_fast.io.grid import mask_on_grid, probabilities_on_image, working_grid
+from vnet_fast.io.grid import mask_on_grid, working_grid
 
 TINY = ["--volume", 16, 16, 16, "--spacing", 1, 1, 2, "--base-channels", 2, "--device", "cpu", "--folds", 2]
 # checking and training must report the same

@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from tests.volumes import make_image
+from tests.volumes import make_image, probabilities_on_image
 from vnet_fast.io.grid import (
     Grid,
     covered_share,
     covering_size,
     image_on_grid,
     mask_on_grid,
-    probabilities_on_image,
     working_grid,
 )
 

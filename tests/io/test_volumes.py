@@ -5,7 +5,7 @@ import SimpleITK as sitk
 from tests.io.dicom_slices import write_dicom
 from tests.volumes import make_image, write_case
 from vnet_fast.errors import InputError
-from vnet_fast.io import volumes
+from vnet_fast.io import volumes, writing
 from vnet_fast.io.formats import SUFFIXES
 from vnet_fast.io.grid import Grid
 
@@ -114,7 +114,7 @@ def test_write_keeps_the_grid_and_leaves_nothing_else(tmp_path, suffix):
     mask = (ramp() % 3).astype(np.uint8)
     path = tmp_path / f"mask{suffix}"
     for array in (np.zeros_like(mask), mask):
-        volumes.write(array, image, path)
+        writing.write(array, Grid.of(image), path)
     read = volumes.read_mask(path, image, "image")
     np.testing.assert_array_equal(sitk.GetArrayFromImage(read), mask)
     assert len(list(tmp_path.iterdir())) == (2 if suffix in (".mhd", ".nhdr") else 1)
@@ -123,7 +123,7 @@ def test_write_keeps_the_grid_and_leaves_nothing_else(tmp_path, suffix):
 @pytest.mark.parametrize("name", ["MASK.NII.GZ", "Mask.Mhd"])
 def test_write_to_a_suffix_in_upper_case(tmp_path, name):
     image, mask = make_image(ramp()), (ramp() % 3).astype(np.uint8)
-    volumes.write(mask, image, tmp_path / name)
+    writing.write(mask, Grid.of(image), tmp_path / name)
     assert name in {path.name for path in tmp_path.iterdir()}
     np.testing.assert_array_equal(sitk.GetArrayFromImage(volumes.read_mask(tmp_path / name)), mask)
 
@@ -131,7 +131,7 @@ def test_write_to_a_suffix_in_upper_case(tmp_path, name):
 def test_write_to_an_unsupported_format(tmp_path):
     image = make_image(ramp())
     with pytest.raises(InputError, match=r"mask.png: not a supported format. Convert it to one of .nii.gz"):
-        volumes.write(ramp(), image, tmp_path / "mask.png")
+        writing.write(ramp(), Grid.of(image), tmp_path / "mask.png")
     assert not list(tmp_path.iterdir())
 
 
@@ -146,7 +146,7 @@ def test_a_failed_write_keeps_the_previous_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sitk, "WriteImage", fail)
     with pytest.raises(InputError, match=r"mask.nii.gz: can't be written \(No space left on device\)"):
-        volumes.write(ramp().astype(np.uint8), image, path)
+        writing.write(ramp().astype(np.uint8), Grid.of(image), path)
     assert path.read_bytes() == b"previous"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -164,5 +164,7 @@ def test_reading_in_threads_leaves_the_encoding_of_text(tmp_path):
     # reading a series and writing also change the locale
     write_dicom(tmp_path / "series", [0, 3, 6])
     locale.setlocale(locale.LC_CTYPE, before)
-    volumes.write(np.zeros((3, 6, 8), np.uint8), volumes.read_image(tmp_path / "series"), tmp_path / "mask.mhd")
+    writing.write(
+        np.zeros((3, 6, 8), np.uint8), Grid.of(volumes.read_image(tmp_path / "series")), tmp_path / "mask.mhd"
+    )
     assert locale.setlocale(locale.LC_CTYPE) == before

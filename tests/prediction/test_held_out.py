@@ -11,6 +11,7 @@ from vnet_fast import VNet, predict
 from vnet_fast.data.phantom import phantoms
 from vnet_fast.data.preparation import read_case
 from vnet_fast.errors import InputError, InputErrors
+from vnet_fast.io import writing
 from vnet_fast.prediction import held_out
 from vnet_fast.run import checkpoint
 from vnet_fast.run.configuration import ALL, Config
@@ -119,17 +120,17 @@ def test_only_what_is_not_there_is_predicted_again(run, segmented, change, again
 def test_a_kill_leaves_only_whole_predictions_that_count(run, segmented, monkeypatch):
     held_out.held_out(run, "cpu")
     save_best(run, 1, ["Case04", "Case01"])
-    write, count = held_out.volumes.write, []
+    write, count = writing.write, []
 
-    def killed(array, image, path):
-        write(array, image, path)
+    def killed(array, grid, path):
+        write(array, grid, path)
         count.append(path)
         if len(count) == 2:
             # written, but not yet listed
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(held_out.volumes, "write", killed)
+        patch.setattr(writing, "write", killed)
         with pytest.raises(KeyboardInterrupt):
             held_out.held_out(run, "cpu")
     segmented.clear()

@@ -45,9 +45,14 @@ def test_all_folds_are_trained_as_single_runs_and_collected(cases, tmp_path, run
         one = json_of(run / f"fold{fold}" / "summary.json")
         assert not per_case.keys() & one["val_dice_per_case"].keys()
         per_case |= one["val_dice_per_case"]
-        folds.append({"fold": fold, "cases": 2, **{name: one[name] for name in ("val_dice", "best_iteration")}})
-        row = f"{fold}      2           {one['val_dice']:.4f}               {one['best_iteration']}"
-        assert row in out
+        names = ("val_dice", "network_grid_dice", "best_iteration")
+        folds.append({"fold": fold, "cases": 2, **{name: one[name] for name in names}})
+        row = [str(fold), "2", f"{one['val_dice']:.4f}", f"{one['network_grid_dice']:.4f}", str(one["best_iteration"])]
+        assert row in [line.split() for line in out.splitlines()]
+        for prediction in (run / f"fold{fold}" / "predictions").glob("*.zraw"):
+            # not predicted twice
+            assert (run / "predictions" / prediction.name).read_bytes() == prediction.read_bytes()
+    assert out.count("predicting 2 cases held out by") == 3
     summary = json_of(run / "summary.json")
     assert per_case.keys() == NAMES
     assert summary["val_dice_per_case"] == per_case
@@ -61,12 +66,15 @@ def test_all_folds_are_trained_as_single_runs_and_collected(cases, tmp_path, run
     code, shown, err = run_verb(evaluate, *hint.removeprefix("evaluate with: python -m vnet_fast.evaluate ").split())
     assert code == 0, err
     assert all(name in shown for name in NAMES)
+    assert ["mean", "±", "SD", "1", "whole", f"{summary['val_dice']:.4f}"] in [
+        line.split()[:6] for line in shown.splitlines()
+    ]
 
     assert run_verb(train, *common, "--fold", 1, "--output", tmp_path / "single")[0] == 0
     assert_same_weights(run / "fold1" / "last.pt", tmp_path / "single" / "last.pt")
 
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.suffix in (".pt", ".zraw")}
-    assert len(before) == 3 * 3 + 6
+    assert len(before) == 3 * 3 + 2 * 6
     code, again, err = run_verb(train, "--resume", run)
     assert code == 0, err
     assert again.count("finished at iteration 2") == 3
@@ -127,14 +135,25 @@ def test_a_signal_stops_all_folds_and_the_whole_is_resumed(cases, tmp_path, run_
         assert_same_weights(run / fold / "best.pt", whole / fold / "best.pt")
 
 
-def test_a_signal_at_the_end_of_a_fold_begins_no_other(cases, tmp_path, run_verb, monkeypatch):
+@pytest.mark.parametrize("moment", ["before the predictions", "after the result"])
+def test_a_signal_at_the_end_of_a_fold_begins_no_other(cases, tmp_path, run_verb, monkeypatch, moment):
     run, finish = tmp_path / "run", trainer.finish
-    monkeypatch.setattr(trainer, "finish", lambda *given: (os.kill(os.getpid(), signal.SIGTERM), finish(*given)))
-    code, out, _ = run_verb(train, "--data", cases, *ALL_FOLDS, "--folds", 2, "--iterations", 1, "--output", run)
+
+    def stopping(*given):
+        if moment == "before the predictions":
+            os.kill(os.getpid(), signal.SIGTERM)
+        finish(*given)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "finish", stopping)
+        code, out, _ = run_verb(train, "--data", cases, *ALL_FOLDS, "--folds", 2, "--iterations", 1, "--output", run)
     assert code == 128 + signal.SIGTERM
     assert f"--resume {run}\n" in out
-    assert json_of(run / "fold0" / "summary.json")["iterations"] == 1
+    assert (run / "fold0" / "summary.json").exists() == (moment == "after the result")
     assert not (run / "fold1").exists()
+    assert run_verb(train, "--resume", run)[0] == 0
+    assert json_of(run / "summary.json")["val_dice_per_case"].keys() == NAMES
 
 
 def test_phantoms(tmp_path, run_verb, monkeypatch):

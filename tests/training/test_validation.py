@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -5,11 +6,12 @@ import pytest
 import torch
 
 from vnet_fast import VNet
+from vnet_fast.averages import mean_dice
 from vnet_fast.data.phantom import phantoms
 from vnet_fast.evaluation.metrics import dice_per_class
+from vnet_fast.prediction.components import largest_components
 from vnet_fast.prediction.inference import predict_probabilities
-from vnet_fast.run.log import mean_dice
-from vnet_fast.training.validation import interval, validate
+from vnet_fast.training.validation import Best, interval, validate
 
 SIZE = (32, 32, 16)
 
@@ -30,30 +32,57 @@ def test_dice_is_that_of_predicted_labels(prepared, num_classes):
     per_case = validate(model, prepared, num_classes)
     assert model.training
     for case in prepared:
-        labels = predict_probabilities(model, case.image).argmax(0)
+        labels = largest_components(predict_probabilities(model, case.image).argmax(0).astype(np.uint8))
         reference = np.minimum(case.mask, 1) if num_classes == 2 else case.mask
-        assert per_case[case.name] == pytest.approx(dice_per_class(labels, reference, num_classes), abs=1e-12)
-    values = [value for case in per_case.values() for value in case]
-    assert 0 < mean_dice(per_case) < 1
-    assert mean_dice(per_case) == pytest.approx(np.mean(values))
+        expected = dice_per_class(labels, reference, num_classes)
+        assert per_case[case.name] == pytest.approx(expected, abs=1e-12, nan_ok=True)
+    assert 0 < mean_dice(per_case.values()) < 1
+    assert mean_dice(per_case.values()) == pytest.approx(np.nanmean(np.nanmean(list(per_case.values()), axis=0)))
+
+
+class Constant(torch.nn.Module):
+    """Predicts the same labels, whatever it sees."""
+
+    def __init__(self, labels, num_classes):
+        super().__init__()
+        self.logits = torch.nn.Parameter(
+            torch.nn.functional.one_hot(torch.from_numpy(labels).long(), num_classes).movedim(-1, 0)[None].float()
+        )
+
+    def forward(self, x):
+        return self.logits
+
+
+def test_validation_keeps_what_prediction_keeps(prepared):
+    """Voxels outside of the image count in neither mask, and only the largest component of a class counts."""
+    case = replace(prepared[0], mask=np.minimum(prepared[0].mask, 1), extent=((2, 14), (4, 32), (0, 30)))
+    inside = np.zeros(case.mask.shape, bool)
+    inside[2:14, 4:, :30] = True
+    reference = case.mask * inside
+    labels = np.where(inside, reference, 1).astype(np.uint8)
+    assert labels.sum() > 1.1 * reference.sum()
+    # away from the reference, and smaller
+    labels[3, 5, 1] = 1
+    assert reference[2:5, 4:7, :3].sum() == 0
+    assert validate(Constant(labels, 2), [case], 2) == {case.name: [1.0]}
+
+
+def test_the_first_validation_is_taken_even_if_nothing_can_be_rated():
+    best, nothing = Best(), {"a": [math.nan]}
+    assert best.improved_by(1, nothing)
+    assert not best.improved_by(2, nothing)
+    assert best.improved_by(3, {"a": [math.nan], "b": [0.0]})
+    assert not best.improved_by(4, nothing)
+    assert (best.iteration, best.dice) == (3, 0.0)
 
 
 def test_a_process_may_have_no_case():
     assert validate(VNet(base_channels=1), [], 2) == {}
 
 
-def test_a_class_in_neither_mask_counts_as_found(prepared):
-    class Background(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.zeros(()))
-
-        def forward(self, x):
-            logits = torch.zeros(1, 3, *x.shape[2:])
-            logits[:, 0] = 1
-            return logits
-
-    assert validate(Background(), prepared[2:], 3) == {prepared[2].name: [0.0, 1.0]}
+def test_a_class_in_neither_mask_is_not_rated(prepared):
+    background = Constant(np.zeros(SIZE[::-1], np.uint8), 3)
+    np.testing.assert_equal(validate(background, prepared[2:], 3), {prepared[2].name: [0.0, math.nan]})
 
 
 @pytest.mark.parametrize(

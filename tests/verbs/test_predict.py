@@ -5,11 +5,11 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from tests.volumes import make_image, write_case
+from tests.volumes import make_image, probabilities_on_image, write_case
 from vnet_fast import VNet, evaluate, predict
 from vnet_fast.data.intensity import normalise
 from vnet_fast.io import volumes
-from vnet_fast.io.grid import Grid, covering_size, image_on_grid, probabilities_on_image, working_grid
+from vnet_fast.io.grid import Grid, covering_size, image_on_grid, working_grid
 from vnet_fast.prediction import networks, segmentation
 from vnet_fast.prediction.inference import predict_probabilities
 from vnet_fast.run import checkpoint
@@ -241,17 +241,19 @@ def test_a_volume_that_fits_is_one_forward_pass(tmp_path, trained, size, overlap
     model = checkpoint.build_model(checkpoint.load(trained), trained, torch.device("cpu")).eval()
     seen = []
     model.register_forward_hook(lambda module, arguments, logits: seen.append(arguments[0]))
-    image, probabilities, larger = segmentation.segment(
-        model, tmp_path / "x.nrrd", (1.5, 1.5, 2.0), [16, 16, 16], None, overlap
-    )
+    result = segmentation.segment(model, tmp_path / "x.nrrd", (1.5, 1.5, 2.0), [16, 16, 16], None, overlap)
+    image = volumes.read_image(tmp_path / "x.nrrd")
     grid = working_grid(image, (1.5, 1.5, 2.0), (16, 16, 16))
     values = torch.from_numpy(normalise(image_on_grid(image, grid)))[None, None]
-    assert not larger
+    assert not result.is_larger
     assert len(seen) == 1
     assert torch.equal(seen[0], values)
     with torch.no_grad():
         expected = torch.softmax(model(values)[0], 0).numpy()
-    np.testing.assert_array_equal(probabilities, probabilities_on_image(expected, grid, image))
+    on_image = probabilities_on_image(expected, grid, image)
+    for label in range(2):
+        np.testing.assert_array_equal(result.probability(label), on_image[label])
+    np.testing.assert_array_equal(result.labels(all_components=True), on_image.argmax(0))
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,16 @@
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 
 from vnet_fast.data.cases import Case
 from vnet_fast.data.labels import count_classes, declared_labels
 from vnet_fast.data.preparation import PreparedCase, map_cases, read_case
 from vnet_fast.data.settings import DataSettings
-from vnet_fast.data.training_data import find_duplicates, find_run_cases, find_warnings, progress_bar
+from vnet_fast.data.training_data import find_duplicates, find_run_cases, find_warnings
 from vnet_fast.errors import InputError, InputErrors
-from vnet_fast.text_table import format_table
+from vnet_fast.progress import track
+from vnet_fast.text_table import format_table, printable
 
 # fewer voxels along an axis are a warning
 FEW_VOXELS = 4
@@ -38,7 +40,7 @@ class CaseSummary:
         """Returns the cells of its row of the table, under HEADINGS."""
         low, high = self.intensities
         return (
-            self.case.name,
+            printable(self.case.name),
             _format_size(self.size),
             " x ".join(f"{length:.4g}" for length in self.spacing),
             f"{low:.6g} to {high:.6g}",
@@ -68,12 +70,13 @@ def check_data(settings: DataSettings) -> int:
         raise InputError("--check", "given without --data", "Name the folder of the volumes too")
     cases, errors = find_run_cases(settings, settings.data)
     try:
-        summaries = map_cases(lambda case: _summarise(case, settings), cases, progress_bar("checking", len(cases)))
+        progress = partial(track, description="checking", unit="cases", total=len(cases))
+        summaries = map_cases(lambda case: _summarise(case, settings), cases, progress)
     except InputErrors as several:
         summaries = list(several.results)
         errors += several.errors
     for line in format_table([HEADINGS, *(summary.row() for summary in summaries)]):
-        _print(line)
+        print(line)
     readable, prepared = [summary.case for summary in summaries], [summary.prepared for summary in summaries]
     warnings = find_warnings(readable, prepared)
     warnings += [warning for summary in summaries for warning in summary.warnings()]
@@ -86,7 +89,7 @@ def check_data(settings: DataSettings) -> int:
             count_classes(prepared, readable, settings.binary, declared_labels(settings.data))
         except InputError as error:
             errors.append(error)
-    _print(f"{settings.data}: {len(readable)} of {len(cases)} cases can be read, {len(warnings)} warnings")
+    print(f"{settings.data}: {len(readable)} of {len(cases)} cases can be read, {len(warnings)} warnings")
     if errors:
         raise InputErrors(errors)
     return 0
@@ -103,8 +106,3 @@ def _summarise(case: Case, settings: DataSettings) -> CaseSummary:
 
 def _format_size(size: tuple[int, int, int]) -> str:
     return " x ".join(map(str, size))
-
-
-def _print(line: str) -> None:
-    """Prints a line; a name that is not valid UTF-8 is shown with escapes."""
-    print(line.encode("utf-8", "backslashreplace").decode())

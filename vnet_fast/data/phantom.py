@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vnet_fast.data.preparation import PreparedCase, prepare
+from vnet_fast.progress import track
 
 # for each scanner: exponent of its intensities, darkest and brightest raw value, noise as a share of the range
 LAWS = ((1.0, 0, 500, 0.03), (0.7, -900, 9000, 0.05), (1.3, 0, 1800, 0.03), (1.0, 40, 250, 0.07))
@@ -109,7 +110,7 @@ def phantoms(seed: int, count: int, size: Sequence[int], spacing: Sequence[float
 
     # threads are enough, because NumPy releases the interpreter's lock
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        return list(pool.map(make, range(count)))
+        return list(track(pool.map(make, range(count)), "making phantoms", "phantoms", count))
 
 
 def _voxel_coordinates(size: Sequence[int], spacing: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -38,6 +38,8 @@ class PreparedCase:
         table: (65536,) float32, the normalised intensity of each rank.
         mask: (z, y, x) uint8 labels.
         labels: the labels in the mask's file, sorted.
+        extent: along each axis z, y, x the first voxel in the image and the first one behind it; empty if the image
+            covers the whole grid. Around a small image the grid has voxels that the file has not.
     """
 
     name: str
@@ -45,6 +47,12 @@ class PreparedCase:
     table: NDArray[np.float32]
     mask: NDArray[np.uint8]
     labels: tuple[int, ...]
+    extent: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def inside(self) -> tuple[slice, ...]:
+        """Slices that crop (z, y, x) arrays to the voxels that lie in the image."""
+        return tuple(slice(first, end) for first, end in self.extent) or (slice(None),) * 3
 
     @property
     def image(self) -> NDArray[np.float32]:
@@ -69,8 +77,19 @@ def prepare(name: str, values: ArrayLike, mask: ArrayLike, labels: Iterable[int]
     Raises:
         ValueError: if all intensities are the same.
     """
+    values = np.asarray(values)
     ranks, table = to_ranks(normalise(values))
-    return PreparedCase(name, ranks, table, np.ascontiguousarray(mask, dtype=np.uint8), tuple(labels))
+    mask = np.ascontiguousarray(mask, dtype=np.uint8)
+    return PreparedCase(name, ranks, table, mask, tuple(labels), _extent(~np.isnan(values)))
+
+
+def _extent(inside: NDArray[np.bool_]) -> tuple[tuple[int, int], ...]:
+    """The range of each axis in which an array is true: a box, because the grid is parallel to the image."""
+    ranges = []
+    for other_axes in ((1, 2), (0, 2), (0, 1)):
+        occupied = np.flatnonzero(inside.any(other_axes))
+        ranges.append((int(occupied[0]), int(occupied[-1]) + 1))
+    return tuple(ranges)
 
 
 def read_case(

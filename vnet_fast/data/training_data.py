@@ -1,24 +1,23 @@
 """Finds, splits and prepares the cases that a run trains and validates on."""
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from vnet_fast.data.cache import Cache
 from vnet_fast.data.cases import Case, pair_cases
+from vnet_fast.data.classes import class_names, title_of
 from vnet_fast.data.folds import split
 from vnet_fast.data.labels import count_classes, declared_labels
 from vnet_fast.data.phantom import phantoms
-from vnet_fast.data.preparation import PreparedCase, Progress
+from vnet_fast.data.preparation import PreparedCase
 from vnet_fast.data.settings import DataSettings
 from vnet_fast.errors import InputError, InputErrors
-
-T = TypeVar("T")
+from vnet_fast.progress import track
 
 NUM_PHANTOMS = 100
 
@@ -31,11 +30,18 @@ class Data:
         training: prepared cases to train on.
         validation: prepared cases to validate on.
         num_classes: number of classes, background included.
+        class_names: dict from label to name, of the classes that have one.
     """
 
     training: list[PreparedCase]
     validation: list[PreparedCase]
     num_classes: int
+    class_names: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def titles(self) -> list[str]:
+        """What the foreground classes are called in texts."""
+        return [title_of(label, self.class_names) for label in range(1, self.num_classes)]
 
     @property
     def names(self) -> dict[str, list[str]]:
@@ -86,7 +92,7 @@ def load_data(settings: DataSettings) -> Data:
         f"{num_classes - 1} {'class' if num_classes == 2 else 'classes'} "
         f"(prepared volumes in {_find_cache(settings)})"
     )
-    return Data(training, validation, num_classes)
+    return Data(training, validation, num_classes, {} if settings.binary else class_names(settings.data))
 
 
 def _prepare_cases(settings: DataSettings, data: str) -> tuple[list[PreparedCase], int]:
@@ -94,7 +100,7 @@ def _prepare_cases(settings: DataSettings, data: str) -> tuple[list[PreparedCase
     cases, errors = find_run_cases(settings, data)
     cache = Cache(_find_cache(settings), settings.spacing, settings.volume)
     try:
-        prepared = cache.load(cases, progress_bar("preparing", len(cases)))
+        prepared = cache.load(cases, partial(track, description="preparing", unit="cases", total=len(cases)))
     except InputErrors as several:
         prepared = list(several.results)
         errors += several.errors
@@ -131,21 +137,6 @@ def find_run_cases(settings: DataSettings, data: str) -> tuple[list[Case], list[
 
 def _find_cache(settings: DataSettings) -> Path:
     return Path(settings.cache or Path.home() / ".cache" / "vnet_fast")
-
-
-def progress_bar(description: str, count: int) -> Progress:
-    """Returns a function that shows a progress bar on a terminal while its results are iterated.
-
-    Args:
-        description: shown before the bar.
-        count: number of results.
-    """
-    quiet = not sys.stderr.isatty()
-
-    def show(results: Iterable[T]) -> Iterable[T]:
-        return tqdm(results, description, count, leave=False, disable=quiet, unit="case")
-
-    return show
 
 
 def find_duplicates(cases: Sequence[Case], prepared: Sequence[PreparedCase]) -> list[InputError]:

@@ -1,25 +1,25 @@
 """Measures predicted masks against reference masks, case by case, and summarises the cases."""
 
 import math
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from vnet_fast.averages import defined_mean
+from vnet_fast.data.classes import title_of
 from vnet_fast.errors import InputError, InputErrors
-from vnet_fast.evaluation.classes import choose_labels, title_of
-from vnet_fast.evaluation.metrics import METRICS, measure
+from vnet_fast.evaluation.classes import choose_labels
+from vnet_fast.evaluation.metrics import METRICS, dice_per_class, measure
 from vnet_fast.evaluation.regions import REGIONS, regions
 from vnet_fast.evaluation.score import Observer, score
 from vnet_fast.io import volumes
 from vnet_fast.io.grid import Grid
+from vnet_fast.progress import track
+from vnet_fast.text_table import printable
 
 WHOLE = REGIONS[0]
 SCORE = "score"
@@ -94,6 +94,27 @@ def label_array(mask: sitk.Image, binary: bool) -> NDArray[np.uint8]:
     return np.minimum(labels, 1) if binary else labels
 
 
+def dice_of_pair(
+    prediction_path: str | Path, reference_path: str | Path, num_classes: int, binary: bool = False
+) -> list[float]:
+    """The Dice of each foreground class of one case, as `compare` measures it.
+
+    Args:
+        prediction_path, reference_path: of masks on the same grid.
+        num_classes: background included.
+        binary: whether all labels above 0 count as one.
+
+    Returns:
+        num_classes - 1 numbers, NaN for a class that neither mask has.
+
+    Raises:
+        InputError: if a file can't be read, or the masks are not on the same grid.
+    """
+    reference = volumes.read_mask(reference_path)
+    prediction = volumes.read_mask(prediction_path, reference, reference_path)
+    return dice_per_class(label_array(prediction, binary), label_array(reference, binary), num_classes)
+
+
 def compare(
     prediction_path: str | Path,
     reference_path: str | Path,
@@ -136,15 +157,10 @@ def _measure_regions(
     return measured
 
 
-def _compare_all(
-    pairs: Sequence[Pair],
-    binary: bool,
-    region_names: Sequence[str],
-    progress: Callable[[Sequence[Pair]], Iterable[Pair]],
-) -> dict[str, Measures]:
+def _compare_all(pairs: Iterable[Pair], binary: bool, region_names: Sequence[str]) -> dict[str, Measures]:
     """The measures of each case by its name; raises the `InputErrors` of all cases that can't be compared."""
     cases, errors = {}, []
-    for name, prediction, reference in progress(pairs):
+    for name, prediction, reference in pairs:
         try:
             cases[name] = compare(prediction, reference, binary, region_names)
         except InputError as error:
@@ -180,7 +196,7 @@ def evaluate(
     observer: Observer | None = None,
     class_names: Mapping[int, str] | None = None,
 ) -> list[Evaluation]:
-    """Measures several sets of predictions, with a progress bar on a terminal.
+    """Measures several sets of predictions, and shows the progress.
 
     Args:
         names: of the sets.
@@ -198,9 +214,8 @@ def evaluate(
         InputErrors: for all masks that can't be compared, of the first set that has any.
     """
     region_names = REGIONS if all_regions or observer else (WHOLE,)
-    bar = partial(tqdm, disable=not sys.stderr.isatty(), leave=False, unit="case")
     sets = [
-        _compare_all(cases, binary, region_names, partial(bar, desc=name))
+        _compare_all(track(cases, f"measuring {printable(name)}", "cases"), binary, region_names)
         for name, cases in zip(names, pairs, strict=True)
     ]
     declared = {} if binary or not class_names else class_names

@@ -11,6 +11,7 @@ from vnet_fast.averages import defined_mean
 from vnet_fast.evaluation.comparison import TITLES, Comparison
 from vnet_fast.evaluation.evaluation import SCORE, WHOLE, Evaluation, summarise
 from vnet_fast.evaluation.metrics import METRICS
+from vnet_fast.files import plain
 from vnet_fast.text_table import Alignment, csv_name, format_table, printable
 
 
@@ -157,15 +158,6 @@ def json_text(evaluations: Sequence[Evaluation], comparisons: Sequence[Compariso
         "comparisons": [vars(comparison) for comparison in comparisons],
     }
     return json.dumps(plain(report), indent=2, allow_nan=False) + "\n"
-
-
-def plain(value: Any) -> Any:
-    """Converts a structure to what JSON can hold: keys become text, and numbers that are not finite become None."""
-    if isinstance(value, dict):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def csv_text(evaluations: Sequence[Evaluation]) -> str:

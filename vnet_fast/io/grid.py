@@ -48,6 +48,12 @@ class Grid:
         """The grid's position in space, without its size."""
         return Placement(self.spacing, self.origin, self.direction)
 
+    def slab(self, first: int, end: int) -> "Grid":
+        """Returns the part of the grid from one slice to before another, along the third axis."""
+        step = np.array(self.direction).reshape(3, 3)[:, 2] * self.spacing[2]
+        origin = np.array(self.origin) + first * step
+        return Grid((*self.size[:2], end - first), self.spacing, triple(origin.tolist()), self.direction)
+
     def image_from(self, array: np.ndarray) -> sitk.Image:
         """Returns a SimpleITK image with the values of a (z, y, x) array on this grid."""
         image = sitk.GetImageFromArray(array)
@@ -143,21 +149,15 @@ def mask_on_grid(mask: sitk.Image, grid: Grid) -> NDArray[np.uint8]:
     return result
 
 
-def probabilities_on_image(probabilities: NDArray[np.float32], grid: Grid, image: sitk.Image) -> NDArray[np.float32]:
-    """Interpolates a prediction linearly on the grid of an image's file.
+def probability_on_grid(probability: sitk.Image, grid: Grid, label: int) -> NDArray[np.float32]:
+    """Interpolates the predicted probability of a class linearly on another grid, that of an image's file.
 
     Args:
-        probabilities: (K, z, y, x) float32 on `grid`; class 0 is background.
-        grid: Grid of the probabilities.
-        image: SimpleITK image.
+        probability: SimpleITK image, float32, on the network's grid.
+        grid: of the file.
+        label: the class; 0 is background.
 
     Returns:
-        (K, z, y, x) float32 on the image's grid; background outside of `grid`.
+        (z, y, x) float32; outside of the network's grid everything is background.
     """
-    file = Grid.of(image)
-    return np.stack(
-        [
-            _resample(grid.image_from(probability), file, float(label == 0))
-            for label, probability in enumerate(probabilities)
-        ]
-    )
+    return _resample(probability, grid, float(label == 0))

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ from vnet_fast.data.phantom import case_seed, phantom
 from vnet_fast.devices import choose_precision, device_name, find_device
 from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.files import make_folder, write_text
-from vnet_fast.io import formats, volumes
+from vnet_fast.io import formats, writing
 from vnet_fast.io.grid import Grid
 from vnet_fast.prediction.networks import build_network
 from vnet_fast.prediction.plan import output_suffix
-from vnet_fast.prediction.segmentation import progress_bar, segment, to_labels
+from vnet_fast.prediction.segmentation import segment
+from vnet_fast.progress import track
 from vnet_fast.run import checkpoint
 from vnet_fast.run.configuration import ALL, CONFIG_FILE, Config, stored_config
 from vnet_fast.run.folder import BEST, RESUME_HINT, fold_folder
@@ -46,16 +47,17 @@ class HeldOut:
     prediction: Path
 
 
-def held_out(run: str | Path, device: str = "auto") -> list[HeldOut]:
+def held_out(run: str | Path, device: str = "auto", interrupted: Callable[[], bool] = lambda: False) -> list[HeldOut]:
     """Predicts the cases that a run held out, as `python -m vnet_fast.predict` would.
 
-    Masks are written to RUN/predictions. Masks that are there already and come from the same network are kept.
-    Phantoms are written to RUN/phantoms first.
+    Masks are written to RUN/predictions. Masks that are there already and come from the same network are kept, and
+    those that a fold of a cross-validation has are copied. Phantoms are written to RUN/phantoms first.
 
     Args:
         run: the folder of a training run with a `best.pt`; or of a cross-validation, whose cases are each predicted
             by the fold that did not train on them.
         device: `auto`, `cpu` or `cuda`.
+        interrupted: asked before each volume.
 
     Returns:
         the cases, in natural order of name.
@@ -63,6 +65,7 @@ def held_out(run: str | Path, device: str = "auto") -> list[HeldOut]:
     Raises:
         InputError: if it is no run's folder, has no `best.pt`, or its data is no longer there.
         InputErrors: of all cases that can't be predicted; the others are.
+        KeyboardInterrupt: if `interrupted` said so.
     """
     run, chosen_device = Path(run), find_device(device)
     config = stored_config(run)
@@ -79,7 +82,9 @@ def held_out(run: str | Path, device: str = "auto") -> list[HeldOut]:
         names = _check_names(names, content, folder)
         cases = _find_cases(run, config, content["validation"])
         try:
-            results += _predict_cases(cases, content, folder / BEST, config, run / PREDICTION_FOLDER, chosen_device)
+            results += _predict_cases(
+                cases, content, folder / BEST, config, run / PREDICTION_FOLDER, chosen_device, interrupted
+            )
         except InputErrors as several:
             errors += several.errors
     if errors:
@@ -119,14 +124,20 @@ def _write_phantom(folder: Path, name: str, config: Config) -> Case:
         make_folder(folder)
         seed = case_seed(config.seed, int(name.removeprefix("phantom")))
         image, mask = phantom(seed, config.volume, config.spacing)
-        on_grid = Grid(config.volume, config.spacing, (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1)).image_from(image)
-        volumes.write(image, on_grid, case.image)
-        volumes.write(mask, on_grid, case.mask)
+        grid = Grid(config.volume, config.spacing, (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+        writing.write(image, grid, case.image)
+        writing.write(mask, grid, case.mask)
     return case
 
 
 def _predict_cases(
-    cases: Iterable[Case], content: dict[str, Any], path: Path, config: Config, folder: Path, device: torch.device
+    cases: Iterable[Case],
+    content: dict[str, Any],
+    path: Path,
+    config: Config,
+    folder: Path,
+    device: torch.device,
+    interrupted: Callable[[], bool],
 ) -> list[HeldOut]:
     """Predicts the cases that have no valid prediction yet.
 
@@ -137,33 +148,50 @@ def _predict_cases(
         config: of the run.
         folder: of the predictions.
         device: where to predict.
+        interrupted: asked before each volume.
     """
     results = [
         HeldOut(case.name, case.image, case.mask, folder / f"{case.name}{output_suffix(case.image)}") for case in cases
     ]
     network = {"iteration": content.get("iteration"), "weights": _digest(content["model"]), "amp": config.amp}
     make_folder(folder)
+    writing.sweep_unfinished(folder)
     record = Record(folder)
     made_by = {case.name: network | {"image": _stamp(case.image)} for case in results}
-    missing = [case for case in results if not record.has(case.prediction, made_by[case.name])]
+    missing = _find_missing(results, made_by, record, path.parent / PREDICTION_FOLDER)
     if not missing:
         return results
-    record.drop([case.prediction for case in missing])
     model, device = build_network(content, path, device)
     autocast, precision = choose_precision(config.amp, device)
     print(f"predicting {len(missing)} cases held out by {path}: {device_name(device)}, {precision}", flush=True)
     spacing, size = checkpoint.grid_of(content, path)
-    errors, track = [], progress_bar("windows", "window")
-    for case in progress_bar("predicting")(missing):
+    errors = []
+    for case in track(missing, "predicting", "volumes"):
+        if interrupted():
+            raise KeyboardInterrupt
         try:
-            result = segment(model, case.image, spacing, size, autocast, track=track)
-            volumes.write(to_labels(result.probabilities), result.image, case.prediction)
+            result = segment(model, case.image, spacing, size, autocast)
+            result.write_mask(case.prediction)
             record.add(case.prediction, made_by[case.name])
         except InputError as error:
             errors.append(error)
     if errors:
         raise InputErrors(errors)
     return results
+
+
+def _find_missing(
+    cases: Sequence[HeldOut], made_by: dict[str, dict[str, Any]], record: "Record", of_fold: Path
+) -> list[HeldOut]:
+    """The cases without a valid prediction; one that the fold's own folder has is copied first."""
+    missing = [case for case in cases if not record.has(case.prediction, made_by[case.name])]
+    record.drop([case.prediction for case in missing])
+    fold = Record(of_fold)
+    copied = [case for case in missing if fold.has(case.prediction, made_by[case.name])]
+    for case in copied:
+        writing.copy(of_fold / case.prediction.name, case.prediction)
+        record.add(case.prediction, made_by[case.name])
+    return [case for case in missing if case not in copied]
 
 
 def _stamp(image: Path) -> list[list[int]] | None:
@@ -200,11 +228,12 @@ class Record:
             self.made = stored if isinstance(stored, dict) else {}
 
     def has(self, prediction: Path, made_by: dict[str, Any]) -> bool:
-        """Whether a prediction is there with all its files, and was made by the network that `made_by` names."""
-        if self.made.get(prediction.name) != made_by or not prediction.exists():
+        """Whether a prediction of this name is there, with all its files, and was made by what `made_by` names."""
+        file = self.path.with_name(prediction.name)
+        if self.made.get(file.name) != made_by or not file.exists():
             return False
         try:
-            return all(file.exists() for file in formats.files_of(prediction))
+            return all(part.exists() for part in formats.files_of(file))
         except InputError:
             return False
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vnet_fast.devices import HOST, free_memory, is_out_of_memory, mixed_precision
+from vnet_fast.errors import InputError
 from vnet_fast.prediction import windows
 
 OVERLAP = 0.5
@@ -17,6 +18,7 @@ NO_FLIP: list[tuple[int, ...]] = [()]
 # Along x of the network's grid, where patients are about symmetric. Training mirrors along no axis, so that averaging
 # over all eight flips does harm (on PROMISE12, Dice is 0.61 with all flips, 0.72 with this one, and 0.71 with none).
 LEFT_RIGHT: list[tuple[int, ...]] = [(), (-1,)]
+NOT_FINITE_REMEDY = "Use another checkpoint, or --amp off"
 Shape = tuple[int, int, int]
 
 
@@ -52,8 +54,7 @@ def predict_probabilities(
     If memory is short, the attempts of `list_attempts` are made one after the other, and each is reported.
 
     Args:
-        model: the network, or a ModuleList of networks whose probabilities are averaged. Afterwards it is in
-            evaluation mode, on the device where it was.
+        model: the network, or a ModuleList of networks to average; left in evaluation mode, on the same device.
         image: (D, H, W) float32, normalised.
         autocast: the dtype of mixed precision, or None.
         window: (d, h, w) voxels of the windows for a larger image; None predicts the image in one piece.
@@ -67,6 +68,7 @@ def predict_probabilities(
 
     Raises:
         ValueError: if overlap is outside of its range.
+        InputError: if a logit is not finite, so that the probabilities mean nothing.
     """
     device = next(model.parameters()).device
     model.eval()
@@ -140,27 +142,35 @@ def _average(
     d, h, w = image.shape
     volume = torch.from_numpy(image)[None, None].to(attempt.collected)
     average: Tensor | None = None
+    finite = []
     for window in track(windows.cover((d, h, w), attempt.window, overlap, attempt.collected)):
         z, y, x = window.where
         part = volume[..., z, y, x].to(attempt.device)
-        probabilities = _predict_window(model, part, autocast, flips).to(attempt.collected)
+        probabilities, is_finite = _predict_window(model, part, autocast, flips)
+        probabilities = probabilities.to(attempt.collected)
+        finite.append(is_finite)
         if average is None:
             average = torch.zeros(len(probabilities), d, h, w, device=attempt.collected)
         average[:, z, y, x].addcmul_(probabilities, window.weights())
     assert average is not None
+    # the device is waited for here, and not after every window
+    if not torch.stack(finite).all():
+        raise InputError("the network", "its output is not finite", NOT_FINITE_REMEDY)
     array: np.ndarray = average.cpu().numpy()
     return array
 
 
 def _predict_window(
     model: nn.Module, part: Tensor, autocast: torch.dtype | None, flips: Sequence[tuple[int, ...]]
-) -> Tensor:
-    """(K, d, h, w) float32 of a (1, 1, d, h, w) window, the mean over networks and flips."""
+) -> tuple[Tensor, Tensor]:
+    """(K, d, h, w) float32 of a (1, 1, d, h, w) window, the mean over networks and flips; whether all is finite."""
     networks = list(model) if isinstance(model, nn.ModuleList) else [model]
     total: Tensor | int = 0
+    finite = torch.ones((), dtype=torch.bool, device=part.device)
     for network, axes in itertools.product(networks, flips):
         with mixed_precision(part.device, autocast):
             logits = network(part.flip(axes))
+        finite = finite & torch.isfinite(logits).all()
         total = total + torch.softmax(logits[0].float(), 0).flip(axes)
     mean: Tensor = total / (len(networks) * len(flips))  # type: ignore[assignment]  # there is at least one term
-    return mean
+    return mean, finite

@@ -2,40 +2,94 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
 from vnet_fast.data.intensity import normalise
 from vnet_fast.errors import InputError
-from vnet_fast.io import formats, volumes
-from vnet_fast.io.grid import Grid, covering_size, image_on_grid, probabilities_on_image, working_grid
+from vnet_fast.io import formats, volumes, writing
+from vnet_fast.io.grid import Grid, covering_size, image_on_grid, probability_on_grid, working_grid
 from vnet_fast.prediction.components import largest_components
 from vnet_fast.prediction.inference import OVERLAP, predict_probabilities
+from vnet_fast.progress import track
 
 # of a grid that covers a volume: 4 GB as float32, and as much for the probabilities of each class
 MAX_VOXELS = 1 << 30
+# of the slabs in which labels of a volume are made: larger than most volumes, small beside the memory of a machine
+SLAB_VOXELS = 1 << 25
 
 
-class Segmentation(NamedTuple):
-    """A volume with its predicted probabilities.
+@dataclass(frozen=True)
+class Segmentation:
+    """A volume's predicted probabilities. They are kept on the network's grid, which is small beside a large volume's.
 
     Args:
-        image: SimpleITK image of the volume.
-        probabilities: (K, z, y, x) float32 on its grid.
+        grid: of the volume's file.
+        network_grid: of the probabilities.
+        network_probabilities: (K, z, y, x) float32 on it.
         is_larger: whether the volume extends beyond the network's size.
     """
 
-    image: sitk.Image
-    probabilities: np.ndarray
+    grid: Grid
+    network_grid: Grid
+    network_probabilities: NDArray[np.float32]
     is_larger: bool
+
+    def probability(self, label: int) -> NDArray[np.float32]:
+        """The probability of a class, (z, y, x) float32 on the volume's own grid."""
+        return probability_on_grid(self._image(label), self.grid, label)
+
+    def labels(self, all_components: bool = False) -> NDArray[np.uint8]:
+        """The most probable class of each voxel.
+
+        Args:
+            all_components: whether all components of a class are kept, and not only the largest one.
+
+        Returns:
+            (z, y, x) uint8 on the volume's own grid.
+        """
+        labels = np.zeros(self.grid.shape, np.uint8)
+        images = [self._image(label) for label in range(len(self.network_probabilities))]
+        for first, end in self._slabs():
+            slab = self.grid.slab(first, end)
+            highest = probability_on_grid(images[0], slab, 0)
+            for label, image in enumerate(images[1:], start=1):
+                probability = probability_on_grid(image, slab, label)
+                is_higher = probability > highest
+                labels[first:end][is_higher] = label
+                highest = np.maximum(highest, probability, out=highest)
+        return labels if all_components else largest_components(labels)
+
+    def _image(self, label: int) -> sitk.Image:
+        return self.network_grid.image_from(self.network_probabilities[label])
+
+    def _slabs(self) -> Iterator[tuple[int, int]]:
+        """The first slice of each slab and the one behind it."""
+        x, y, slices = self.grid.size
+        thickness = max(1, SLAB_VOXELS // (x * y))
+        return ((first, min(first + thickness, slices)) for first in range(0, slices, thickness))
+
+    def write_mask(self, path: Path, all_components: bool = False) -> None:
+        """Writes the labels, see `labels`; an `InputError` if that fails."""
+        writing.write(self.labels(all_components), self.grid, path)
+
+    def write_probabilities(self, path: Path) -> None:
+        """Writes a file NAME_probability beside the mask for each foreground class, numbered if there are several."""
+        stem, suffix = formats.stem_of(path), formats.suffix_of(path)
+        count = len(self.network_probabilities)
+        for label in range(1, count):
+            number = f"_{label}" if count > 2 else ""
+            writing.write(self.probability(label), self.grid, path.with_name(f"{stem}_probability{number}{suffix}"))
 
 
 def segment(
@@ -59,27 +113,43 @@ def segment(
         autocast: the dtype of mixed precision, or None.
         overlap: None predicts the centre of a larger volume, with background beyond it. A number, 0 <= overlap < 1,
             covers the whole volume by windows that overlap by this share.
-        **options: `flips` and `track` of `predict_probabilities`.
+        **options: `flips` of `predict_probabilities`.
 
     Raises:
-        InputError: if the volume can't be read, is constant at its centre, or has more than 2^30 voxels on the
-            network's grid.
+        InputError: if the volume can't be read, is constant at its centre, has more than 2^30 voxels on the
+            network's grid, or makes the network overflow.
+    """
+    values, grid, own_grid, window, is_larger = _read(path, spacing, size, covering=overlap is not None)
+    share = OVERLAP if overlap is None else overlap
+    try:
+        probabilities = predict_probabilities(
+            model, values, autocast, window, share, notify=lambda message: tqdm.write(f"{path}: {message}"),
+            track=partial(track, description="", unit="windows"), **options,
+        )  # fmt: skip
+    except InputError as error:
+        raise InputError(path, f"of {error.subject} {error.cause}", error.remedy) from None
+    return Segmentation(own_grid, grid, probabilities, is_larger)
+
+
+def _read(
+    path: Path, spacing: tuple[float, float, float], size: tuple[int, int, int], covering: bool
+) -> tuple[NDArray[np.float32], Grid, Grid, tuple[int, int, int], bool]:
+    """Reads a volume.
+
+    Returns:
+        its normalised intensities, (z, y, x) float32; the network's grid that they are on; the volume's own grid; the
+        shape of the network's size; and whether the volume is larger.
     """
     image = volumes.read_image(path)
     centre = working_grid(image, spacing, size)
     is_larger = covering_size(image, centre) != centre.size
-    grid = _covering_grid(image, path, centre) if is_larger and overlap is not None else centre
+    grid = _covering_grid(image, path, centre) if is_larger and covering else centre
     reference = image_on_grid(image, centre)
     try:
         values = normalise(reference if grid == centre else image_on_grid(image, grid), reference)
     except ValueError as error:
         raise InputError(path, f"{error} on the network's grid", "Check that it is a scan") from None
-    z, y, x = reference.shape
-    share = OVERLAP if overlap is None else overlap
-    probabilities = predict_probabilities(
-        model, values, autocast, (z, y, x), share, notify=lambda message: tqdm.write(f"{path}: {message}"), **options
-    )
-    return Segmentation(image, probabilities_on_image(probabilities, grid, image), is_larger)
+    return values, grid, Grid.of(image), centre.shape, is_larger
 
 
 def _covering_grid(image: sitk.Image, path: Path, centre: Grid) -> Grid:
@@ -88,28 +158,6 @@ def _covering_grid(image: sitk.Image, path: Path, centre: Grid) -> Grid:
         cause = f"takes {' x '.join(map(str, size))} voxels on the network's grid"
         raise InputError(path, cause, "Check its spacing, or leave --overlap out")
     return working_grid(image, centre.spacing, size)
-
-
-def to_labels(probabilities: np.ndarray, all_components: bool = False) -> np.ndarray:
-    """The most probable class of each voxel.
-
-    Args:
-        probabilities: (K, z, y, x).
-        all_components: whether all components of a class are kept, and not only the largest one.
-
-    Returns:
-        (z, y, x) uint8.
-    """
-    labels = probabilities.argmax(0).astype(np.uint8)
-    return labels if all_components else largest_components(labels)
-
-
-def write_probabilities(probabilities: np.ndarray, image: sitk.Image, path: Path) -> None:
-    """Writes a file NAME_probability beside the mask for each foreground class, numbered if there are several."""
-    stem, suffix = formats.stem_of(path), formats.suffix_of(path)
-    for k, probability in enumerate(probabilities[1:], start=1):
-        number = f"_{k}" if len(probabilities) > 2 else ""
-        volumes.write(probability, image, path.with_name(f"{stem}_probability{number}{suffix}"))
 
 
 def segment_all(
@@ -124,7 +172,7 @@ def segment_all(
         pairs: (volume, mask) paths.
         segment_one: segments the volume at a path.
         probabilities: whether the probabilities are written too.
-        all_components: see `to_labels`.
+        all_components: see `Segmentation.labels`.
 
     Returns:
         (the errors of the volumes that have no mask, how many volumes are larger than the network's size).
@@ -134,8 +182,8 @@ def segment_all(
         try:
             result = segment_one(path)
             if probabilities:
-                write_probabilities(result.probabilities, result.image, target)
-            volumes.write(to_labels(result.probabilities, all_components), result.image, target)
+                result.write_probabilities(target)
+            result.write_mask(target, all_components)
         except InputError as error:
             errors.append(error)
             continue
@@ -143,8 +191,3 @@ def segment_all(
         if not sys.stderr.isatty():
             print(target, flush=True)
     return errors, count
-
-
-def progress_bar(description: str, unit: str = "volume") -> "partial[tqdm]":
-    """A progress bar for an iterable; it is hidden where there is no terminal."""
-    return partial(tqdm, desc=description, unit=unit, disable=not sys.stderr.isatty(), leave=False)

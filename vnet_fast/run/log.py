@@ -1,25 +1,29 @@
 """The log of a training run, `log.csv`, and the progress on the screen."""
 
+import contextlib
 import csv
 import io
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
+from vnet_fast.averages import class_means, mean_dice
 from vnet_fast.errors import InputError
 from vnet_fast.files import write_text
+from vnet_fast.progress import said, working
 from vnet_fast.run.configuration import Config
 from vnet_fast.run.folder import TENSORBOARD
 from vnet_fast.run.tensorboard import Board
+from vnet_fast.text_table import printable
 
 FIELDS = ("iteration", "loss", "learning_rate", "validation_dice", "volumes_per_second")
 # between two lines of progress where there is no terminal
-SECONDS_BETWEEN_LINES = 30
+SECONDS_BETWEEN_LINES = 10
 
 
 class LogRow(NamedTuple):
@@ -40,19 +44,22 @@ class Log:
         path: of the file. When a run is resumed, lines after iteration `start` are deleted.
         start: iterations that are done.
         config: of the run.
+        titles: what the foreground classes are called.
 
     Raises:
         InputError: if the file of a resumed run is damaged.
     """
 
-    def __init__(self, path: Path, start: int, config: Config) -> None:
-        self.config, self.start = config, start
+    def __init__(self, path: Path, start: int, config: Config, titles: Sequence[str] = ()) -> None:
+        self.config, self.start, self.titles = config, start, titles
         _rewrite(path, start)
-        self.board = Board(path.with_name(TENSORBOARD), start) if config.tensorboard else None
+        self.board = Board(path.with_name(TENSORBOARD), start, titles) if config.tensorboard else None
         self.file = open(path, "a", newline="")  # noqa: SIM115 - closed by close()
         self.writer = csv.writer(self.file)
+        self.stack = contextlib.ExitStack()
+        self.work = self.stack.enter_context(working("training", config.iterations, "iterations", start))
         self.bar = tqdm(total=config.iterations, initial=start, unit="it", disable=not sys.stderr.isatty())
-        self.dice: float | None = None
+        self.shown_dice = "-"
         self.began = self.last_line = time.monotonic()
 
     def add(
@@ -75,7 +82,7 @@ class Log:
         if not losses:
             return
         last = first + len(losses) - 1
-        dice = None if per_case is None else mean_dice(per_case)
+        dice = None if per_case is None else mean_dice(per_case.values())
         for iteration, (loss, rate) in enumerate(zip(losses, learning_rates, strict=True), start=first):
             shown_dice = f"{dice:.6g}" if iteration == last and dice is not None else ""
             self.writer.writerow((iteration, f"{loss:.6g}", f"{rate:.6g}", shown_dice, f"{volumes_per_second:.6g}"))
@@ -86,24 +93,27 @@ class Log:
             self.board.add_speed(last, volumes_per_second)
             if per_case is not None:
                 self.board.add_validation(last, per_case)
-        self._show_progress(last, losses, volumes_per_second, dice)
+        if per_case is not None:
+            self.shown_dice = dice_text(per_case, self.titles)
+        self._show_progress(last, losses, volumes_per_second, validated=per_case is not None)
 
-    def _show_progress(self, done: int, losses: Sequence[float], volumes_per_second: float, dice: float | None) -> None:
-        self.dice = self.dice if dice is None else dice
-        shown_dice = "-" if self.dice is None else f"{self.dice:.4f}"
-        progress = f"loss {np.mean(losses):.4f}  validation Dice {shown_dice}  {volumes_per_second:.2f} volumes/s"
+    def _show_progress(self, done: int, losses: Sequence[float], volumes_per_second: float, validated: bool) -> None:
+        progress = f"loss {np.mean(losses):.4f}  validation Dice {self.shown_dice}  {volumes_per_second:.2f} volumes/s"
         self.bar.set_postfix_str(progress, refresh=False)
         self.bar.update(len(losses))
+        self.work.done = done
         now = time.monotonic()
-        is_due = dice is not None or now - self.last_line > SECONDS_BETWEEN_LINES
+        is_due = validated or now - self.last_line > SECONDS_BETWEEN_LINES
         if self.bar.disable and is_due:
             left = (now - self.began) / (done - self.start) * (self.config.iterations - done)
             print(f"iteration {done}/{self.config.iterations}  {progress}  {minutes(left)} left", flush=True)
             self.last_line = now
+            said()
 
     def close(self) -> None:
         """Closes the file, the bar and TensorBoard's writer."""
         self.bar.close()
+        self.stack.close()
         self.file.close()
         if self.board:
             self.board.close()
@@ -127,14 +137,23 @@ def _rewrite(path: Path, start: int) -> None:
     write_text(path, text.getvalue())
 
 
+def dice_text(per_case: Mapping[str, Sequence[float]], titles: Sequence[str]) -> str:
+    """The mean Dice, and that of each class where there are several.
+
+    Args:
+        per_case: Dice of each class, by the name of the case.
+        titles: what the classes are called.
+    """
+    text = f"{mean_dice(per_case.values()):.4f}"
+    if len(titles) > 1:
+        classes = zip(titles, class_means(per_case.values()), strict=True)
+        text += f" ({', '.join(f'{printable(title)} {dice:.4f}' for title, dice in classes)})"
+    return text
+
+
 def minutes(seconds: float) -> str:
     """Seconds as minutes:seconds."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
-def mean_dice(per_case: dict[str, list[float]]) -> float:
-    """The mean Dice over cases and classes."""
-    return float(np.mean(list(per_case.values())))
 
 
 def read_log(path: str | Path) -> list[LogRow]:

@@ -1,10 +1,10 @@
 """The curves of a training run for TensorBoard."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from vnet_fast.averages import class_means, mean_dice
 from vnet_fast.errors import InputError
 
 # more scalars than are added between two readings of the losses, so that adding never waits for the disk
@@ -34,9 +34,11 @@ class Board:
     Args:
         folder: where TensorBoard finds them.
         start: iterations that are done. Later scalars of an interrupted run are hidden.
+        titles: what the foreground classes are called.
     """
 
-    def __init__(self, folder: Path, start: int) -> None:
+    def __init__(self, folder: Path, start: int, titles: Sequence[str] = ()) -> None:
+        self.titles = titles
         self.writer = _load_writer()(
             str(folder), purge_step=start + 1, max_queue=QUEUE, flush_secs=SECONDS_BETWEEN_WRITES
         )
@@ -57,10 +59,10 @@ class Board:
             iteration: counted from 1.
             per_case: Dice of each class, by the name of the case.
         """
-        values = list(per_case.values())
-        self.writer.add_scalar("validation_dice/mean", np.mean(values), iteration)
-        for label, dice in enumerate(np.mean(values, axis=0), start=1):
-            self.writer.add_scalar(f"validation_dice/class_{label}", dice, iteration)
+        values = per_case.values()
+        self.writer.add_scalar("validation_dice/mean", mean_dice(values), iteration)
+        for title, dice in zip(self.titles, class_means(values), strict=True):
+            self.writer.add_scalar(f"validation_dice/{title.replace(' ', '_')}", dice, iteration)
 
     def close(self) -> None:
         """Writes what is queued."""

@@ -1,6 +1,7 @@
 """Cross-validation: one run per fold, and the result over all cases."""
 
 import contextlib
+import math
 import shlex
 import signal
 from collections.abc import Callable, Iterator
@@ -26,8 +27,11 @@ from vnet_fast.run.folder import (
     write_summary,
 )
 from vnet_fast.text_table import format_table
+from vnet_fast.training.summary import dice_entries
 from vnet_fast.versions import versions
 
+# the two validations of a run in its `summary.json`: on the volumes' own grids, and on the network's grid
+VALIDATIONS = ("val_dice", "network_grid_dice")
 # settings that differ between the folds
 OF_A_FOLD = {"fold", "output", "resume"}
 
@@ -158,43 +162,64 @@ def collect(output: Path, config: Config) -> None:
 def summarise(output: Path, config: Config) -> dict[str, Any]:
     """The result of all folds, the content of `summary.json`.
 
-    Dice is that of validation, on the network's grid, at each fold's best iteration. Mean and standard deviation are
-    over all cases.
+    Dice is that of each fold's `best.pt`: on the volumes' own grids, as `evaluate` measures it, and on the network's
+    grid. The standard deviation is over all cases.
 
     Raises:
         InputError: if the result of a fold can't be read.
     """
-    folds, per_case, per_class = [], {}, []
+    folds, classes = [], []
+    cases: dict[str, dict[str, list[float]] | None] = {name: {} for name in VALIDATIONS}
     for fold in range(config.folds):
         folder = fold_folder(output, fold)
         result = read_summary(folder)
         try:
-            cases = result["val_dice_per_case"]
-            best = {name: result[name] for name in ("val_dice", "best_iteration")}
-            folds.append({"fold": fold, "cases": len(cases), **best})
-            per_case.update(cases)
-            per_class += [result["val_dice_per_class"]] * len(cases)
-        except (KeyError, TypeError, ValueError) as error:
+            for name in VALIDATIONS:
+                cases[name] = _with_cases(cases[name], result[f"{name}_per_case_and_class"])
+            best = {name: result[name] for name in (*VALIDATIONS, "best_iteration")}
+            folds.append({"fold": fold, "cases": len(result["network_grid_dice_per_case"]), **best})
+            classes = list(result["classes"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             cause = f"not a run's result ({error})"
             raise InputError(folder / SUMMARY, cause, "Delete it, and resume that run to write it again") from None
-    dice = list(per_case.values())
+    summary: dict[str, Any] = {}
+    for name in VALIDATIONS:
+        summary |= dice_entries(cases[name], name)
+        per_case = (summary[f"{name}_per_case"] or {}).values()
+        defined = [dice for dice in per_case if dice is not None]
+        summary[f"{name}_standard_deviation"] = float(np.std(defined, ddof=1)) if len(defined) > 1 else None
     return {
-        "val_dice": float(np.mean(dice)),
-        "val_dice_standard_deviation": float(np.std(dice, ddof=1)),
-        "val_dice_per_case": per_case,
-        "val_dice_per_class": np.mean(per_class, axis=0).tolist(),
+        **summary,
+        "classes": classes,
         "folds": folds,
         "iterations": config.iterations,
         "versions": versions(),
     }
 
 
+def _with_cases(
+    cases: dict[str, list[float]] | None, of_fold: dict[str, list[float | None]] | None
+) -> dict[str, list[float]] | None:
+    """The cases with those of another fold; None if one of the folds has no such validation."""
+    if cases is None or of_fold is None:
+        return None
+    return cases | {
+        name: [math.nan if dice is None else float(dice) for dice in values] for name, values in of_fold.items()
+    }
+
+
 def table(summary: dict[str, Any]) -> list[str]:
     """The result of the folds as lines of text."""
     rows = [
-        (str(fold["fold"]), str(fold["cases"]), f"{fold['val_dice']:.4f}", str(fold["best_iteration"]))
+        (str(fold["fold"]), str(fold["cases"]), *(_number(fold[name]) for name in VALIDATIONS),
+         str(fold["best_iteration"]))
         for fold in summary["folds"]
-    ]
-    cases = str(len(summary["val_dice_per_case"]))
-    overall = f"{summary['val_dice']:.4f} ± {summary['val_dice_standard_deviation']:.4f}"
-    return format_table([("fold", "cases", "Dice mean", "best iteration"), *rows, ("all", cases, overall, "")], "right")
+    ]  # fmt: skip
+    cases = str(len(summary["network_grid_dice_per_case"]))
+    means = (f"{_number(summary[name])} ± {_number(summary[f'{name}_standard_deviation'])}" for name in VALIDATIONS)
+    headings = ("fold", "cases", "Dice mean", "on the network's grid", "best iteration")
+    return format_table([headings, *rows, ("all", cases, *means, "")], "right")
+
+
+def _number(dice: float | None) -> str:
+    return "-" if dice is None else f"{dice:.4f}"

@@ -1,4 +1,4 @@
-"""What is said when memory runs out in training, and which batch would fit, found by trying."""
+"""What is said when training fails for want of memory or of a worker, and which batch would fit, found by trying."""
 
 from collections.abc import Callable
 
@@ -10,6 +10,7 @@ from vnet_fast.errors import InputError
 from vnet_fast.nn.vnet import SIZE_MULTIPLE
 from vnet_fast.prediction.windows import halve_longest_axis
 from vnet_fast.run.configuration import Config
+from vnet_fast.training.workers import is_worker_death
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -83,3 +84,13 @@ def _fits(
         model.zero_grad(set_to_none=True)
         free_memory(device)
     return True
+
+
+def explain_failure(error: RuntimeError, device: torch.device) -> InputError | None:
+    """What the user can do about a dead worker or exhausted memory; None for any other error."""
+    if is_worker_death(error):
+        return InputError("--workers", f"a worker process has ended: {error}", "Give fewer of them")
+    if is_out_of_memory(error):
+        cause = "its memory does not suffice beside the training step"
+        return InputError(device, cause, "Give a smaller --batch-size, --volume or --base-channels")
+    return None

@@ -1,5 +1,6 @@
 """The end of a training run: its result on the screen, in `summary.json` and in pictures."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,14 +8,20 @@ import numpy as np
 import torch
 
 from vnet_fast import plotting
+from vnet_fast.averages import class_means, defined_mean, mean_dice
 from vnet_fast.data.training_data import Data
 from vnet_fast.devices import device_name
+from vnet_fast.errors import InputError
+from vnet_fast.files import plain
 from vnet_fast.nn.vnet import VNet
+from vnet_fast.prediction.components import largest_components
 from vnet_fast.prediction.inference import predict_probabilities
 from vnet_fast.run import checkpoint
+from vnet_fast.run.configuration import Config
 from vnet_fast.run.folder import BEST, CURVES, LOG, OVERLAY, RunFolder, write_summary
-from vnet_fast.run.log import minutes, read_log
-from vnet_fast.training.validation import Best
+from vnet_fast.run.log import dice_text, minutes, read_log
+from vnet_fast.training.own_grid import own_grid_dice
+from vnet_fast.training.validation import Best, reference_labels
 from vnet_fast.versions import versions
 
 
@@ -40,13 +47,17 @@ class Result:
     processes: int
     autocast: torch.dtype | None
 
-    def summary(self) -> dict[str, Any]:
-        """The content of `summary.json`."""
-        per_case = self.best.per_case or {}
+    def summary(self, titles: Sequence[str], own_grid: Mapping[str, Sequence[float]] | None) -> dict[str, Any]:
+        """The content of `summary.json`.
+
+        Args:
+            titles: what the foreground classes are called.
+            own_grid: Dice of each class on the volumes' own grids, by the name of the case; or None.
+        """
         return {
-            "val_dice": self.best.dice,
-            "val_dice_per_case": {name: float(np.mean(values)) for name, values in per_case.items()},
-            "val_dice_per_class": np.mean(list(per_case.values()), axis=0).tolist(),
+            **dice_entries(own_grid, "val_dice"),
+            **dice_entries(self.best.per_case, "network_grid_dice"),
+            "classes": list(titles),
             "best_iteration": self.best.iteration,
             "iterations": self.iterations,
             "seconds": round(self.seconds, 1),
@@ -58,28 +69,56 @@ class Result:
         }
 
 
-def finish(folder: RunFolder, result: Result, model: VNet, data: Data, spacing: tuple[float, float, float]) -> None:
-    """Writes `summary.json` and, with matplotlib, the pictures; prints the result.
+def dice_entries(per_case: Mapping[str, Sequence[float]] | None, name: str) -> dict[str, Any]:
+    """The entries of `summary.json` about a validation; what is not defined is null.
+
+    Args:
+        per_case: Dice of each class, by the name of the case, or None if there is no such validation.
+        name: of the entries.
+
+    Returns:
+        dict with `name`, the mean over the classes of each class's mean over the cases, as `evaluate` has it;
+        `name`_per_class, `name`_per_case (the mean over the classes) and `name`_per_case_and_class.
+    """
+    cases = per_case or {}
+    entries = {
+        name: mean_dice(cases.values()),
+        f"{name}_per_class": class_means(cases.values()),
+        f"{name}_per_case": {case: defined_mean(values) for case, values in cases.items()},
+        f"{name}_per_case_and_class": cases,
+    }
+    return {key: plain(value) if cases else None for key, value in entries.items()}
+
+
+def finish(
+    folder: RunFolder, result: Result, model: VNet, data: Data, config: Config, interrupted: Callable[[], bool]
+) -> None:
+    """Predicts and measures the held-out cases, writes `summary.json` and, with matplotlib, the pictures, and prints
+    the result.
 
     Args:
         folder: of the run.
         result: of the run.
         model: the network; afterwards it has the weights of `best.pt`.
         data: of the run.
-        spacing: of the network's grid, mm, x y z.
+        config: of the run.
+        interrupted: asked between two predictions.
+
+    Raises:
+        KeyboardInterrupt: if `interrupted` said so, before `summary.json` is written.
     """
-    summary = result.summary()
+    own_grid = own_grid_dice(folder.path, config.device, data.num_classes, config.binary, interrupted)
+    summary = result.summary(data.titles, own_grid)
     write_summary(folder.path, summary)
     if plotting.available():
         plotting.curves(read_log(folder / LOG), folder / CURVES)
-        _draw_overlay(folder, result, model, data, spacing)
+        _draw_overlay(folder, result, model, data, config.spacing)
     else:
         print("no pictures: matplotlib is not installed (pip install 'vnet_fast[plots]')")
-    classes = summary["val_dice_per_class"]
+    on_network_grid = f"{dice_text(result.best.per_case or {}, data.titles)} on the network's grid"
     print(
-        f"validation Dice {result.best.dice:.4f}"
-        + (f" (classes {', '.join(f'{dice:.4f}' for dice in classes)})" if len(classes) > 1 else "")
-        + f" at iteration {result.best.iteration}, {summary['volumes_per_second']:.2f} volumes/s, "
+        f"validation Dice {f'{dice_text(own_grid, data.titles)}, ' if own_grid else ''}{on_network_grid}, "
+        f"at iteration {result.best.iteration}; {summary['volumes_per_second']:.2f} volumes/s, "
         f"{minutes(result.seconds)} of training"
     )
     print(f"predict with: python -m vnet_fast.predict --checkpoint {folder / BEST} --input … --output …")
@@ -91,13 +130,19 @@ def _draw_overlay(
     """Draws the median case of the best validation, which is neither the luckiest nor the worst."""
     path, per_case = folder / BEST, result.best.per_case or {}
     checkpoint.fill_model(model, checkpoint.load(path, result.device), path)
-    by_dice = sorted(data.validation, key=lambda case: float(np.mean(per_case[case.name])))
+    by_dice = sorted(data.validation, key=lambda case: np.nan_to_num(defined_mean(per_case[case.name])))
     case = by_dice[len(by_dice) // 2]
+    try:
+        probabilities = predict_probabilities(model, case.image, result.autocast)
+    except InputError as error:
+        print(f"no {OVERLAY}: {error}")
+        return
+    inside = case.inside
     plotting.overlay(
-        case.image,
-        np.minimum(case.mask, 1) if data.num_classes == 2 else case.mask,
-        {"": predict_probabilities(model, case.image, result.autocast).argmax(0)},
+        case.image[inside],
+        reference_labels(case, data.num_classes)[inside],
+        {"": largest_components(probabilities.argmax(0).astype(np.uint8)[inside])},
         spacing,
-        f"{case.name}: Dice {np.mean(per_case[case.name]):.3f}, the median of validation",
+        f"{case.name}: Dice {defined_mean(per_case[case.name]):.3f} on the network's grid, the median of validation",
         folder / OVERLAY,
     )

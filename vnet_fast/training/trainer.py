@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from vnet_fast.devices import choose_precision, device_name, find_device, is_out
 from vnet_fast.distributed import Processes
 from vnet_fast.errors import InputError
 from vnet_fast.nn.vnet import VNet
+from vnet_fast.progress import track
 from vnet_fast.run import checkpoint
 from vnet_fast.run.configuration import LOSSES, Config
 from vnet_fast.run.folder import BEST, LOG, RESUME_HINT, RunFolder, write_config
@@ -21,7 +23,7 @@ from vnet_fast.run.log import Log
 from vnet_fast.training.batches import make_source
 from vnet_fast.training.divergence import check_losses, check_weights
 from vnet_fast.training.draws import BatchSampler
-from vnet_fast.training.memory import out_of_memory_error
+from vnet_fast.training.memory import explain_failure, out_of_memory_error
 from vnet_fast.training.optimizer import make_optimizer
 from vnet_fast.training.read_back import ReadBack
 from vnet_fast.training.resume import restore
@@ -31,7 +33,6 @@ from vnet_fast.training.sources import Source
 from vnet_fast.training.step import Step
 from vnet_fast.training.summary import Result, finish
 from vnet_fast.training.validation import Best, interval, validate
-from vnet_fast.training.workers import is_worker_death
 
 # checkpoints of a run, at least
 SAVES = 10
@@ -131,7 +132,7 @@ class Trainer:
         save_every = config.save_every or min(val_every, math.ceil(config.iterations / SAVES))
         self.stop = StopSignal(second_ends=not self.processes.several)
         source = self._make_source()
-        self.log = Log(self.folder / LOG, self.iteration, config) if self.folder else None
+        self.log = Log(self.folder / LOG, self.iteration, config, self.data.titles) if self.folder else None
         self.losses = ReadBack(self.iteration)
         self.rates: list[float] = []
         self._start_clock()
@@ -147,7 +148,7 @@ class Trainer:
                 if stopping:
                     break
         except RuntimeError as error:
-            explanation = _explain(error, self.device)
+            explanation = explain_failure(error, self.device)
             if explanation is None:
                 raise
             raise explanation from None
@@ -205,7 +206,8 @@ class Trainer:
 
     def _validate(self) -> dict[str, list[float]]:
         cases = self.processes.share(self.data.validation)
-        mine = validate(self.model, cases, self.data.num_classes, self.autocast)
+        progress = partial(track, description="validating", unit="cases") if self.folder else iter
+        mine = validate(self.model, cases, self.data.num_classes, self.autocast, progress)
         dice = {name: values for part in self.processes.gathered(mine) for name, values in part.items()}
         per_case = {case.name: dice[case.name] for case in self.data.validation}
         if self.best.improved_by(self.iteration, per_case) and self.folder:
@@ -236,7 +238,11 @@ class Trainer:
         return self.iteration >= self.config.iterations
 
     def finish(self) -> None:
-        """Writes the result of a finished run, with pictures, and prints it."""
+        """Writes the result of a finished run, with pictures, and prints it.
+
+        Raises:
+            KeyboardInterrupt: if a signal came before the result was written.
+        """
         if self.folder:
             # neither the graph nor gradients are needed for prediction
             self.step.release()
@@ -244,7 +250,7 @@ class Trainer:
             result = Result(
                 self.best, self.iteration, volumes, self.seconds, self.device, self.processes.count, self.autocast
             )
-            finish(self.folder, result, self.model, self.data, self.config.spacing)
+            finish(self.folder, result, self.model, self.data, self.config, lambda: self.stop.number is not None)
 
     def close(self, failed: bool = False) -> None:
         """Unlocks the folder and leaves the other processes; a failed run does not wait for them."""
@@ -262,16 +268,6 @@ class Trainer:
         self.close(failed=kind is not None)
 
 
-def _explain(error: RuntimeError, device: torch.device) -> InputError | None:
-    """What the user can do about a dead worker or exhausted memory; None for any other error."""
-    if is_worker_death(error):
-        return InputError("--workers", f"a worker process has ended: {error}", "Give fewer of them")
-    if is_out_of_memory(error):
-        cause = "its memory does not suffice beside the training step"
-        return InputError(device, cause, "Give a smaller --batch-size, --volume or --base-channels")
-    return None
-
-
 def train_run(config: Config, cross_validation: str | None = None) -> int:
     """Trains a run and finishes it, or prints how to resume it.
 
@@ -284,12 +280,15 @@ def train_run(config: Config, cross_validation: str | None = None) -> int:
         exit code.
     """
     with Trainer(config) as trainer:
-        number = trainer.train()
-        if trainer.is_finished:
-            trainer.finish()
-        # a signal may also come while the pictures of a fold are drawn
+        number, is_complete = trainer.train(), trainer.is_finished
+        if is_complete:
+            try:
+                trainer.finish()
+            except KeyboardInterrupt:
+                is_complete = False
+        # a signal may also come while the held-out cases of a fold are predicted
         number = number or trainer.stop.number
-        if number is not None and (cross_validation or not trainer.is_finished):
+        if number is not None and (cross_validation or not is_complete):
             run = cross_validation or trainer.config.output
             print(f"stopped at iteration {trainer.iteration}. {RESUME_HINT} {run}")
             return 128 + number

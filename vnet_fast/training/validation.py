@@ -1,15 +1,19 @@
 """Validation during training: how often, the Dice of each case, and which validation is the best."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import nn
 
+from vnet_fast.averages import mean_dice
 from vnet_fast.data.preparation import PreparedCase
 from vnet_fast.devices import mixed_precision
-from vnet_fast.run.log import mean_dice
+from vnet_fast.evaluation.metrics import dice_per_class
+from vnet_fast.prediction.components import largest_components
 
 # of a run
 VALIDATIONS = 10
@@ -25,7 +29,7 @@ class Best:
 
     Args:
         iteration: of it; 0 before the first one.
-        dice: the mean over cases and classes.
+        dice: the mean over the classes of each class's mean over the cases; NaN if no case has any class.
         per_case: Dice of each class, by the name of the case.
     """
 
@@ -35,8 +39,10 @@ class Best:
 
     def improved_by(self, iteration: int, per_case: dict[str, list[float]]) -> bool:
         """Takes a validation if its mean Dice is higher; returns whether it is."""
-        dice = mean_dice(per_case)
-        if dice <= self.dice:
+        dice = mean_dice(per_case.values())
+        is_better = dice > self.dice or (math.isnan(self.dice) and not math.isnan(dice))
+        # the first is taken in any case, so that there is one
+        if self.iteration and not is_better:
             return False
         self.iteration, self.dice, self.per_case = iteration, dice, per_case
         return True
@@ -57,43 +63,47 @@ def interval(iterations: int, batch_size: int, cases: int) -> int:
 
 @torch.inference_mode()
 def validate(
-    model: nn.Module, cases: Sequence[PreparedCase], num_classes: int, autocast: torch.dtype | None = None
+    model: nn.Module,
+    cases: Sequence[PreparedCase],
+    num_classes: int,
+    autocast: torch.dtype | None = None,
+    progress: Callable[[Sequence[PreparedCase]], Iterable[PreparedCase]] = iter,
 ) -> dict[str, list[float]]:
     """Dice of each case and foreground class.
+
+    It is what `python -m vnet_fast.evaluate` measures of `python -m vnet_fast.predict`'s masks, but on the network's
+    grid: only the largest component of each class is kept, and voxels outside of the image count in neither mask.
 
     Args:
         model: the network; it is left in training mode.
         cases: to validate on.
         num_classes: background included; 2 makes all labels above 0 one class.
         autocast: the dtype of mixed precision, or None.
+        progress: wraps the cases, for example in a progress bar.
 
     Returns:
-        num_classes - 1 numbers by the name of each case; 1 where neither mask has the class.
+        num_classes - 1 numbers by the name of each case; NaN where neither mask has the class.
     """
     if not cases:
         # of several processes, one may have no case
         return {}
     device = next(model.parameters()).device
     model.eval()
-    counts = []
-    for case in cases:
+    predicted = []
+    for case in progress(cases):
         image = torch.from_numpy(case.image)[None, None].to(device)
-        reference = torch.from_numpy(case.mask).to(device)
         with mixed_precision(device, autocast):
             logits = model(image)
-        prediction = logits[0].argmax(0)
-        if num_classes == 2:
-            reference = reference.clamp(max=1)
-        counts.append(torch.stack([_counts(prediction == k, reference == k) for k in range(1, num_classes)]))
+        # read once all are under way, so that the device is not waited for in between
+        predicted.append(logits[0].argmax(0).to(torch.uint8))
     model.train()
-    # the device is waited for once
-    dice = [
-        [2 * overlap / total if total else 1.0 for overlap, total in of_case]
-        for of_case in torch.stack(counts).tolist()
-    ]
-    return {case.name: of_case for case, of_case in zip(cases, dice, strict=True)}
+    dice = {}
+    for case, labels in zip(cases, predicted, strict=True):
+        prediction = largest_components(labels.cpu().numpy()[case.inside])
+        dice[case.name] = dice_per_class(prediction, reference_labels(case, num_classes)[case.inside], num_classes)
+    return dice
 
 
-def _counts(prediction: Tensor, reference: Tensor) -> Tensor:
-    """The number of voxels in both masks, and the sum of the two masks' numbers."""
-    return torch.stack([(prediction & reference).sum(), prediction.sum() + reference.sum()])
+def reference_labels(case: PreparedCase, num_classes: int) -> NDArray[np.uint8]:
+    """The labels of a case as a network with so many classes sees them: with two, all above 0 are one."""
+    return np.minimum(case.mask, 1) if num_classes == 2 else case.mask

@@ -1,0 +1,115 @@
+"""Writes volumes and masks, whole or not at all, with SimpleITK."""
+
+import contextlib
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from vnet_fast.errors import InputError
+from vnet_fast.io import formats
+from vnet_fast.io.grid import Grid
+from vnet_fast.io.itk import check_name, kept_locale
+
+# a folder for unfinished files is named after the machine and the process that write them
+UNFINISHED = ".writing-"
+# seconds after which one of another machine is taken for left over
+ABANDONED = 86_400
+
+
+def write(array: np.ndarray, grid: Grid, path: str | Path) -> None:
+    """Writes an array, compressed.
+
+    If writing fails, the file that `path` may have held before is still complete.
+
+    Args:
+        array: (z, y, x).
+        grid: of the array.
+        path: in one of `formats.SUFFIXES`; its folder must exist.
+
+    Raises:
+        InputError: if the format is not supported, the folder can't be written, or the disk is full.
+    """
+    path = Path(path)
+    check_name(path)
+    formats.format_of(path)
+    try:
+        with _unfinished_folder(path) as folder:
+            # ITK knows few suffixes in upper case
+            header = folder / f"{formats.stem_of(path)}{formats.suffix_of(path)}"
+            with kept_locale():
+                sitk.WriteImage(grid.image_from(array), str(header), useCompression=True)
+            for part in folder.iterdir():
+                if part != header:
+                    os.replace(part, path.parent / part.name)
+            # the header is moved last, so that it never names data that does not exist yet
+            os.replace(header, path)
+    except (OSError, RuntimeError) as error:
+        raise _write_error(path, error) from None
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copies the files of a volume to the same name in another folder.
+
+    Args:
+        source: of the volume.
+        target: of the copy; its folder must exist.
+
+    Raises:
+        InputError: if it can't be written.
+    """
+    try:
+        with _unfinished_folder(target) as folder:
+            # the header comes last, so that it never names data that does not exist yet
+            for file in reversed(formats.files_of(source)):
+                shutil.copyfile(file, folder / file.name)
+                os.replace(folder / file.name, target.parent / file.name)
+    except OSError as error:
+        raise _write_error(target, error) from None
+
+
+@contextlib.contextmanager
+def _unfinished_folder(path: Path) -> Iterator[Path]:
+    """A folder beside a path for files that are not complete yet; it is deleted afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix=f"{UNFINISHED}{platform.node()}-{os.getpid()}-", dir=path.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_error(path: Path, error: OSError | RuntimeError) -> InputError:
+    reason = str(getattr(error, "strerror", None) or error).strip().splitlines()[-1]
+    return InputError(path, f"can't be written ({reason})", "Choose a folder with room and permission")
+
+
+def sweep_unfinished(folder: str | Path) -> None:
+    """Deletes what killed processes were writing into a folder; what another process is writing is kept."""
+    with contextlib.suppress(OSError):
+        for left in Path(folder).glob(f"{UNFINISHED}*"):
+            if _is_left_over(left):
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_left_over(path: Path) -> bool:
+    machine, _, process = path.name.removeprefix(UNFINISHED).rpartition("-")[0].rpartition("-")
+    if machine == platform.node() and process.isdigit():
+        return not _is_running(int(process))
+    return time.time() - path.stat().st_mtime > ABANDONED
+
+
+def _is_running(process: int) -> bool:
+    try:
+        # signal 0 only asks whether there is such a process
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,124 @@
+"""Progress of long work: a bar on a terminal, and elsewhere a line on stderr every ten seconds.
+
+The lines come from a thread, so that they also come in the middle of a step that takes long.
+"""
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sized
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+# from one line to the next
+SECONDS = 10.0
+
+
+@dataclass
+class Work:
+    """Work that goes on, perhaps within other work.
+
+    Args:
+        description: what is done; empty within other work that says it.
+        total: number of steps, or None if it is not known.
+        unit: what a step is, in the plural.
+        done: steps that are done.
+    """
+
+    description: str
+    total: int | None
+    unit: str
+    done: int = 0
+    began: float = field(default_factory=time.monotonic)
+
+    def __str__(self) -> str:
+        count = str(self.done) if self.total is None else f"{self.done} of {self.total}"
+        return f"{self.description}{': ' if self.description else ''}{count} {self.unit}"
+
+
+class _Lines:
+    """The thread that prints the lines; it runs while there is any work."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.works: list[Work] = []
+        self.ended: threading.Event | None = None
+        self.last = time.monotonic()
+
+    def begin(self, work: Work) -> None:
+        with self.lock:
+            self.works.append(work)
+            if self.ended is None:
+                self.last, self.ended = work.began, threading.Event()
+                threading.Thread(target=self._print, args=(self.ended,), daemon=True).start()
+
+    def end(self, work: Work) -> None:
+        with self.lock:
+            self.works = [other for other in self.works if other is not work]
+            if not self.works and self.ended is not None:
+                self.ended.set()
+                self.ended = None
+
+    def _print(self, ended: threading.Event) -> None:
+        while not ended.wait(max(0.0, self.last + SECONDS - time.monotonic())):
+            with self.lock:
+                works, now = list(self.works), time.monotonic()
+            if works and now - self.last >= SECONDS:
+                self.last = now
+                spent = int(now - works[0].began)
+                print(f"{', '.join(map(str, works))}, {spent // 60}:{spent % 60:02d}", file=sys.stderr, flush=True)
+
+
+_lines = _Lines()
+
+
+def said() -> None:
+    """Tells that a line about the work was printed elsewhere, so that the next one is due in ten seconds."""
+    _lines.last = time.monotonic()
+
+
+@contextlib.contextmanager
+def working(description: str, total: int | None, unit: str, done: int = 0) -> Iterator[Work]:
+    """Prints lines about work while the block runs, unless there is a terminal.
+
+    Args:
+        description: what is done.
+        total: number of steps, or None.
+        unit: what a step is, in the plural.
+        done: steps that are done already.
+
+    Yields:
+        the Work, whose `done` the block increases.
+    """
+    work = Work(description, total, unit, done)
+    if sys.stderr.isatty():
+        yield work
+        return
+    _lines.begin(work)
+    try:
+        yield work
+    finally:
+        _lines.end(work)
+
+
+def track(items: Iterable[T], description: str, unit: str, total: int | None = None) -> Iterator[T]:
+    """Iterates with a progress bar, or with lines where there is no terminal.
+
+    Args:
+        items: what is iterated.
+        description: what is done.
+        unit: what an item is, in the plural.
+        total: number of items; None takes it from `items`, if they have a length.
+    """
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    with working(description, total, unit) as work:
+        bar = tqdm(items, description, total, leave=False, unit=f" {unit}", disable=not sys.stderr.isatty())
+        for item in bar:
+            yield item
+            work.done += 1

@@ -1,0 +1,43 @@
+"""The Dice of a finished run on the volumes' own grids, which is that of the masks that it predicts."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from vnet_fast.errors import InputError, InputErrors
+
+
+def own_grid_dice(
+    run: str | Path, device: str, num_classes: int, binary: bool, interrupted: Callable[[], bool]
+) -> dict[str, list[float]] | None:
+    """Predicts the cases that a run held out, into RUN/predictions, and measures the masks.
+
+    Args:
+        run: folder of the run.
+        device: to predict on: `auto`, `cpu` or `cuda`.
+        num_classes: background included.
+        binary: whether all labels above 0 are one class.
+        interrupted: asked between two volumes.
+
+    Returns:
+        Dice of each foreground class by the name of the case, NaN where neither mask has the class; or None, after a
+        line that says why, if the files of the cases can't be read any more or SimpleITK is not installed.
+
+    Raises:
+        KeyboardInterrupt: if `interrupted` said so.
+    """
+    try:
+        # imported here, because training from the cache needs no image library
+        from vnet_fast.evaluation.evaluation import dice_of_pair
+        from vnet_fast.prediction.held_out import held_out
+    except ImportError as error:
+        print(f"no predictions: {error.name} is not installed")
+        return None
+    try:
+        return {
+            case.name: dice_of_pair(case.prediction, case.reference, num_classes, binary)
+            for case in held_out(run, device, interrupted)
+        }
+    except (InputError, InputErrors) as error:
+        # the run is finished in spite of it
+        print(f"no Dice on the volumes' own grids: {error}")
+        return None
