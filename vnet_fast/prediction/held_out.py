@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,25 +159,38 @@ def _predict_cases(
     record = Record(folder)
     made_by = {case.name: network | {"image": _stamp(case.image)} for case in results}
     missing = _find_missing(results, made_by, record, path.parent / PREDICTION_FOLDER)
-    if not missing:
-        return results
+    if missing:
+        predicted = _predict(missing, content, path, config.amp, device, interrupted)
+        for case in track(predicted, "predicting", "volumes", len(missing)):
+            record.add(case.prediction, made_by[case.name])
+    return results
+
+
+def _predict(
+    missing: Sequence[HeldOut],
+    content: dict[str, Any],
+    path: Path,
+    amp: str | None,
+    device: torch.device,
+    interrupted: Callable[[], bool],
+) -> Iterator[HeldOut]:
+    """Predicts cases and yields those that are written; at last raises the InputErrors of the others."""
     model, device = build_network(content, path, device)
-    autocast, precision = choose_precision(config.amp, device)
+    autocast, precision = choose_precision(amp, device)
     print(f"predicting {len(missing)} cases held out by {path}: {device_name(device)}, {precision}", flush=True)
     spacing, size = checkpoint.grid_of(content, path)
     errors = []
-    for case in track(missing, "predicting", "volumes"):
+    for case in missing:
         if interrupted():
             raise KeyboardInterrupt
         try:
-            result = segment(model, case.image, spacing, size, autocast)
-            result.write_mask(case.prediction)
-            record.add(case.prediction, made_by[case.name])
+            segment(model, case.image, spacing, size, autocast).write_mask(case.prediction)
         except InputError as error:
             errors.append(error)
+        else:
+            yield case
     if errors:
         raise InputErrors(errors)
-    return results
 
 
 def _find_missing(
