@@ -1,7 +1,6 @@
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import zipfile
@@ -162,7 +161,7 @@ def test_the_list_of_commands_bears_a_closed_pipe_and_a_full_disk(tmp_path):
     os.close(reader)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with open(writer, "w") as closed, open("/dev/full", "w") as full:
-        for stdout, code in ((closed, 128 + signal.SIGPIPE), (full, 2)):
+        for stdout, code in ((closed, 0), (full, 2)):
             done = subprocess.run(
                 [sys.executable, "-m", "vnet_fast"],
                 cwd=tmp_path, env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True,

@@ -17,6 +17,7 @@ SMALL = {
     "plotting",
     "text_table",
     "averages",
+    "streams",
     "progress",
 }
 # rooms that each room may import; the small modules are for all but io, which knows only errors

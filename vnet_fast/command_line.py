@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import os
 import signal
 import sys
 import traceback
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from vnet_fast.errors import InputError, InputErrors
+from vnet_fast.streams import tolerant_streams
 
 EXIT_BAD_INPUT = 2
 ConfigType = TypeVar("ConfigType")
@@ -104,35 +104,37 @@ def run(
 ) -> NoReturn:
     """Parses the arguments, calls `main` with a dict of the given options, and exits with the code it returns.
 
-    Bad input becomes one line on stderr and exit code 2. Unexpected exceptions are not caught; a closed pipe is
-    no error.
+    Bad input becomes one line on stderr and exit code 2. Unexpected exceptions are not caught. A closed stdout or
+    stderr, or one that lacks a character, is no error.
     """
-    given = vars(parser.parse_args(arguments))
-    debug = given.pop("debug", False)
+    with tolerant_streams():
+        given = vars(parser.parse_args(arguments))
+        code = _run(main, given, debug=given.pop("debug", False))
+    sys.exit(code)
+
+
+def _run(main: Callable[[dict[str, Any]], int], given: dict[str, Any], debug: bool) -> int:
+    """Calls `main`; returns its exit code, or that of its exception, which is printed."""
     try:
         code = main(given)
         sys.stdout.flush()
+        return code
     except (InputError, InputErrors) as error:
         if debug:
             traceback.print_exc()
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
-        code = EXIT_BAD_INPUT
+        return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        code = 128 + signal.SIGINT
-    except BrokenPipeError:
-        # keeps the interpreter from complaining when it flushes stdout at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 128 + signal.SIGPIPE
+        return 128 + signal.SIGINT
     except OSError as error:
         # a full disk, or a folder where a file should be: errors that no other module explains
         if debug:
             traceback.print_exc()
         cause = error.strerror or error
         print(f"error: {error.filename or 'a file'}: {cause}. Check it and try again", file=sys.stderr)
-        code = EXIT_BAD_INPUT
-    sys.exit(code)
+        return EXIT_BAD_INPUT
 
 
 def path_text(text: str) -> str:

@@ -177,6 +177,8 @@ def choose_precision(name: str | None, device: torch.device) -> tuple[torch.dtyp
     name = name or default_precision(device)
     if name == "off":
         return None, describe_float32(device)
+    if name == "fp16" and device == HOST and not cpu_has_fp16():
+        return torch.float16, "mixed precision (fp16, which this CPU computes 15 times slower than float32, or more)"
     if name in ("bf16", "fp16"):
         return {"bf16": torch.bfloat16, "fp16": torch.float16}[name], f"mixed precision ({name})"
     if device.type == "cuda":
@@ -220,5 +222,15 @@ def convolves_in_tf32(device: torch.device) -> bool:
 
 def cpu_has_fast_bf16() -> bool:
     """Whether the CPU multiplies bfloat16 in hardware: AMX or AVX-512 BF16."""
+    return bool(_cpu_capabilities() & {"amx_bf16", "avx512_bf16"})
+
+
+def cpu_has_fp16() -> bool:
+    """Whether the CPU multiplies float16 in hardware: AMX or AVX-512 FP16."""
+    return bool(_cpu_capabilities() & {"amx_fp16", "avx512_fp16"})
+
+
+def _cpu_capabilities() -> set[str]:
+    """The names of the CPU's instruction sets, as PyTorch knows them; none before PyTorch 2.9."""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    return {name for name, has in capabilities.items() if has is True}

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from vnet_fast.text_table import printable
+
 
 class InputError(Exception):
     """Bad input: the file or option, what is wrong with it, and how to mend it.
@@ -18,7 +20,9 @@ class InputError(Exception):
         self.subject, self.cause, self.remedy = str(subject), cause, remedy
 
     def __str__(self) -> str:
-        return f"{self.subject}: {self.cause}. {self.remedy}".replace("\n", " ")
+        # a name may hold anything, and a library's message several lines
+        text = f"{self.cause}. {self.remedy}".replace("\n", " ")
+        return printable(f"{self.subject}: {text}")
 
 
 class InputErrors(Exception):  # noqa: N818 - it holds several of them

@@ -22,6 +22,7 @@ from vnet_fast.io.grid import Grid, covering_size, image_on_grid, probability_on
 from vnet_fast.prediction.components import largest_components
 from vnet_fast.prediction.inference import OVERLAP, predict_probabilities
 from vnet_fast.progress import track
+from vnet_fast.text_table import printable
 
 # of a grid that covers a volume: 4 GB as float32, and as much for the probabilities of each class
 MAX_VOXELS = 1 << 30
@@ -189,5 +190,5 @@ def segment_all(
             continue
         count += result.is_larger
         if not sys.stderr.isatty():
-            print(target, flush=True)
+            print(printable(str(target)), flush=True)
     return errors, count

@@ -1,0 +1,64 @@
+import sys
+import time
+
+import pytest
+
+from vnet_fast import progress
+
+
+@pytest.fixture
+def often(monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS", 0.05)
+
+
+def wait_for_lines(capsys, count):
+    """The lines that come, at least so many unless it takes too long."""
+    err, end = "", time.monotonic() + 10
+    while err.count("\n") < count and time.monotonic() < end:
+        time.sleep(0.01)
+        err += capsys.readouterr().err
+    return err.splitlines()
+
+
+def test_lines_without_a_terminal(often, capsys):
+    """They come in the middle of a step, and name the work that it is part of."""
+    for number in progress.track(["a", "b"], "predicting", "volumes"):
+        for _ in progress.track(range(3), "", "windows"):
+            lines = wait_for_lines(capsys, 2)
+            break
+        expected = f"predicting: {'ab'.index(number)} of 2 volumes, 0 of 3 windows, 0:0"
+        assert all(line.startswith(expected) for line in lines[1:])
+        assert len(lines) >= 2
+    time.sleep(0.2)
+    # nothing is printed once the work is done
+    capsys.readouterr()
+    time.sleep(0.2)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_line_elsewhere_counts(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SECONDS", 0.4)
+    with progress.working("training", None, "iterations", done=7):
+        for _ in range(12):
+            time.sleep(0.05)
+            progress.said()
+        assert capsys.readouterr().err == ""
+        assert wait_for_lines(capsys, 1)[0].startswith("training: 7 iterations, 0:0")
+
+
+def test_an_error_ends_the_lines(often, capsys):
+    with pytest.raises(ValueError, match="x"), progress.working("w", 1, "steps"):
+        raise ValueError("x")
+    capsys.readouterr()
+    time.sleep(0.2)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bar_on_a_terminal(often, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    for _ in progress.track(iter("ab"), "predicting", "volumes", 2):
+        time.sleep(0.12)
+    err = capsys.readouterr().err
+    assert "predicting:" in err
+    # a bar, and no lines
+    assert "of 2 volumes" not in err
