@@ -188,3 +188,23 @@ def test_outside_of_the_network_is_background():
     assert (on_image.argmax(0) == 1).sum() == 16**3
     assert covered_share(image, grid) == pytest.approx((16 / 30,) * 3)
     assert covering_size(image, grid) == (30, 30, 30)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_oriented_grid_is_that_of_the_oriented_image(seed):
+    generator = np.random.default_rng(seed)
+    axes = np.eye(3)[:, generator.permutation(3)] * generator.choice([-1, 1], 3)
+    turned, _ = np.linalg.qr(axes + generator.normal(0, 0.3, (3, 3)))
+    image = sitk.Image(*generator.integers(1, 9, 3).tolist(), sitk.sitkUInt8)
+    image.SetSpacing(generator.uniform(0.1, 3, 3).tolist())
+    image.SetOrigin(generator.normal(0, 100, 3).tolist())
+    image.SetDirection(turned.ravel().tolist())
+    expected, grid = Grid.of(sitk.DICOMOrient(image, "LPS")), Grid.of(image).oriented()
+    assert (grid.size, grid.spacing, grid.direction) == (expected.size, expected.spacing, expected.direction)
+    np.testing.assert_allclose(grid.origin, expected.origin, rtol=0, atol=1e-10)
+
+
+def test_slabs_are_parts_of_the_grid():
+    grid = Grid((4, 5, 6), (1.0, 2.0, 3.0), (7.0, 8.0, 9.0), (0, 0, 1, 1, 0, 0, 0, 1, 0))
+    image = grid.image_from(np.arange(120, dtype=np.float32).reshape(6, 5, 4))
+    assert grid.slab(2, 5) == Grid.of(image[:, :, 2:5])

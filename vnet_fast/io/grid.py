@@ -48,6 +48,25 @@ class Grid:
         """The grid's position in space, without its size."""
         return Placement(self.spacing, self.origin, self.direction)
 
+    def oriented(self) -> "Grid":
+        """Returns the grid of the same voxels with its axes reordered to left, posterior, superior.
+
+        It is that of `sitk.DICOMOrient(image, "LPS")`, which would copy the voxels too.
+        """
+        single = sitk.Image(1, 1, 1, sitk.sitkUInt8)
+        single.SetDirection(self.direction)
+        direction = sitk.DICOMOrient(single, "LPS").GetDirection()
+        axes, turned = (np.array(matrix).reshape(3, 3) for matrix in (self.direction, direction))
+        # the axis of this grid that becomes each axis, and whether its direction changes
+        products = axes.T @ turned
+        order = np.abs(products).argmax(0)
+        origin = np.array(self.origin)
+        for new, old in enumerate(order):
+            if products[old, new] < 0:
+                origin = origin + (self.size[old] - 1) * self.spacing[old] * axes[:, old]
+        size, spacing = triple(self.size[old] for old in order), triple(self.spacing[old] for old in order)
+        return Grid(size, spacing, triple(origin.tolist()), direction)
+
     def slab(self, first: int, end: int) -> "Grid":
         """Returns the part of the grid from one slice to before another, along the third axis."""
         step = np.array(self.direction).reshape(3, 3)[:, 2] * self.spacing[2]
@@ -74,7 +93,7 @@ def working_grid(image: sitk.Image, spacing: Sequence[float], size: Sequence[int
     Returns:
         Grid. Along an axis where the image already has the spacing, the voxels of both coincide.
     """
-    file = Grid.of(sitk.DICOMOrient(image, "LPS"))
+    file = Grid.of(image).oriented()
     first = []
     for file_size, file_spacing, new_size, new_spacing in zip(file.size, file.spacing, size, spacing, strict=True):
         ratio = new_spacing / file_spacing
@@ -91,7 +110,7 @@ def covered_share(image: sitk.Image, grid: Grid) -> tuple[float, float, float]:
     Returns:
         0 to 1 for each axis of the grid: left, posterior, superior.
     """
-    file = Grid.of(sitk.DICOMOrient(image, "LPS"))
+    file = Grid.of(image).oriented()
     extents = zip(file.size, file.spacing, grid.size, grid.spacing, strict=True)
     return triple(min(1.0, n * s / (fn * fs)) for fn, fs, n, s in extents)
 

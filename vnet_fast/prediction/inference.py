@@ -155,7 +155,7 @@ def _average(
     assert average is not None
     # the device is waited for here, and not after every window
     if not torch.stack(finite).all():
-        raise InputError("the network", "its output is not finite", NOT_FINITE_REMEDY)
+        raise InputError("the network's output", "is not finite", NOT_FINITE_REMEDY)
     array: np.ndarray = average.cpu().numpy()
     return array
 

@@ -128,7 +128,7 @@ def segment(
             track=partial(track, description="", unit="windows"), **options,
         )  # fmt: skip
     except InputError as error:
-        raise InputError(path, f"of {error.subject} {error.cause}", error.remedy) from None
+        raise InputError(path, f"{error.subject} {error.cause}", error.remedy) from None
     return Segmentation(own_grid, grid, probabilities, is_larger)
 
 
