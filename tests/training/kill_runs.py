@@ -21,8 +21,8 @@ IN_TRAINING = 0.8
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 
 
-def start(arguments, log):
-    """Forks a training; returns its process id."""
+def start(arguments, log, verb=train):
+    """Forks a program; returns its process id."""
     child = os.fork()
     if child:
         return child
@@ -31,7 +31,7 @@ def start(arguments, log):
     # what is printed before a kill is there too
     sys.stdout.reconfigure(line_buffering=True)
     try:
-        command_line.run(train.main, command_line.parser_of(train.Config, "vnet_fast.train"), arguments)
+        command_line.run(verb.main, command_line.parser_of(verb.Config, verb.__name__), arguments)
     except SystemExit as stopped:
         sys.stdout.flush()
         os._exit(stopped.code)

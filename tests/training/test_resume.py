@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from vnet_fast.nn.vnet import VNet
+from vnet_fast.run import checkpoint
+
+KILLED_PREDICTIONS = 17
 SCRIPT = Path(__file__).with_name("kill_runs.py")
 # device, kills, iterations, the longest life of a training in seconds
 RUNS = [
@@ -70,3 +74,39 @@ def test_kills_at_random_moments_change_nothing(cases, tmp_path, device, kills, 
             assert_equal(killed[part], whole[part], part)
         assert killed["best"] == whole["best"]
         assert rows_of(run) == rows_of(tmp_path / "whole")
+        assert_same_result(run, tmp_path / "whole")
+
+
+def assert_same_result(run, whole):
+    """The predictions of the cases that were held out, their Dice, and nothing unfinished."""
+    ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (run, whole))
+    assert all(ours[name] == theirs[name] for name in theirs if "dice" in name)
+    masks = {path.name: path.read_bytes() for path in (whole / "predictions").glob("*.zraw")}
+    assert masks
+    assert {path.name: path.read_bytes() for path in (run / "predictions").glob("*.zraw")} == masks
+    assert not [path for path in run.rglob(".*") if path.name.startswith((".writing-", ".last", ".best"))]
+
+
+@pytest.mark.exhaustive
+def test_kills_of_prediction_leave_whole_masks(cases, tmp_path):
+    torch.manual_seed(0)
+    checkpoint.save(
+        tmp_path / "n.pt", VNet(base_channels=2), spacing=[1.5, 1.5, 2.0], volume=[32, 32, 16], validation=[]
+    )
+    options = ["--checkpoint", tmp_path / "n.pt", "--input", cases, "--device", "cpu", "--probabilities"]
+    command = [sys.executable, SCRIPT.with_name("kill_predictions.py"), tmp_path, KILLED_PREDICTIONS, *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=280, env=environment)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert len(found["codes"]) == KILLED_PREDICTIONS
+    for number, code in found["codes"]:
+        assert code in (-number, 128 + number)
+    # masks that were there after a kill were whole, and some kill came while there were any
+    assert found["masks seen after kills"] > 0
+    whole, killed = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("whole", "killed")
+    )
+    assert len(whole) == 4 * 6
+    assert killed == whole
+    assert "Traceback" not in (tmp_path / "output.txt").read_text()
