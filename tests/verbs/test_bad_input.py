@@ -19,6 +19,8 @@ from vnet_fast.run import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 120
+# bytes
+MOST_MEMORY = 2e9
 TINY = ["--volume", "16", "16", "16", "--spacing", "1", "1", "2", "--base-channels", "2", "--device", "cpu"]
 SOUND = ("Sound 1", "Sound 2")
 
@@ -33,14 +35,27 @@ class Result:
     home: Path
 
 
+# runs a program, and then writes how much memory it had at its peak, bytes
+WITH_PEAK = (
+    "import atexit, pathlib, resource, runpy, sys\n"
+    "peak = lambda: 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+    "atexit.register(lambda: pathlib.Path(PEAK).write_text(str(peak())))\n"
+    "sys.argv = sys.argv[1:]\n"
+    "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)\n"
+)
+
+
 def run_program(verb, *arguments, home):
-    """Runs a program in a process of its own, with a time limit."""
+    """Runs a program in a process of its own, with a limit of time and one of memory."""
     environment = {**os.environ, "HOME": str(home), "OMP_NUM_THREADS": "1"}
+    peak = home.parent / f"{home.name} peak"
+    code = WITH_PEAK.replace("PEAK", repr(str(peak)))
     done = subprocess.run(
-        [sys.executable, "-m", f"vnet_fast.{verb}", *map(str, arguments)],
+        [sys.executable, "-c", code, f"vnet_fast.{verb}", *map(str, arguments)],
         cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", timeout=SECONDS,
     )  # fmt: skip
     assert "Traceback" not in done.stdout + done.stderr, done.stderr
+    assert int(peak.read_text()) < MOST_MEMORY
     return Result(done.returncode, done.stdout, done.stderr.splitlines(), home)
 
 
