@@ -83,8 +83,10 @@ def test_metaimage_with_a_fourth_axis_of_one(tmp_path):
         ("kinds: domain domain domain", 'kinds: space space space\nspace units: "mm" "mm" "mm"', {}),
         ("space origin: (10,-20,30)\n", "", {"origin": (0, 0, 0)}),
         ("encoding: raw", "ENCODING: RAW\nmy key:=sizes: 1 1 1", {}),
+        ("encoding: raw", "encoding: raw\ncontent: a:=b\nbyte skip:=4\nspace units:=um", {}),
+        ("space: left-posterior-superior", "space dimension: 3", {}),
     ],
-    ids=["as written", "short", "right-anterior-superior", "units", "no origin", "keys"],
+    ids=["as written", "short", "right-anterior-superior", "units", "no origin", "keys", "a key or a field", "unnamed"],
 )  # fmt: skip
 def test_nrrd(tmp_path, old, new, placement):
     path = tmp_path / "x.nrrd"
@@ -106,6 +108,8 @@ def test_nrrd_with_spacings_alone(tmp_path):
         ("byte skip: 4", "its header skips part of the data"),
         ("type: short", "type is given twice"),
         ("strange: 1", "'strange: 1' is not a known field"),
+        # a field for ITK, because `: ` comes first
+        ("byte skip: 4 :=", "its header skips part of the data"),
     ],
 )
 def test_nrrd_that_is_refused(tmp_path, text, message):

@@ -114,12 +114,18 @@ def _read_fields(path: Path) -> tuple[dict[str, str], int]:
                 break
             if not text:
                 return fields, file.tell()
-            if not text.startswith("#") and ":=" not in text:
+            if not text.startswith("#") and not _is_key_with_value(text):
                 _add_field(path, fields, text)
         if not line and "data file" in fields:
             # a detached header may end without an empty line
             return fields, file.tell()
     raise InputError(path, "truncated: its header has no end", COPY_AGAIN)
+
+
+def _is_key_with_value(line: str) -> bool:
+    """Returns whether a line is a `key:=value` of any program: as for ITK, the first of `: ` and `:=` decides."""
+    key, field = line.find(":="), line.find(": ")
+    return key >= 0 and not 0 <= field < key
 
 
 def _add_field(path: Path, fields: dict[str, str], line: str) -> None:
@@ -150,7 +156,9 @@ def _find_placement(path: Path, fields: dict[str, str]) -> Placement:
         if "space" in fields:
             raise KeyError("space directions")
         return Placement(triple(parse_numbers(fields["spacings"], 3)), (0.0, 0.0, 0.0), IDENTITY)
-    signs = SPACES.get(fields["space"].lower())
+    # a space of three axes without names is taken for ITK's own, as ITK does
+    is_unnamed = "space" not in fields and fields.get("space dimension") == "3"
+    signs = (1, 1, 1) if is_unnamed else SPACES.get(fields["space"].lower())
     if signs is None:
         raise InputError(path, f"its space {fields['space']} is not supported", CONVERT_ENCODING)
     steps = _parse_vectors(fields["space directions"], 3)
