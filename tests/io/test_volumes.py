@@ -37,11 +37,23 @@ def test_a_fourth_axis_of_one_is_dropped(tmp_path):
     assert volumes.read_image(path).GetSize() == (11, 9, 7)
 
 
+@pytest.mark.parametrize("suffix", [".nii.gz", ".mha", ".nrrd"])
+def test_several_volumes_in_one_file(tmp_path, suffix):
+    sitk.WriteImage(sitk.JoinSeries([make_image(ramp((8, 7, 6)))] * 5), str(tmp_path / f"x{suffix}"))
+    message = (
+        r"is 4-D \(8 x 7 x 6 x 5\) with 1 value per voxel, not 3-D\. "
+        r"Split it into its points in time or channels, and name one volume of it$"
+    )
+    for read in (volumes.read_image, volumes.read_mask):
+        with pytest.raises(InputError, match=message):
+            read(tmp_path / f"x{suffix}")
+
+
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
         ("2-D", "is 2-D with 1 value per voxel, not 3-D with 1"),
-        ("4-D", "is 4-D with 1 value per voxel, not 3-D with 1"),
+        ("4-D", r"is 4-D \(11 x 9 x 7 x 2\) with 1 value per voxel, not 3-D\. Split it into its points in time or"),
         ("vector", "is 3-D with 2 values per voxel, not 3-D with 1"),
         ("complex", "is 3-D with 2 values per voxel, not 3-D with 1"),
     ],

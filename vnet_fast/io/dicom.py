@@ -78,7 +78,7 @@ def _read_slice_header(path: Path) -> _Slice:
     series = reader.GetMetaData(SERIES_TAG).strip(" \0") if reader.HasMetaDataKey(SERIES_TAG) else ""
     if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
         remedy = "Take it out of the folder"
-        raise scalar_volume_error(path, reader.GetDimension(), reader.GetNumberOfComponents(), remedy)
+        raise scalar_volume_error(path, reader.GetSize(), reader.GetNumberOfComponents(), remedy)
     axes = np.array(reader.GetDirection()).reshape(3, 3)
     return _Slice(path, series, reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), axes)
 

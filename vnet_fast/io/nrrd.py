@@ -13,6 +13,7 @@ from vnet_fast.io.header import (
     IDENTITY,
     MAX_LINE,
     MAX_LINES,
+    SCALAR_VOLUME,
     Header,
     Placement,
     find_data_file,
@@ -20,6 +21,7 @@ from vnet_fast.io.header import (
     parse_integers,
     parse_numbers,
     reporting_damage,
+    scalar_volume_error,
     split_steps,
     triple,
 )
@@ -36,6 +38,8 @@ SPACES = {
     "las": (1, -1, 1),
 }
 SPATIAL_KINDS = {"domain", "space", "none", "???"}
+# of an axis along which whole volumes follow each other
+SEVERAL_KINDS = {"time", "list"}
 MILLIMETRES = ("mm", "millimeter", "millimetre", "")
 _TYPES = {
     1: "signed char,int8,int8_t,uchar,unsigned char,uint8,uint8_t",
@@ -142,10 +146,12 @@ def _add_field(path: Path, fields: dict[str, str], line: str) -> None:
 def _check_axes(path: Path, size: Sequence[int], fields: dict[str, str]) -> None:
     """Raises an InputError unless there are three spatial axes; others may be channels or time."""
     kinds = fields.get("kinds", "").lower().split()
-    if (kinds and not (len(kinds) == len(size) and SPATIAL_KINDS.issuperset(kinds))) or len(size) != 3:
-        described = f" with axes of the kinds {' '.join(kinds)}" if kinds else ""
-        cause = f"is {len(size)}-D{described}, not 3-D with spatial axes"
-        raise InputError(path, cause, "Name a 3-D volume with one value per voxel")
+    others = set(kinds) - SPATIAL_KINDS
+    if len(size) != 3 and others <= SEVERAL_KINDS:
+        raise scalar_volume_error(path, size, 1)
+    if others or len(kinds) not in (0, len(size)):
+        cause = f"is {len(size)}-D with axes of the kinds {' '.join(kinds)}, not 3-D with spatial axes"
+        raise InputError(path, cause, SCALAR_VOLUME)
 
 
 def _find_placement(path: Path, fields: dict[str, str]) -> Placement:

@@ -93,7 +93,7 @@ def _to_three_axes(image: sitk.Image, path: Path) -> sitk.Image:
         image = image[:, :, :, 0]
     channels = image.GetNumberOfComponentsPerPixel() * (2 if "complex" in image.GetPixelIDTypeAsString() else 1)
     if image.GetDimension() != 3 or channels != 1:
-        raise scalar_volume_error(path, image.GetDimension(), channels)
+        raise scalar_volume_error(path, image.GetSize(), channels)
     return image
 
 
