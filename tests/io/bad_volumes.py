@@ -111,6 +111,9 @@ HEADERS = {
     "nii two spacings": changed_number(
         "<f", 84, 1.5, "its spacing is 1 1.5 2 mm by its pixdim and 1 1 2 mm by its sform"
     ),
+    "nii quaternion of no rotation": changed_number(
+        "<3f", 256, (5, 5, 5), "its quaternion is 5 5 5, longer than 1, which is no rotation"
+    ),
     "nrrd spacing zero": changed_nrrd_header(
         DIRECTIONS, DIRECTIONS.replace("0,1,0", "0,0,0"), "its spacing is 1 0 2 mm, outside"
     ),
