@@ -12,6 +12,7 @@ from vnet_fast.errors import InputError
 from vnet_fast.io import dicom, formats
 from vnet_fast.io.grid import GEOMETRY_TOLERANCE, Grid
 from vnet_fast.io.header import check_agreement, check_placement, format_numbers, scalar_volume_error
+from vnet_fast.io.integrity import check_regular
 from vnet_fast.io.itk import check_name, kept_locale, read_file
 
 MAX_LABEL = 255
@@ -80,6 +81,9 @@ def _read(path: Path) -> sitk.Image:
         image = _to_three_axes(dicom.read_series(path), path)
         check_placement(path, Grid.of(image).placement)
         return image
+    check_regular(path)
+    if formats.is_meant_as_dicom(path):
+        raise dicom.single_file_error(path)
     header = formats.verify_volume(path)
     image = _to_three_axes(read_file(path, formats.format_of(path).image_io), path)
     grid = Grid.of(image)
