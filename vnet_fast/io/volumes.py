@@ -30,11 +30,18 @@ def read_image(path: str | Path) -> sitk.Image:
     Raises:
         InputError: if it is missing, damaged, not a 3-D volume with one value per voxel, or holds NaN or infinity.
     """
-    image = sitk.Cast(_read(Path(path)), sitk.sitkFloat32)
-    values = sitk.GetArrayViewFromImage(image)
-    if not np.isfinite(values).all():
-        cause = f"{np.isnan(values).sum()} voxels are NaN and {np.isinf(values).sum()} infinite"
-        raise InputError(path, cause, "Export it again without them")
+    image = _read(Path(path))
+    # ITK would copy an image of the same pixel type
+    if image.GetPixelID() != sitk.sitkFloat32:
+        image = sitk.Cast(image, sitk.sitkFloat32)
+    nans = infinite = 0
+    # slice by slice, because what is computed of the whole volume at once takes a large share of its memory
+    for values in sitk.GetArrayViewFromImage(image):
+        if not np.isfinite(values).all():
+            nans += int(np.isnan(values).sum())
+            infinite += int(np.isinf(values).sum())
+    if nans or infinite:
+        raise InputError(path, f"{nans} voxels are NaN and {infinite} infinite", "Export it again without them")
     return image
 
 
@@ -54,16 +61,27 @@ def read_mask(path: str | Path, image: sitk.Image | None = None, image_path: str
             spacing, origin or direction differ from the image's by more than 1e-3.
     """
     mask = _read(Path(path))
-    values = sitk.GetArrayViewFromImage(mask)
-    wrong = ~((values >= 0) & (values <= MAX_LABEL) & (values == np.trunc(values)))
-    if wrong.any():
-        cause = f"{int(wrong.sum())} voxels have labels that are not whole numbers from 0 to {MAX_LABEL}"
-        remedy = "Write a mask with 0 for background and 1, 2, … for the structures"
-        raise InputError(path, f"{cause}, such as {values[wrong].flat[0]}", remedy)
-    mask = sitk.Cast(mask, sitk.sitkUInt8)
+    if mask.GetPixelID() != sitk.sitkUInt8:
+        _check_labels(path, mask)
+        mask = sitk.Cast(mask, sitk.sitkUInt8)
     if image is not None:
         _check_same_grid(path, mask, image, image_path)
     return mask
+
+
+def _check_labels(path: str | Path, mask: sitk.Image) -> None:
+    """Raises an InputError unless all labels are whole numbers that a mask can have."""
+    count, example = 0, None
+    # slice by slice, as in `read_image`
+    for values in sitk.GetArrayViewFromImage(mask):
+        wrong = ~((values >= 0) & (values <= MAX_LABEL) & (values == np.trunc(values)))
+        if wrong.any():
+            example = values[wrong].flat[0] if example is None else example
+            count += int(wrong.sum())
+    if count:
+        cause = f"{count} voxels have labels that are not whole numbers from 0 to {MAX_LABEL}"
+        remedy = "Write a mask with 0 for background and 1, 2, … for the structures"
+        raise InputError(path, f"{cause}, such as {example}", remedy)
 
 
 def _check_same_grid(path: str | Path, mask: sitk.Image, image: sitk.Image, image_path: str | Path | None) -> None:
