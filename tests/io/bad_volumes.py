@@ -39,6 +39,7 @@ SPACING, SIZES = "ElementSpacing = 1 1 2", "DimSize = 8 7 6"
 changed_nrrd_header = partial(changed_header, suffix=".nrrd")
 OUTSIDE, SHORT = "its data file lies outside its folder", "truncated"
 NOT_PERPENDICULAR = "whose axes are not perpendicular unit vectors"
+SEVERAL = "is 4-D (8 x 7 x 6 x 2) with 1 value per voxel, not 3-D. Split it into its points in time or channels"
 NOISE = np.random.default_rng(7).bytes(3000)
 DIRECTIONS = "space directions: (1,0,0) (0,1,0) (0,0,2)"
 
@@ -110,6 +111,9 @@ HEADERS = {
     "nii two spacings": changed_number(
         "<f", 84, 1.5, "its spacing is 1 1.5 2 mm by its pixdim and 1 1 2 mm by its sform"
     ),
+    "nii quaternion of no rotation": changed_number(
+        "<3f", 256, (5, 5, 5), "its quaternion is 5 5 5, longer than 1, which is no rotation"
+    ),
     "nrrd spacing zero": changed_nrrd_header(
         DIRECTIONS, DIRECTIONS.replace("0,1,0", "0,0,0"), "its spacing is 1 0 2 mm, outside"
     ),
@@ -163,8 +167,9 @@ FILES = {
 }
 PIXELS = {
     "2-D": bad_image(lambda a: make_image(a)[:, :, 0], "is 2-D with 1 value per voxel, not 3-D with 1"),
-    "4-D": bad_image(lambda a: sitk.JoinSeries([make_image(a)] * 2), "is 4-D with 1 value per voxel, not 3-D with 1"),
-    "nii 4-D": bad_image(lambda a: sitk.JoinSeries([make_image(a)] * 2), "is 4-D with 1 value per voxel", ".nii"),
+    "4-D": bad_image(lambda a: sitk.JoinSeries([make_image(a)] * 2), SEVERAL),
+    "nii 4-D": bad_image(lambda a: sitk.JoinSeries([make_image(a)] * 2), SEVERAL, ".nii"),
+    "nrrd 4-D": bad_image(lambda a: sitk.JoinSeries([make_image(a)] * 2), SEVERAL, ".nrrd"),
     "vector": bad_image(lambda a: sitk.Compose(*[make_image(a)] * 3), "is 3-D with 3 values per voxel"),
     "nrrd vector": bad_image(
         lambda a: sitk.Compose(*[make_image(a)] * 3), "is 4-D with axes of the kinds vector domain", ".nrrd"

@@ -1,10 +1,12 @@
+import weakref
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
 from tests.io.dicom_slices import write_dicom
 from vnet_fast.errors import InputError
-from vnet_fast.io import volumes
+from vnet_fast.io import dicom, volumes
 from vnet_fast.io.grid import Grid
 
 
@@ -115,3 +117,64 @@ def test_a_drift_is_refused(tmp_path):
     positions = np.cumsum([1.0] * 20 + [1.1] * 20)
     with pytest.raises(InputError, match="mm apart, the others"):
         volumes.read_image(write_dicom(tmp_path / "series", positions))
+
+
+@pytest.mark.parametrize("name", ["x.dcm", "x.IMA", "IM0001"])
+def test_a_slice_that_is_named_by_itself(tmp_path, name):
+    write_dicom(tmp_path / "series", [0, 3, 6])
+    path = (tmp_path / "series" / "1.2.3.4-1.dcm").rename(tmp_path / name)
+    for read in (volumes.read_image, volumes.read_mask):
+        with pytest.raises(InputError, match=rf"{name}: a DICOM slice, not a volume. Name the folder of its series$"):
+            read(path)
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(InputError, match=rf"{name}: truncated or damaged: it can't be read as a DICOM slice"):
+        volumes.read_image(path)
+
+
+def test_a_file_of_several_slices_that_is_named_by_itself(tmp_path):
+    path = tmp_path / "x.dcm"
+    sitk.WriteImage(sitk.GetImageFromArray(np.arange(60, dtype=np.uint8).reshape(3, 4, 5)), str(path))
+    with pytest.raises(InputError, match=r"x.dcm: a DICOM file of 3 slices, .* and name the folder$"):
+        volumes.read_image(path)
+    # which then is read
+    assert volumes.read_image(tmp_path).GetSize() == (5, 4, 3)
+
+
+def test_a_file_that_is_only_named_as_dicom(tmp_path):
+    (tmp_path / "x.dcm").write_bytes(b"text" * 100)
+    with pytest.raises(InputError, match=r"x.dcm: truncated or damaged: it is not a DICOM file. Copy or export"):
+        volumes.read_image(tmp_path / "x.dcm")
+    with pytest.raises(InputError, match=r"y.dcm: no such file"):
+        volumes.read_image(tmp_path / "y.dcm")
+
+
+def test_slices_of_different_pixel_types(tmp_path):
+    folder = write_dicom(tmp_path / "series", [0, 3, 6])
+    path = folder / "1.2.3.4-2.dcm"
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    image = reader.Execute()
+    unsigned = sitk.Cast(image + 40_000, sitk.sitkUInt16)
+    for key in ("0008|0060", "0020|000d", "0020|000e", "0020|0032", "0020|0037", "0018|0050"):
+        unsigned.SetMetaData(key, image.GetMetaData(key))
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    writer.SetFileName(str(path))
+    writer.Execute(unsigned)
+    array = sitk.GetArrayFromImage(volumes.read_image(folder))
+    np.testing.assert_array_equal(array[:, 0, 0], [0, 100, 40_200])
+
+
+def test_reading_a_series_holds_one_slice_at_a_time(tmp_path, monkeypatch):
+    folder = write_dicom(tmp_path / "series", [0, 3, 6, 9])
+    images = []
+
+    def read(path, image_io, read_file=dicom.read_file):
+        assert sum(image() is not None for image in images) <= 1
+        image = read_file(path, image_io)
+        images.append(weakref.ref(image))
+        return image
+
+    monkeypatch.setattr(dicom, "read_file", read)
+    assert volumes.read_image(folder).GetSize() == (8, 6, 4)
+    assert len(images) == 4

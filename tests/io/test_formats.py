@@ -160,6 +160,15 @@ def test_other_kinds_of_file(tmp_path):
     os.mkfifo(tmp_path / "x.mha")
     with pytest.raises(InputError, match="not a regular file"):
         volumes.read_image(tmp_path / "x.mha")
+    for device in ("/dev/zero", "/dev/null"):
+        (tmp_path / "x.nii").unlink(missing_ok=True)
+        (tmp_path / "x.nii").symlink_to(device)
+        with pytest.raises(InputError, match=r"x.nii: not a regular file"):
+            volumes.read_image(tmp_path / "x.nii")
+    for name in ("x", "x.dcm"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(InputError, match=f"{name}: not a regular file"):
+            volumes.read_image(tmp_path / name)
     (tmp_path / "y.nii").symlink_to(tmp_path / "y.nii")
     with pytest.raises(InputError, match="can't be read"):
         volumes.read_image(tmp_path / "y.nii")

@@ -83,8 +83,10 @@ def test_metaimage_with_a_fourth_axis_of_one(tmp_path):
         ("kinds: domain domain domain", 'kinds: space space space\nspace units: "mm" "mm" "mm"', {}),
         ("space origin: (10,-20,30)\n", "", {"origin": (0, 0, 0)}),
         ("encoding: raw", "ENCODING: RAW\nmy key:=sizes: 1 1 1", {}),
+        ("encoding: raw", "encoding: raw\ncontent: a:=b\nbyte skip:=4\nspace units:=um", {}),
+        ("space: left-posterior-superior", "space dimension: 3", {}),
     ],
-    ids=["as written", "short", "right-anterior-superior", "units", "no origin", "keys"],
+    ids=["as written", "short", "right-anterior-superior", "units", "no origin", "keys", "a key or a field", "unnamed"],
 )  # fmt: skip
 def test_nrrd(tmp_path, old, new, placement):
     path = tmp_path / "x.nrrd"
@@ -106,6 +108,8 @@ def test_nrrd_with_spacings_alone(tmp_path):
         ("byte skip: 4", "its header skips part of the data"),
         ("type: short", "type is given twice"),
         ("strange: 1", "'strange: 1' is not a known field"),
+        # a field for ITK, because `: ` comes first
+        ("byte skip: 4 :=", "its header skips part of the data"),
     ],
 )
 def test_nrrd_that_is_refused(tmp_path, text, message):
@@ -140,7 +144,7 @@ def write_nifti(folder, *changes, suffix=".nii", direction=OBLIQUE):
     return path.with_suffix(suffix)
 
 
-QFORM, SFORM = 252, 254
+QFORM, SFORM, QUATERNION = 252, 254, 256
 METRES = [("<B", 123, 1), ("<3f", 80, 0.0005, 0.00075, 0.003), ("<h", SFORM, 0), ("<3f", 268, -0.01, 0.02, 0.03)]
 
 
@@ -203,6 +207,25 @@ def test_nifti_in_the_other_order_of_bytes(tmp_path):
 def test_nifti_that_is_refused(tmp_path, change, message):
     with pytest.raises(InputError, match=message):
         volumes.read_image(write_nifti(tmp_path, change))
+
+
+@pytest.mark.parametrize("quaternion", [(5, 5, 5), (1, 0.05, 0), (0, -1e20, 0), (0, 0, float("nan"))], ids=str)
+def test_nifti_whose_quaternion_is_no_rotation(tmp_path, quaternion):
+    change = ("<3f", QUATERNION, *quaternion)
+    message = r"x\.nii: its quaternion is .*, longer than 1, which is no rotation\. Correct the header"
+    for more in ([], [("<h", SFORM, 0)]):
+        with pytest.raises(InputError, match=message):
+            volumes.read_image(write_nifti(tmp_path, change, *more))
+    # it does not count without its code
+    assert_reads(write_nifti(tmp_path, change, ("<h", QFORM, 0)))
+
+
+@pytest.mark.parametrize("excess", [1e-7, 1e-6, 4e-4])
+def test_nifti_with_half_a_turn_that_is_rounded(tmp_path, excess):
+    quaternion = np.sqrt(0.5 * (1 + excess)), -np.sqrt(0.5 * (1 + excess)), 0
+    path = write_nifti(tmp_path, ("<3f", QUATERNION, *quaternion), ("<h", SFORM, 0))
+    direction = np.diag([-1, -1, 1]) @ [[0, -1, 0], [-1, 0, 0], [0, 0, -1]]
+    assert_reads(path, direction=direction.ravel())
 
 
 def test_itk_must_read_what_the_header_states(tmp_path, monkeypatch):

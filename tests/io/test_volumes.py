@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -9,6 +14,8 @@ from vnet_fast.io import volumes, writing
 from vnet_fast.io.formats import SUFFIXES
 from vnet_fast.io.grid import Grid
 
+ROOT = Path(__file__).resolve().parents[2]
+STATUS = Path("/proc/self/status")
 OBLIQUE = (0.96, -0.28, 0.0, 0.28, 0.96, 0.0, 0.0, 0.0, 1.0)
 FLIPPED = (-1, 0, 0, 0, -1, 0, 0, 0, 1)
 
@@ -37,11 +44,23 @@ def test_a_fourth_axis_of_one_is_dropped(tmp_path):
     assert volumes.read_image(path).GetSize() == (11, 9, 7)
 
 
+@pytest.mark.parametrize("suffix", [".nii.gz", ".mha", ".nrrd"])
+def test_several_volumes_in_one_file(tmp_path, suffix):
+    sitk.WriteImage(sitk.JoinSeries([make_image(ramp((8, 7, 6)))] * 5), str(tmp_path / f"x{suffix}"))
+    message = (
+        r"is 4-D \(8 x 7 x 6 x 5\) with 1 value per voxel, not 3-D\. "
+        r"Split it into its points in time or channels, and name one volume of it$"
+    )
+    for read in (volumes.read_image, volumes.read_mask):
+        with pytest.raises(InputError, match=message):
+            read(tmp_path / f"x{suffix}")
+
+
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
         ("2-D", "is 2-D with 1 value per voxel, not 3-D with 1"),
-        ("4-D", "is 4-D with 1 value per voxel, not 3-D with 1"),
+        ("4-D", r"is 4-D \(11 x 9 x 7 x 2\) with 1 value per voxel, not 3-D\. Split it into its points in time or"),
         ("vector", "is 3-D with 2 values per voxel, not 3-D with 1"),
         ("complex", "is 3-D with 2 values per voxel, not 3-D with 1"),
     ],
@@ -67,6 +86,31 @@ def test_voxels_that_are_not_finite(tmp_path):
     sitk.WriteImage(make_image(array), str(tmp_path / "x.mha"))
     with pytest.raises(InputError, match="1 voxels are NaN and 2 infinite"):
         volumes.read_image(tmp_path / "x.mha")
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="needs Linux")
+def test_peaks_of_memory(tmp_path):
+    """What is read, and what it becomes: nothing else is as large as the volume."""
+    # bytes per voxel, in rising order, because the peak of a process only rises
+    expected = {("mask", "uint8"): 1, ("mask", "int16"): 3, ("image", "float32"): 4, ("mask", "float32"): 5,
+                ("image", "int16"): 6}  # fmt: skip
+    shape = (128, 256, 256)
+    for dtype in ("uint8", "int16", "float32"):
+        sitk.WriteImage(make_image(np.zeros(shape, dtype)), str(tmp_path / f"{dtype}.mha"))
+    lines = ["from pathlib import Path", "from vnet_fast.io import volumes"]
+    for kind, dtype in [("image", "small"), *expected]:
+        path = tmp_path / f"{dtype}.mha"
+        lines.append(f"volumes.read_{kind}({str(path)!r})")
+        # unlike getrusage's, this peak is the process's own from its start
+        lines.append(f"print(Path({str(STATUS)!r}).read_text().split('VmHWM:')[1].split()[0])")
+    sitk.WriteImage(make_image(ramp()), str(tmp_path / "small.mha"))
+    # what is freed goes back at once
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+    command = [sys.executable, "-c", "\n".join(lines)]
+    child = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True)
+    before, *peaks = (1024 * int(line) for line in child.stdout.split())
+    per_voxel = dict(zip(expected, ((peak - before) / np.prod(shape) for peak in peaks), strict=True))
+    assert per_voxel == pytest.approx(expected, abs=0.4)
 
 
 @pytest.mark.parametrize("label", [-1, 0.5, 256, np.nan])

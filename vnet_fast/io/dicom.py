@@ -58,14 +58,40 @@ def read_series(folder: Path) -> sitk.Image:
     slices.sort(key=lambda header: float(normal @ header.origin))
     first, last = slices[0], slices[-1]
     _check_positions(folder, slices, normal)
-    # ITK's reader of series would not say which slice is damaged
-    images = [read_file(header.path, IMAGE_IO) for header in slices]
-    volume = sitk.GetImageFromArray(np.concatenate([sitk.GetArrayViewFromImage(image) for image in images]))
+    volume = _stack_slices(slices)
     gap = float(normal @ (np.array(last.origin) - np.array(first.origin))) / (len(slices) - 1)
     volume.SetSpacing((*first.spacing[:2], gap))
     volume.SetOrigin(first.origin)
     volume.SetDirection(first.axes.ravel().tolist())
     return volume
+
+
+def single_file_error(path: Path) -> InputError:
+    """Returns the error for a DICOM file that is named by itself, where its folder should be."""
+    if not formats.is_dicom_file(path):
+        return InputError(path, "truncated or damaged: it is not a DICOM file", COPY_AGAIN)
+    try:
+        count = _read_slice_header(path).size[2]
+    except InputError as error:
+        return error
+    if count > 1:
+        cause = f"a DICOM file of {count} slices, which is read from its folder"
+        return InputError(path, cause, "Put it into a folder of its own, and name the folder")
+    return InputError(path, "a DICOM slice, not a volume", "Name the folder of its series")
+
+
+def _stack_slices(slices: list[_Slice]) -> sitk.Image:
+    """Returns the voxels of all slices, in the smallest pixel type that holds them, without their placement."""
+    voxels = np.empty(0)
+    # ITK's reader of series would not say which slice is damaged; of the slices, one at a time is in memory
+    for index, header in enumerate(slices):
+        image = read_file(header.path, IMAGE_IO)
+        values = sitk.GetArrayViewFromImage(image)[0]
+        if index == 0:
+            voxels = np.empty((len(slices), *values.shape), values.dtype)
+        voxels = voxels.astype(np.result_type(voxels, values), copy=False)
+        voxels[index] = values
+    return sitk.GetImageFromArray(voxels)
 
 
 def _read_slice_header(path: Path) -> _Slice:
@@ -78,7 +104,7 @@ def _read_slice_header(path: Path) -> _Slice:
     series = reader.GetMetaData(SERIES_TAG).strip(" \0") if reader.HasMetaDataKey(SERIES_TAG) else ""
     if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
         remedy = "Take it out of the folder"
-        raise scalar_volume_error(path, reader.GetDimension(), reader.GetNumberOfComponents(), remedy)
+        raise scalar_volume_error(path, reader.GetSize(), reader.GetNumberOfComponents(), remedy)
     axes = np.array(reader.GetDirection()).reshape(3, 3)
     return _Slice(path, series, reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), axes)
 

@@ -83,6 +83,11 @@ def is_dicom_file(path: Path) -> bool:
         return False
 
 
+def is_meant_as_dicom(path: Path) -> bool:
+    """Returns whether a file is DICOM by its suffix, or by its magic number if its suffix says nothing."""
+    return path.suffix.lower() in DICOM_SUFFIXES or (suffix_of(path) is None and is_dicom_file(path))
+
+
 def is_dicom_folder(path: Path) -> bool:
     """Returns whether a folder can be listed and holds a DICOM file."""
     try:

@@ -25,6 +25,7 @@ CONVERT_ENCODING = "Convert it, for example with ITK-SNAP or SimpleITK"
 CORRECT_HEADER = "Correct the header, or export the file again"
 ONE_FOLDER = "Put both files into one folder"
 SCALAR_VOLUME = "Name a 3-D volume with one value per voxel"
+ONE_OF_SEVERAL = "Split it into its points in time or channels, and name one volume of it"
 # 1024 voxels along each axis; as float32 that is 4 GiB of memory
 MAX_VOXELS = 1 << 30
 # mm
@@ -93,7 +94,7 @@ def make_header(
         raise InputError(path, f"its header gives a size of {' '.join(map(str, size))}", COPY_AGAIN)
     # some programs write a volume with a fourth axis of length one
     if not (len(size) == 3 or (len(size) > 3 and max(size[3:]) == 1)) or channels != 1:
-        raise scalar_volume_error(path, len(size), channels)
+        raise scalar_volume_error(path, size, channels)
     voxels = math.prod(size)
     if voxels > MAX_VOXELS:
         cause = f"its header gives {voxels:,} voxels, more than the limit of {MAX_VOXELS:,}"
@@ -104,11 +105,20 @@ def make_header(
     return Header(triple(size[:3]), voxels * voxel_bytes, checked)
 
 
-def scalar_volume_error(path: Path, dimension: int, channels: int, remedy: str = SCALAR_VOLUME) -> InputError:
-    """Returns the error for an image that is not a 3-D volume with one value per voxel."""
-    return InputError(
-        path, f"is {dimension}-D with {channels} value{'s' * (channels != 1)} per voxel, not 3-D with 1", remedy
-    )
+def scalar_volume_error(path: Path, size: Sequence[int], channels: int, remedy: str = SCALAR_VOLUME) -> InputError:
+    """Returns the error for an image that is not a 3-D volume with one value per voxel.
+
+    Args:
+        path: of the file, for messages.
+        size: voxels along each axis, any number of axes.
+        channels: values per voxel.
+        remedy: unless the image holds several volumes.
+    """
+    values = f"{channels} value{'s' * (channels != 1)} per voxel"
+    if len(size) > 3 and channels == 1:
+        shown = " x ".join(map(str, size))
+        return InputError(path, f"is {len(size)}-D ({shown}) with {values}, not 3-D", ONE_OF_SEVERAL)
+    return InputError(path, f"is {len(size)}-D with {values}, not 3-D with 1", remedy)
 
 
 def check_placement(path: Path, placement: Placement) -> None:

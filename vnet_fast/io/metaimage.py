@@ -1,6 +1,5 @@
 """MetaImage: reads and verifies `.mha`, which holds header and voxels, and `.mhd`, a header beside a data file."""
 
-import difflib
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +8,6 @@ from vnet_fast.errors import InputError
 from vnet_fast.io import integrity
 from vnet_fast.io.header import (
     CONVERT_ENCODING,
-    CORRECT_HEADER,
-    MAX_LINE,
-    MAX_LINES,
     Header,
     Placement,
     find_data_file,
@@ -22,6 +18,7 @@ from vnet_fast.io.header import (
     triple,
 )
 from vnet_fast.io.integrity import COPY_AGAIN
+from vnet_fast.io.meta_fields import BYTE_ORDERS, DIRECTIONS, ORIGINS, SPACINGS, check_unknown, read_fields
 
 ELEMENT_BYTES = {
     "MET_CHAR": 1,
@@ -37,26 +34,11 @@ ELEMENT_BYTES = {
     "MET_FLOAT": 4,
     "MET_DOUBLE": 8,
 }
-# synonyms
-ORIGINS = ("Offset", "Position", "Origin")
-DIRECTIONS = ("TransformMatrix", "Rotation", "Orientation")
-BYTE_ORDERS = ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
-# fields that determine how voxels are read or where they lie; a name that is close to one of these is an error
-CRITICAL = (
-    "NDims", "BinaryData", *BYTE_ORDERS, "CompressedData", "CompressedDataSize", *ORIGINS, *DIRECTIONS,
-    "DistanceUnits", "ElementSpacing", "ElementSize", "DimSize", "HeaderSize", "ElementNumberOfChannels",
-    "ElementType", "ElementDataFile", "ElementToIntensityFunctionSlope", "ElementToIntensityFunctionOffset",
-)  # fmt: skip
-KNOWN = {*CRITICAL, "ObjectType", "ObjectSubType", "ObjectTypeName", "Comment", "Name", "ID", "ParentID", "Color",
-         "CenterOfRotation", "AnatomicalOrientation", "CompressionLevel", "Modality", "SequenceID", "ElementMin",
-         "ElementMax", "TransformType", "AcquisitionDate"}  # fmt: skip
-# similarity, from 0 to 1, above which a name is close to another
-SIMILAR = 0.8
 
 
 def data_file(path: Path) -> Path:
     """Returns the file that holds the voxels: `path` itself, or the file that its header names."""
-    return _data_file(path, _read_fields(path)[0])
+    return _data_file(path, read_fields(path)[0])
 
 
 def _data_file(path: Path, fields: dict[str, str]) -> Path:
@@ -74,7 +56,7 @@ def read_header(path: Path) -> Header:
     Raises:
         InputError: if they are damaged, truncated or not supported.
     """
-    fields, end = _read_fields(path)
+    fields, end = read_fields(path)
     with reporting_damage(path):
         _check_complete(path, fields)
         _check_encoding(path, fields)
@@ -119,52 +101,9 @@ def _check_data(path: Path, fields: dict[str, str], expected: int, end: int, ski
         raise InputError(data, cause, COPY_AGAIN)
 
 
-def _read_fields(path: Path) -> tuple[dict[str, str], int]:
-    """Reads the fields of a header.
-
-    Returns:
-        dict from the name of a field to its text; and the number of bytes of the header.
-    """
-    integrity.check_regular(path)
-    fields: dict[str, str] = {}
-    with open(path, "rb") as file:
-        for _ in range(MAX_LINES):
-            key, equals, value = file.readline(MAX_LINE).partition(b"=")
-            name = key.strip().decode("latin-1")
-            if not equals or not name.isprintable():
-                break
-            _check_name(path, name, fields)
-            fields[name] = value.strip().decode("utf-8", "surrogateescape")
-            if name == "ElementDataFile":
-                return fields, file.tell()
-    raise InputError(path, "not a MetaImage header: it has no ElementDataFile", COPY_AGAIN)
-
-
-def _check_name(path: Path, name: str, fields: dict[str, str]) -> None:
-    """Raises an InputError for a field that is given twice, or whose name looks like a damaged one."""
-    synonyms = next((group for group in (ORIGINS, DIRECTIONS, BYTE_ORDERS) if name in group), (name,))
-    earlier = next((synonym for synonym in synonyms if synonym in fields), None)
-    if earlier and name in KNOWN:
-        repeated = f"{name} is given twice" if name == earlier else f"{earlier} and {name} are both given"
-        raise InputError(path, f"damaged header: {repeated}", "Keep one of the two")
-    by_lower = {critical.lower(): critical for critical in CRITICAL}
-    similar = [] if name in KNOWN else difflib.get_close_matches(name.lower(), by_lower, 1, SIMILAR)
-    if similar or ":" in name:
-        suggestion = f"; {by_lower[similar[0]]} may be meant" if similar else ""
-        raise InputError(path, f"damaged header: {name!r} is not a known field{suggestion}", CORRECT_HEADER)
-
-
 def _check_complete(path: Path, fields: dict[str, str]) -> None:
-    """Raises an error if a field may have been lost by damage.
-
-    A missing field has a default, unless the header also has an unknown field: its name may be the damaged name of
-    the missing one.
-    """
-    unknown = next((name for name in fields if name not in KNOWN), None)
-    for synonyms in (ORIGINS, DIRECTIONS, BYTE_ORDERS, ("BinaryData",), ("CompressedData",)):
-        if unknown is not None and not any(name in fields for name in synonyms):
-            cause = f"damaged header: {synonyms[0]} is missing, and {unknown!r} is not a known field"
-            raise InputError(path, cause, CORRECT_HEADER)
+    """Raises an error if a field may have been lost by damage."""
+    check_unknown(path, fields)
     if fields["ElementDataFile"].upper() == "LOCAL" and "CompressedDataSize" not in fields and _is_compressed(fields):
         # ITK would unpack from the wrong position
         raise KeyError("CompressedDataSize")
@@ -191,7 +130,7 @@ def _check_encoding(path: Path, fields: dict[str, str]) -> None:
 
 
 def _find_placement(fields: dict[str, str], axes: int) -> Placement:
-    spacing = fields.get("ElementSpacing") or fields.get("ElementSize")
+    spacing = next((fields[name] for name in SPACINGS if fields.get(name)), None)
     if spacing is None:
         raise KeyError("ElementSpacing")
     origin = next((fields[name] for name in ORIGINS if name in fields), None)

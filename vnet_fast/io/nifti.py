@@ -36,6 +36,9 @@ MAX_FORM_CODE = 5
 UNITS = {0: 1.0, 1: 1e3, 2: 1.0, 3: 1e-3}
 # largest relative difference between the lengths of the sform's columns and the spacing
 SPACING_TOLERANCE = 1e-3
+# largest b² + c² + d² beyond the 1 of a unit quaternion. Half a turn reaches 1, and rounding exceeds it: by 1e-6 in
+# float32, and by 2e-4 in programs that write four digits
+QUATERNION_TOLERANCE = 1e-3
 # from NIfTI's axes right, anterior, superior to left, posterior, superior
 TO_LPS = np.array([-1.0, -1.0, 1.0])
 
@@ -151,10 +154,20 @@ def _find_placements(path: Path, fields: _Fields) -> list[Placement]:
             cause = f"its spacing is {by_pixdim} mm by its pixdim and {by_sform} mm by its sform"
             raise InputError(path, cause, CORRECT_HEADER)
     if fields.qform:
+        _check_quaternion(path, fields.quaternion)
         origin = TO_LPS * np.array(fields.quaternion_offset) * scale
         matrix = TO_LPS[:, None] * _rotation_matrix(fields.quaternion, fields.pixdim[0])
         placements.append(Placement(spacing, triple(origin.tolist()), tuple(matrix.ravel().tolist())))
     return placements or [Placement(spacing, (0.0, 0.0, 0.0), IDENTITY)]
+
+
+def _check_quaternion(path: Path, quaternion: tuple[float, float, float]) -> None:
+    """Raises an InputError unless b, c and d can be of a unit quaternion; ITK would scale any others silently."""
+    excess = sum(number * number for number in quaternion) - 1
+    # not >, so that NaN is refused too
+    if not excess <= QUATERNION_TOLERANCE:
+        cause = f"its quaternion is {format_numbers(quaternion)}, longer than 1, which is no rotation"
+        raise InputError(path, cause, CORRECT_HEADER)
 
 
 def _rotation_matrix(quaternion: tuple[float, float, float], handedness: float) -> np.ndarray:
@@ -173,7 +186,7 @@ def _rotation_matrix(quaternion: tuple[float, float, float], handedness: float) 
     if rest < 1e-7 and (length := math.sqrt(b * b + c * c + d * d)) > 0:
         a, b, c, d = 0.0, b / length, c / length, d / length
     else:
-        a = math.nan if math.isnan(rest) else math.sqrt(max(rest, 0))
+        a = math.sqrt(max(rest, 0))
     matrix = np.array(
         [
             [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],

@@ -13,6 +13,7 @@ from vnet_fast.io.header import (
     IDENTITY,
     MAX_LINE,
     MAX_LINES,
+    SCALAR_VOLUME,
     Header,
     Placement,
     find_data_file,
@@ -20,6 +21,7 @@ from vnet_fast.io.header import (
     parse_integers,
     parse_numbers,
     reporting_damage,
+    scalar_volume_error,
     split_steps,
     triple,
 )
@@ -36,6 +38,8 @@ SPACES = {
     "las": (1, -1, 1),
 }
 SPATIAL_KINDS = {"domain", "space", "none", "???"}
+# of an axis along which whole volumes follow each other
+SEVERAL_KINDS = {"time", "list"}
 MILLIMETRES = ("mm", "millimeter", "millimetre", "")
 _TYPES = {
     1: "signed char,int8,int8_t,uchar,unsigned char,uint8,uint8_t",
@@ -114,12 +118,18 @@ def _read_fields(path: Path) -> tuple[dict[str, str], int]:
                 break
             if not text:
                 return fields, file.tell()
-            if not text.startswith("#") and ":=" not in text:
+            if not text.startswith("#") and not _is_key_with_value(text):
                 _add_field(path, fields, text)
         if not line and "data file" in fields:
             # a detached header may end without an empty line
             return fields, file.tell()
     raise InputError(path, "truncated: its header has no end", COPY_AGAIN)
+
+
+def _is_key_with_value(line: str) -> bool:
+    """Returns whether a line is a `key:=value` of any program: as for ITK, the first of `: ` and `:=` decides."""
+    key, field = line.find(":="), line.find(": ")
+    return key >= 0 and not 0 <= field < key
 
 
 def _add_field(path: Path, fields: dict[str, str], line: str) -> None:
@@ -136,10 +146,12 @@ def _add_field(path: Path, fields: dict[str, str], line: str) -> None:
 def _check_axes(path: Path, size: Sequence[int], fields: dict[str, str]) -> None:
     """Raises an InputError unless there are three spatial axes; others may be channels or time."""
     kinds = fields.get("kinds", "").lower().split()
-    if (kinds and not (len(kinds) == len(size) and SPATIAL_KINDS.issuperset(kinds))) or len(size) != 3:
-        described = f" with axes of the kinds {' '.join(kinds)}" if kinds else ""
-        cause = f"is {len(size)}-D{described}, not 3-D with spatial axes"
-        raise InputError(path, cause, "Name a 3-D volume with one value per voxel")
+    others = set(kinds) - SPATIAL_KINDS
+    if len(size) != 3 and others <= SEVERAL_KINDS:
+        raise scalar_volume_error(path, size, 1)
+    if others or len(kinds) not in (0, len(size)):
+        cause = f"is {len(size)}-D with axes of the kinds {' '.join(kinds)}, not 3-D with spatial axes"
+        raise InputError(path, cause, SCALAR_VOLUME)
 
 
 def _find_placement(path: Path, fields: dict[str, str]) -> Placement:
@@ -150,7 +162,9 @@ def _find_placement(path: Path, fields: dict[str, str]) -> Placement:
         if "space" in fields:
             raise KeyError("space directions")
         return Placement(triple(parse_numbers(fields["spacings"], 3)), (0.0, 0.0, 0.0), IDENTITY)
-    signs = SPACES.get(fields["space"].lower())
+    # a space of three axes without names is taken for ITK's own, as ITK does
+    is_unnamed = "space" not in fields and fields.get("space dimension") == "3"
+    signs = (1, 1, 1) if is_unnamed else SPACES.get(fields["space"].lower())
     if signs is None:
         raise InputError(path, f"its space {fields['space']} is not supported", CONVERT_ENCODING)
     steps = _parse_vectors(fields["space directions"], 3)

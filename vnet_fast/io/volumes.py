@@ -12,6 +12,7 @@ from vnet_fast.errors import InputError
 from vnet_fast.io import dicom, formats
 from vnet_fast.io.grid import GEOMETRY_TOLERANCE, Grid
 from vnet_fast.io.header import check_agreement, check_placement, format_numbers, scalar_volume_error
+from vnet_fast.io.integrity import check_regular
 from vnet_fast.io.itk import check_name, kept_locale, read_file
 
 MAX_LABEL = 255
@@ -29,11 +30,18 @@ def read_image(path: str | Path) -> sitk.Image:
     Raises:
         InputError: if it is missing, damaged, not a 3-D volume with one value per voxel, or holds NaN or infinity.
     """
-    image = sitk.Cast(_read(Path(path)), sitk.sitkFloat32)
-    values = sitk.GetArrayViewFromImage(image)
-    if not np.isfinite(values).all():
-        cause = f"{np.isnan(values).sum()} voxels are NaN and {np.isinf(values).sum()} infinite"
-        raise InputError(path, cause, "Export it again without them")
+    image = _read(Path(path))
+    # ITK would copy an image of the same pixel type
+    if image.GetPixelID() != sitk.sitkFloat32:
+        image = sitk.Cast(image, sitk.sitkFloat32)
+    nans = infinite = 0
+    # slice by slice, because what is computed of the whole volume at once takes a large share of its memory
+    for values in sitk.GetArrayViewFromImage(image):
+        if not np.isfinite(values).all():
+            nans += int(np.isnan(values).sum())
+            infinite += int(np.isinf(values).sum())
+    if nans or infinite:
+        raise InputError(path, f"{nans} voxels are NaN and {infinite} infinite", "Export it again without them")
     return image
 
 
@@ -53,16 +61,27 @@ def read_mask(path: str | Path, image: sitk.Image | None = None, image_path: str
             spacing, origin or direction differ from the image's by more than 1e-3.
     """
     mask = _read(Path(path))
-    values = sitk.GetArrayViewFromImage(mask)
-    wrong = ~((values >= 0) & (values <= MAX_LABEL) & (values == np.trunc(values)))
-    if wrong.any():
-        cause = f"{int(wrong.sum())} voxels have labels that are not whole numbers from 0 to {MAX_LABEL}"
-        remedy = "Write a mask with 0 for background and 1, 2, … for the structures"
-        raise InputError(path, f"{cause}, such as {values[wrong].flat[0]}", remedy)
-    mask = sitk.Cast(mask, sitk.sitkUInt8)
+    if mask.GetPixelID() != sitk.sitkUInt8:
+        _check_labels(path, mask)
+        mask = sitk.Cast(mask, sitk.sitkUInt8)
     if image is not None:
         _check_same_grid(path, mask, image, image_path)
     return mask
+
+
+def _check_labels(path: str | Path, mask: sitk.Image) -> None:
+    """Raises an InputError unless all labels are whole numbers that a mask can have."""
+    count, example = 0, None
+    # slice by slice, as in `read_image`
+    for values in sitk.GetArrayViewFromImage(mask):
+        wrong = ~((values >= 0) & (values <= MAX_LABEL) & (values == np.trunc(values)))
+        if wrong.any():
+            example = values[wrong].flat[0] if example is None else example
+            count += int(wrong.sum())
+    if count:
+        cause = f"{count} voxels have labels that are not whole numbers from 0 to {MAX_LABEL}"
+        remedy = "Write a mask with 0 for background and 1, 2, … for the structures"
+        raise InputError(path, f"{cause}, such as {example}", remedy)
 
 
 def _check_same_grid(path: str | Path, mask: sitk.Image, image: sitk.Image, image_path: str | Path | None) -> None:
@@ -80,6 +99,9 @@ def _read(path: Path) -> sitk.Image:
         image = _to_three_axes(dicom.read_series(path), path)
         check_placement(path, Grid.of(image).placement)
         return image
+    check_regular(path)
+    if formats.is_meant_as_dicom(path):
+        raise dicom.single_file_error(path)
     header = formats.verify_volume(path)
     image = _to_three_axes(read_file(path, formats.format_of(path).image_io), path)
     grid = Grid.of(image)
@@ -93,7 +115,7 @@ def _to_three_axes(image: sitk.Image, path: Path) -> sitk.Image:
         image = image[:, :, :, 0]
     channels = image.GetNumberOfComponentsPerPixel() * (2 if "complex" in image.GetPixelIDTypeAsString() else 1)
     if image.GetDimension() != 3 or channels != 1:
-        raise scalar_volume_error(path, image.GetDimension(), channels)
+        raise scalar_volume_error(path, image.GetSize(), channels)
     return image
 
 
