@@ -1,8 +1,5 @@
-"""Reads and writes volumes and masks, with SimpleITK, and checks what is read."""
+"""Reads volumes and masks with SimpleITK, and checks what is read."""
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +10,7 @@ from vnet_fast.io import dicom, formats
 from vnet_fast.io.grid import GEOMETRY_TOLERANCE, Grid
 from vnet_fast.io.header import check_agreement, check_placement, format_numbers, scalar_volume_error
 from vnet_fast.io.integrity import check_regular
-from vnet_fast.io.itk import check_name, kept_locale, read_file
+from vnet_fast.io.itk import read_file
 
 MAX_LABEL = 255
 
@@ -117,39 +114,3 @@ def _to_three_axes(image: sitk.Image, path: Path) -> sitk.Image:
     if image.GetDimension() != 3 or channels != 1:
         raise scalar_volume_error(path, image.GetSize(), channels)
     return image
-
-
-def write(array: np.ndarray, image: sitk.Image, path: str | Path) -> None:
-    """Writes an array on the grid of an image, compressed.
-
-    If writing fails, the file that `path` may have held before is still complete.
-
-    Args:
-        array: (z, y, x).
-        image: the SimpleITK image whose grid the array has.
-        path: in one of `formats.SUFFIXES`; its folder must exist.
-
-    Raises:
-        InputError: if the format is not supported, the folder can't be written, or the disk is full.
-    """
-    path = Path(path)
-    check_name(path)
-    formats.format_of(path)
-    folder = None
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=".writing-", dir=path.parent))
-        # ITK knows few suffixes in upper case
-        header = folder / f"{formats.stem_of(path)}{formats.suffix_of(path)}"
-        with kept_locale():
-            sitk.WriteImage(Grid.of(image).image_from(array), str(header), useCompression=True)
-        for part in folder.iterdir():
-            if part != header:
-                os.replace(part, path.parent / part.name)
-        # the header is moved last, so that it never names data that does not exist yet
-        os.replace(header, path)
-    except (OSError, RuntimeError) as error:
-        reason = str(getattr(error, "strerror", None) or error).strip().splitlines()[-1]
-        raise InputError(path, f"can't be written ({reason})", "Choose a folder with room and permission") from None
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)

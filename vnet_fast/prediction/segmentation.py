@@ -27,7 +27,7 @@ from vnet_fast.text_table import printable
 # of a grid that covers a volume: 4 GB as float32, and as much for the probabilities of each class
 MAX_VOXELS = 1 << 30
 # of the slabs in which labels of a volume are made: larger than most volumes, small beside the memory of a machine
-SLAB_VOXELS = 1 << 25
+SLAB_VOXELS = 1 << 23
 
 
 @dataclass(frozen=True)
