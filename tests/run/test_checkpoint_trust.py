@@ -33,9 +33,17 @@ STATE = {
 }
 
 
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory):
+    """The bytes of a checkpoint."""
+    path = tmp_path_factory.mktemp("intact") / "x.pt"
+    checkpoint.save(path, VNet(base_channels=1), **STATE)
+    return path.read_bytes()
+
+
 @pytest.fixture
-def path(tmp_path):
-    checkpoint.save(tmp_path / "x.pt", VNet(base_channels=1), **STATE)
+def path(tmp_path, intact):
+    (tmp_path / "x.pt").write_bytes(intact)
     return tmp_path / "x.pt"
 
 

@@ -1,10 +1,12 @@
 """A checkpoint to resume whose fields have been changed: one line that names the field, and nothing is loaded."""
 
 import copy
+import io
 
 import pytest
 import torch
 
+from tests.volumes import write_case
 from vnet_fast.errors import InputError
 from vnet_fast.nn.losses import DiceLoss
 from vnet_fast.nn.vnet import VNet
@@ -18,7 +20,7 @@ NAN = float("nan")
 SCALER = {"scale": 1024.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000, "_growth_tracker": 3}
 
 
-@pytest.fixture(params=["sgd", "adamw"])
+@pytest.fixture(params=["sgd", "adamw"], scope="module")
 def step(request):
     """A step that has been made once."""
     torch.manual_seed(0)
@@ -98,16 +100,20 @@ def test_a_wrong_scaler(step, name, value):
         check_step_state({**step.state_dict(), "scaler": scaler}, step, "x.pt")
 
 
-@pytest.fixture
-def run(cases, tmp_path, quick_training):
-    """The folder of a run with a single checkpoint."""
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """The folder of a run with a single checkpoint, and what that holds."""
+    folder = tmp_path_factory.mktemp("started")
+    (folder / "data").mkdir()
+    for index in range(3):
+        write_case(folder / "data", f"Case{index}", seed=index)
     settings = {"volume": (16, 16, 16), "spacing": (1.5, 1.5, 2.0), "base_channels": 1, "folds": 3, "device": "cpu"}
-    settings |= {"amp": "off", "iterations": 1}
-    with trainer.Trainer(Config(data=str(cases), output=str(tmp_path / "run"), **settings)) as started:
-        started.train()
+    settings |= {"amp": "off", "iterations": 1, "data": str(folder / "data"), "cache": str(folder / "cache")}
+    with trainer.Trainer(Config(output=str(folder / "run"), **settings)) as run:
+        run.train()
     for name in ("previous.pt", "best.pt"):
-        (tmp_path / "run" / name).unlink(missing_ok=True)
-    return tmp_path / "run"
+        (folder / "run" / name).unlink(missing_ok=True)
+    return folder / "run", (folder / "run" / "last.pt").read_bytes()
 
 
 WRONG = [
@@ -126,8 +132,9 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("change", "message"), WRONG, ids=range(len(WRONG)))
-def test_a_changed_checkpoint_is_not_resumed(run, change, message):
-    content = torch.load(run / "last.pt", weights_only=True)
+def test_a_changed_checkpoint_is_not_resumed(started, change, message):
+    run, intact = started
+    content = torch.load(io.BytesIO(intact), weights_only=True)
     change(content)
     torch.save(content, run / "last.pt")
     with pytest.raises(InputError, match=message) as raised:

@@ -8,12 +8,13 @@ Source:
     PyTorch's torch/serialization.py, and the description of opcodes in Python's pickletools.
 """
 
+import errno
 import math
 import pickletools
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -239,13 +240,23 @@ def read_archive(path: str | Path) -> Any:
         Exception: if it is damaged, one of many kinds.
     """
     with open_regular(path) as file:
-        length = file.seek(0, 2)
-        with zipfile.ZipFile(file) as archive:
-            records = Records(archive, length)
-            if f"{records.root}/byteorder" in records.by_name and records.read("byteorder") != sys.byteorder.encode():
-                raise ArchiveError("was written by a machine with another order of bytes")
-            if records.size("data.pkl") > MAX_PICKLE_BYTES:
-                raise ArchiveError("its description is too long")
-            result = Interpreter(records).run(records.read("data.pkl"))
-            records.verify_others()
+        try:
+            return _read_records(file)
+        except OSError as error:
+            # a place before the beginning of the file
+            if error.errno == errno.EINVAL:
+                raise ArchiveError("its list of records is damaged") from None
+            raise
+
+
+def _read_records(file: IO[bytes]) -> Any:
+    length = file.seek(0, 2)
+    with zipfile.ZipFile(file) as archive:
+        records = Records(archive, length)
+        if f"{records.root}/byteorder" in records.by_name and records.read("byteorder") != sys.byteorder.encode():
+            raise ArchiveError("was written by a machine with another order of bytes")
+        if records.size("data.pkl") > MAX_PICKLE_BYTES:
+            raise ArchiveError("its description is too long")
+        result = Interpreter(records).run(records.read("data.pkl"))
+        records.verify_others()
     return result

@@ -53,6 +53,8 @@ def read_object(path: str | Path) -> dict[str, Any]:
 
 def reason(error: Exception) -> str:
     """Why a file could not be read, in a few words."""
+    if isinstance(error, UnicodeDecodeError):
+        return "not in UTF-8"
     text = getattr(error, "strerror", None) or str(error)
     # Python's own advice to lift the limit does not help here
     return "a number of too many digits" if "integer string conversion" in text else text
