@@ -211,7 +211,11 @@ def fuzz(kind, seed, count, folder, trusting):
         # a timer of Python's would not do: a native library that hangs holds the interpreter's lock
         faulthandler.dump_traceback_later(SECONDS_A_CASE, exit=True)
         is_checked = target.mutate(path, draw)
-        outcome, message = read_changed(target, original, is_checked, trusting)
+        if trusting and not path.is_file():
+            # it would be waited for
+            outcome, message = "refused", ""
+        else:
+            outcome, message = read_changed(target, original, is_checked, trusting)
         faulthandler.cancel_dump_traceback_later()
         print(outcome, ascii(message[:300]), sep="\t", flush=True)
         if path.is_dir() and not path.is_symlink():
