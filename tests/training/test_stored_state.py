@@ -125,7 +125,7 @@ WRONG = [
     (lambda content: content["best"].update(per_case={"x": [0.5]}), "its best is a validation of other cases"),
     (lambda content: content["best"].update(more=1), r"can't be resumed \(.*unexpected keyword argument 'more'"),
     (lambda content: content.update(training=["x"]), "run: its cases have changed: "),
-    (lambda content: content.update(batch=10**12), "--volume: a step on 1000000000000 of 16 x 16 x 16 voxels"),
+    (lambda content: content.update(batch=10**12), "--volume: steps on 1000000000000 of 16 x 16 x 16 voxels"),
     (lambda content: content["optimizer"].update(state=5), "its optimizer has no groups, or no state"),
     (lambda content: content.update(scaler={"scale": "x"}), "its scaler lacks _growth_tracker"),
 ]

@@ -200,8 +200,8 @@ def configure(given: dict[str, Any]) -> Config:
 
 def check_memory(config: Config) -> None:
     """Raises an InputError if what a run of a Config needs can't fit in memory, before anything is allocated."""
-    check_grid(config.volume, "--volume", "Give a smaller one")
     if config.check:
+        check_grid(config.volume, "--volume")
         return
     half, phantoms = config.amp != "off", config.data is None
     load = Load(find_device(config.device), config.batch_size, config.base_channels, half, phantoms)

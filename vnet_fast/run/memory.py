@@ -12,24 +12,25 @@ from typing import NamedTuple
 
 import torch
 
+from vnet_fast.devices import HOST
 from vnet_fast.errors import InputError
 from vnet_fast.nn.vnet import SIZE_MULTIPLE
 
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 # Bytes of a training step, for each voxel and channel of the first stage, in float32; half of it in half precision.
-# On a GPU, the inputs of the convolutions at full resolution, which the backward pass needs. On a CPU, 82 are measured
-# with 16 channels, and 112 with 8.
-STEP_BYTES = {"cpu": 64, "cuda": 20}
+# On a GPU, the inputs of the convolutions at full resolution, which the backward pass needs. On a CPU, 53 are measured
+# with 32 channels, 82 with 16, and 112 with 8.
+STEP_BYTES = {"cpu": 40, "cuda": 20}
 # numbers of the network for each squared channel of the first stage; either topology has 240,000 or more
 WEIGHTS = 200_000
 # each number with its gradient and its momentum
 WEIGHT_BYTES = 12
 # of a voxel while a case is prepared: the resampled value, the part in the image, and two copies that are normalised
 PREPARING_BYTES = 16
-# of a voxel of each phantom: rank and label, and again when the phantoms are stacked
-PHANTOM_BYTES, PHANTOMS = 6, 100
+# of a voxel of each phantom: rank and label, and those to train on again, where they are stacked
+PHANTOM_BYTES, PHANTOMS = 4, 100
 # a suggested size takes at most this share of the memory, because the estimates are low
-SUGGESTED_SHARE = 0.5
+SUGGESTED_SHARE = 1 / 3
 
 
 class Load(NamedTuple):
@@ -62,10 +63,15 @@ class Load(NamedTuple):
         """Bytes of the prepared volumes of a size, on the host."""
         return float(math.prod(size) * (PHANTOM_BYTES * PHANTOMS if self.phantoms else PREPARING_BYTES))
 
+    def needs(self, size: Sequence[int]) -> dict[torch.device, float]:
+        """Bytes of everything, by where they must be; on a CPU, the step and the volumes share the memory."""
+        needs = {self.device: self.of_step(size)}
+        needs[HOST] = needs.get(HOST, 0.0) + self.of_volumes(size)
+        return needs
+
     def fits(self, size: Sequence[int], share: float = 1.0) -> bool:
         """Whether everything may fit in a share of the memory."""
-        on_device, on_host = memory_of(self.device) * share, memory_of(torch.device("cpu")) * share
-        return self.of_step(size) <= on_device and self.of_volumes(size) <= on_host
+        return all(needed <= memory_of(device) * share for device, needed in self.needs(size).items())
 
 
 def memory_of(device: torch.device) -> int:
@@ -82,12 +88,23 @@ def memory_of(device: torch.device) -> int:
     return memory
 
 
-def check_grid(size: Sequence[int], subject: object, remedy: str) -> None:
-    """Raises an InputError about `subject` if the host has no memory for one volume of a size, voxels x y z."""
-    needed, memory = math.prod(size) * PREPARING_BYTES, memory_of(torch.device("cpu"))
-    if needed > memory:
-        cause = f"a volume of {_as_text(size, ' x ')} takes at least {_gigabytes(needed)}, this machine has "
-        raise InputError(subject, cause + _gigabytes(memory), remedy)
+def check_grid(size: Sequence[int], subject: object, remedy: str | None = None) -> None:
+    """Raises an InputError if the host has no memory for one volume.
+
+    Args:
+        size: of the volume, voxels x y z.
+        subject: of the message.
+        remedy: what to do about it; None suggests a size that would fit.
+    """
+    needed, memory = math.prod(size) * PREPARING_BYTES, memory_of(HOST)
+    if needed <= memory:
+        return
+    cause = f"a volume of {_as_text(size, ' x ')} takes at least {_gigabytes(needed)}, this machine has "
+    smaller = size
+    while math.prod(smaller) * PREPARING_BYTES > memory * SUGGESTED_SHARE and max(smaller) > SIZE_MULTIPLE:
+        smaller = _halved(smaller)
+    suggestion = f"Give --volume {_as_text(smaller, ' ')}, which would fit"
+    raise InputError(subject, cause + _gigabytes(memory), remedy or suggestion)
 
 
 def check_load(load: Load, size: Sequence[int]) -> None:
@@ -97,26 +114,23 @@ def check_load(load: Load, size: Sequence[int]) -> None:
         load: what the run holds.
         size: of its volumes, voxels x y z.
     """
-    if load.fits(size):
-        return
-    on_device = load.of_step(size) > memory_of(load.device)
-    needed = load.of_step(size) if on_device else load.of_volumes(size)
-    memory = memory_of(load.device if on_device else torch.device("cpu"))
-    if on_device:
-        cause = f"a step on {load.batch_size} of {_as_text(size, ' x ')} voxels with {load.base_channels} channels"
-    else:
-        cause = f"{PHANTOMS if load.phantoms else 1} volumes of {_as_text(size, ' x ')} voxels"
-    cause += f" takes at least {_gigabytes(needed)}, and there are {_gigabytes(memory)}"
-    raise InputError("--volume", cause, _suggestion(load, size))
+    for device, needed in load.needs(size).items():
+        memory = memory_of(device)
+        if needed > memory:
+            cause = f"steps on {load.batch_size} of {_as_text(size, ' x ')} voxels, {load.base_channels} channels"
+            cause += f", and {PHANTOMS} phantoms" if device == HOST and load.phantoms else ""
+            cause += f" take at least {_gigabytes(needed)}, and the {device.type} has {_gigabytes(memory)}"
+            raise InputError("--volume", cause, _suggestion(load, size))
 
 
 def _suggestion(load: Load, size: Sequence[int]) -> str:
     """Options that would fit."""
     single = load._replace(batch_size=1)
     if single.fits(size, SUGGESTED_SHARE):
-        free = SUGGESTED_SHARE * memory_of(load.device) - load.of_weights()
-        batch_size = int(free / (single.of_step(size) - load.of_weights()))
-        return f"Give --batch-size {min(batch_size, load.batch_size - 1)} or less, which would fit"
+        of_volume = single.of_step(size) - load.of_weights()
+        free = SUGGESTED_SHARE * memory_of(load.device) - single.needs(size)[load.device]
+        batch_size = min(1 + int(free / of_volume), load.batch_size - 1)
+        return f"Give --batch-size {batch_size} or less, which would fit"
     while not single.fits(size, SUGGESTED_SHARE):
         if max(size) <= SIZE_MULTIPLE:
             return "Give a smaller --base-channels"
@@ -138,4 +152,4 @@ def _as_text(size: Sequence[int], between: str) -> str:
 
 
 def _gigabytes(count: float) -> str:
-    return f"{count / 1e9:,.1f} GB" if count < 1e15 else f"{count / 1e15:,.0f} million GB"
+    return f"{count / 1e9:,.1f} GB" if count < 1e15 else "a million GB"
