@@ -13,6 +13,10 @@ from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.streams import tolerant_streams
 
 EXIT_BAD_INPUT = 2
+# what a message repeats of a wrong value; no number in use has as many digits
+LONGEST_TEXT = 60
+# of a whole number that counts something, and of a rate, which float32 must hold
+MAX_INT, MAX_FLOAT = 2**31 - 1, 1e30
 ConfigType = TypeVar("ConfigType")
 Number = TypeVar("Number", int, float)
 
@@ -41,7 +45,8 @@ class StoredParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises an InputError."""
-        raise InputError(self.prog, f"not what a run stores ({message})", "Restore the file, or start a new run")
+        shown = message if len(message) <= 4 * LONGEST_TEXT else f"{message[: 4 * LONGEST_TEXT]}…"
+        raise InputError(self.prog, f"not what a run stores ({shown})", "Restore the file, or start a new run")
 
 
 def parse_stored(config_class: type[ConfigType], stored: dict[str, Any], path: str | Path) -> ConfigType:
@@ -53,19 +58,37 @@ def parse_stored(config_class: type[ConfigType], stored: dict[str, Any], path: s
         path: the file that they come from.
 
     Raises:
-        InputError: if a value is not allowed.
+        InputError: if a value is not allowed, or of another type than a run stores.
     """
     parser = StoredParser(prog=str(path), argument_default=argparse.SUPPRESS, allow_abbrev=False, add_help=False)
-    arguments = []
-    for field in dataclasses.fields(config_class):  # type: ignore[arg-type]  # every Config is a dataclass
-        flag = _add_option(parser, field)
-        value = stored.get(field.name)
-        if value is True:
-            arguments.append(flag)
-        elif value not in (None, False):
-            arguments += [flag, *map(str, value if isinstance(value, list | tuple) else [value])]
+    fields = [field for field in dataclasses.fields(config_class) if field.name in stored]  # type: ignore[arg-type]  # every Config is a dataclass
+    arguments: list[str] = []
+    for field in fields:
+        arguments += _stored_arguments(parser, field, _add_option(parser, field), stored[field.name])
     given = vars(parser.parse_args(arguments))
+    for field in fields:
+        value = stored[field.name]
+        # a text is no number, although the command line has only texts
+        if value not in (None, False) and given[field.name] != value:
+            parser.error(f"{field.name} has a value of another type")
     return config_class(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+
+
+def _stored_arguments(parser: StoredParser, field: "dataclasses.Field[Any]", flag: str, value: object) -> list[str]:
+    """The command line's arguments for a stored value."""
+    values = value if isinstance(value, list) else [value]
+    if not all(entry is None or isinstance(entry, str | int | float) for entry in values):
+        parser.error(f"{field.name} has a value of another type")
+    if isinstance(value, bool) or "action" in field.metadata:
+        if not isinstance(value, bool) or "action" not in field.metadata:
+            parser.error(f"{field.name} has a value of another type")
+        return [flag] if value else []
+    if value is None:
+        if field.default is not None:
+            parser.error(f"{field.name} has no value")
+        return []
+    # after =, what begins with - is no option
+    return [flag, *map(str, values)] if isinstance(value, list) else [f"{flag}={value}"]
 
 
 def _add_option(parser: argparse.ArgumentParser, field: "dataclasses.Field[Any]") -> str:
@@ -139,29 +162,33 @@ def _run(main: Callable[[dict[str, Any]], int], given: dict[str, Any], debug: bo
 
 def path_text(text: str) -> str:
     """The type of an option that names a file or a folder."""
-    if not text:
-        raise argparse.ArgumentTypeError("must be a path; got ''")
+    try:
+        is_path = bool(text) and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        is_path = False
+    if not is_path:
+        raise argparse.ArgumentTypeError(f"must be a path; got {_shortened(text)}")
     return text
 
 
 def positive_int(text: str) -> int:
     """The type of a whole number above 0."""
-    return _number(text, int, lambda value: value > 0, "a whole number above 0")
+    return _number(text, int, lambda value: value > 0, "a whole number above 0", MAX_INT)
 
 
 def natural_int(text: str) -> int:
-    """The type of a whole number, 0 or more."""
+    """The type of a whole number, 0 or more; who needs a limit checks it."""
     return _number(text, int, lambda value: value >= 0, "a whole number, 0 or more")
 
 
 def positive_float(text: str) -> float:
     """The type of a finite number above 0."""
-    return _number(text, float, lambda value: 0 < value < float("inf"), "a number above 0")
+    return _number(text, float, lambda value: 0 < value < float("inf"), "a number above 0", MAX_FLOAT)
 
 
 def natural_float(text: str) -> float:
     """The type of a finite number, 0 or more."""
-    return _number(text, float, lambda value: 0 <= value < float("inf"), "a number, 0 or more")
+    return _number(text, float, lambda value: 0 <= value < float("inf"), "a number, 0 or more", MAX_FLOAT)
 
 
 def share(text: str) -> float:
@@ -169,12 +196,27 @@ def share(text: str) -> float:
     return _number(text, float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
 
 
-def _number(text: str, convert: type[Number], is_allowed: Callable[[Number], bool], description: str) -> Number:
-    message = f"must be {description}; got {text!r}"
+def _number(
+    text: str,
+    convert: type[Number],
+    is_allowed: Callable[[Number], bool],
+    description: str,
+    largest: float | None = None,
+) -> Number:
+    message = f"must be {description}; got {_shortened(text)}"
+    if len(text) > LONGEST_TEXT:
+        raise argparse.ArgumentTypeError(message)
     try:
         value = convert(text)
     except ValueError:
         raise argparse.ArgumentTypeError(message) from None
     if not is_allowed(value):
         raise argparse.ArgumentTypeError(message)
+    if largest is not None and value > largest:
+        raise argparse.ArgumentTypeError(f"must be at most {largest}; got {_shortened(text)}")
     return value
+
+
+def _shortened(text: str) -> str:
+    """A text in quotes, of which a message repeats only the beginning if it is long."""
+    return repr(text) if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]!r}…"

@@ -1,3 +1,4 @@
+import hashlib
 import subprocess
 import sys
 import threading
@@ -71,17 +72,28 @@ def test_key_follows_content_and_settings(tmp_path):
 
 
 def test_entries_of_earlier_versions_are_found(tmp_path):
-    """Keys and names of arrays must not change without a new CACHE_FORMAT."""
+    """Keys, digests, and names and types of arrays must not change without a new CACHE_FORMAT."""
     (tmp_path / "A.nii").write_bytes(b"image")
     (tmp_path / "A_segmentation.nii").write_bytes(b"mask")
     case = find_cases(tmp_path)[0]
-    cache = Cache(tmp_path / "cache", (1, 1, 1.5), (128, 128, 64))
-    assert cache.key(case) == "59e27f5622a428879441fd9796ccd013"
+    cache = Cache(tmp_path / "cache", (1, 1, 1.5), (4, 3, 2))
+    key = "702eed833fe8d82c43a41d95f4f592d5"
+    assert cache.key(case) == key
     generator = np.random.default_rng(0)
     ranks = generator.integers(0, 65536, (2, 3, 4), dtype=np.uint16)
-    table = np.sort(generator.normal(size=65536)).astype(np.float32)
+    table = np.linspace(-1, 1, 65536, dtype=np.float32)
     mask = generator.integers(0, 2, (2, 3, 4), dtype=np.uint8)
-    np.savez(tmp_path / "cache" / f"{cache.key(case)}.npz", labels=[0, 1], ranks=ranks, table=table, mask=mask)
+    labels = np.array([0, 1], np.uint8)
+    digest = hashlib.sha256(key.encode())
+    for description, array in (
+        ("labels |u1 (2,)", labels),
+        ("ranks <u2 (2, 3, 4)", ranks),
+        ("table <f4 (65536,)", table),
+        ("mask |u1 (2, 3, 4)", mask),
+    ):
+        digest.update(description.encode() + array.tobytes())
+    digest = np.frombuffer(digest.digest(), np.uint8)
+    np.savez(tmp_path / "cache" / f"{key}.npz", digest=digest, labels=labels, ranks=ranks, table=table, mask=mask)
     # the files hold no volumes, so only the entry can be read
     assert_equal(cache.load([case])[0], PreparedCase("A", ranks, table, mask, (0, 1)))
 
@@ -97,7 +109,7 @@ def test_key_sees_the_data_file_of_a_header(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "other"])
-def test_damaged_entries_are_made_again(cases, tmp_path, damage):
+def test_damaged_entries_are_made_again(cases, tmp_path, damage, capsys):
     listed = find_cases(cases)
     cache = Cache(tmp_path / "cache", SPACING, SIZE)
     first = cache.load(listed)
@@ -114,8 +126,12 @@ def test_damaged_entries_are_made_again(cases, tmp_path, damage):
         )
     for a, b in zip(first, cache.load(listed), strict=True):
         assert_equal(a, b)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(listed)
+    assert all(line.endswith("), prepared again") and ".npz: damaged (" in line for line in lines)
     for a, b in zip(first, cache.load(listed), strict=True):
         assert_equal(a, b)
+    assert not capsys.readouterr().out
 
 
 def test_two_runs_at_once_leave_whole_entries(cases, tmp_path):

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-import zipfile
-import zlib
+import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
+from tqdm import tqdm
 
+from vnet_fast.data.cache_entry import DamagedEntry, read_entry, write_entry
 from vnet_fast.data.cases import Case
 from vnet_fast.data.preparation import PreparedCase, Progress, map_cases, read_case
 from vnet_fast.errors import InputError
@@ -17,26 +18,17 @@ from vnet_fast.io import formats
 from vnet_fast.io.integrity import CHUNK
 
 # must be raised when the content of the entries, or its computation, changes
-CACHE_FORMAT = 2
-# what reading a damaged entry may raise
-DAMAGE = (
-    OSError,
-    ValueError,
-    TypeError,
-    LookupError,
-    EOFError,
-    NotImplementedError,
-    zlib.error,
-    zipfile.BadZipFile,
-)
+CACHE_FORMAT = 3
+# how often a case is read whose files change meanwhile
+ATTEMPTS = 3
 
 
 class Cache:
     """Prepared cases on disk, with keys made of the content of their files and the settings.
 
     An entry is written to a temporary file and then renamed, so that it is always complete, even if a run is
-    killed or two runs write it at once. An entry that can't be read is prepared again. Reading an entry needs no
-    image library.
+    killed or two runs write it at once. An entry that is damaged, or is not what the cases need, is prepared again, and
+    a line says so. Reading an entry needs no image library.
 
     Args:
         folder: made if it does not exist.
@@ -64,13 +56,25 @@ class Cache:
         return map_cases(self._load_case, cases, progress)
 
     def _load_case(self, case: Case) -> PreparedCase:
-        try:
-            entry = self.folder / f"{self.key(case)}.npz"
-        except InputError:
-            # reading the case reports the errors of both image and mask
-            read_case(case, self.spacing, self.size)
-            raise
-        return self._read_entry(entry, case.name) or self._write_entry(entry, case)
+        for _ in range(ATTEMPTS):
+            try:
+                key = self.key(case)
+            except InputError:
+                # reading the case reports the errors of both image and mask
+                read_case(case, self.spacing, self.size)
+                raise
+            entry = self.folder / f"{key}.npz"
+            found, damage = self._read(entry, key, case.name)
+            if found:
+                return found
+            prepared = read_case(case, self.spacing, self.size)[2]
+            # a file that was replaced after it was hashed would leave a wrong entry for good
+            if self.key(case) == key:
+                self._write(entry, key, prepared)
+                if damage:
+                    tqdm.write(f"{entry}: damaged ({damage}), prepared again")
+                return prepared
+        raise InputError(case.image, "changes while it is read, or its mask does", "Start again when both are complete")
 
     def key(self, case: Case) -> str:
         """Returns the hexadecimal digest of the content of the case's files and of the settings."""
@@ -87,29 +91,28 @@ class Cache:
             digest.update((formats.suffix_of(volume) or "dicom").encode())
         return digest.hexdigest()[:32]
 
-    def _read_entry(self, entry: Path, name: str) -> PreparedCase | None:
+    def _read(self, entry: Path, key: str, name: str) -> tuple[PreparedCase | None, str]:
+        """The case of an entry, or None; and what is wrong with the entry, if it is there."""
         try:
-            with np.load(entry, allow_pickle=False) as arrays:
-                labels = tuple(arrays["labels"].tolist())
-                return PreparedCase(name, arrays["ranks"], arrays["table"], arrays["mask"], labels)
-        except DAMAGE:
-            return None
+            # opening a FIFO would wait for a writer
+            if not stat.S_ISREG(os.stat(entry).st_mode):
+                raise InputError(entry, "not a regular file", "Delete it, or choose another --cache")
+            with open(entry, "rb") as file:
+                return read_entry(file, key, name, self.size), ""
+        except FileNotFoundError:
+            return None, ""
+        except OSError as error:
+            return None, error.strerror or str(error)
+        except DamagedEntry as error:
+            return None, str(error)
 
-    def _write_entry(self, entry: Path, case: Case) -> PreparedCase:
-        prepared = read_case(case, self.spacing, self.size)[2]
+    def _write(self, entry: Path, key: str, prepared: PreparedCase) -> None:
         try:
             with replacing(entry) as file:
-                np.savez(
-                    file,
-                    labels=np.array(prepared.labels),
-                    ranks=prepared.ranks,
-                    table=prepared.table,
-                    mask=prepared.mask,
-                )
+                write_entry(file, key, prepared)
         except OSError as error:
             cause = f"can't be written ({error.strerror})"
             raise InputError(self.folder, cause, "Choose another --cache with room and permission") from None
-        return prepared
 
 
 def _compute_digest(path: Path) -> bytes:

@@ -52,8 +52,8 @@ def load_networks(paths: Sequence[str], device: torch.device) -> Networks:
     first: dict[str, tuple[float, ...]] = {}
     for path in paths:
         content = checkpoint.load(path)
-        network, device = build_network(content, path, device)
         spacing, size = checkpoint.grid_of(content, path)
+        network, device = build_network(content, path, device)
         ours: dict[str, tuple[float, ...]] = {
             "number of classes": (network.num_classes,), "spacing": spacing, "volume": size
         }  # fmt: skip

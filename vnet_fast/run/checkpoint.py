@@ -1,6 +1,5 @@
 """Checkpoints: plain tensors and plain types, written whole or not at all, and loaded without running any code."""
 
-import pickle
 import struct
 import zipfile
 from pathlib import Path
@@ -8,20 +7,26 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from vnet_fast.errors import InputError
 from vnet_fast.files import replacing
 from vnet_fast.nn.vnet import VNet
+from vnet_fast.run import fields
+from vnet_fast.run.archive import ArchiveError, read_archive
+from vnet_fast.run.fields import check_fields, wrong_field
+from vnet_fast.run.memory import check_grid
+from vnet_fast.run.stored import shown
 
 FORMAT = 1
 ANOTHER = "Name a checkpoint of this program, such as RUN/best.pt"
-# what the unpickler raises for a damaged file
+# what the reader raises for a damaged file
 DAMAGED = (
     RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError,
-    struct.error, zipfile.BadZipFile, pickle.UnpicklingError,
+    MemoryError, struct.error, zipfile.BadZipFile,
 )  # fmt: skip
 PLAIN_TYPES = (torch.Tensor, int, float, bool, str, type(None))
-ARCHITECTURE = ("in_channels", "num_classes", "base_channels", "topology")
+ARCHITECTURE = tuple(fields.ARCHITECTURE)
 
 
 def save(path: str | Path, model: VNet, keep: Path | None = None, **state: Any) -> None:
@@ -63,27 +68,91 @@ def _check_plain(value: object, name: str) -> None:
             _check_plain(entry, f"{name}[{index}]")
     elif type(value) not in PLAIN_TYPES:
         raise TypeError(f"{name} must be a tensor or of a plain type; got {type(value).__name__}")
+    elif isinstance(value, torch.Tensor) and (value.dtype, value.layout) != (torch.float32, torch.strided):
+        raise TypeError(f"{name} must be a dense tensor of float32; got {value.dtype}, {value.layout}")
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """The content of a checkpoint.
+    """The content of a checkpoint, of which every field has a value that it may have.
+
+    Fields may be missing, except for `format`, `architecture` and `model`. The weights fit the architecture. Nothing is
+    allocated beyond what the file holds.
+
+    Args:
+        path: of the file.
+        device: where the weights go; all other tensors are on the host.
 
     Raises:
         InputError: if it is missing or damaged, or is not a checkpoint of this program.
     """
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        content = read_archive(path)
     except FileNotFoundError:
         raise InputError(path, "no such file", "Check the path") from None
     except OSError as error:
-        raise InputError(path, f"can't be read ({error.strerror})", ANOTHER) from None
+        raise InputError(path, f"can't be read ({error.strerror or error})", ANOTHER) from None
+    except ArchiveError as error:
+        raise InputError(path, f"damaged, or not a checkpoint ({error})", ANOTHER) from None
     except DAMAGED:
         raise InputError(path, "damaged, or not a checkpoint", ANOTHER) from None
     if not isinstance(content, dict) or not {"format", "architecture", "model"} <= content.keys():
         raise InputError(path, "not a checkpoint of this program", ANOTHER)
-    if content["format"] != FORMAT:
-        raise InputError(path, f"format {content['format']}, this program reads {FORMAT}", "Update the program")
+    if not fields.is_whole(content["format"]) or content["format"] != FORMAT:
+        raise InputError(path, f"format {shown(content['format'])}, this program reads {FORMAT}", "Update the program")
+    _check_content(content, path)
+    content["model"] = {name: weight.to(device) for name, weight in content["model"].items()}
     return content
+
+
+def _check_content(content: dict[str, Any], path: str | Path) -> None:
+    architecture = content["architecture"]
+    if not isinstance(architecture, dict) or architecture.keys() != fields.ARCHITECTURE.keys():
+        raise InputError(path, f"not an architecture of this program ({shown(architecture)})", ANOTHER)
+    check_fields(architecture, fields.ARCHITECTURE, path, ANOTHER, "its architecture's")
+    wrong = wrong_field(content, fields.GRID)
+    if wrong:
+        raise InputError(path, f"does not say its spacing and size ({wrong})", ANOTHER)
+    check_fields(content, fields.RUN, path, ANOTHER)
+    best = content.get("best", {})
+    check_fields(best, fields.BEST, path, ANOTHER, "its best")
+    for dice in (best.get("per_case") or {}).values():
+        if len(dice) != architecture["num_classes"] - 1:
+            cause = f"its best per_case has {len(dice)} classes, and its network {architecture['num_classes'] - 1}"
+            raise InputError(path, cause, ANOTHER)
+    misfit = _misfit(content["model"], skeleton(architecture).state_dict())
+    if misfit:
+        raise InputError(path, f"its weights do not fit its architecture ({misfit})", ANOTHER)
+
+
+def _misfit(found: Any, expected: dict[str, Any]) -> str | None:
+    """How stored weights differ from those of a network in names, types and shapes; None if they do not."""
+    if not isinstance(found, dict):
+        return f"its model must be a dict of tensors; got {shown(found)}"
+    different = [*(expected.keys() - found.keys()), *(found.keys() - expected.keys())]
+    if different:
+        name = min(map(str, different))
+        return f"{'missing' if name in expected else 'unexpected'} {shown(name)[1:-1]}"
+    for name, weight in expected.items():
+        if not isinstance(found[name], torch.Tensor) or found[name].dtype != weight.dtype:
+            return f"{name} is {shown(found[name])}, not a tensor of {weight.dtype}"
+        if found[name].shape != weight.shape:
+            return f"size mismatch for {name}: {list(found[name].shape)}, not {list(weight.shape)}"
+    return None
+
+
+class _WithoutNumbers(TorchFunctionMode):
+    """Draws no numbers: the meta device has none, but importing what pretends to draw them takes a second."""
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        if function is torch.Tensor.normal_:
+            return arguments[0]
+        return function(*arguments, **(options or {}))
+
+
+def skeleton(architecture: dict[str, Any]) -> VNet:
+    """A network of an architecture, of which the weights have shapes but no memory."""
+    with torch.device("meta"), _WithoutNumbers():
+        return VNet(**architecture)
 
 
 def build_model(content: dict[str, Any], path: str | Path, device: torch.device) -> VNet:
@@ -142,17 +211,13 @@ def grid_of(content: dict[str, Any], path: str | Path) -> tuple[tuple[float, flo
         spacing in mm and size in voxels, both x y z.
 
     Raises:
-        InputError: if the checkpoint does not say them, or its network has several input channels.
+        InputError: if the checkpoint does not say them, its network has several input channels, or a volume of the
+            size does not fit in memory.
     """
-    try:
-        spacing, size = tuple(map(float, content["spacing"])), tuple(content["volume"])
-        is_sound = len(spacing) == len(size) == 3 and min(spacing) > 0
-        is_sound = is_sound and all(isinstance(n, int) and n > 0 for n in size)
-        is_sound = is_sound and isinstance(content["validation"], list)
-    except (KeyError, TypeError, ValueError):
-        is_sound = False
-    if not is_sound:
+    if not fields.GRID.keys() <= content.keys():
         raise InputError(path, "does not say its spacing and size", ANOTHER)
     if content["architecture"]["in_channels"] != 1:
         raise InputError(path, "is of a network for several input channels", ANOTHER)
-    return spacing, size  # type: ignore[return-value]  # the lengths are checked above
+    spacing, size = tuple(map(float, content["spacing"])), tuple(content["volume"])
+    check_grid(size, path, ANOTHER)
+    return spacing, size  # type: ignore[return-value]  # `load` has checked the lengths

@@ -1,7 +1,6 @@
 """The settings of a training run: the defaults, those of the command line, and those of a run to resume."""
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -24,10 +23,15 @@ from vnet_fast.devices import HOST, choose_precision, default_precision, find_de
 from vnet_fast.errors import InputError
 from vnet_fast.nn.losses import DiceLoss, WeightedCrossEntropy
 from vnet_fast.nn.vnet import SIZE_MULTIPLE, TOPOLOGIES
+from vnet_fast.run.fields import MAX_SPACING, MIN_SPACING
+from vnet_fast.run.memory import Load, check_grid, check_load
+from vnet_fast.run.stored import read_object, reason
 
 CONFIG_FILE = "config.json"
 LOSSES: dict[str, Callable[[], nn.Module]] = {"dice": DiceLoss.paper, "weighted-ce": WeightedCrossEntropy}
 MAX_SEED = 2**63
+# more cases than any data set of this kind, and more processes than a machine has cores
+MAX_FOLDS, MAX_WORKERS = 10_000, 1024
 # the value of --fold that trains every fold in turn
 ALL = "all"
 # what may change when a run is resumed; any other change would make it another run
@@ -172,7 +176,7 @@ def configure(given: dict[str, Any]) -> Config:
         given: dict from option to value, without the options that are not given.
 
     Raises:
-        InputError: if options contradict each other or the run to resume.
+        InputError: if options contradict each other or the run to resume, or can't fit in memory.
     """
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     if "resume" in given:
@@ -190,7 +194,18 @@ def configure(given: dict[str, Any]) -> Config:
         if config.output is None:
             config = replace(config, output=str(Path("runs") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")))
     _check(config)
+    check_memory(config)
     return config
+
+
+def check_memory(config: Config) -> None:
+    """Raises an InputError if what a run of a Config needs can't fit in memory, before anything is allocated."""
+    if config.check:
+        check_grid(config.volume, "--volume")
+        return
+    half, phantoms = config.amp != "off", config.data is None
+    load = Load(find_device(config.device), config.batch_size, config.base_channels, half, phantoms)
+    check_load(load, config.volume)
 
 
 def _check(config: Config) -> None:
@@ -198,11 +213,19 @@ def _check(config: Config) -> None:
         raise InputError("--labels", "given without --data", "Give the folder of the volumes too")
     if config.folds < 2:
         raise InputError("--folds", f"must be at least 2; got {config.folds}", "Keep some cases for validation")
+    if config.folds > MAX_FOLDS:
+        raise InputError("--folds", f"must be at most {MAX_FOLDS}; got {config.folds}", "Give at most one per case")
+    if config.workers > MAX_WORKERS:
+        raise InputError("--workers", f"must be at most {MAX_WORKERS}; got {config.workers}", "Give one per core")
     if isinstance(config.fold, int) and config.fold >= config.folds:
         raise InputError("--fold", f"must be below --folds ({config.folds}); got {config.fold}", "Folds count from 0")
     if min(config.volume) < SIZE_MULTIPLE:
         size = " ".join(map(str, config.volume))
         raise InputError("--volume", f"must be at least {SIZE_MULTIPLE} along each axis; got {size}", "Enlarge it")
+    if min(config.spacing) < MIN_SPACING or max(config.spacing) > MAX_SPACING:
+        spacing = " ".join(map(str, config.spacing))
+        cause = f"must be from {MIN_SPACING:g} to {MAX_SPACING:g} mm; got {spacing}"
+        raise InputError("--spacing", cause, "Give it in mm")
     if config.momentum >= 1:
         raise InputError("--momentum", f"must be below 1; got {config.momentum}", "The paper has 0.99")
     if config.seed >= MAX_SEED:
@@ -217,11 +240,18 @@ def stored_config(run: str | Path) -> Config:
     """
     path = Path(run) / CONFIG_FILE
     try:
-        return parse_stored(Config, json.loads(path.read_text(encoding="utf-8")), path)
+        stored = read_object(path)
     except FileNotFoundError:
         raise InputError(path, "no such file", "Name the folder of a run") from None
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise InputError(path, f"can't be read ({error})", "Name the folder of a run") from None
+    except (OSError, ValueError) as error:
+        raise InputError(path, f"can't be read ({reason(error)})", "Name the folder of a run") from None
+    config = parse_stored(Config, stored, path)
+    try:
+        _check(config)
+    except InputError as error:
+        cause = f"not what a run stores ({error.subject} {error.cause})"
+        raise InputError(path, cause, "Restore the file, or start a new run") from None
+    return config
 
 
 def _resumed(given: dict[str, Any]) -> Config:

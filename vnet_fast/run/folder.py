@@ -14,8 +14,10 @@ from filelock import FileLock, Timeout
 from vnet_fast.errors import InputError
 from vnet_fast.files import make_folder, write_text
 from vnet_fast.nn.vnet import VNet
-from vnet_fast.run import checkpoint
+from vnet_fast.run import checkpoint, fields
 from vnet_fast.run.configuration import CONFIG_FILE, Config
+from vnet_fast.run.fields import wrong_field
+from vnet_fast.run.stored import open_regular, read_object, reason
 
 # checkpoints
 LAST, PREVIOUS, BEST, UNREADABLE = "last.pt", "previous.pt", "best.pt", "unreadable.pt"
@@ -23,6 +25,7 @@ LAST, PREVIOUS, BEST, UNREADABLE = "last.pt", "previous.pt", "best.pt", "unreada
 LOG, SUMMARY, CURVES, OVERLAY, TENSORBOARD = "log.csv", "summary.json", "curves.png", "overlay.png", "tensorboard"
 # there while a process trains in the folder: the lock, and the number of the process
 LOCK, PROCESS = "lock", "process"
+MAX_DIGITS = 20
 RESUME_HINT = "Resume with: python -m vnet_fast.train --resume"
 ANOTHER_OUTPUT = "Choose another --output"
 
@@ -56,19 +59,21 @@ def read_summary(path: str | Path) -> dict[str, Any]:
     """
     file = Path(path) / SUMMARY
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        cause = f"not a run's result ({error})"
-        raise InputError(file, cause, "Delete it, and resume that run to write it again") from None
+        summary = read_object(file)
+        wrong = wrong_field(summary, fields.SUMMARY)
+    except (OSError, ValueError) as error:
+        wrong = reason(error)
+    if wrong:
+        raise InputError(file, f"not a run's result ({wrong})", "Delete it, and resume that run to write it again")
+    return summary
 
 
 def finished_at(path: str | Path) -> int | None:
     """The iteration at which the run in a folder was finished, or None if it is not finished."""
     try:
-        iterations = read_summary(path).get("iterations")
+        return read_summary(path).get("iterations")
     except InputError:
         return None
-    return iterations if isinstance(iterations, int) else None
 
 
 class RunFolder:
@@ -112,12 +117,15 @@ class RunFolder:
         killed = self._read_process()
         if killed:
             print(f"{self.path}: process {killed}, which trained in it, has ended; its lock is taken over")
+        # replaced, because writing to a FIFO of this name would wait for a reader
+        (self.path / PROCESS).unlink(missing_ok=True)
         (self.path / PROCESS).write_text(str(os.getpid()))
         return lock
 
     def _read_process(self) -> str:
-        with contextlib.suppress(OSError):
-            return (self.path / PROCESS).read_text().strip()
+        with contextlib.suppress(OSError), open_regular(self.path / PROCESS) as file:
+            # the number of a process, unless the file is another program's
+            return str(file.read(MAX_DIGITS), "ascii", "replace").strip()
         return ""
 
     def _delete_unfinished_checkpoints(self) -> None:

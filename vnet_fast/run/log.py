@@ -18,6 +18,7 @@ from vnet_fast.files import write_text
 from vnet_fast.progress import said, working
 from vnet_fast.run.configuration import Config
 from vnet_fast.run.folder import TENSORBOARD
+from vnet_fast.run.stored import open_regular
 from vnet_fast.run.tensorboard import Board
 from vnet_fast.text_table import printable
 
@@ -124,7 +125,7 @@ def _rewrite(path: Path, start: int) -> None:
     kept = []
     if start and path.exists():
         try:
-            with open(path, newline="") as file:
+            with open_regular(path, "r", newline="") as file:
                 # a line that a kill cut short lacks fields, and its iteration may lack digits
                 rows = [row for row in csv.DictReader(file) if None not in row.values()]
             kept = [row for row in rows if int(row["iteration"]) <= start]
@@ -163,7 +164,7 @@ def read_log(path: str | Path) -> list[LogRow]:
         InputError: if the file is damaged or can't be read.
     """
     try:
-        with open(path, newline="") as file:
+        with open_regular(path, "r", newline="") as file:
             return [
                 LogRow(
                     int(row["iteration"]),

@@ -1,6 +1,8 @@
 """Resumes a training run from its last checkpoint."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from vnet_fast.data.training_data import Data
 from vnet_fast.devices import HOST
@@ -8,10 +10,14 @@ from vnet_fast.distributed import Processes
 from vnet_fast.errors import InputError
 from vnet_fast.nn.vnet import VNet
 from vnet_fast.run import checkpoint
-from vnet_fast.run.configuration import Config
+from vnet_fast.run.configuration import Config, check_memory
 from vnet_fast.run.folder import PREVIOUS, RunFolder, finished_at
 from vnet_fast.training.step import Step
+from vnet_fast.training.stored_state import ANOTHER_RUN, check_step_state
 from vnet_fast.training.validation import Best
+
+# of a checkpoint; the batch came later, and is the settings' where it is missing
+NEEDED = ("iteration", "seconds", "best", "training", "validation", "optimizer", "scaler")
 
 
 @dataclass(frozen=True)
@@ -51,22 +57,39 @@ def restore(
     processes.wait()
     if folder and path.name == PREVIOUS:
         folder.set_last_aside()
+    _check_complete(content, path)
+    data.check_unchanged({part: content[part] for part in ("training", "validation")}, path.parent)
     checkpoint.fill_model(model, content, path)
+    check_step_state(content, step, path)
     try:
         step.load_state_dict(content)
-        total = content.get("batch", config.batch_size * processes.count)
         best = Best(**content["best"])
-        state = State(content["iteration"], content["seconds"], best, _divide_batch(total, processes.count))
-        cases = {part: content[part] for part in ("training", "validation")}
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise InputError(path, f"can't be resumed ({error})", "Start a new run") from None
-    data.check_unchanged(cases, path.parent)
+        raise InputError(path, f"can't be resumed ({error})", ANOTHER_RUN) from None
+    total = content.get("batch", config.batch_size * processes.count)
+    state = State(content["iteration"], content["seconds"], best, _divide_batch(total, processes.count))
+    check_memory(replace(config, batch_size=state.batch_size))
     is_finished = state.best.iteration == 0 or finished_at(path.parent) == state.iteration
     if state.iteration >= config.iterations and is_finished:
         cause = f"is at iteration {state.iteration} of {config.iterations}"
         raise InputError(path.parent, cause, "Give more --iterations")
     print(f"resuming at iteration {state.iteration}")
     return state
+
+
+def _check_complete(content: dict[str, Any], path: Path) -> None:
+    """Raises an InputError unless a checkpoint has all that a run needs to go on."""
+    missing = [name for name in NEEDED if name not in content]
+    if missing:
+        raise InputError(path, f"can't be resumed: it has no {missing[0]}", ANOTHER_RUN)
+    best = content["best"]
+    if not {"iteration", "dice", "per_case"} <= best.keys():
+        raise InputError(path, "can't be resumed: its best lacks iteration, dice or per_case", ANOTHER_RUN)
+    validated = best["iteration"] > 0
+    if best["iteration"] > content["iteration"] or validated != (best["per_case"] is not None):
+        raise InputError(path, "can't be resumed: its best is no validation of the run", ANOTHER_RUN)
+    if validated and best["per_case"].keys() != set(content["validation"]):
+        raise InputError(path, "can't be resumed: its best is a validation of other cases", ANOTHER_RUN)
 
 
 def _divide_batch(total: int, processes: int) -> int:

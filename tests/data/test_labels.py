@@ -1,0 +1,107 @@
+"""What `dataset.json` may say of the labels."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from vnet_fast.data.labels import declared_labels
+from vnet_fast.errors import InputError
+
+
+def declared(folder, labels, **more):
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels, **more}))
+    return declared_labels(folder)
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ({"0": "background", "1": "gland"}, {0: "background", 1: "gland"}),
+        ({"background": 0, "gland": 1}, {0: "background", 1: "gland"}),
+        ({"background": 0, "größe 前列腺": 255}, {0: "background", 255: "größe 前列腺"}),
+        # nnU-Net's names may be numbers
+        ({"0": 0, "2": 1, "1": 2}, {0: "0", 1: "2", 2: "1"}),
+        ({"background": "0", "gland": "01"}, {0: "background", 1: "gland"}),
+        ({}, None),
+        (None, None),
+    ],
+)
+def test_sound_labels(tmp_path, labels, expected):
+    assert declared(tmp_path, labels) == expected
+
+
+def test_a_label_to_ignore(tmp_path):
+    message = r"dataset.json: has an ignore label \(3\), which is not supported yet, .* Remove it from dataset.json and"
+    for labels in ({"background": 0, "gland": 1, "ignore": 3}, {"0": "background", "3": "ignore"}):
+        with pytest.raises(InputError, match=message):
+            declared(tmp_path, labels)
+
+
+def test_regions(tmp_path):
+    labels = {"background": 0, "whole tumor": [1, 2, 3], "core": [2, 3]}
+    message = r"dataset.json: its label 'whole tumor' is a region of several labels, which is not supported yet. Give"
+    with pytest.raises(InputError, match=message):
+        declared(tmp_path, labels, regions_class_order=[1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"1000000000": "x"}, "its label '1000000000' must be from 0 to 255; got '1000000000'"),
+        ({"x": 10**9}, "its label 'x' must be from 0 to 255; got 1000000000"),
+        ({"x": 10**4000}, r"its label 'x' must be from 0 to 255; got 1000*…"),
+        ({"9" * 5000: "x"}, "its label '999*… must be from 0 to 255"),
+        ({"x": -1}, "its label 'x' must be from 0 to 255; got -1"),
+        ({"x": 256}, "its label 'x' must be from 0 to 255; got 256"),
+        ({"x": True}, "its label 'x' must have a whole number; got True"),
+        ({"x": 1.0}, "its label 'x' must have a whole number; got 1.0"),
+        ({"x": {"y": 1}}, "its label 'x' must have a whole number; got a dict"),
+        ({"x": None}, "its label 'x' must have a whole number; got None"),
+        ({"²": "x"}, "its label '²' must have a whole number; got 'x'"),
+        ({"a": 1, "b": 1}, "names label 1 twice"),
+        ({"1": "a", "01": "b"}, "names label 1 twice"),
+        ({"a\nb": 1}, r"the name of label 1 can't be printed \('a\\nb'\)"),
+        ({"1": "\ud800"}, r"the name of label 1 can't be printed \('\\ud800'\)"),
+        ([], "its labels must be an object with a name for each label"),
+        (5, "its labels must be an object with a name for each label"),
+    ],
+)
+def test_labels_that_are_none(tmp_path, labels, message):
+    with pytest.raises(InputError, match=rf"dataset.json: not a description of a data set \({message}") as raised:
+        declared(tmp_path, labels)
+    assert len(str(raised.value)) < 300 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"labels": ' * 100_000, "nested too deeply"),
+        (b'{"labels": {"x": ' + b"9" * 5000 + b"}}", "a number of too many digits"),
+        (b'{"labels": {"x": 1e999}}', "its label 'x' must have a whole number; got inf"),
+        (b'{"labels": {"x": NaN}}', "its label 'x' must have a whole number; got nan"),
+        (b'{"labels": "\xff"}', "not in UTF-8"),
+        (b'"labels"', "must be an object with labels"),
+        (b" " * (17 << 20), "longer than 16 MB"),
+        (b"", "Expecting value"),
+    ],
+    ids=range(9),
+)
+def test_files_that_describe_nothing(tmp_path, content, message):
+    (tmp_path / "dataset.json").write_bytes(content)
+    with pytest.raises(InputError, match=rf"dataset.json: not a description of a data set \({message}"):
+        declared_labels(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero")],
+    ids=["folder", "FIFO", "device"],
+)
+def test_what_is_no_file(tmp_path, make):
+    make(tmp_path / "dataset.json")
+    with pytest.raises(InputError, match=r"dataset.json: not a regular file. Correct or remove it"):
+        declared_labels(tmp_path)
+    assert declared_labels(tmp_path / "elsewhere") is None

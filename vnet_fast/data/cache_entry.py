@@ -1,0 +1,170 @@
+"""An entry of the cache: a `.npz` file with the arrays of a prepared case and a digest of them.
+
+What an entry says about itself is compared with what the run needs before anything is allocated.
+"""
+
+import hashlib
+import io
+import math
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vnet_fast.data.intensity import RANK_LEVELS
+from vnet_fast.data.preparation import PreparedCase
+from vnet_fast.io.integrity import CHUNK
+
+# of SHA-256, of which the keys are made too
+DIGEST_BYTES = 32
+LABEL_LEVELS = 256
+# of an entry beside its arrays
+MAX_OVERHEAD = 1 << 16
+# of a .npy file of version 1.0: magic, version, length of the header
+PREFIX = struct.Struct("<6sBBH")
+# the share by which float32 may be off
+ROUNDING = 1e-3
+# what reading a damaged archive may raise
+DAMAGE = (
+    EOFError, ValueError, TypeError, LookupError, ArithmeticError, AssertionError, RuntimeError, MemoryError,
+    zlib.error, struct.error, zipfile.BadZipFile,
+)  # fmt: skip
+
+
+class DamagedEntry(Exception):  # noqa: N818 - an entry, not an error of the user
+    """An entry is not what the run needs, with the reason."""
+
+
+def write_entry(file: IO[bytes], key: str, prepared: PreparedCase) -> None:
+    """Writes a prepared case.
+
+    Args:
+        file: an open file.
+        key: of the entry.
+        prepared: the case.
+    """
+    arrays: dict[str, NDArray[Any]] = {
+        "labels": np.array(prepared.labels, dtype=np.uint8),
+        "ranks": prepared.ranks,
+        "table": prepared.table,
+        "mask": prepared.mask,
+    }
+    digest = np.frombuffer(compute_digest(key, arrays), dtype=np.uint8)
+    np.savez(file, digest=digest, **arrays)  # type: ignore[arg-type]  # its types confuse arrays with options
+
+
+def compute_digest(key: str, arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """The digest of arrays, of their names, types and shapes, and of the key that they were written for."""
+    digest = hashlib.sha256(key.encode())
+    for name in ("labels", "ranks", "table", "mask"):
+        array = arrays[name]
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.digest()
+
+
+def read_entry(file: IO[bytes], key: str, name: str, size: Sequence[int]) -> PreparedCase:
+    """Reads a prepared case.
+
+    Args:
+        file: an open file.
+        key: of the entry.
+        name: of the case.
+        size: voxels, x y z, that the case must have.
+
+    Raises:
+        OSError: if the file can't be read.
+        DamagedEntry: if it is not the entry of this key, or has another size, or values that no case has.
+    """
+    x, y, z = size
+    try:
+        arrays = _read_arrays(file, (z, y, x))
+    except DAMAGE:
+        raise DamagedEntry("not a whole entry") from None
+    digest = arrays.pop("digest").tobytes()
+    if compute_digest(key, arrays) != digest:
+        raise DamagedEntry("its digest differs")
+    _check_values(arrays)
+    labels = tuple(arrays["labels"].tolist())
+    return PreparedCase(name, arrays["ranks"], arrays["table"], arrays["mask"], labels)
+
+
+def _read_arrays(file: IO[bytes], shape: tuple[int, int, int]) -> dict[str, NDArray[Any]]:
+    """The arrays of an entry, of which only the number of labels is not known before."""
+    kinds: dict[str, tuple[type[np.generic], tuple[int, ...] | None]] = {
+        "digest": (np.uint8, (DIGEST_BYTES,)),
+        "labels": (np.uint8, None),
+        "ranks": (np.uint16, shape),
+        "table": (np.float32, (RANK_LEVELS,)),
+        "mask": (np.uint8, shape),
+    }
+    expected = sum(math.prod(shape or (0,)) * np.dtype(kind).itemsize for kind, shape in kinds.values())
+    # the list of a longer file's members could be longer than memory
+    if not expected <= file.seek(0, 2) <= expected + MAX_OVERHEAD:
+        raise ValueError("another length")
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        if [member.filename for member in members] != [f"{name}.npy" for name in kinds]:
+            raise ValueError("other arrays")
+        return {
+            name: _read_array(archive, member, np.dtype(kind), shape)
+            for member, (name, (kind, shape)) in zip(members, kinds.items(), strict=True)
+        }
+
+
+def _read_array(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, dtype: np.dtype[Any], shape: tuple[int, ...] | None
+) -> NDArray[Any]:
+    """An array of a type and a shape, or if that is None, of 1 to 256 numbers."""
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise ValueError("compressed")
+    with archive.open(member) as file:
+        *_, length = PREFIX.unpack(file.read(PREFIX.size))
+        header = file.read(length)
+        count = (member.file_size - PREFIX.size - length) // dtype.itemsize
+        if shape is None:
+            shape = (count,) if 1 <= count <= LABEL_LEVELS else ()
+        # a header that is not the expected one is not even parsed
+        if header.rstrip() != _header(dtype, shape) or count != math.prod(shape):
+            raise ValueError("another type or shape")
+        array = np.empty(shape, dtype)
+        target = array.reshape(-1).view(np.uint8).data
+        for start in range(0, len(target), CHUNK):
+            part = target[start : start + CHUNK]
+            if file.readinto(part) != len(part):  # type: ignore[attr-defined]  # missing in its types
+                raise EOFError
+        if file.read(1):
+            raise ValueError("longer than its shape")
+    return array
+
+
+def _header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """The header that NumPy writes for an array, without the padding, which depends on the version."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        buffer, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    )
+    return buffer.getvalue()[PREFIX.size :].rstrip()
+
+
+def _check_values(arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Raises a DamagedEntry if arrays have values that preparing a case can't give."""
+    table, labels = arrays["table"], arrays["labels"]
+    # of numbers with unit variance, the largest is at most the root of their count
+    largest = math.sqrt(arrays["ranks"].size) * (1 + ROUNDING)
+    # written so that NaN fails
+    if not (np.all(table[1:] >= table[:-1]) and -largest <= table[0] and table[-1] <= largest):
+        raise DamagedEntry("its table is not of normalised intensities")
+    if np.any(labels[1:] <= labels[:-1]):
+        raise DamagedEntry("its labels are not sorted")
+    counts, mask = np.zeros(LABEL_LEVELS, dtype=np.int64), arrays["mask"].reshape(-1)
+    for start in range(0, mask.size, CHUNK):
+        # NumPy widens what it counts to eight bytes
+        counts += np.bincount(mask[start : start + CHUNK], minlength=LABEL_LEVELS)
+    # beyond the edge of its file, a mask is background
+    if set(np.flatnonzero(counts).tolist()) - set(labels.tolist()) - {0}:
+        raise DamagedEntry("its mask has labels that its file has not")

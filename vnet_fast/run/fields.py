@@ -1,0 +1,145 @@
+"""The fields of stored files: which values each may have, and what is said of another one."""
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vnet_fast.errors import InputError
+from vnet_fast.nn.vnet import TOPOLOGIES
+from vnet_fast.run.stored import shown
+
+# what a mask of uint8 can tell apart
+MAX_CLASSES = 256
+# far beyond any network or run, and small enough to compute with
+MAX_CHANNELS = 1 << 16
+MAX_LENGTH = 1 << 20
+MAX_COUNT = 1 << 50
+MAX_SECONDS = 1e10
+# mm
+MIN_SPACING, MAX_SPACING = 1e-6, 1e6
+
+
+class Field(NamedTuple):
+    """A field.
+
+    Args:
+        description: of the values that it may have.
+        allows: whether it may have a value.
+    """
+
+    description: str
+    allows: Callable[[Any], bool]
+
+
+def is_whole(value: object, low: int = 0, high: int = MAX_COUNT) -> bool:
+    """Whether a value is a whole number in a range; True and False are not."""
+    return type(value) is int and low <= value <= high
+
+
+def is_number(value: object, low: float = 0.0, high: float = math.inf) -> bool:
+    """Whether a value is a finite number in a range."""
+    return type(value) in (int, float) and low <= value <= high and value not in (math.inf, -math.inf)  # type: ignore[operator]  # the type is checked
+
+
+def is_text(value: object) -> bool:
+    """Whether a value is a text that can be printed and be part of a path."""
+    return type(value) is str and "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+def is_dice(value: object) -> bool:
+    """Whether a value is a Dice, which has no value where there is nothing to find."""
+    return value is None or (type(value) is float and math.isnan(value)) or is_number(value, 0, 1)
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value is a setting of a run."""
+    entries = value if isinstance(value, list | tuple) else [value]
+    return len(entries) <= 3 and all(entry is None or type(entry) in (bool, int, float, str) for entry in entries)
+
+
+def _is_settings(value: object) -> bool:
+    return isinstance(value, dict) and all(is_text(name) and _is_plain(entry) for name, entry in value.items())
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(map(is_text, value))
+
+
+def _are_three(value: object, allows: Callable[[object], bool]) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 3 and all(map(allows, value))
+
+
+def _is_dice_per_case(value: object) -> bool:
+    if not isinstance(value, dict) or not all(map(is_text, value)):
+        return False
+    # a file may name one list many times
+    lists = {id(dice): dice for dice in value.values()}.values()
+    return all(isinstance(dice, list | tuple) and len(dice) < MAX_CLASSES and all(map(is_dice, dice)) for dice in lists)
+
+
+ARCHITECTURE = {
+    "in_channels": Field(f"a whole number from 1 to {MAX_CHANNELS}", lambda v: is_whole(v, 1, MAX_CHANNELS)),
+    "num_classes": Field(f"a whole number from 1 to {MAX_CLASSES}", lambda v: is_whole(v, 1, MAX_CLASSES)),
+    "base_channels": Field(f"a whole number from 1 to {MAX_CHANNELS}", lambda v: is_whole(v, 1, MAX_CHANNELS)),
+    "topology": Field(f"one of {', '.join(TOPOLOGIES)}", lambda v: type(v) is str and v in TOPOLOGIES),
+}
+GRID = {
+    "spacing": Field(
+        f"three numbers from {MIN_SPACING:g} to {MAX_SPACING:g}",
+        lambda v: _are_three(v, lambda length: is_number(length, MIN_SPACING, MAX_SPACING)),
+    ),
+    "volume": Field(
+        f"three whole numbers from 1 to {MAX_LENGTH}", lambda v: _are_three(v, lambda n: is_whole(n, 1, MAX_LENGTH))
+    ),
+    "validation": Field("a list of names", _are_names),
+}
+RUN = {
+    "training": Field("a list of names", _are_names),
+    "iteration": Field("a whole number, 0 or more", is_whole),
+    "seconds": Field("a number, 0 or more", lambda v: is_number(v, 0, MAX_SECONDS)),
+    "batch": Field("a whole number above 0", lambda v: is_whole(v, 1)),
+    "best": Field("the best validation", lambda v: isinstance(v, dict)),
+    "config": Field("the settings of a run", _is_settings),
+    "optimizer": Field("the state of an optimiser", lambda v: isinstance(v, dict)),
+    "scaler": Field("the state of a scaler", lambda v: isinstance(v, dict)),
+}
+BEST = {
+    "iteration": Field("a whole number, 0 or more", is_whole),
+    "dice": Field("a number from -1 to 1", lambda v: is_number(v, -1, 1)),
+    "per_case": Field("a list of Dice for each case", lambda v: v is None or _is_dice_per_case(v)),
+}
+SUMMARY = {
+    "iterations": Field("a whole number, 0 or more", is_whole),
+    "best_iteration": Field("a whole number, 0 or more", is_whole),
+    "val_dice": Field("a number from -1 to 1", lambda v: is_dice(v) or is_number(v, -1, 1)),
+    "val_dice_per_case": Field(
+        "a Dice for each case", lambda v: isinstance(v, dict) and all(map(is_text, v)) and all(map(is_dice, v.values()))
+    ),
+    "val_dice_per_class": Field(
+        "a list of Dice", lambda v: isinstance(v, list) and len(v) < MAX_CLASSES and all(map(is_dice, v))
+    ),
+}
+
+
+def wrong_field(values: Mapping[Any, Any], fields: Mapping[str, Field], of: str = "its") -> str | None:
+    """What is wrong with the first field that has a value that it may not have; None if there is none.
+
+    Args:
+        values: by the names of the fields; fields may be missing.
+        fields: by their names.
+        of: whose fields they are.
+    """
+    for name, field in fields.items():
+        if name in values and not field.allows(values[name]):
+            return f"{of} {name} must be {field.description}; got {shown(values[name])}"
+    return None
+
+
+def check_fields(
+    values: Mapping[Any, Any], fields: Mapping[str, Field], path: str | Path, remedy: str, of: str = "its"
+) -> None:
+    """Raises an InputError about a file if `wrong_field` finds one."""
+    wrong = wrong_field(values, fields, of)
+    if wrong:
+        raise InputError(path, wrong, remedy)
