@@ -18,6 +18,7 @@ SMALL = {
     "text_table",
     "averages",
     "streams",
+    "stored",
     "progress",
 }
 # rooms that each room may import; the small modules are for all but io, which knows only errors

@@ -19,7 +19,7 @@ SPACING, SIZE = (1.5, 1.5, 2.0), (16, 16, 16)
 
 
 def assert_equal(a, b):
-    for name in ("name", "ranks", "table", "mask", "labels"):
+    for name in ("name", "ranks", "table", "mask", "labels", "extent"):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
 
 
@@ -83,19 +83,28 @@ def test_entries_of_earlier_versions_are_found(tmp_path):
     ranks = generator.integers(0, 65536, (2, 3, 4), dtype=np.uint16)
     table = np.linspace(-1, 1, 65536, dtype=np.float32)
     mask = generator.integers(0, 2, (2, 3, 4), dtype=np.uint8)
-    labels = np.array([0, 1], np.uint8)
+    labels, extent = np.array([0, 1], np.uint8), np.array([[0, 2], [1, 3], [0, 3]], np.uint32)
     digest = hashlib.sha256(key.encode())
     for description, array in (
         ("labels |u1 (2,)", labels),
+        ("extent <u4 (3, 2)", extent),
         ("ranks <u2 (2, 3, 4)", ranks),
         ("table <f4 (65536,)", table),
         ("mask |u1 (2, 3, 4)", mask),
     ):
         digest.update(description.encode() + array.tobytes())
     digest = np.frombuffer(digest.digest(), np.uint8)
-    np.savez(tmp_path / "cache" / f"{key}.npz", digest=digest, labels=labels, ranks=ranks, table=table, mask=mask)
+    np.savez(
+        tmp_path / "cache" / f"{key}.npz",
+        digest=digest,
+        labels=labels,
+        extent=extent,
+        ranks=ranks,
+        table=table,
+        mask=mask,
+    )
     # the files hold no volumes, so only the entry can be read
-    assert_equal(cache.load([case])[0], PreparedCase("A", ranks, table, mask, (0, 1)))
+    assert_equal(cache.load([case])[0], PreparedCase("A", ranks, table, mask, (0, 1), ((0, 2), (1, 3), (0, 3))))
 
 
 def test_key_sees_the_data_file_of_a_header(tmp_path):

@@ -66,6 +66,8 @@ def changes(arrays):
         "a huge label": {"labels": np.array([0, 10**9])},
         "labels twice": {"labels": np.array([0, 1, 1, 2], np.uint8)},
         "no labels": {"labels": np.array([], np.uint8)},
+        "an extent beyond the grid": {"extent": np.array([[0, 1], [0, 1], [0, 999]], np.uint32)},
+        "an empty extent": {"extent": np.array([[0, 1], [0, 1], [1, 1]], np.uint32)},
         "big-endian": {"ranks": arrays["ranks"].astype(">u2")},
         "objects": {"labels": np.array([{}], dtype=object)},
         "one more array": {"more": mask},

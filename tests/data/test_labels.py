@@ -51,7 +51,7 @@ def test_regions(tmp_path):
     [
         ({"1000000000": "x"}, "its label '1000000000' must be from 0 to 255; got '1000000000'"),
         ({"x": 10**9}, "its label 'x' must be from 0 to 255; got 1000000000"),
-        ({"x": 10**4000}, r"its label 'x' must be from 0 to 255; got 1000*…"),
+        ({"x": 10**4000}, r"its label 'x' must be from 0 to 255; got a number of too many digits"),
         ({"9" * 5000: "x"}, "its label '999*… must be from 0 to 255"),
         ({"x": -1}, "its label 'x' must be from 0 to 255; got -1"),
         ({"x": 256}, "its label 'x' must be from 0 to 255; got 256"),
@@ -83,7 +83,7 @@ def test_labels_that_are_none(tmp_path, labels, message):
         (b'{"labels": {"x": 1e999}}', "its label 'x' must have a whole number; got inf"),
         (b'{"labels": {"x": NaN}}', "its label 'x' must have a whole number; got nan"),
         (b'{"labels": "\xff"}', "not in UTF-8"),
-        (b'"labels"', "must be an object with labels"),
+        (b'"labels"', "must be an object; got 'labels'"),
         (b" " * (17 << 20), "longer than 16 MB"),
         (b"", "Expecting value"),
     ],
@@ -102,6 +102,6 @@ def test_files_that_describe_nothing(tmp_path, content, message):
 )
 def test_what_is_no_file(tmp_path, make):
     make(tmp_path / "dataset.json")
-    with pytest.raises(InputError, match=r"dataset.json: not a regular file. Correct or remove it"):
+    with pytest.raises(InputError, match=r"dataset.json: can't be read \((not a regular file|Is a directory)\)"):
         declared_labels(tmp_path)
     assert declared_labels(tmp_path / "elsewhere") is None

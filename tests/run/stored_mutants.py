@@ -160,13 +160,16 @@ def _rezip(path, content, draw):
 
 def arrays_of(case):
     """What an entry holds of a prepared case."""
-    return {"labels": list(case.labels), "ranks": case.ranks, "table": case.table, "mask": case.mask}
+    extent = np.array(case.extent, np.uint32)
+    return {
+        "labels": list(case.labels), "extent": extent, "ranks": case.ranks, "table": case.table, "mask": case.mask,
+    }  # fmt: skip
 
 
 def load_arrays(entry):
     """What NumPy reads of an entry."""
     with np.load(entry, allow_pickle=False) as stored:
-        arrays = {name: stored[name] for name in ("labels", "ranks", "table", "mask")}
+        arrays = {name: stored[name] for name in ("labels", "extent", "ranks", "table", "mask")}
     return {**arrays, "labels": arrays["labels"].tolist()}
 
 
@@ -180,7 +183,7 @@ def mutate_entry(path, draw):
         return True
     with np.load(io.BytesIO(content)) as stored:
         arrays = {name: stored[name] for name in stored}
-    name = draw.choice(("labels", "ranks", "table", "mask"))
+    name = draw.choice(("labels", "extent", "ranks", "table", "mask"))
     arrays[name] = _change_array(arrays[name], draw)
     right = draw.random() < 0.7
     if right:

@@ -113,7 +113,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path, make):
         ({"iterations": "6"}, "its iterations must be a whole number, 0 or more; got '6'"),
         ({"iterations": True}, "its iterations must be a whole number, 0 or more; got True"),
         ({"best_iteration": -1}, "its best_iteration must be"),
-        ({"val_dice": [0.5]}, r"its val_dice must be a number from -1 to 1; got \[0.5\]"),
+        ({"val_dice": [0.5]}, r"its val_dice must be a Dice; got \[0.5\]"),
         ({"val_dice_per_case": {"A": "x"}}, "its val_dice_per_case must be a Dice for each case; got a dict"),
         ({"val_dice_per_class": [[0.5]]}, "its val_dice_per_class must be a list of Dice; got a list"),
     ],

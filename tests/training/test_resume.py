@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from vnet_fast import train
 from vnet_fast.nn.vnet import VNet
 from vnet_fast.run import checkpoint
 
@@ -110,3 +112,23 @@ def test_kills_of_prediction_leave_whole_masks(cases, tmp_path):
     assert len(whole) == 4 * 6
     assert killed == whole
     assert "Traceback" not in (tmp_path / "output.txt").read_text()
+
+
+@pytest.mark.usefixtures("quick_training")
+@pytest.mark.parametrize(
+    "change",
+    [{"iteration": 2**40}, {"seconds": 1e-9}, {"seconds": 0}, {"iteration": 3}],
+    ids=["far", "fast", "at once", "late"],
+)
+def test_a_speed_that_no_machine_has_is_refused(cases, tmp_path, run_verb, change):
+    """A run would go on with it, and say that it trains 541327345 volumes/s."""
+    run = tmp_path / "run"
+    small = ["--volume", 16, 16, 16, "--spacing", 1.5, 1.5, 2, "--base-channels", 1, "--device", "cpu", "--folds", 3]
+    assert run_verb(train, "--data", cases, "--output", run, *small, "--iterations", 2)[0] == 0
+    content = torch.load(run / "last.pt", weights_only=True)
+    torch.save({**content, **change}, run / "last.pt")
+    (run / "summary.json").unlink()
+    code, out, err = run_verb(train, "--resume", run, "--iterations", 4)
+    assert code == 2
+    assert re.fullmatch(r"error: \S+last.pt: can't be resumed: \d+ iterations in \S+ s are impossible. \S.*\n", err)
+    assert "volumes/s" not in out

@@ -49,6 +49,7 @@ def write_entry(file: IO[bytes], key: str, prepared: PreparedCase) -> None:
     """
     arrays: dict[str, NDArray[Any]] = {
         "labels": np.array(prepared.labels, dtype=np.uint8),
+        "extent": np.array(prepared.extent, dtype=np.uint32),
         "ranks": prepared.ranks,
         "table": prepared.table,
         "mask": prepared.mask,
@@ -60,7 +61,7 @@ def write_entry(file: IO[bytes], key: str, prepared: PreparedCase) -> None:
 def compute_digest(key: str, arrays: Mapping[str, NDArray[Any]]) -> bytes:
     """The digest of arrays, of their names, types and shapes, and of the key that they were written for."""
     digest = hashlib.sha256(key.encode())
-    for name in ("labels", "ranks", "table", "mask"):
+    for name in ("labels", "extent", "ranks", "table", "mask"):
         array = arrays[name]
         digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)
@@ -89,8 +90,8 @@ def read_entry(file: IO[bytes], key: str, name: str, size: Sequence[int]) -> Pre
     if compute_digest(key, arrays) != digest:
         raise DamagedEntry("its digest differs")
     _check_values(arrays)
-    labels = tuple(arrays["labels"].tolist())
-    return PreparedCase(name, arrays["ranks"], arrays["table"], arrays["mask"], labels)
+    labels, extent = tuple(arrays["labels"].tolist()), tuple(map(tuple, arrays["extent"].tolist()))
+    return PreparedCase(name, arrays["ranks"], arrays["table"], arrays["mask"], labels, extent)
 
 
 def _read_arrays(file: IO[bytes], shape: tuple[int, int, int]) -> dict[str, NDArray[Any]]:
@@ -98,6 +99,7 @@ def _read_arrays(file: IO[bytes], shape: tuple[int, int, int]) -> dict[str, NDAr
     kinds: dict[str, tuple[type[np.generic], tuple[int, ...] | None]] = {
         "digest": (np.uint8, (DIGEST_BYTES,)),
         "labels": (np.uint8, None),
+        "extent": (np.uint32, (len(shape), 2)),
         "ranks": (np.uint16, shape),
         "table": (np.float32, (RANK_LEVELS,)),
         "mask": (np.uint8, shape),
@@ -161,6 +163,9 @@ def _check_values(arrays: Mapping[str, NDArray[Any]]) -> None:
         raise DamagedEntry("its table is not of normalised intensities")
     if np.any(labels[1:] <= labels[:-1]):
         raise DamagedEntry("its labels are not sorted")
+    first, end = arrays["extent"].T
+    if np.any(first >= end) or np.any(end > arrays["ranks"].shape):
+        raise DamagedEntry("its extent is not a part of the grid")
     counts, mask = np.zeros(LABEL_LEVELS, dtype=np.int64), arrays["mask"].reshape(-1)
     for start in range(0, mask.size, CHUNK):
         # NumPy widens what it counts to eight bytes

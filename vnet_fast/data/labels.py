@@ -1,8 +1,6 @@
 """Labels and classes: the labels that `dataset.json` declares, and the number of classes in the masks."""
 
-import json
 import os
-import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,15 +8,13 @@ from typing import Any
 from vnet_fast.data.cases import Case
 from vnet_fast.data.preparation import PreparedCase
 from vnet_fast.errors import InputError
+from vnet_fast.stored import read_object, reason, shown
 
 # what a mask of uint8 can hold
 MAX_LABEL = 255
 MAX_DIGITS = 3
 # nnU-Net's name of a label that does not count in the loss
 IGNORE = "ignore"
-# many times what a data set of thousands of cases needs
-MAX_DESCRIPTION_BYTES = 16 << 20
-SHOWN_CHARACTERS = 60
 
 
 def declared_labels(data: str | Path) -> dict[int, str] | None:
@@ -54,44 +50,28 @@ def declared_labels(data: str | Path) -> dict[int, str] | None:
 def _read_description(path: Path) -> dict[str, Any]:
     """The object in a file of JSON."""
     try:
-        # opening a FIFO would wait for a writer
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise InputError(path, "not a regular file", "Correct or remove it")
-        with open(path, "rb") as file:
-            content = file.read(MAX_DESCRIPTION_BYTES + 1)
+        return read_object(path)
     except OSError as error:
-        raise InputError(path, f"can't be read ({error.strerror})", "Check its permissions") from None
-    if len(content) > MAX_DESCRIPTION_BYTES:
-        raise _not_described(path, f"longer than {MAX_DESCRIPTION_BYTES >> 20} MB")
-    try:
-        value = json.loads(content.decode("utf-8"))
-    except RecursionError:
-        raise _not_described(path, "nested too deeply") from None
-    except json.JSONDecodeError as error:
-        raise _not_described(path, str(error)) from None
+        raise InputError(path, f"can't be read ({error.strerror})", "Check it and its permissions") from None
     except ValueError as error:
-        cause = "not in UTF-8" if isinstance(error, UnicodeDecodeError) else "a number of too many digits"
-        raise _not_described(path, cause) from None
-    if not isinstance(value, dict):
-        raise _not_described(path, "must be an object with labels")
-    return value
+        raise _not_described(path, reason(error)) from None
 
 
 def _label_and_name(path: Path, key: str, value: object) -> tuple[int, str]:
     """Label and name of an entry: `"1": "prostate"` in the Decathlon, `"prostate": 1` in nnU-Net."""
     if isinstance(value, list):
-        cause = f"its label {_shown(key)} is a region of several labels, which is not supported yet"
+        cause = f"its label {shown(key)} is a region of several labels, which is not supported yet"
         raise InputError(path, cause, "Give each label a name of its own there, as it is in the masks")
     number, name = (key, value) if _is_digits(key) and isinstance(value, str) else (value, key)
     if not (type(number) is int or _is_digits(number)):
-        raise _not_described(path, f"its label {_shown(key)} must have a whole number; got {_shown(value)}")
+        raise _not_described(path, f"its label {shown(key)} must have a whole number; got {shown(value)}")
     digits = str(number).lstrip("0") or "0"
     # a text may have more digits than Python converts
     label = int(digits) if len(digits) <= MAX_DIGITS else -1
     if not 0 <= label <= MAX_LABEL:
-        raise _not_described(path, f"its label {_shown(key)} must be from 0 to {MAX_LABEL}; got {_shown(number)}")
+        raise _not_described(path, f"its label {shown(key)} must be from 0 to {MAX_LABEL}; got {shown(number)}")
     if not name.isprintable():
-        raise _not_described(path, f"the name of label {label} can't be printed ({_shown(name)})")
+        raise _not_described(path, f"the name of label {label} can't be printed ({shown(name)})")
     if name.lower() == IGNORE:
         cause = f"has an ignore label ({label}), which is not supported yet, and would be trained as a class"
         raise InputError(path, cause, "Remove it from dataset.json and from the masks")
@@ -100,14 +80,6 @@ def _label_and_name(path: Path, key: str, value: object) -> tuple[int, str]:
 
 def _is_digits(value: object) -> bool:
     return isinstance(value, str) and value.isascii() and value.isdigit()
-
-
-def _shown(value: object) -> str:
-    """A value for a message: a short one as it is, otherwise only its kind."""
-    if not (value is None or isinstance(value, str | int | float)):
-        return f"a {type(value).__name__}"
-    text = repr(value)
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
 
 
 def _not_described(path: Path, cause: str) -> InputError:
@@ -164,6 +136,6 @@ def _check_numbering(case_of_label: Mapping[int, Case]) -> None:
     if len(case_of_label.keys() - {0}) == 1:
         cause = f"has only the labels 0 and {largest}, like all masks that are not empty"
         raise InputError(mask, cause, f"Give --binary to treat {largest} as the foreground, or write 1 instead")
-    shown = ", ".join(map(str, missing[:5])) + (", …" if len(missing) > 5 else "")
-    cause = f"has label {largest}, but no mask has {shown}"
+    listed = ", ".join(map(str, missing[:5])) + (", …" if len(missing) > 5 else "")
+    cause = f"has label {largest}, but no mask has {listed}"
     raise InputError(mask, cause, "Number the labels 1, 2, … or give --binary")

@@ -26,6 +26,7 @@ from vnet_fast.progress import track
 from vnet_fast.run import checkpoint
 from vnet_fast.run.configuration import ALL, CONFIG_FILE, Config, stored_config
 from vnet_fast.run.folder import BEST, RESUME_HINT, fold_folder
+from vnet_fast.stored import read_object
 
 PREDICTION_FOLDER, PHANTOM_FOLDER, RECORD_FILE = "predictions", "phantoms", "made_by.json"
 
@@ -237,8 +238,7 @@ class Record:
         self.made: dict[str, Any] = {}
         # if the file is missing or damaged, everything is predicted again
         with contextlib.suppress(OSError, ValueError):
-            stored = json.loads(self.path.read_text(encoding="utf-8"))
-            self.made = stored if isinstance(stored, dict) else {}
+            self.made = read_object(self.path)
 
     def has(self, prediction: Path, made_by: dict[str, Any]) -> bool:
         """Whether a prediction of this name is there, with all its files, and was made by what `made_by` names."""

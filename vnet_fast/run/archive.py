@@ -19,7 +19,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from vnet_fast.run.stored import open_regular
+from vnet_fast.stored import open_regular
 
 CHUNK = 1 << 20
 # of the pickle, hundreds of times that of a run

@@ -16,7 +16,7 @@ from vnet_fast.run import fields
 from vnet_fast.run.archive import ArchiveError, read_archive
 from vnet_fast.run.fields import check_fields, wrong_field
 from vnet_fast.run.memory import check_grid
-from vnet_fast.run.stored import shown
+from vnet_fast.stored import shown
 
 FORMAT = 1
 ANOTHER = "Name a checkpoint of this program, such as RUN/best.pt"

@@ -25,7 +25,7 @@ from vnet_fast.nn.losses import DiceLoss, WeightedCrossEntropy
 from vnet_fast.nn.vnet import SIZE_MULTIPLE, TOPOLOGIES
 from vnet_fast.run.fields import MAX_SPACING, MIN_SPACING
 from vnet_fast.run.memory import Load, check_grid, check_load
-from vnet_fast.run.stored import read_object, reason
+from vnet_fast.stored import read_object, reason
 
 CONFIG_FILE = "config.json"
 LOSSES: dict[str, Callable[[], nn.Module]] = {"dice": DiceLoss.paper, "weighted-ce": WeightedCrossEntropy}

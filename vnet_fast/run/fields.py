@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from vnet_fast.errors import InputError
 from vnet_fast.nn.vnet import TOPOLOGIES
-from vnet_fast.run.stored import shown
+from vnet_fast.stored import shown
 
 # what a mask of uint8 can tell apart
 MAX_CLASSES = 256
@@ -75,7 +75,27 @@ def _is_dice_per_case(value: object) -> bool:
         return False
     # a file may name one list many times
     lists = {id(dice): dice for dice in value.values()}.values()
-    return all(isinstance(dice, list | tuple) and len(dice) < MAX_CLASSES and all(map(is_dice, dice)) for dice in lists)
+    return all(map(_is_list_of_dice, lists))
+
+
+def _is_list_of_dice(value: object) -> bool:
+    return isinstance(value, list | tuple) and len(value) < MAX_CLASSES and all(map(is_dice, value))
+
+
+def _is_dice_of_each(value: object) -> bool:
+    return isinstance(value, dict) and all(map(is_text, value)) and all(map(is_dice, value.values()))
+
+
+def _dice_fields(name: str) -> dict[str, Field]:
+    """The fields of a summary about one of its validations, which may be null."""
+    return {
+        name: Field("a Dice", is_dice),
+        f"{name}_per_class": Field("a list of Dice", lambda v: v is None or _is_list_of_dice(v)),
+        f"{name}_per_case": Field("a Dice for each case", lambda v: v is None or _is_dice_of_each(v)),
+        f"{name}_per_case_and_class": Field(
+            "a list of Dice for each case", lambda v: v is None or _is_dice_per_case(v)
+        ),
+    }
 
 
 ARCHITECTURE = {
@@ -106,19 +126,16 @@ RUN = {
 }
 BEST = {
     "iteration": Field("a whole number, 0 or more", is_whole),
-    "dice": Field("a number from -1 to 1", lambda v: is_number(v, -1, 1)),
+    # -1 before the first validation
+    "dice": Field("a number from -1 to 1", lambda v: is_number(v, -1, 1) or is_dice(v)),
     "per_case": Field("a list of Dice for each case", lambda v: v is None or _is_dice_per_case(v)),
 }
 SUMMARY = {
     "iterations": Field("a whole number, 0 or more", is_whole),
     "best_iteration": Field("a whole number, 0 or more", is_whole),
-    "val_dice": Field("a number from -1 to 1", lambda v: is_dice(v) or is_number(v, -1, 1)),
-    "val_dice_per_case": Field(
-        "a Dice for each case", lambda v: isinstance(v, dict) and all(map(is_text, v)) and all(map(is_dice, v.values()))
-    ),
-    "val_dice_per_class": Field(
-        "a list of Dice", lambda v: isinstance(v, list) and len(v) < MAX_CLASSES and all(map(is_dice, v))
-    ),
+    "classes": Field("a list of names", _are_names),
+    **_dice_fields("val_dice"),
+    **_dice_fields("network_grid_dice"),
 }
 
 

@@ -17,7 +17,7 @@ from vnet_fast.nn.vnet import VNet
 from vnet_fast.run import checkpoint, fields
 from vnet_fast.run.configuration import CONFIG_FILE, Config
 from vnet_fast.run.fields import wrong_field
-from vnet_fast.run.stored import open_regular, read_object, reason
+from vnet_fast.stored import open_regular, read_object, reason
 
 # checkpoints
 LAST, PREVIOUS, BEST, UNREADABLE = "last.pt", "previous.pt", "best.pt", "unreadable.pt"

@@ -18,8 +18,8 @@ from vnet_fast.files import write_text
 from vnet_fast.progress import said, working
 from vnet_fast.run.configuration import Config
 from vnet_fast.run.folder import TENSORBOARD
-from vnet_fast.run.stored import open_regular
 from vnet_fast.run.tensorboard import Board
+from vnet_fast.stored import open_regular
 from vnet_fast.text_table import printable
 
 FIELDS = ("iteration", "loss", "learning_rate", "validation_dice", "volumes_per_second")

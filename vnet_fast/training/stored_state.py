@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vnet_fast.errors import InputError
 from vnet_fast.run.fields import Field, is_number, is_whole, wrong_field
-from vnet_fast.run.stored import shown
+from vnet_fast.stored import shown
 from vnet_fast.training.step import Step
 
 ANOTHER_RUN = "Start a new run"

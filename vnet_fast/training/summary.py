@@ -115,11 +115,12 @@ def finish(
         _draw_overlay(folder, result, model, data, config.spacing)
     else:
         print("no pictures: matplotlib is not installed (pip install 'vnet_fast[plots]')")
-    on_network_grid = f"{dice_text(result.best.per_case or {}, data.titles)} on the network's grid"
+    texts = [dice_text(own_grid, data.titles)] if own_grid else []
+    on_network_grid = dice_text(result.best.per_case or {}, data.titles)
+    texts += [f"{on_network_grid} on the network's grid"] if on_network_grid not in texts else []
     print(
-        f"validation Dice {f'{dice_text(own_grid, data.titles)}, ' if own_grid else ''}{on_network_grid}, "
-        f"at iteration {result.best.iteration}; {summary['volumes_per_second']:.2f} volumes/s, "
-        f"{minutes(result.seconds)} of training"
+        f"validation Dice {', '.join(texts)}, at iteration {result.best.iteration}; "
+        f"{summary['volumes_per_second']:.2f} volumes/s, {minutes(result.seconds)} of training"
     )
     print(f"predict with: python -m vnet_fast.predict --checkpoint {folder / BEST} --input … --output …")
 

@@ -1,4 +1,4 @@
-"""Reads files that a run has stored, which anyone may have changed since."""
+"""Reads stored files, which anyone may have changed since, and shows their values in messages."""
 
 import errno
 import json
