@@ -8,7 +8,7 @@ import torch
 from vnet_fast import devices
 from vnet_fast.devices import choose_precision
 from vnet_fast.errors import InputError
-from vnet_fast.run import configuration
+from vnet_fast.run import configuration, memory
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -28,6 +28,13 @@ def test_named_precisions():
     assert choose_precision("fp16", CPU)[0] is torch.float16
 
 
+@pytest.fixture
+def large_gpu(monkeypatch):
+    """A GPU with as much memory as an H100's, and no other properties."""
+    monkeypatch.setattr(memory, "memory_of", lambda device: 80e9)
+
+
+@pytest.mark.usefixtures("large_gpu")
 def test_mixed_precision_is_the_default_on_a_gpu_only(monkeypatch):
     assert choose_precision(None, CPU) == choose_precision("off", CPU)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
@@ -40,6 +47,7 @@ def test_mixed_precision_is_the_default_on_a_gpu_only(monkeypatch):
     assert configuration.configure({"data": "cases"}).amp == "off"
 
 
+@pytest.mark.usefixtures("large_gpu")
 def test_the_demonstration_on_a_gpu_has_the_papers_size(monkeypatch):
     for module in (devices, configuration):
         monkeypatch.setattr(module, "find_device", lambda name: GPU)

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import torch
 
+from tests.peak_memory import peak_bytes
 from tests.run import stored_mutants
 from tests.volumes import write_case
 from vnet_fast import VNet
@@ -229,12 +230,12 @@ def main(kinds, seed, count, folder, reader=""):
     with open("/proc/self/statm") as file:
         size = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (size + MAX_BYTES, size + MAX_BYTES))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = peak_bytes()
     for kind in kinds.split(","):
         own = Path(folder) / kind
         own.mkdir()
         fuzz(kind, seed, int(count), own, reader == "trusting")
-    print("bytes", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before, sep="\t")
+    print("bytes", peak_bytes() - before, sep="\t")
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def test_a_run_killed_before_its_first_validation_can_be_resumed(cases, tmp_path
 
 def test_a_run_that_never_validated_is_not_finished(cases, tmp_path, run_verb):
     run = trainer.Trainer(config_of(cases, tmp_path, iterations=9, val_every=9))
-    run.iteration = 5
+    run.iteration, run.seconds = 5, 1.0
     run._save_last()
     run.close()
     code, _, err = run_verb(train, "--resume", tmp_path / "run", "--iterations", 5)

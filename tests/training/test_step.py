@@ -211,6 +211,8 @@ def test_a_batch_of_another_size_runs_between_replays(prepared, graphs):
     assert [graph.replays for graph in graphs] == [2]
 
 
+# of float16, which a CPU computes slowly
+@pytest.mark.exhaustive
 def test_no_capture_is_said_and_training_goes_on(prepared, graphs, monkeypatch):
     def fail(function):
         function()

@@ -35,23 +35,12 @@ class Result:
     home: Path
 
 
-# runs a program, and then writes how much memory it had at its peak, bytes
-WITH_PEAK = (
-    "import atexit, pathlib, resource, runpy, sys\n"
-    "peak = lambda: 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-    "atexit.register(lambda: pathlib.Path(PEAK).write_text(str(peak())))\n"
-    "sys.argv = sys.argv[1:]\n"
-    "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)\n"
-)
-
-
 def run_program(verb, *arguments, home):
     """Runs a program in a process of its own, with a limit of time and one of memory."""
     environment = {**os.environ, "HOME": str(home), "OMP_NUM_THREADS": "1"}
     peak = home.parent / f"{home.name} peak"
-    code = WITH_PEAK.replace("PEAK", repr(str(peak)))
     done = subprocess.run(
-        [sys.executable, "-c", code, f"vnet_fast.{verb}", *map(str, arguments)],
+        [sys.executable, "-m", "tests.peak_memory", peak, f"vnet_fast.{verb}", *map(str, arguments)],
         cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", timeout=SECONDS,
     )  # fmt: skip
     assert "Traceback" not in done.stdout + done.stderr, done.stderr

@@ -252,7 +252,7 @@ def test_whole_chain(cases, tmp_path, run_verb):
 @pytest.mark.parametrize(
     ("number", "workers"),
     [
-        pytest.param(signal.SIGINT, 1, id="SIGINT-1"),
+        pytest.param(signal.SIGINT, 1, marks=pytest.mark.exhaustive, id="SIGINT-1"),
         pytest.param(signal.SIGTERM, 0, id="SIGTERM-0"),
         pytest.param(signal.SIGINT, 0, marks=pytest.mark.exhaustive, id="SIGINT-0"),
         pytest.param(signal.SIGTERM, 1, marks=pytest.mark.exhaustive, id="SIGTERM-1"),
