@@ -47,8 +47,13 @@ def test_a_line_elsewhere_counts(monkeypatch, capsys):
 
 
 def test_an_error_ends_the_lines(often, capsys):
-    with pytest.raises(ValueError, match="x"), progress.working("w", 1, "steps"):
-        raise ValueError("x")
+    def work():
+        with progress.working("exporting"):
+            assert wait_for_lines(capsys, 1)[0].startswith("exporting, 0:0")
+            raise ValueError("x")
+
+    with pytest.raises(ValueError, match="x"):
+        work()
     capsys.readouterr()
     time.sleep(0.2)
     assert capsys.readouterr().err == ""

@@ -7,6 +7,7 @@ from vnet_fast import command_line
 from vnet_fast.command_line import option
 from vnet_fast.devices import find_device, keep_freed_memory, use_all_cores
 from vnet_fast.diagnostics.checks import examine
+from vnet_fast.progress import working
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ def main(given: dict[str, Any]) -> int:
     use_all_cores()
     keep_freed_memory()
     device = find_device(config.device)
-    found = examine(device)
+    with working("examining"):
+        found = examine(device)
     print("\n".join(found.lines))
     print()
     for problem in found.problems:

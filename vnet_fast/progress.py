@@ -26,7 +26,7 @@ class Work:
     Args:
         description: what is done; empty within other work that says it.
         total: number of steps, or None if it is not known.
-        unit: what a step is, in the plural.
+        unit: what a step is, in the plural; empty for work without steps.
         done: steps that are done.
     """
 
@@ -37,6 +37,8 @@ class Work:
     began: float = field(default_factory=time.monotonic)
 
     def __str__(self) -> str:
+        if not self.unit:
+            return self.description
         count = str(self.done) if self.total is None else f"{self.done} of {self.total}"
         return f"{self.description}{': ' if self.description else ''}{count} {self.unit}"
 
@@ -83,13 +85,13 @@ def said() -> None:
 
 
 @contextlib.contextmanager
-def working(description: str, total: int | None, unit: str, done: int = 0) -> Iterator[Work]:
+def working(description: str, total: int | None = None, unit: str = "", done: int = 0) -> Iterator[Work]:
     """Prints lines about work while the block runs, unless there is a terminal.
 
     Args:
         description: what is done.
         total: number of steps, or None.
-        unit: what a step is, in the plural.
+        unit: what a step is, in the plural; empty for work without steps.
         done: steps that are done already.
 
     Yields:

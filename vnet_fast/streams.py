@@ -51,6 +51,7 @@ class TolerantStream:
             yield
         except OSError as error:
             if error.errno not in CLOSED:
+                error.filename = error.filename or getattr(self._stream, "name", None)
                 raise
             self._discard()
         except ValueError:
