@@ -81,14 +81,15 @@ class SoftDiceLoss(nn.Module):
         if activation is None:
             assert self.apply_nonlin is not None
             x, activation = self.apply_nonlin(x), "none"
-        options = DiceOptions(activation, labels, first_class=0 if self.do_bg else 1)
+        first_class = 0 if self.do_bg else 1
         if loss_mask is None:
-            sums = dice_sums(x, y, options)
+            sums = dice_sums(x, y, DiceOptions(activation, labels, first_class))
         elif labels and loss_mask.dtype == torch.bool:
             y = y.to(torch.promote_types(y.dtype, torch.int8)).masked_fill(~loss_mask, IGNORED)
-            sums = dice_sums(x, y, options._replace(ignore_index=IGNORED))
+            sums = dice_sums(x, y, DiceOptions(activation, labels, first_class, ignore_index=IGNORED))
         else:
-            sums = _weighted_sums(_activated(x, activation), y, loss_mask, options._replace(activation="none"))
+            options = DiceOptions("none", labels, first_class)
+            sums = _weighted_sums(_activated(x, activation), y, loss_mask, options)
         if self.batch_dice:
             sums = sums.sum(1)
             sums = all_reduce_sum(sums) if self.ddp else sums

@@ -58,7 +58,9 @@ def dice_sums(input: Tensor, target: Tensor, options: DiceOptions = DiceOptions(
     """
     if options.activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {options.activation!r}")
-    options = options._replace(soft=options.soft and not options.squared)
+    activation, labels, first_class, squared, soft, ignore_index = options
+    # not by _replace, which torch.compile of PyTorch 2.8 can't trace
+    options = DiceOptions(activation, labels, first_class, squared, soft and not squared, ignore_index)
     if target.requires_grad:
         # a target that is learned: rare, and not worth a kernel
         return dice_sums_definition(input, target, options)
