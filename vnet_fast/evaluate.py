@@ -1,5 +1,6 @@
 """Compares predicted masks with reference masks."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from vnet_fast.data import cases
 from vnet_fast.data.classes import class_names
 from vnet_fast.errors import InputError
 from vnet_fast.evaluation import tables
+from vnet_fast.evaluation.classes import labels_in
 from vnet_fast.evaluation.comparison import Comparison, check_same_cases, compare_pairs
 from vnet_fast.evaluation.evaluation import Evaluation, evaluate, names_of
 from vnet_fast.evaluation.figures import draw, find_case_images
@@ -87,17 +89,31 @@ def main(given: dict[str, Any]) -> int:
     if config.figures:
         images = find_case_images(config.labels, config.images, only=pairs[0][0][0])
         make_folder(config.figures, "Choose another --figures")
-    evaluations = evaluate(names, pairs, config.binary, config.regions, observer, class_names(config.labels))
+    declared, known = _find_classes(config, unpredicted[0])
+    evaluations = evaluate(names, pairs, config.binary, config.regions, observer, declared, known)
     comparisons = compare_pairs(evaluations) if len(evaluations) > 1 else []
     # before anything is printed, which may fail
     _write(config, evaluations, comparisons)
     if config.figures:
         draw(config.figures, evaluations, pairs, images, comparisons, config.binary)
     print("\n".join(tables.text(evaluations, comparisons)))
-    for name, count in zip(names, unpredicted, strict=True):
-        if count:
-            print(f"{count} more reference masks have no prediction" + (f" in {name}" if len(names) > 1 else ""))
+    for name, others in zip(names, unpredicted, strict=True):
+        if others:
+            print(f"{len(others)} more reference masks have no prediction" + (f" in {name}" if len(names) > 1 else ""))
     return 0
+
+
+def _find_classes(config: Config, unpredicted: Sequence[Path]) -> tuple[dict[int, str], set[int]]:
+    """The names of the classes, and labels of references that have no prediction, which belong to the data set too."""
+    if config.binary:
+        return {}, set()
+    try:
+        declared = class_names(config.labels)
+    except InputError as error:
+        # masks can be compared without it
+        print(f"warning: {error}", file=sys.stderr)
+        declared = {}
+    return declared, set() if declared else labels_in(unpredicted)
 
 
 def _write(config: Config, evaluations: Sequence[Evaluation], comparisons: Sequence[Comparison]) -> None:

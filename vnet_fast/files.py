@@ -1,6 +1,7 @@
 """Writes files whole or not at all, makes folders, and converts what JSON can't hold."""
 
 import contextlib
+import errno
 import math
 import os
 import secrets
@@ -21,10 +22,14 @@ def replacing(path: str | Path, keep: Path | None = None) -> Iterator[BinaryIO]:
     is left behind.
 
     Args:
-        path: in a folder that exists.
+        path: in a folder that exists. A device, a FIFO or a link to one, such as `/dev/stdout`, is an
+            OSError.
         keep: None, or a new name for the file that is replaced. For a moment there is only that one.
     """
     path = Path(path)
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        # such as /dev/stdout, which renaming would replace
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     temporary = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
     try:
         with open(temporary, "xb") as file:

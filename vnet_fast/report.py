@@ -6,7 +6,7 @@ from typing import Any
 
 from vnet_fast import command_line, plotting
 from vnet_fast.command_line import option, path_text
-from vnet_fast.data.classes import class_names
+from vnet_fast.data.classes import find_declared, foreground
 from vnet_fast.devices import find_device, keep_freed_memory, use_all_cores
 from vnet_fast.errors import InputError
 from vnet_fast.evaluation.comparison import compare_pairs
@@ -65,8 +65,10 @@ def main(given: dict[str, Any]) -> int:
     folder = make_folder(config.output or Path(config.run[0]) / "report", "Choose another --output")
     names, pairs = [subject.name for subject in subjects], [subject.pairs for subject in subjects]
     settings = subjects[0].settings
-    declared = class_names(settings["data"]) if settings["data"] else {}
-    evaluations = evaluate(names, pairs, settings["binary"], config.regions, observer, declared)
+    declared = find_declared(settings["data"], settings["labels"], settings["binary"]) if settings["data"] else {}
+    # a class that the runs know may be in none of the masks that they held out
+    known = range(1, 1 + max(len(subject.summary.get("classes", ())) for subject in subjects))
+    evaluations = evaluate(names, pairs, settings["binary"], config.regions, observer, foreground(declared), known)
     comparisons = compare_pairs(evaluations) if len(evaluations) > 1 else []
     sections = make_sections(subjects, evaluations, comparisons, folder)
     made_with = ", ".join(f"{name} {version}" for name, version in versions().items() if version)

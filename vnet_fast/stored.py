@@ -43,7 +43,7 @@ def read_object(path: str | Path) -> dict[str, Any]:
     if len(content) > MAX_JSON_BYTES:
         raise ValueError(f"longer than {MAX_JSON_BYTES >> 20} MB")
     try:
-        value = json.loads(content.decode("utf-8"))
+        value = json.loads(content.decode("utf-8-sig"))
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if not isinstance(value, dict):

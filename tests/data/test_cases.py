@@ -100,7 +100,7 @@ def test_predictions_and_references_pair(tmp_path):
     touch(tmp_path / "p" / "A.mhd", tmp_path / "p" / "A_probability.mhd", tmp_path / "p" / "B.mhd")
     touch(*[tmp_path / "l" / f"{name}{end}.mhd" for name in "ABC" for end in ("", "_segmentation")])
     pairs, unpredicted = pair_masks(tmp_path / "p", tmp_path / "l")
-    assert unpredicted == 1
+    assert [path.name for path in unpredicted] == ["C_segmentation.mhd"]
     assert [(name, reference.name) for name, _, reference in pairs] == [
         ("A", "A_segmentation.mhd"),
         ("B", "B_segmentation.mhd"),

@@ -19,6 +19,7 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -192,10 +193,16 @@ def log_of_prediction(collected, shape, window):
     with fake_cuda():
         model = put_on_device(Configuration().model())
         image, attempt = np.zeros(shape, np.float32), Attempt(CUDA, window, collected)
-        with OperatorLog().recording() as log:
+        # what is computed here means nothing, and may be infinite
+        with OperatorLog().recording() as log, mock.patch.object(inference, "check_finite", _are_finite):
             found = inference._average(model.eval(), image, attempt, torch.bfloat16, 0.5, LEFT_RIGHT, iter)
         assert found.shape == (2, *shape)
     return log
+
+
+def _are_finite(largest):
+    """Reads back what `check_finite` reads back, and finds nothing wrong."""
+    bool(torch.isfinite(torch.stack(largest)).all())
 
 
 def _case(index):

@@ -143,10 +143,11 @@ def test_what_a_killed_process_was_writing_is_taken_away(tmp_path):
     folder = RunFolder(tmp_path)
     folder.save_last(small(), iteration=1)
     folder.close()
-    (tmp_path / ".last.pt-123-abcd").write_bytes(b"half")
-    (tmp_path / ".best.pt-123-abcd").write_bytes(b"half")
+    for name in (".last.pt-123-abcd0123", ".best.pt-9-abcd0123", ".summary.json-4-00000000", ".log.csv-4-00000000"):
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / ".mine").write_bytes(b"whole")
     RunFolder(tmp_path, resume=True).close()
-    assert [path.name for path in tmp_path.iterdir()] == [LAST]
+    assert {path.name for path in tmp_path.iterdir()} == {LAST, ".mine"}
 
 
 def test_a_file_system_without_locks(tmp_path, monkeypatch):

@@ -216,3 +216,33 @@ def test_check(cases, tmp_path, run_verb):
     assert code == 0, err
     assert "6 of 6 cases can be read" in out
     assert not (tmp_path / "run").exists()
+
+
+def test_a_result_without_a_checkpoint_is_not_trained_over(cases, tmp_path, run_verb):
+    """Of a fold only `best.pt` and its result are kept, and the result is an older version's."""
+    run, common = tmp_path / "run", ["--data", cases, *TINY, "--folds", 3, "--iterations", 1]
+    assert run_verb(train, *common, "--fold", 0, "--output", run / "fold0")[0] == 0
+    for name in ("last.pt", "previous.pt"):
+        (run / "fold0" / name).unlink(missing_ok=True)
+    summary = json_of(run / "fold0" / "summary.json")
+    del summary["val_dice_per_case_and_class"]
+    (run / "fold0" / "summary.json").write_text(json.dumps(summary))
+    best = (run / "fold0" / "best.pt").read_bytes()
+    code, _, err = run_verb(train, *common, "--fold", "all", "--output", run)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "fold0/summary.json: not a run's result" in err
+    assert (run / "fold0" / "best.pt").read_bytes() == best
+    code, _, err = run_verb(train, *common, "--fold", 0, "--output", run / "fold0")
+    assert code == 2
+    assert "holds a run already" in err
+
+
+@pytest.mark.parametrize("change", [{"classes": ["a", "b"]}, {"network_grid_dice_per_case_and_class": None}], ids=str)
+def test_folds_that_do_not_belong_together(cases, tmp_path, run_verb, change):
+    run, common = tmp_path / "run", ["--data", cases, *TINY, "--folds", 2, "--iterations", 1]
+    assert run_verb(train, *common, "--fold", "all", "--output", run)[0] == 0
+    summary = json_of(run / "fold1" / "summary.json")
+    (run / "fold1" / "summary.json").write_text(json.dumps(summary | change))
+    code, _, err = run_verb(train, "--resume", run)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "fold1/summary.json: " in err

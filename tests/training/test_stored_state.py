@@ -87,6 +87,15 @@ def test_a_number_of_updates(step):
             check_step_state(state, step, "x.pt")
 
 
+def test_a_mean_of_squares_is_not_negative(step):
+    if buffer_of(step) != "exp_avg":
+        return
+    state = copy.deepcopy(step.state_dict())
+    state["optimizer"]["state"][2]["exp_avg_sq"].sub_(1)
+    with pytest.raises(InputError, match="its optimizer's exp_avg_sq of weight 2 is negative"):
+        check_step_state(state, step, "x.pt")
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("scale", 0.0), ("scale", NAN), ("growth_factor", 1), ("backoff_factor", "x"), ("growth_interval", 0),
@@ -128,6 +137,9 @@ WRONG = [
     (lambda content: content.update(batch=10**12), "--volume: steps on 1000000000000 of 16 x 16 x 16 voxels"),
     (lambda content: content["optimizer"].update(state=5), "its optimizer has no groups, or no state"),
     (lambda content: content.update(scaler={"scale": "x"}), "its scaler lacks _growth_tracker"),
+    (lambda content: content["config"].update(iterations=0), "it is at iteration 1 of 0"),
+    (lambda content: content["optimizer"].update(state={}), "its optimizer has no state of weight 0"),
+    (lambda content: content["optimizer"]["state"].pop(3), "its optimizer has no state of weight 3"),
 ]
 
 

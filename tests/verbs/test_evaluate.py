@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
@@ -135,8 +136,8 @@ def test_a_single_pair_of_files(folders, tmp_path, run_verb):
         evaluate, "--predictions", folders[0] / "a2.nii.gz", "--labels", reference, "--output", path
     )
     assert code == 0, err
-    assert list(only(path)["cases"]) == ["a2"]
-    assert only(path)["cases"]["a2"]["1"]["whole"]["dice"] == pytest.approx(4 / 6)
+    assert list(only(path)["cases"]) == ["expert"]
+    assert only(path)["cases"]["expert"]["1"]["whole"]["dice"] == pytest.approx(4 / 6)
 
 
 def test_one_prediction_of_a_folder(folders, run_verb):
@@ -374,3 +375,49 @@ def test_regions_of_a_reference_without_thirds(tmp_path, slices):
     measures = compare(tmp_path / "prediction.mha", tmp_path / "reference.mha", region_names=REGIONS)[1]
     assert measures["whole"]["dice"] == pytest.approx(2 * 8 * slices / (16 * slices + 24))
     assert measures["base"] == measures["apex"] == measures["whole"]
+
+
+def test_labels_of_references_without_a_prediction_are_classes_too(folders, tmp_path, run_verb):
+    """A class that the predicted cases' references lack is still one of the data set."""
+    for name in ("a2", "b"):
+        path = str(folders[1] / f"{name}.nii.gz")
+        image = sitk.ReadImage(path)
+        sitk.WriteImage(sitk.Cast(image == 1, sitk.sitkUInt8), path)
+    (folders[0] / "a10.nii.gz").unlink()
+    path = tmp_path / "report.json"
+    code, out, err = run_verb(evaluate, "--predictions", folders[0], "--labels", folders[1], "--output", path)
+    assert code == 0, err
+    assert "not measured" not in out
+    dice = {name: case["2"]["whole"]["dice"] for name, case in only(path)["cases"].items()}
+    # of the other, neither mask has it
+    assert dice == {"a2": 0.0, "b": None}
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_what_training_does_not_support_can_be_evaluated(folders, run_verb, binary):
+    """Masks of a data set with regions are compared label by label."""
+    declare(folders[1], {"background": 0, "whole": [1, 2], "ignore": 3})
+    options = ["--binary"] if binary else []
+    code, out, err = run_verb(evaluate, "--predictions", folders[0], "--labels", folders[1], *options)
+    assert code == 0
+    assert ("warning: " in err) != binary
+    assert "a2" in out
+
+
+@pytest.mark.parametrize("flag", ["--output", "--csv"])
+def test_a_device_is_not_replaced(folders, tmp_path, run_verb, flag):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to(tmp_path / "fifo")
+    code, _, err = run_verb(evaluate, "--predictions", folders[0], "--labels", folders[1], flag, tmp_path / "link")
+    assert code == 2
+    assert f"{tmp_path / 'link'}: can't be written (not a regular file). Choose another {flag}" in err
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_an_observer_that_is_a_fifo(folders, tmp_path, run_verb):
+    os.mkfifo(tmp_path / "fifo")
+    code, _, err = run_verb(
+        evaluate, "--predictions", folders[0], "--labels", folders[1], "--observer", tmp_path / "fifo"
+    )
+    assert (code, err.count("\n")) == (2, 1)
+    assert "fifo: can't be read (not a regular file)" in err

@@ -9,7 +9,7 @@ import SimpleITK as sitk
 
 from tests.reporting.page_reader import PageReader
 from tests.volumes import write_case
-from vnet_fast import evaluate, predict, report, train
+from vnet_fast import evaluate, plotting, predict, report, train
 
 # a grid larger than the volumes, and coarser
 SETTINGS = ["--volume", 24, 24, 16, "--spacing", 1.5, 1.5, 2.5, "--base-channels", 1, "--device", "cpu", "--seed", 1]
@@ -107,6 +107,52 @@ def test_a_run_is_finished_even_if_its_files_are_gone(trained, tmp_path, run_ver
     assert 0 <= summary["network_grid_dice"] <= 1
     assert "no Dice on the volumes' own grids: " in out
     assert f"validation Dice {summary['network_grid_dice']:.4f} on the network's grid" in out
+    # once they are back, resuming measures what was not measured
+    monkeypatch.setattr(trainer, "finish", finish)
+    for index in range(4):
+        write_case(data, f"c{index}", index)
+    code, out, err = run_verb(train, "--resume", run)
+    assert code == 0, err
+    again = json.loads((run / "summary.json").read_text())
+    assert again["val_dice"] is not None
+    assert again["network_grid_dice"] == summary["network_grid_dice"]
+    code, _, err = run_verb(train, "--resume", run)
+    assert code == 2
+    assert "Give more --iterations" in err
+
+
+@pytest.mark.usefixtures("quick_training")
+@pytest.mark.parametrize("declared", [False, True])
+def test_a_trained_class_that_no_held_out_mask_has(tmp_path, run_verb, monkeypatch, declared):
+    """Its false positives count, with names or without, and names are found beside the masks."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    for part in ("imagesTr", "labelsTr"):
+        (data / part).mkdir(parents=True)
+    for index in range(4):
+        # with this seed the first and the third are held out by fold 1
+        paths = write_case(tmp_path, f"c{index}", index, suffix=".nii.gz", labels=1 + index % 2)
+        for path, part in zip(paths, ("imagesTr", "labelsTr"), strict=True):
+            path.rename(data / part / f"c{index}.nii.gz")
+    if declared:
+        (data / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "One": 1, "Two": 2}}))
+    folders = ["--data", data / "imagesTr", "--labels", data / "labelsTr"]
+    code, _, err = run_verb(train, *folders, "--output", run, *SETTINGS, "--fold", 1)
+    assert code == 0, err
+    summary = json.loads((run / "summary.json").read_text())
+    assert set(summary["val_dice_per_case"]) == {"c0", "c2"}
+    assert summary["classes"] == (["One", "Two"] if declared else ["class 1", "class 2"])
+    code, _, err = run_verb(
+        evaluate, "--predictions", run / "predictions", "--labels", data, "--output", tmp_path / "x.json"
+    )
+    assert code == 0, err
+    measured = json.loads((tmp_path / "x.json").read_text())["predictions"]["predictions"]
+    assert list(measured["summary"]) == ["1", "2"]
+    assert measured["mean_dice"] == pytest.approx(summary["val_dice"], abs=1e-6)
+    monkeypatch.setattr(plotting, "available", lambda: True)
+    code, _, err = run_verb(report, "--run", run, "--output", tmp_path / "page", "--device", "cpu")
+    assert code == 0, err
+    page = PageReader((tmp_path / "page" / "report.html").read_text(encoding="utf-8"))
+    assert [row[1] for row in page.tables[0][1:]] == (["One", "Two"] if declared else ["1", "2"])
 
 
 def test_a_mask_in_the_padding_would_have_counted(trained):

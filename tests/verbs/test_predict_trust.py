@@ -69,12 +69,12 @@ def test_a_logit_that_is_minus_infinity_is_found():
 def test_what_a_killed_process_left_is_swept(network, tmp_path, run_verb):
     image, _ = write_case(tmp_path, "a")
     out = tmp_path / "out"
-    kept = [f"{platform.node()}-{os.getpid()}-x", f"elsewhere-{NO_PROCESS}-x"]
-    left = [f"{platform.node()}-{NO_PROCESS}-x", "elsewhere-7-old", "abcdefgh"]
+    kept = [f"{platform.node()}-{os.getppid()}-x", f"elsewhere-{NO_PROCESS}-x"]
+    left = [f"{platform.node()}-{NO_PROCESS}-x", "elsewhere-7-old", "abcdefgh", f"{platform.node()}-{os.getpid()}-x"]
     for name in (*kept, *left):
         (out / f".writing-{name}").mkdir(parents=True)
         (out / f".writing-{name}" / "a.mhd").write_text("half")
-    for name in left[1:]:
+    for name in left[1:3]:
         os.utime(out / f".writing-{name}", (0, 0))
     assert run_verb(predict, "--checkpoint", network, "--input", image, "--output", out, "--device", "cpu")[0] == 0
     assert {path.name for path in out.iterdir()} == {"a.mhd", "a.zraw", *(f".writing-{name}" for name in kept)}

@@ -106,7 +106,7 @@ def find_images(data: str | Path) -> dict[str, Path]:
     return images
 
 
-def pair_masks(predictions: str | Path, labels: str | Path) -> tuple[list[tuple[str, Path, Path]], int]:
+def pair_masks(predictions: str | Path, labels: str | Path) -> tuple[list[tuple[str, Path, Path]], list[Path]]:
     """Pairs predicted masks with the reference masks of the same cases.
 
     Args:
@@ -115,8 +115,7 @@ def pair_masks(predictions: str | Path, labels: str | Path) -> tuple[list[tuple[
             mask of a single prediction, which may have any name.
 
     Returns:
-        list of (name, prediction, reference) in natural order of name, and the number of references without a
-        prediction.
+        list of (name, prediction, reference) in natural order of name, and the references without a prediction.
 
     Raises:
         InputError: if there are no predictions, or `labels` is one file for a folder of predictions.
@@ -127,7 +126,7 @@ def pair_masks(predictions: str | Path, labels: str | Path) -> tuple[list[tuple[
             raise InputError(
                 labels, f"one reference mask for the folder {predictions}", "Name two files or two folders"
             )
-        return [(_strip_ending(formats.stem_of(predictions), MASK_ENDINGS), Path(predictions), Path(labels))], 0
+        return [(_strip_ending(formats.stem_of(labels), MASK_ENDINGS), Path(predictions), Path(labels))], []
     predicted = _find_predictions(predictions)
     labels = Path(labels)
     if os.path.isdir(labels / "labelsTr"):
@@ -143,7 +142,9 @@ def pair_masks(predictions: str | Path, labels: str | Path) -> tuple[list[tuple[
     if missing:
         raise InputErrors(missing)
     pairs = [(name, predicted[name], references[name]) for name in sorted(predicted, key=natural)]
-    return pairs, 0 if _is_file(predictions) else len(references) - len(pairs)
+    if _is_file(predictions):
+        return pairs, []
+    return pairs, [references[name] for name in sorted(references.keys() - predicted.keys(), key=natural)]
 
 
 def _find_predictions(predictions: str | Path) -> dict[str, Path]:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from vnet_fast.data.cases import Case
-from vnet_fast.data.labels import count_classes, declared_labels
+from vnet_fast.data.classes import find_declared
+from vnet_fast.data.labels import count_classes
 from vnet_fast.data.preparation import PreparedCase, map_cases, read_case
 from vnet_fast.data.settings import DataSettings
 from vnet_fast.data.training_data import find_duplicates, find_run_cases, find_warnings
@@ -86,7 +87,8 @@ def check_data(settings: DataSettings) -> int:
     if not errors:
         # only then, because a label may be missing with the case that has it
         try:
-            count_classes(prepared, readable, settings.binary, declared_labels(settings.data))
+            declared = find_declared(settings.data, settings.labels, settings.binary)
+            count_classes(prepared, readable, settings.binary, declared)
         except InputError as error:
             errors.append(error)
     print(f"{settings.data}: {len(readable)} of {len(cases)} cases can be read, {len(warnings)} warnings")

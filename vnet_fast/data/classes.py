@@ -19,15 +19,38 @@ def class_names(labels: str | Path) -> dict[int, str]:
         dict from label, 1 and up, to name; empty without a `dataset.json`.
 
     Raises:
-        InputError: if the `dataset.json` can't be read.
+        InputError: if the `dataset.json` can't be read, or has a label to ignore.
     """
     folder = Path(labels).absolute()
-    if not folder.is_dir():
-        folder = folder.parent
-    declared = declared_labels(folder)
-    if declared is None and folder.name in MASK_FOLDERS:
-        declared = declared_labels(folder.parent)
+    return foreground(_declared_beside(folder if folder.is_dir() else folder.parent, allow_regions=True))
+
+
+def find_declared(data: str | Path, labels: str | Path | None, binary: bool = False) -> dict[int, str] | None:
+    """Finds the labels that a data set to train on declares, as `declared_labels` returns them.
+
+    Args:
+        data: folder of the data set, or of its volumes.
+        labels: None, or the folder of the masks.
+        binary: whether all labels above 0 are one class, so that regions do not matter.
+
+    Raises:
+        InputError: as `class_names`.
+    """
+    declared = declared_labels(data, binary)
+    return declared if declared or labels is None else _declared_beside(Path(labels).absolute(), binary)
+
+
+def foreground(declared: Mapping[int, str] | None) -> dict[int, str]:
+    """The declared labels without the background."""
     return {label: name for label, name in (declared or {}).items() if label > 0}
+
+
+def _declared_beside(masks: Path, allow_regions: bool) -> dict[int, str] | None:
+    """What is declared in a folder of masks, or beside it."""
+    declared = declared_labels(masks, allow_regions)
+    if declared is None and masks.name in MASK_FOLDERS:
+        return declared_labels(masks.parent, allow_regions)
+    return declared
 
 
 def title_of(label: int, names: Mapping[int, str]) -> str:

@@ -17,11 +17,12 @@ MAX_DIGITS = 3
 IGNORE = "ignore"
 
 
-def declared_labels(data: str | Path) -> dict[int, str] | None:
+def declared_labels(data: str | Path, allow_regions: bool = False) -> dict[int, str] | None:
     """Reads the names of the labels in the `dataset.json` of the Decathlon or of nnU-Net.
 
     Args:
         data: folder of the data set.
+        allow_regions: whether regions of several labels are left out, and not refused.
 
     Returns:
         dict from label, 0 to 255, to name, or None if there is no such file or it declares no labels.
@@ -40,6 +41,8 @@ def declared_labels(data: str | Path) -> dict[int, str] | None:
         raise _not_described(path, "its labels must be an object with a name for each label")
     declared: dict[int, str] = {}
     for key, value in labels.items():
+        if allow_regions and isinstance(value, list):
+            continue
         label, name = _label_and_name(path, key, value)
         if label in declared:
             raise _not_described(path, f"names label {label} twice")
@@ -63,6 +66,8 @@ def _label_and_name(path: Path, key: str, value: object) -> tuple[int, str]:
         cause = f"its label {shown(key)} is a region of several labels, which is not supported yet"
         raise InputError(path, cause, "Give each label a name of its own there, as it is in the masks")
     number, name = (key, value) if _is_digits(key) and isinstance(value, str) else (value, key)
+    if type(number) is float and number.is_integer():
+        number = int(number)
     if not (type(number) is int or _is_digits(number)):
         raise _not_described(path, f"its label {shown(key)} must have a whole number; got {shown(value)}")
     digits = str(number).lstrip("0") or "0"
@@ -70,10 +75,10 @@ def _label_and_name(path: Path, key: str, value: object) -> tuple[int, str]:
     label = int(digits) if len(digits) <= MAX_DIGITS else -1
     if not 0 <= label <= MAX_LABEL:
         raise _not_described(path, f"its label {shown(key)} must be from 0 to {MAX_LABEL}; got {shown(number)}")
-    if not name.isprintable():
-        raise _not_described(path, f"the name of label {label} can't be printed ({shown(name)})")
+    if any("\ud800" <= character <= "\udfff" for character in name):
+        raise _not_described(path, f"the name of label {label} is no text ({shown(name)})")
     if name.lower() == IGNORE:
-        cause = f"has an ignore label ({label}), which is not supported yet, and would be trained as a class"
+        cause = f"has an ignore label ({label}), which is not supported yet, and would count as a class"
         raise InputError(path, cause, "Remove it from dataset.json and from the masks")
     return label, name
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from vnet_fast.data.cache import Cache
 from vnet_fast.data.cases import Case, pair_cases
-from vnet_fast.data.classes import class_names, title_of
+from vnet_fast.data.classes import find_declared, foreground, title_of
 from vnet_fast.data.folds import split
-from vnet_fast.data.labels import count_classes, declared_labels
+from vnet_fast.data.labels import count_classes
 from vnet_fast.data.phantom import phantoms
 from vnet_fast.data.preparation import PreparedCase
 from vnet_fast.data.settings import DataSettings
@@ -85,17 +85,20 @@ def load_data(settings: DataSettings) -> Data:
         training, validation = split(cases, settings.folds, fold, settings.seed)
         print(f"data: {NUM_PHANTOMS} synthetic phantoms, {len(training)} to train on, {len(validation)} to validate")
         return Data(training, validation, 2)
-    prepared, num_classes = _prepare_cases(settings, settings.data)
+    declared = find_declared(settings.data, settings.labels, settings.binary)
+    prepared, num_classes = _prepare_cases(settings, settings.data, declared)
     training, validation = split(prepared, settings.folds, fold, settings.seed)
     print(
         f"data: {len(prepared)} cases in {settings.data}, {len(training)} to train on, {len(validation)} to validate, "
         f"{num_classes - 1} {'class' if num_classes == 2 else 'classes'} "
         f"(prepared volumes in {_find_cache(settings)})"
     )
-    return Data(training, validation, num_classes, {} if settings.binary else class_names(settings.data))
+    return Data(training, validation, num_classes, {} if settings.binary else foreground(declared))
 
 
-def _prepare_cases(settings: DataSettings, data: str) -> tuple[list[PreparedCase], int]:
+def _prepare_cases(
+    settings: DataSettings, data: str, declared: Mapping[int, str] | None
+) -> tuple[list[PreparedCase], int]:
     """Returns the prepared cases and the number of classes, and prints warnings."""
     cases, errors = find_run_cases(settings, data)
     cache = Cache(_find_cache(settings), settings.spacing, settings.volume)
@@ -107,7 +110,7 @@ def _prepare_cases(settings: DataSettings, data: str) -> tuple[list[PreparedCase
     errors += find_duplicates(cases, prepared)
     if errors:
         raise InputErrors(errors)
-    num_classes = count_classes(prepared, cases, settings.binary, declared_labels(data))
+    num_classes = count_classes(prepared, cases, settings.binary, declared)
     for warning in find_warnings(cases, prepared):
         print(f"warning: {warning}", file=sys.stderr)
     return prepared, num_classes

@@ -195,6 +195,7 @@ def evaluate(
     all_regions: bool = False,
     observer: Observer | None = None,
     class_names: Mapping[int, str] | None = None,
+    known: Iterable[int] = (),
 ) -> list[Evaluation]:
     """Measures several sets of predictions, and shows the progress.
 
@@ -206,9 +207,10 @@ def evaluate(
         observer: None, or the values that `score.read_observer` returned.
         class_names: dict from label to name of the classes that the data set declares, or None. With `binary` they
             are ignored.
+        known: further labels that the data set is known to have.
 
     Returns:
-        an Evaluation of each set, all with the same labels: those that are declared or that a reference has.
+        an Evaluation of each set, all with the same labels: those that are declared, known, or in a reference.
 
     Raises:
         InputErrors: for all masks that can't be compared, of the first set that has any.
@@ -219,7 +221,9 @@ def evaluate(
         for name, cases in zip(names, pairs, strict=True)
     ]
     declared = {} if binary or not class_names else class_names
-    labels = choose_labels(declared, _labels_in(sets, "reference_ml"), _labels_in(sets, "prediction_ml"))
+    labels = choose_labels(
+        {*declared, *([] if binary else known)}, _labels_in(sets, "reference_ml"), _labels_in(sets, "prediction_ml")
+    )
     evaluations = []
     for name, measured in zip(names, sets, strict=True):
         cases = _with_labels(measured, labels, region_names)

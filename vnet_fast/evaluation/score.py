@@ -17,6 +17,7 @@ from typing import Any
 from vnet_fast.errors import InputError
 from vnet_fast.evaluation.metrics import METRICS
 from vnet_fast.evaluation.regions import REGIONS
+from vnet_fast.stored import open_regular
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -60,7 +61,7 @@ def read_observer(path: str | Path) -> Observer:
 
 def _read_toml(path: str | Path) -> dict[str, Any]:
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with open_regular(path, "r", encoding="utf-8-sig") as file:
             return tomllib.loads(file.read())
     except FileNotFoundError:
         raise InputError(path, "no such file", "Check the path") from None

@@ -19,6 +19,8 @@ from vnet_fast.io.itk import check_name, kept_locale
 
 # a folder for unfinished files is named after the machine and the process that write them
 UNFINISHED = ".writing-"
+# those of this process
+_own: set[Path] = set()
 # seconds after which one of another machine is taken for left over
 ABANDONED = 86_400
 
@@ -78,10 +80,12 @@ def copy(source: Path, target: Path) -> None:
 def _unfinished_folder(path: Path) -> Iterator[Path]:
     """A folder beside a path for files that are not complete yet; it is deleted afterwards."""
     folder = Path(tempfile.mkdtemp(prefix=f"{UNFINISHED}{platform.node()}-{os.getpid()}-", dir=path.parent))
+    _own.add(folder)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        _own.discard(folder)
 
 
 def _write_error(path: Path, error: OSError | RuntimeError) -> InputError:
@@ -100,7 +104,8 @@ def sweep_unfinished(folder: str | Path) -> None:
 def _is_left_over(path: Path) -> bool:
     machine, _, process = path.name.removeprefix(UNFINISHED).rpartition("-")[0].rpartition("-")
     if machine == platform.node() and process.isdigit():
-        return not _is_running(int(process))
+        # a process before this one may have had its number, in a container for example
+        return path not in _own if int(process) == os.getpid() else not _is_running(int(process))
     return time.time() - path.stat().st_mtime > ABANDONED
 
 

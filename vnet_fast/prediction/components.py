@@ -21,8 +21,13 @@ def largest_components(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
     for label, box in enumerate(ndimage.find_objects(mask), start=1):
         if box is None:
             continue
-        # the box bounds the memory, four bytes a voxel
-        components, _ = ndimage.label(mask[box] == label, NEIGHBOURS)
-        sizes = np.bincount(components.ravel())
-        kept[box][components == 1 + sizes[1:].argmax()] = label
+        # five bytes for each voxel of the box; what follows goes slice by slice, because NumPy counts in eight bytes
+        components, count = ndimage.label(mask[box] == label, NEIGHBOURS)
+        sizes = np.zeros(count + 1, np.int64)
+        for part in components:
+            present, numbers = np.unique(part, return_counts=True)
+            sizes[present] += numbers
+        largest = 1 + sizes[1:].argmax()
+        for part, target in zip(components, kept[box], strict=True):
+            target[part == largest] = label
     return kept

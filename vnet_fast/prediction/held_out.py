@@ -105,6 +105,7 @@ def _check_names(names: set[str] | None, content: dict[str, Any], folder: Path) 
 
 def _find_cases(run: Path, config: Config, names: Iterable[str]) -> list[Case]:
     if config.data is None:
+        writing.sweep_unfinished(run / PHANTOM_FOLDER)
         return [_write_phantom(run / PHANTOM_FOLDER, name, config) for name in names]
     for folder in filter(None, (config.data, config.labels)):
         if not os.path.isdir(folder):

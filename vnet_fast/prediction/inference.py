@@ -142,20 +142,18 @@ def _average(
     d, h, w = image.shape
     volume = torch.from_numpy(image)[None, None].to(attempt.collected)
     average: Tensor | None = None
-    finite = []
+    largest = []
     for window in track(windows.cover((d, h, w), attempt.window, overlap, attempt.collected)):
         z, y, x = window.where
         part = volume[..., z, y, x].to(attempt.device)
-        probabilities, is_finite = _predict_window(model, part, autocast, flips)
+        probabilities, largest_logit = _predict_window(model, part, autocast, flips)
         probabilities = probabilities.to(attempt.collected)
-        finite.append(is_finite)
+        largest.append(largest_logit)
         if average is None:
             average = torch.zeros(len(probabilities), d, h, w, device=attempt.collected)
         average[:, z, y, x].addcmul_(probabilities, window.weights())
     assert average is not None
-    # the device is waited for here, and not after every window
-    if not torch.stack(finite).all():
-        raise InputError("the network's output", "is not finite", NOT_FINITE_REMEDY)
+    check_finite(largest)
     array: np.ndarray = average.cpu().numpy()
     return array
 
@@ -163,14 +161,24 @@ def _average(
 def _predict_window(
     model: nn.Module, part: Tensor, autocast: torch.dtype | None, flips: Sequence[tuple[int, ...]]
 ) -> tuple[Tensor, Tensor]:
-    """(K, d, h, w) float32 of a (1, 1, d, h, w) window, the mean over networks and flips; whether all is finite."""
+    """(K, d, h, w) float32 of a (1, 1, d, h, w) window, the mean over networks and flips; and a scalar, the sum of
+    their largest logits, which is finite if all logits are.
+    """
     networks = list(model) if isinstance(model, nn.ModuleList) else [model]
     total: Tensor | int = 0
-    finite = torch.ones((), dtype=torch.bool, device=part.device)
+    largest: Tensor | float = 0.0
     for network, axes in itertools.product(networks, flips):
         with mixed_precision(part.device, autocast):
             logits = network(part.flip(axes))
-        finite = finite & torch.isfinite(logits).all()
+        # one pass over the logits
+        largest = largest + torch.linalg.vector_norm(logits, torch.inf, dtype=torch.float32)
         total = total + torch.softmax(logits[0].float(), 0).flip(axes)
     mean: Tensor = total / (len(networks) * len(flips))  # type: ignore[assignment]  # there is at least one term
-    return mean, finite
+    assert isinstance(largest, Tensor)
+    return mean, largest
+
+
+def check_finite(largest: Sequence[Tensor]) -> None:
+    """Raises an InputError unless the largest logits of all windows are finite; waits for the device once."""
+    if not torch.isfinite(torch.stack(list(largest))).all():
+        raise InputError("the network's output", "is not finite", NOT_FINITE_REMEDY)

@@ -133,6 +133,9 @@ BEST = {
 SUMMARY = {
     "iterations": Field("a whole number, 0 or more", is_whole),
     "best_iteration": Field("a whole number, 0 or more", is_whole),
+    "seconds": Field("a number, 0 or more", lambda v: is_number(v, 0, MAX_SECONDS)),
+    "device": Field("a text", is_text),
+    "precision": Field("a text", is_text),
     "classes": Field("a list of names", _are_names),
     **_dice_fields("val_dice"),
     **_dice_fields("network_grid_dice"),

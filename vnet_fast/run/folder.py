@@ -76,6 +76,14 @@ def finished_at(path: str | Path) -> int | None:
         return None
 
 
+def is_measured(path: str | Path) -> bool:
+    """Whether the result in a folder has the Dice of the masks that the run predicted at its end."""
+    try:
+        return read_summary(path).get("val_dice_per_case_and_class") is not None
+    except InputError:
+        return False
+
+
 class RunFolder:
     """The folder of a run, created if needed and locked until `close`.
 
@@ -89,7 +97,9 @@ class RunFolder:
 
     def __init__(self, path: str | Path, resume: bool = False) -> None:
         self.path = Path(path)
-        if not resume and (holds_run(self.path) or any(map(holds_run, self.path.glob("fold*")))):
+        if not resume and (
+            holds_run(self.path) or (self.path / BEST).exists() or any(map(holds_run, self.path.glob("fold*")))
+        ):
             raise InputError(self.path, "holds a run already", f"{ANOTHER_OUTPUT}, or --resume it")
         make_folder(self.path, ANOTHER_OUTPUT)
         try:
@@ -130,7 +140,7 @@ class RunFolder:
 
     def _delete_unfinished_checkpoints(self) -> None:
         """Deletes what a killed process was writing."""
-        for name in (LAST, BEST):
+        for name in (LAST, BEST, CONFIG_FILE, LOG, SUMMARY):
             for file in self.path.glob(f".{name}-*"):
                 file.unlink(missing_ok=True)
 

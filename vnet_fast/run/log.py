@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from vnet_fast.progress import said, working
 from vnet_fast.run.configuration import Config
 from vnet_fast.run.folder import TENSORBOARD
 from vnet_fast.run.tensorboard import Board
-from vnet_fast.stored import open_regular
+from vnet_fast.stored import open_regular, reason
 from vnet_fast.text_table import printable
 
 FIELDS = ("iteration", "loss", "learning_rate", "validation_dice", "volumes_per_second")
@@ -145,11 +146,15 @@ def dice_text(per_case: Mapping[str, Sequence[float]], titles: Sequence[str]) ->
         per_case: Dice of each class, by the name of the case.
         titles: what the classes are called.
     """
-    text = f"{mean_dice(per_case.values()):.4f}"
+    text = _number(mean_dice(per_case.values()))
     if len(titles) > 1:
         classes = zip(titles, class_means(per_case.values()), strict=True)
-        text += f" ({', '.join(f'{printable(title)} {dice:.4f}' for title, dice in classes)})"
+        text += f" ({', '.join(f'{printable(title)} {_number(dice)}' for title, dice in classes)})"
     return text
+
+
+def _number(dice: float) -> str:
+    return "-" if math.isnan(dice) else f"{dice:.4f}"
 
 
 def minutes(seconds: float) -> str:
@@ -175,4 +180,4 @@ def read_log(path: str | Path) -> list[LogRow]:
                 for row in csv.DictReader(file)
             ]
     except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
-        raise InputError(path, f"not a log ({error})", "Delete it to report without it") from None
+        raise InputError(path, f"not a log ({reason(error)})", "Delete it to report without it") from None

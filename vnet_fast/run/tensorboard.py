@@ -38,7 +38,10 @@ class Board:
     """
 
     def __init__(self, folder: Path, start: int, titles: Sequence[str] = ()) -> None:
-        self.titles = titles
+        # two classes of one name would share a curve
+        self.titles = [
+            title if titles.count(title) == 1 else f"{title} {label}" for label, title in enumerate(titles, start=1)
+        ]
         self.writer = _load_writer()(
             str(folder), purge_step=start + 1, max_queue=QUEUE, flush_secs=SECONDS_BETWEEN_WRITES
         )

@@ -22,6 +22,7 @@ from vnet_fast.run.folder import (
     finished_at,
     fold_folder,
     holds_run,
+    is_measured,
     read_summary,
     write_config,
     write_summary,
@@ -57,7 +58,8 @@ def cross_validate(config: Config, train_run: Callable[[Config, str], int]) -> i
     check_output(output, config)
     runs = [fold_config(config, fold) for fold in range(config.folds)]
     for fold, run in enumerate(runs):
-        if finished_at(run.output) == config.iterations:
+        # a fold without its last checkpoint can't be resumed, and is not trained anew over its result
+        if finished_at(run.output) == config.iterations and (is_measured(run.output) or not holds_run(run.output)):
             print(f"fold {fold}: finished at iteration {config.iterations}, {run.output}")
             continue
         print(f"fold {fold} of {config.folds}:", flush=True)
@@ -168,17 +170,21 @@ def summarise(output: Path, config: Config) -> dict[str, Any]:
     Raises:
         InputError: if the result of a fold can't be read.
     """
-    folds, classes = [], []
+    folds: list[dict[str, Any]] = []
+    classes: list[str] | None = None
     cases: dict[str, dict[str, list[float]] | None] = {name: {} for name in VALIDATIONS}
     for fold in range(config.folds):
         folder = fold_folder(output, fold)
         result = read_summary(folder)
+        classes = classes or result.get("classes")
+        if result.get("classes") != classes:
+            cause = f"has the classes {result.get('classes')}, and the folds before it {classes}"
+            raise InputError(folder / SUMMARY, cause, "Delete that fold to train it again")
         try:
             for name in VALIDATIONS:
                 cases[name] = _with_cases(cases[name], result[f"{name}_per_case_and_class"])
             best = {name: result[name] for name in (*VALIDATIONS, "best_iteration")}
-            folds.append({"fold": fold, "cases": len(result["network_grid_dice_per_case"]), **best})
-            classes = list(result["classes"])
+            folds.append({"fold": fold, "cases": len(dict(result["network_grid_dice_per_case_and_class"])), **best})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             cause = f"not a run's result ({error})"
             raise InputError(folder / SUMMARY, cause, "Delete it, and resume that run to write it again") from None
@@ -215,7 +221,7 @@ def table(summary: dict[str, Any]) -> list[str]:
          str(fold["best_iteration"]))
         for fold in summary["folds"]
     ]  # fmt: skip
-    cases = str(len(summary["network_grid_dice_per_case"]))
+    cases = str(sum(fold["cases"] for fold in summary["folds"]))
     means = (f"{_number(summary[name])} ± {_number(summary[f'{name}_standard_deviation'])}" for name in VALIDATIONS)
     headings = ("fold", "cases", "Dice mean", "on the network's grid", "best iteration")
     return format_table([headings, *rows, ("all", cases, *means, "")], "right")

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from vnet_fast.devices import is_out_of_memory
 from vnet_fast.errors import InputError, InputErrors
+from vnet_fast.progress import track
 
 
 def own_grid_dice(
@@ -20,7 +22,7 @@ def own_grid_dice(
 
     Returns:
         Dice of each foreground class by the name of the case, NaN where neither mask has the class; or None, after a
-        line that says why, if the files of the cases can't be read any more or SimpleITK is not installed.
+        line that says why, if the files of the cases can't be read any more, memory is short or SimpleITK is missing.
 
     Raises:
         KeyboardInterrupt: if `interrupted` said so.
@@ -35,9 +37,11 @@ def own_grid_dice(
     try:
         return {
             case.name: dice_of_pair(case.prediction, case.reference, num_classes, binary)
-            for case in held_out(run, device, interrupted)
+            for case in track(held_out(run, device, interrupted), "measuring", "cases")
         }
-    except (InputError, InputErrors) as error:
+    except (InputError, InputErrors, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+            raise
         # the run is finished in spite of it
-        print(f"no Dice on the volumes' own grids: {error}")
+        print(f"no Dice on the volumes' own grids: {str(error) or 'out of memory'}")
         return None

@@ -11,14 +11,15 @@ from vnet_fast.errors import InputError
 from vnet_fast.nn.vnet import VNet
 from vnet_fast.run import checkpoint
 from vnet_fast.run.configuration import Config, check_memory
-from vnet_fast.run.folder import PREVIOUS, RunFolder, finished_at
+from vnet_fast.run.fields import is_whole
+from vnet_fast.run.folder import PREVIOUS, RunFolder, finished_at, is_measured
 from vnet_fast.training.step import Step
 from vnet_fast.training.stored_state import ANOTHER_RUN, check_step_state
 from vnet_fast.training.validation import Best
 
-# of a checkpoint; the batch came later, and is the settings' where it is missing
 # iterations per second that no machine trains
-FASTEST = 1e5
+FASTEST = 1e4
+# of a checkpoint; the batch came later, and is the settings' where it is missing
 NEEDED = ("iteration", "seconds", "best", "training", "validation", "optimizer", "scaler")
 
 
@@ -71,7 +72,8 @@ def restore(
     total = content.get("batch", config.batch_size * processes.count)
     state = State(content["iteration"], content["seconds"], best, _divide_batch(total, processes.count))
     check_memory(replace(config, batch_size=state.batch_size))
-    is_finished = state.best.iteration == 0 or finished_at(path.parent) == state.iteration
+    is_complete = finished_at(path.parent) == state.iteration and is_measured(path.parent)
+    is_finished = state.best.iteration == 0 or is_complete
     if state.iteration >= config.iterations and is_finished:
         cause = f"is at iteration {state.iteration} of {config.iterations}"
         raise InputError(path.parent, cause, "Give more --iterations")
@@ -87,8 +89,11 @@ def _check_complete(content: dict[str, Any], path: Path) -> None:
     best = content["best"]
     if not {"iteration", "dice", "per_case"} <= best.keys():
         raise InputError(path, "can't be resumed: its best lacks iteration, dice or per_case", ANOTHER_RUN)
-    planned = content.get("config", {}).get("iterations", content["iteration"])
-    if content["iteration"] > min(planned, FASTEST * content["seconds"]):
+    planned = content.get("config", {}).get("iterations")
+    if is_whole(planned) and content["iteration"] > planned:
+        cause = f"can't be resumed: it is at iteration {content['iteration']} of {planned}"
+        raise InputError(path, cause, ANOTHER_RUN)
+    if content["iteration"] > FASTEST * content["seconds"]:
         cause = f"can't be resumed: {content['iteration']} iterations in {content['seconds']:.3g} s are impossible"
         raise InputError(path, cause, ANOTHER_RUN)
     validated = best["iteration"] > 0

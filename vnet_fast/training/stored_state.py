@@ -14,8 +14,8 @@ from vnet_fast.training.step import Step
 
 ANOTHER_RUN = "Start a new run"
 # what an optimiser keeps for each weight: tensors of its shape, and a number of updates
-MOMENTUM, UPDATES = "momentum_buffer", "step"
-KEPT = {torch.optim.SGD: {MOMENTUM}, torch.optim.AdamW: {UPDATES, "exp_avg", "exp_avg_sq"}}
+MOMENTUM, UPDATES, SQUARES = "momentum_buffer", "step", "exp_avg_sq"
+KEPT = {torch.optim.SGD: {MOMENTUM}, torch.optim.AdamW: {UPDATES, "exp_avg", SQUARES}}
 SCALER = {
     "scale": Field("a number above 0", lambda v: is_number(v) and v > 0),
     "growth_factor": Field("a number above 1", lambda v: is_number(v) and v > 1),
@@ -40,6 +40,8 @@ def check_step_state(content: Mapping[str, Any], step: Step, path: str | Path) -
         wrong = f"its scaler lacks {min(SCALER.keys() - scaler.keys())}"
     wrong = wrong or _wrong_groups(content["optimizer"], step.optimizer)
     wrong = wrong or _wrong_state(content["optimizer"]["state"], step.optimizer)
+    # a scaler may have skipped every update so far
+    wrong = wrong or (None if scaler else _lost_state(content, step.optimizer))
     if wrong:
         raise InputError(path, f"can't be resumed: {wrong}", ANOTHER_RUN)
 
@@ -66,10 +68,23 @@ def _wrong_state(state: Mapping[Any, Any], optimizer: torch.optim.Optimizer) -> 
             return f"its optimizer's state of weight {index} is not of this optimiser"
         for name, value in entries.items():
             wrong = _wrong_count(value) if name == UPDATES else _wrong_buffer(value, weights[index])
+            if not wrong and name == SQUARES and bool((value < 0).any()):
+                wrong = "is negative"
             # PyTorch's SGD notes None where it has no momentum
             if wrong and not (name == MOMENTUM and value is None):
                 return f"its optimizer's {name} of weight {index} {wrong}"
     return None
+
+
+def _lost_state(content: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> str | None:
+    """Of which weight the state is missing, although the run has updated it."""
+    group = optimizer.param_groups[0]
+    keeps_state = isinstance(optimizer, torch.optim.AdamW) or group.get("momentum", 0) > 0
+    if not (keeps_state and content.get("iteration")):
+        return None
+    state, count = content["optimizer"]["state"], sum(len(group["params"]) for group in optimizer.param_groups)
+    lost = [index for index in range(count) if not state.get(index)]
+    return f"its optimizer has no state of weight {lost[0]}" if lost else None
 
 
 def _wrong_buffer(value: object, weight: Tensor) -> str | None:

@@ -1,5 +1,6 @@
 """The end of a training run: its result on the screen, in `summary.json` and in pictures."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -131,7 +132,8 @@ def _draw_overlay(
     """Draws the median case of the best validation, which is neither the luckiest nor the worst."""
     path, per_case = folder / BEST, result.best.per_case or {}
     checkpoint.fill_model(model, checkpoint.load(path, result.device), path)
-    by_dice = sorted(data.validation, key=lambda case: np.nan_to_num(defined_mean(per_case[case.name])))
+    rated = [case for case in data.validation if not math.isnan(defined_mean(per_case[case.name]))]
+    by_dice = sorted(rated or data.validation, key=lambda case: defined_mean(per_case[case.name]))
     case = by_dice[len(by_dice) // 2]
     try:
         probabilities = predict_probabilities(model, case.image, result.autocast)

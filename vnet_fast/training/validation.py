@@ -94,12 +94,12 @@ def validate(
         image = torch.from_numpy(case.image)[None, None].to(device)
         with mixed_precision(device, autocast):
             logits = model(image)
-        # read once all are under way, so that the device is not waited for in between
         predicted.append(logits[0].argmax(0).to(torch.uint8))
     model.train()
-    dice = {}
-    for case, labels in zip(cases, predicted, strict=True):
-        prediction = largest_components(labels.cpu().numpy()[case.inside])
+    # the device is waited for once
+    masks, dice = torch.stack(predicted).cpu().numpy(), {}
+    for case, labels in zip(cases, masks, strict=True):
+        prediction = largest_components(labels[case.inside])
         dice[case.name] = dice_per_class(prediction, reference_labels(case, num_classes)[case.inside], num_classes)
     return dice
 
