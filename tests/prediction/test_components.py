@@ -2,6 +2,8 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
+import SimpleITK as sitk
 
 from vnet_fast.prediction.components import largest_components
 
@@ -28,3 +30,11 @@ mask[:2, 0, 0] = mask[-1, -1, -1] = 1
 assert largest_components(mask).sum() == 2
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("density", [0.02, 0.2, 0.6], ids=["many specks", "pieces", "one piece"])
+@pytest.mark.parametrize("shape", [(4, 60, 70), (80, 5, 4)], ids=["large slices", "more components than a slice has"])
+def test_components_are_itks(shape, density):
+    mask = (np.random.default_rng(0).random(shape) < density).astype(np.uint8) * 3
+    ranks = sitk.RelabelComponent(sitk.ConnectedComponent(sitk.GetImageFromArray(mask), True), sortByObjectSize=True)
+    np.testing.assert_array_equal(largest_components(mask), 3 * (sitk.GetArrayFromImage(ranks) == 1))

@@ -25,8 +25,11 @@ def largest_components(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
         components, count = ndimage.label(mask[box] == label, NEIGHBOURS)
         sizes = np.zeros(count + 1, np.int64)
         for part in components:
-            present, numbers = np.unique(part, return_counts=True)
-            sizes[present] += numbers
+            if count < part.size:
+                sizes += np.bincount(part.ravel(), minlength=count + 1)
+            else:
+                present, numbers = np.unique(part, return_counts=True)
+                sizes[present] += numbers
         largest = 1 + sizes[1:].argmax()
         for part, target in zip(components, kept[box], strict=True):
             target[part == largest] = label
