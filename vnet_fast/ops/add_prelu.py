@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vnet_fast.ops.add_prelu_direct import add_prelu_directly, add_prelu_join_directly, join_by_kernels, new_joined
+from vnet_fast.ops.channels_last import add_channels, has_rows, prelu, prelu_gradients
 from vnet_fast.ops.dispatch import kernels_for, load_kernels
 from vnet_fast.ops.eager import is_eager
 
@@ -64,6 +65,12 @@ def add_prelu_definition(x: Tensor, slope: Tensor, bias: Tensor | None, residual
     return F.prelu(_add(x, bias, residual), slope.to(x.dtype))
 
 
+def _add_prelu_on_host(x: Tensor, slope: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    """The definition's bits, faster on channels-last volumes of a CPU."""
+    z, slope = _add(x, bias, residual), slope.to(x.dtype)
+    return prelu(z, slope) if has_rows(z) else F.prelu(z, slope)
+
+
 def add_prelu_gradients_definition(
     grad_y: Tensor, x: Tensor, slope: Tensor, bias: Tensor | None, residual: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -76,14 +83,20 @@ def add_prelu_gradients_definition(
     z = _add(x, bias, residual)
     others = [axis for axis in range(z.ndim) if axis != 1]
     wide = torch.promote_types(z.dtype, torch.float32)
-    slope = slope.to(z.dtype).reshape(-1, *[1] * (z.ndim - 2))
-    grad_x, grad_slope = torch.ops.aten._prelu_kernel_backward(grad_y, z, slope)
+    slope = slope.to(z.dtype)
+    if has_rows(z):
+        grad_y = grad_y.contiguous(memory_format=torch.channels_last_3d)
+        grad_x, grad_slope = prelu_gradients(grad_y, z, slope)
+    else:
+        slope = slope.reshape(-1, *[1] * (z.ndim - 2))
+        grad_x, grad_slope = torch.ops.aten._prelu_kernel_backward(grad_y, z, slope)
     return grad_x, grad_slope.sum(others, dtype=wide), None if bias is None else grad_x.sum(others, dtype=wide)
 
 
 def _add(x: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
     if bias is not None:
-        x = x + bias.to(x.dtype).reshape(-1, *[1] * (x.ndim - 2))
+        bias = bias.to(x.dtype)
+        x = add_channels(x, bias) if has_rows(x) else x + bias.reshape(-1, *[1] * (x.ndim - 2))
     return x if residual is None else x + residual.to(x.dtype)
 
 
@@ -99,7 +112,7 @@ def _add_prelu(x: Tensor, slope: Tensor, bias: Tensor | None, residual: Tensor |
     if kernels is not None:
         y, negative = kernels.add_prelu(x, slope, bias, residual)
         return y, negative
-    return add_prelu_definition(x, slope, bias, residual), x.new_empty((0,), dtype=torch.uint8)
+    return _add_prelu_on_host(x, slope, bias, residual), x.new_empty((0,), dtype=torch.uint8)
 
 
 @_add_prelu.register_fake
@@ -115,7 +128,7 @@ def _add_prelu_join(x: Tensor, slope: Tensor, bias: Tensor | None, skip: Tensor)
         joined, negative, _ = join_by_kernels(kernels, x, slope, bias, skip)
         return joined, negative
     joined = new_joined(x, skip)
-    joined[:, : x.shape[1]] = add_prelu_definition(x, slope, bias, None)
+    joined[:, : x.shape[1]] = _add_prelu_on_host(x, slope, bias, None)
     joined[:, x.shape[1] :] = skip
     return joined, x.new_empty((0,), dtype=torch.uint8)
 
