@@ -108,22 +108,31 @@ def move(
     lengths = image.shape[::-1]
     cells = row[CELLS : CELLS + 3].astype(int).tolist()
     full = all(count == length - 1 for count, length in zip(cells, lengths, strict=True))
-    turned = _mirrored_axes(row, lengths)
-    if turned is not None and full and control_points is None:
+    turned = None if control_points is not None else _mirrored_axes(row, lengths)
+    if turned is not None and full:
         return image.flip(turned), mask.flip(turned)
     grid = _sampling_grid(row, control_points, image)
-    labels = torch.stack([(mask == k).to(image.dtype) for k in range(1, num_classes)])
     if full:
-        sampled = _sample(torch.cat([image[None], labels]), grid)
-        found, weights = sampled[0], sampled[1:]
-    else:
-        weights = _sample(labels, grid)
-        coarse = image
-        for axis, (count, length) in enumerate(zip(reversed(cells), reversed(lengths), strict=True)):
-            coarse = coarse.index_select(axis, _nodes(count, length, image.device))
-        found = _sample(coarse[None], grid)[0]
+        sampled = _sample(torch.cat([image[None], _one_hot(mask, num_classes)]), grid)
+        return sampled[0], _largest(sampled[1:])
+    coarse = image
+    for axis, (count, length) in enumerate(zip(reversed(cells), image.shape, strict=True)):
+        coarse = coarse.index_select(axis, _nodes(count, length, image.device))
+    labels = mask.flip(turned) if turned is not None else _largest(_sample(_one_hot(mask, num_classes), grid))
+    return _sample(coarse[None], grid)[0], labels
+
+
+def _one_hot(mask: Tensor, num_classes: int) -> Tensor:
+    """(K - 1, D, H, W) float32: whether a voxel has each label but the background's."""
+    return torch.stack([(mask == k).float() for k in range(1, num_classes)])
+
+
+def _largest(weights: Tensor) -> Tensor:
+    """(D, H, W) uint8: the label with the largest weight, of weights (K - 1, D, H, W) without the background's."""
+    if len(weights) == 1:
+        return (weights[0] > 1 - weights[0]).to(torch.uint8)
     weight, label = weights.max(dim=0)
-    return found, torch.where(weight > 1 - weights.sum(dim=0), label + 1, 0).to(mask.dtype)
+    return torch.where(weight > 1 - weights.sum(dim=0), label + 1, 0).to(torch.uint8)
 
 
 def _nodes(cells: int, length: int, device: torch.device) -> Tensor:
@@ -160,7 +169,17 @@ def _sampling_grid(row: np.ndarray, control_points: Tensor | None, like: Tensor)
 
 
 def _sample(volumes: Tensor, grid: Tensor) -> Tensor:
-    return F.grid_sample(volumes[None], grid[None], padding_mode="border", align_corners=True)[0]
+    """(K, D, H, W): volumes (K, ., ., .) at the places of a grid (D, H, W, 3)."""
+    # PyTorch has a thread for each volume of a batch, so that the grid is cut into one part for each thread
+    depth = len(grid)
+    parts = next(parts for parts in range(min(torch.get_num_threads(), depth), 0, -1) if depth % parts == 0)
+    sampled = F.grid_sample(
+        volumes.expand(parts, -1, -1, -1, -1),
+        grid.reshape(parts, depth // parts, *grid.shape[1:]),
+        padding_mode="border",
+        align_corners=True,
+    )
+    return sampled.transpose(0, 1).reshape(len(volumes), *grid.shape[:3])
 
 
 @torch.library.custom_op("vnet_fast::transform", mutates_args=())
