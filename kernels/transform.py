@@ -41,9 +41,11 @@ FIELDS = tl.constexpr(ROW_LENGTH)
 CORNERS = tl.constexpr(8)
 
 NUM_WARPS = 4
-# Rows and columns of a slice that a program writes. The ranks and labels of a thread's two voxels, with eight corners
-# each, fill its registers.
+# Rows and columns of a slice that a program writes if the volume moves. The places, ranks and labels of a thread's four
+# voxels, with eight corners each, need about 110 registers.
 TILE = (4, 128)
+# Voxels that a program writes if the volume stays where it is: 16 bytes of ranks for each thread.
+RUN = 1024
 # most voxels along an axis, because the nodes of a lattice are found with 32 bits
 MAX_LENGTH = 2**14
 
@@ -216,7 +218,7 @@ def _move_tile(
 
 @triton.jit
 def _keep_run(ranks_ptr, table_ptr, labels_ptr, row_ptr, image_ptr, mask_ptr, voxels, RUN: tl.constexpr):
-    """Writes consecutive voxels of a volume that stays where it is. The last programs may have none."""
+    """Writes consecutive voxels of a volume that stays where it is. The last programs have none."""
     start = (tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * RUN
     voxel = start + tl.arange(0, RUN)
     inside = voxel < voxels
@@ -229,7 +231,7 @@ def _keep_run(ranks_ptr, table_ptr, labels_ptr, row_ptr, image_ptr, mask_ptr, vo
 @triton.jit
 def _transform_kernel(
     ranks_ptr, tables_ptr, masks_ptr, cases_ptr, intensities_of_ptr, deformed_ptr, control_points_ptr, transforms_ptr,
-    image_ptr, mask_ptr, depth, height, width, voxels, TILE: tl.constexpr,
+    image_ptr, mask_ptr, depth, height, width, voxels, TILE: tl.constexpr, RUN: tl.constexpr,
 ):  # fmt: skip
     # (tiles of a slice, slices, volumes)
     volume = tl.program_id(2).to(tl.int64)
@@ -248,7 +250,7 @@ def _transform_kernel(
             TILE,
         )  # fmt: skip
     else:
-        _keep_run(ranks_ptr, table_ptr, labels_ptr, row_ptr, image_ptr, mask_ptr, voxels, TILE[0] * TILE[1])
+        _keep_run(ranks_ptr, table_ptr, labels_ptr, row_ptr, image_ptr, mask_ptr, voxels, RUN)
 
 
 def supports(ranks, tables, masks, cases, intensities_of, deformed, control_points, transforms, dtype):
@@ -284,5 +286,5 @@ def transform(ranks, tables, masks, cases, intensities_of, deformed, control_poi
     inputs = ranks, tables, masks, cases, intensities_of, deformed, control_points, transforms
     lengths = depth, height, width, depth * height * width
     with torch.cuda.device_of(ranks):
-        _transform_kernel[grid](*inputs, image, mask, *lengths, TILE, num_warps=NUM_WARPS)
+        _transform_kernel[grid](*inputs, image, mask, *lengths, TILE, RUN, num_warps=NUM_WARPS)
     return image, mask

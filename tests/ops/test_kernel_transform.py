@@ -52,7 +52,7 @@ def make_row(shape, seed=(0, 0), **settings):
 
 
 def make_inputs(shape, settings, deformed, labels=(0, 1, 2)):
-    """What the kernel takes but the type: smooth volumes, one for each of `settings`, and far displacements if unused."""
+    """What the kernel takes but the type: a smooth volume for each of `settings`; unused displacements are far."""
     generator = torch.Generator().manual_seed(0)
     count = len(settings)
     places = torch.stack(torch.meshgrid(*(torch.linspace(-1, 1.2, length) for length in shape), indexing="ij"))

@@ -23,3 +23,14 @@ def identity_row(shape: tuple[int, int, int]) -> np.ndarray:
     row[CELLS : CELLS + 3] = np.array(shape[::-1]) - 1
     row[[BRIGHTNESS, CONTRAST, GAMMA]] = 1
     return row
+
+
+def trial_rows(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Two rows of a volume of `shape`: one that moves it and changes everything, and one of intensities alone."""
+    intensities = identity_row(shape)
+    intensities[NOISE:] = 0.3, 123, 456, 1.2, 1.2, 0.7, 1
+    moved = intensities.copy()
+    moved[:12] = 0.9, -0.3, 0.1, 2, 0.3, 0.9, -0.1, -1, 0.1, -0.1, 1.1, 0.5
+    moved[CELLS : CELLS + 3] //= 2
+    moved[MOVED] = 1
+    return moved, intensities
