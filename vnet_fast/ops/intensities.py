@@ -11,6 +11,8 @@ from vnet_fast.ops.transform_rows import BRIGHTNESS, CONTRAST, GAMMA, INVERTED, 
 # of Philox 4x32: rounds, multipliers, and what is added to the key after each round
 ROUNDS, MULTIPLIERS, KEY_STEPS = 10, (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85)
 LOW_BITS = 0xFFFFFFFF
+# counters at a time, whose words stay in a core's cache, and which PyTorch does not share out among threads
+CHUNK = 2**15
 
 
 def change_intensities(image: Tensor, low: Tensor, high: Tensor, row: np.ndarray) -> Tensor:
@@ -65,7 +67,13 @@ def standard_normal(seed: int, count: int, device: torch.device | None = None) -
     Source:
         Salmon et al. 2011 (Philox 4x32 with 10 rounds), Box and Muller 1958. Four numbers have one counter.
     """
-    counter = torch.arange(-(-count // 4), device=device)
+    blocks = -(-count // 4)
+    chunks = [torch.arange(i, min(i + CHUNK, blocks), device=device) for i in range(0, blocks, CHUNK)]
+    return torch.cat([_block_numbers(seed, counter) for counter in chunks])[:count]
+
+
+def _block_numbers(seed: int, counter: Tensor) -> Tensor:
+    """The four numbers of each counter, (4 n,) float32 of (n,) int64."""
     words = [counter & LOW_BITS, *(torch.zeros_like(counter) for _ in range(3))]
     keys = [seed, 0]
     for _ in range(ROUNDS):
@@ -84,4 +92,4 @@ def standard_normal(seed: int, count: int, device: torch.device | None = None) -
         length = (-2 * torch.log(((radius >> 8) + 1).float() * 2.0**-24)).sqrt_()
         turn = (angle >> 8).float() * (2 * math.pi * 2.0**-24)
         numbers += [length * turn.cos(), length * turn.sin()]
-    return torch.stack(numbers, dim=1).flatten()[:count]
+    return torch.stack(numbers, dim=1).flatten()
