@@ -125,10 +125,12 @@ def test_low_resolution_reads_a_coarser_lattice(factor):
     assert np.abs(ours - image).mean() > 0.02 * image.std()
 
 
-def test_low_resolution_of_a_moved_volume_leaves_its_labels():
+@pytest.mark.parametrize(
+    "place", [{"angles": (5, 0, 20), "mirrored": "x"}, {"mirrored": "xz"}], ids=["turned", "mirrored"]
+)
+def test_low_resolution_of_a_moved_volume_leaves_its_labels(place):
     image, mask = smooth_volume(6), (smooth_volume(6) > 0).astype(np.uint8)
-    arguments = {"angles": (5, 0, 20), "mirrored": "x"}
-    coarse, fine = (moved(image, mask, row_of(**arguments, factor=factor), 2) for factor in (3.0, 1.0))
+    coarse, fine = (moved(image, mask, row_of(**place, factor=factor), 2) for factor in (3.0, 1.0))
     np.testing.assert_array_equal(coarse[1], fine[1])
     assert np.corrcoef(coarse[0].ravel(), fine[0].ravel())[0, 1] > 0.6
     assert np.abs(coarse[0] - fine[0]).mean() > 0.02 * image.std()
@@ -156,15 +158,17 @@ def test_brightness_and_contrast_are_monais(factor):
     torch.testing.assert_close(changed(image, contrast=factor), contrast(image))
 
 
-def test_intensities_change_one_after_the_other():
+@pytest.mark.parametrize("contrast", [0.8, 1.3])
+def test_intensities_change_one_after_the_other(contrast):
     image = torch.from_numpy(smooth_volume(9))
-    step = changed(image, noise=0.1, seed=5)
+    noisy = changed(image, noise=0.1, seed=5)
+    assert (noisy - image).std().item() == pytest.approx(0.1, rel=0.02)
     # the range is that of the volume without noise
     low, high = 1.2 * image.min(), 1.2 * image.max()
-    step = torch.clamp(1.2 * step * 0.8, low, high)
-    share = ((step - 0.8 * low) / (0.8 * (high - low))).clamp(0, 1) ** 1.4
-    expected = 0.8 * (low + share * (high - low))
-    found = changed(image, noise=0.1, seed=5, brightness=1.2, contrast=0.8, gamma=1.4)
+    step = torch.clamp(1.2 * noisy * contrast, low, high)
+    low, high = min(contrast, 1) * low, min(contrast, 1) * high
+    expected = low + ((step - low) / (high - low)).clamp(0, 1) ** 1.4 * (high - low)
+    found = changed(image, noise=0.1, seed=5, brightness=1.2, contrast=contrast, gamma=1.4)
     torch.testing.assert_close(found, expected)
 
 

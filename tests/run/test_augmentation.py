@@ -38,6 +38,12 @@ def test_options_become_settings():
     check_augmentation(config)
 
 
+@pytest.mark.parametrize("arguments", ["--flip z", "--rotation 0.1 9 0", "--low-resolution 0.1 2", "--noise 1 0.1"])
+def test_each_switches_transforms_on(arguments):
+    assert Config(**given_by(arguments.split())).transforms
+    assert not Config(**given_by(["--noise", "0", "0.3", "--deformation", "1", "--matching", "0"])).transforms
+
+
 def test_stored_settings_are_read_again():
     config = Config(**given_by(GIVEN))
     stored = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
