@@ -6,7 +6,7 @@ import pytest
 
 from vnet_fast.command_line import parse_stored, parser_of
 from vnet_fast.errors import InputError
-from vnet_fast.run.augmentation import Augmentation, check_augmentation
+from vnet_fast.run.augmentation import Augmentation, changes_to_the_papers, check_augmentation
 from vnet_fast.run.configuration import FREE_ON_RESUME, Config
 
 GIVEN = [
@@ -54,6 +54,13 @@ def test_stored_settings_are_read_again():
 def test_old_settings_without_them_are_the_papers():
     old = {name: value for name, value in asdict(Config(seed=3)).items() if name == "seed"}
     assert parse_stored(Config, old, "config.json") == Config(seed=3)
+
+
+def test_what_differs_from_the_paper_is_named():
+    assert changes_to_the_papers(asdict(Config())) == ""
+    given = given_by(["--flip", "--rotation", "0.25", "30", "0", "--deformation", "0", "--low-resolution", "1", "2"])
+    expected = "deformation 0.0, rotation 0.25 30 0, flip x, low resolution 1 2"
+    assert changes_to_the_papers(asdict(Config(**given))) == expected
 
 
 def test_a_resumed_run_keeps_them():

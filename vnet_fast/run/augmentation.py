@@ -1,6 +1,8 @@
 """The settings of augmentation: how often and how far training volumes are changed."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 from vnet_fast.command_line import natural_float, option
 from vnet_fast.errors import InputError
@@ -78,6 +80,20 @@ def check_augmentation(augmentation: Augmentation) -> None:
         _check_chance(name, chance)
         cause = f"must be from {1 / MAX_FACTOR:g} to {MAX_FACTOR:g}, the lower one first"
         _check(name, 1 / MAX_FACTOR <= low <= high <= MAX_FACTOR, cause, f"{low:g} {high:g}")
+
+
+def changes_to_the_papers(settings: Mapping[str, Any]) -> str:
+    """The settings that are not the paper's, as in `rotation 0.2 30 30, flip x`.
+
+    Args:
+        settings: dict from name to value, as from `asdict` of a Config.
+    """
+    changed = [field for field in fields(Augmentation) if settings[field.name] != field.default]
+    return ", ".join(f"{field.name.replace('_', ' ')} {_shown(settings[field.name])}" for field in changed)
+
+
+def _shown(value: object) -> str:
+    return " ".join(f"{number:g}" for number in value) if isinstance(value, tuple) else str(value)
 
 
 def _check_chance(name: str, chance: float) -> None:
