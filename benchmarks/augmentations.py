@@ -1,4 +1,4 @@
-"""Who augments a batch: SimpleITK, the plain definition in PyTorch, and the kernel."""
+"""Who augments a batch: SimpleITK, MONAI, the plain definition in PyTorch, and the kernel."""
 
 import functools
 import itertools
@@ -9,11 +9,18 @@ import torch
 
 from benchmarks.measure import DEVICE, ON_GPU, SHAPE
 from benchmarks.providers import FASTEST
-from benchmarks.volumes import new_volumes, training_cases
+from benchmarks.volumes import SPACING, new_volumes, training_cases
 from vnet_fast.ops.augment import augment, augment_definition
+from vnet_fast.ops.transform import transform, transform_definition
+from vnet_fast.run.augmentation import Augmentation
 from vnet_fast.training.draws import BatchSampler
 
 CPU = torch.device("cpu")
+# all that there is, for every volume
+EVERYTHING = Augmentation(
+    deformation=1.0, rotation=(1, 30, 30), scaling=(1, 0.7, 1.4), flip="xyz", brightness=(1, 0.75, 1.25),
+    contrast=(1, 0.75, 1.25), gamma=(1, 0.7, 1.5), noise=(1, 0.3), low_resolution=(1, 2),
+)  # fmt: skip
 
 
 def average_batch():
@@ -38,9 +45,9 @@ def by_definition(device):
     return run
 
 
-def by_definition_on_one_thread():
-    """As `by_definition` on the CPU, on one thread as in a worker process."""
-    run = by_definition(CPU)
+def on_one_thread(make):
+    """As `make`, on one thread as in a worker process."""
+    run = make()
 
     def run_alone():
         threads = torch.get_num_threads()
@@ -84,11 +91,79 @@ def by_kernel():
     return lambda: augment(volumes.ranks, volumes.tables, volumes.masks, *parameters, classes, FASTEST)
 
 
+@functools.cache
+def transformed_batch():
+    """The parameters of a batch of two volumes that change in every way."""
+    return BatchSampler(0, 2, len(training_cases()[0]), SHAPE, augmentation=EVERYTHING, spacing=SPACING)(0)
+
+
+def transformed_by_definition(device):
+    """A function that changes two volumes in every way by the plain definition, on a device."""
+    volumes, batch, classes = new_volumes(), transformed_batch(), training_cases()[1]
+    volumes.send(device)
+    cases, others, _, points, _ = (torch.from_numpy(array).to(device) for array in batch.arrays)
+
+    def run():
+        ranks = volumes.ranks[cases].to(torch.int32) & 0xFFFF
+        masks, intensities = volumes.masks[cases], volumes.tables[others]
+        return transform_definition(ranks, intensities, masks, points, batch.deformed, batch.transforms, classes)
+
+    return run
+
+
+def transformed_by_kernel():
+    """A function that changes two volumes in every way by the Triton kernel."""
+    volumes, classes = new_volumes(), training_cases()[1]
+    volumes.send(DEVICE)
+    parameters = [torch.from_numpy(array).to(DEVICE) for array in transformed_batch().arrays]
+    return lambda: transform(volumes.ranks, volumes.tables, volumes.masks, *parameters, classes, FASTEST)
+
+
+def transformed_by_monai():
+    """A function that changes two volumes by MONAI's transforms of the same kinds and ranges, without matching."""
+    transforms = pytest.importorskip("monai.transforms", reason="MONAI is not installed")
+    keys, radians = ("image", "mask"), np.pi / 6
+    size = [length / 64 for length in SHAPE]
+    steps = transforms.Compose(
+        [
+            transforms.RandAxisFlipd(keys, prob=0.875),
+            # the deformation: its mesh is smoothed, and resampled together with the affine map
+            transforms.Rand3DElasticd(
+                keys, (2, 3), size, prob=1, rotate_range=[radians] * 3, scale_range=[0.35] * 3,
+                mode=("bilinear", "nearest"), padding_mode="border",
+            ),
+            transforms.RandSimulateLowResolutiond("image", prob=1, zoom_range=(0.5, 1)),
+            transforms.RandGaussianNoised("image", prob=1, std=0.3),
+            transforms.RandScaleIntensityd("image", factors=0.25, prob=1),
+            transforms.RandScaleIntensityFixedMeand("image", factors=0.25, prob=1, preserve_range=True),
+            transforms.RandAdjustContrastd("image", prob=1, gamma=(0.7, 1.5)),
+        ]
+    )  # fmt: skip
+    cases = training_cases()[0]
+    pairs = [
+        {"image": torch.from_numpy(cases[case].image)[None], "mask": torch.from_numpy(cases[case].mask)[None]}
+        for case in transformed_batch().cases
+    ]
+
+    def run():
+        changed = [steps(dict(pair)) for pair in pairs]
+        return tuple(torch.stack([pair[key].as_tensor() for pair in changed]) for key in keys)
+
+    return run
+
+
 AUGMENTATIONS = {
     "SimpleITK, one thread": by_simpleitk,
-    "PyTorch, CPU, one thread": by_definition_on_one_thread,
+    "PyTorch, CPU, one thread": functools.partial(on_one_thread, functools.partial(by_definition, CPU)),
     "PyTorch, CPU, all threads": functools.partial(by_definition, CPU),
+}
+TRANSFORMS = {
+    "MONAI, one thread": functools.partial(on_one_thread, transformed_by_monai),
+    "PyTorch, CPU, one thread": functools.partial(on_one_thread, functools.partial(transformed_by_definition, CPU)),
+    "PyTorch, CPU, all threads": functools.partial(transformed_by_definition, CPU),
 }
 if ON_GPU:
     AUGMENTATIONS["PyTorch, GPU"] = functools.partial(by_definition, DEVICE)
     AUGMENTATIONS["kernel, GPU"] = by_kernel
+    TRANSFORMS["PyTorch, GPU"] = functools.partial(transformed_by_definition, DEVICE)
+    TRANSFORMS["kernel, GPU"] = transformed_by_kernel

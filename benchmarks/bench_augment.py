@@ -1,12 +1,13 @@
-"""Augmentation of a batch by SimpleITK, PyTorch and the kernel, in volumes a second."""
+"""Augmentation of a batch by SimpleITK, MONAI, PyTorch and the kernels, in volumes a second."""
 
 import pytest
 import torch
 
 from benchmarks import tables
-from benchmarks.augmentations import AUGMENTATIONS, CPU, by_definition
+from benchmarks.augmentations import AUGMENTATIONS, CPU, TRANSFORMS, by_definition, transformed_by_definition
 from benchmarks.measure import DEVICE, ON_GPU, time_of
 from vnet_fast.ops.augment import augments_by_kernel
+from vnet_fast.ops.transform import transforms_by_kernel
 
 ROUNDS = 20 if ON_GPU else 3
 RATE = "volumes/s"
@@ -14,9 +15,9 @@ RATE = "volumes/s"
 LEAST_CORRELATION, MOST_DIFFERING = 0.9, 0.01
 
 
-def check(image, mask):
+def check(image, mask, definition=by_definition):
     """Raises AssertionError if a batch is not close to that of the definition."""
-    expected, expected_mask = by_definition(CPU)()
+    expected, expected_mask = definition(CPU)()
     image, mask = image.cpu().double(), mask.cpu()
     correlation = torch.corrcoef(torch.stack([image.flatten(), expected.double().flatten()]))[0, 1].item()
     assert correlation > LEAST_CORRELATION, f"its images correlate with the definition's by {correlation:.3f} only"
@@ -34,6 +35,24 @@ def bench_augment(benchmark, name):
     with tables.failure_as_row("augmentation", cells, RATE, ours="kernel" in name):
         run = AUGMENTATIONS[name]()
         check(*run())
+        seconds = time_of(benchmark, run, ROUNDS, warm_up=1).median
+        cells |= {RATE: 2 / seconds, "one volume, ms": 1e3 * seconds / 2}
+        tables.keep(benchmark, "augmentation", cells)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def bench_transform(benchmark, name):
+    """Times the augmentation of two volumes, each in every way that there is."""
+    if name == "kernel, GPU" and not transforms_by_kernel(DEVICE):
+        pytest.skip("no kernel: Triton is not installed")
+    benchmark.group = "augmentation of two volumes in every way"
+    cells = {"provider": f"everything: {name}"}
+    with tables.failure_as_row("augmentation", cells, RATE, ours="kernel" in name):
+        run = TRANSFORMS[name]()
+        image, mask = run()
+        # MONAI draws its own parameters
+        if "MONAI" not in name:
+            check(image, mask, transformed_by_definition)
         seconds = time_of(benchmark, run, ROUNDS, warm_up=1).median
         cells |= {RATE: 2 / seconds, "one volume, ms": 1e3 * seconds / 2}
         tables.keep(benchmark, "augmentation", cells)

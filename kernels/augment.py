@@ -75,15 +75,14 @@ def _displacement(control_points_ptr, plane_weight, column, width):
 
 
 @triton.jit
-def _displaced(control_points_ptr, row, column, depth, height, width):
-    """The x and y from which the voxels of a slice are taken."""
+def _displacements(control_points_ptr, row, column, depth, height, width):
+    """The displacement of the voxels of a slice in x and y."""
     plane = tl.arange(0, PLANE)
     plane_weight = _spline_weight(row[:, None], height, (plane % POINTS)[None, :])
     plane_weight *= _spline_weight(tl.program_id(1), depth, plane // POINTS)[None, :]
-    x = column[None, :] + _displacement(control_points_ptr, plane_weight, column, width)
+    x = _displacement(control_points_ptr, plane_weight, column, width)
     control_points_ptr += POINTS * POINTS * POINTS
-    y = row[:, None] + _displacement(control_points_ptr, plane_weight, column, width)
-    return x, y
+    return x, _displacement(control_points_ptr, plane_weight, column, width)
 
 
 @triton.jit
@@ -101,22 +100,22 @@ def _look_up(table_ptr, rank):
 
 
 @triton.jit
-def _share(label, labels, weights):
+def _share(label, labels, weights, CORNERS: tl.constexpr):
     """The sum of the weights of the voxels that have a label."""
     share = tl.where(labels[0] == label, weights[0], 0.0)
-    for corner in tl.static_range(1, 4):
+    for corner in tl.static_range(1, CORNERS):
         share += tl.where(labels[corner] == label, weights[corner], 0.0)
     return share
 
 
 @triton.jit
-def _largest(labels, weights):
+def _largest(labels, weights, CORNERS: tl.constexpr):
     """The label with the largest share, and the smallest label if shares are equal."""
     label = labels[0]
-    share = _share(label, labels, weights)
-    for corner in tl.static_range(1, 4):
+    share = _share(label, labels, weights, CORNERS)
+    for corner in tl.static_range(1, CORNERS):
         other = labels[corner]
-        other_share = _share(other, labels, weights)
+        other_share = _share(other, labels, weights, CORNERS)
         wins = (other_share > share) | ((other_share == share) & (other < label))
         label, share = tl.where(wins, other, label), tl.where(wins, other_share, share)
     return label
@@ -142,9 +141,9 @@ def _deform_tile(
     # neighbours as 16 bytes, and the ranks that a warp looks up would be 8 times as far apart.
     row = tl.minimum(tl.program_id(0) // tiles * TILE[0] + tl.arange(0, TILE[0]), height - 1)
     column = tl.minimum(tl.program_id(0) % tiles * TILE[1] + tl.arange(0, TILE[1]), width - 1)
-    x, y = _displaced(control_points_ptr, row, column, depth, height, width)
-    left, right, right_weight = _neighbours(x, width)
-    top, bottom, bottom_weight = _neighbours(y, height)
+    x, y = _displacements(control_points_ptr, row, column, depth, height, width)
+    left, right, right_weight = _neighbours(column[None, :] + x, width)
+    top, bottom, bottom_weight = _neighbours(row[:, None] + y, height)
     offsets = (top * width + left, top * width + right, bottom * width + left, bottom * width + right)
     left_weight, top_weight = 1 - right_weight, 1 - bottom_weight
     upper = left_weight * _look_up(table_ptr, tl.load(ranks_ptr + offsets[0]))
@@ -167,7 +166,7 @@ def _deform_tile(
         tl.load(labels_ptr + offsets[2]),
         tl.load(labels_ptr + offsets[3]),
     )
-    tl.store(mask_ptr + offset, _largest(labels, weights))
+    tl.store(mask_ptr + offset, _largest(labels, weights, 4))
 
 
 @triton.jit

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import inspect
 import os
 import signal
 import sys
@@ -92,7 +93,7 @@ def _stored_arguments(parser: StoredParser, field: "dataclasses.Field[Any]", fla
     return [flag, *map(str, values)] if isinstance(value, list) else [f"{flag}={value}"]
 
 
-def _add_option(parser: argparse.ArgumentParser, field: "dataclasses.Field[Any]") -> str:
+def _add_option(parser: argparse._ActionsContainer, field: "dataclasses.Field[Any]") -> str:
     arguments = dict(field.metadata)
     if field.default not in (None, False, "") and "action" not in arguments:
         default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
@@ -102,12 +103,20 @@ def _add_option(parser: argparse.ArgumentParser, field: "dataclasses.Field[Any]"
     return flag
 
 
+def _by_class(config_class: type[Any]) -> list[tuple[type[Any], list["dataclasses.Field[Any]"]]]:
+    """The fields of a Config by the class that defines them, its own first."""
+    fields = {field.name: field for field in dataclasses.fields(config_class)}
+    owners = [owner for owner in config_class.__mro__ if dataclasses.is_dataclass(owner)]
+    return [(owner, [fields[name] for name in inspect.get_annotations(owner)]) for owner in owners]
+
+
 def parser_of(config_class: type[Any], module: str) -> Parser:
     """A parser with an option for each field of `config_class`. What it returns lacks the options that are not
     given.
 
     Args:
-        config_class: a dataclass whose fields are made by `option`.
+        config_class: a dataclass whose fields are made by `option`. Those that it inherits are shown as a group, under
+            the name of their class.
         module: the name after `python -m`; the class's docstring is the description.
     """
     parser = Parser(
@@ -117,8 +126,12 @@ def parser_of(config_class: type[Any], module: str) -> Parser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for field in dataclasses.fields(config_class):
-        _add_option(parser, field)
+    for owner, fields in _by_class(config_class):
+        is_own = owner is config_class
+        title, description = owner.__name__.lower(), inspect.cleandoc(owner.__doc__ or "")
+        container = parser if is_own else parser.add_argument_group(title, description)
+        for field in fields:
+            _add_option(container, field)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 

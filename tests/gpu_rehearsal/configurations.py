@@ -17,6 +17,8 @@ from vnet_fast.nn.vnet import TOPOLOGIES, VNet
 from vnet_fast.ops import eager
 from vnet_fast.ops.augment import augment
 from vnet_fast.ops.convolution import REWRITES
+from vnet_fast.ops.transform import transform
+from vnet_fast.ops.transform_rows import FIELDS
 from vnet_fast.run.configuration import LOSSES
 from vnet_fast.training.optimizer import make_optimizer
 from vnet_fast.training.step import Step
@@ -109,14 +111,17 @@ def fused_optimizer(model, name):
     return optimizer
 
 
-def augmented(batch, shape, classes, dtype):
-    """A batch of `ops.augment`: image and mask."""
+def augmented(batch, shape, classes, dtype, transforms=False):
+    """A batch of `ops.augment`, or of `ops.transform`: image and mask."""
     ranks, masks = (torch.empty(STORED, *shape, dtype=kind) for kind in (torch.int16, torch.uint8))
     numbers = torch.zeros(batch, dtype=torch.int64)
     control_points = torch.empty(batch, 2, 5, 5, 5)
     tables = torch.empty(STORED, 1 << 16)
     deformed = torch.zeros(batch, dtype=torch.bool)
-    return augment(ranks, tables, masks, numbers, numbers, deformed, control_points, classes, dtype)
+    parameters = numbers, numbers, deformed, control_points
+    if transforms:
+        return transform(ranks, tables, masks, *parameters, torch.zeros(batch, FIELDS), classes, dtype)
+    return augment(ranks, tables, masks, *parameters, classes, dtype)
 
 
 def train(network):
@@ -172,11 +177,12 @@ def steps():
     )
 
 
-def augmentations():
+def augmentations(transforms=False):
     """{name: function} of batches."""
+    operation = "transform" if transforms else "augment"
     return {
-        f"augment to {str(dtype).removeprefix('torch.')}, {batch} x {'x'.join(map(str, shape))}": functools.partial(
-            augmented, batch, shape, 3, dtype
+        f"{operation} to {str(dtype).removeprefix('torch.')}, {batch} x {'x'.join(map(str, shape))}": functools.partial(
+            augmented, batch, shape, 3, dtype, transforms
         )
         for dtype in FLOATS
         for batch, shape in ((1, (1, 1, 1)), (3, (7, 11, 13)), (2, (64, 128, 128)), (1, (64, 129, 127)))
@@ -197,7 +203,7 @@ def stacks():
 def operators():
     """The losses with all their options, the augmentation, and stacked volumes: {name: function}."""
     losses = {name: functools.partial(differentiate, *case) for name, case in loss_cases()}
-    return losses | augmentations() | stacks()
+    return losses | augmentations() | augmentations(transforms=True) | stacks()
 
 
 def stacked(shape, dtype):

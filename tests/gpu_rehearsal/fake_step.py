@@ -32,6 +32,8 @@ from vnet_fast.compat.nnunet import SoftDiceLoss
 from vnet_fast.data.preparation import PreparedCase
 from vnet_fast.devices import HOST
 from vnet_fast.ops.augment import augment
+from vnet_fast.ops.transform import transform
+from vnet_fast.ops.transform_rows import FIELDS
 from vnet_fast.prediction import inference
 from vnet_fast.prediction.inference import LEFT_RIGHT, Attempt
 from vnet_fast.training.draws import BatchSampler
@@ -70,6 +72,8 @@ class Configuration:
     classes: int = 2
     base_channels: int = 16
     resident: bool = True
+    # whether the batch has more than the paper's augmentation
+    transforms: bool = False
     # whether convolutions are rewritten by the table of an H100
     rewrites: bool = False
 
@@ -99,6 +103,7 @@ CONFIGURATIONS = {
         Configuration("caffe", "fp16", optimizer="adamw"),
         *(Configuration(loss=loss) for loss in LOSSES if loss != "dice"),
         Configuration(precision="fp16", loss="weighted-ce"),
+        Configuration(transforms=True),
         Configuration(rewrites=True),
         Configuration(shape=(35, 50, 33)),
         Configuration(shape=(16, 16, 16), batch=1),
@@ -129,9 +134,12 @@ def _batch(configuration, autocast):
     chosen, intensities_of = (torch.empty(batch, dtype=torch.int64, device=CUDA) for _ in range(2))
     deformed = torch.empty(batch, dtype=torch.bool, device=CUDA)
     parameters = chosen, intensities_of, deformed, torch.empty((batch, 2, 5, 5, 5), device=CUDA)
+    if configuration.transforms:
+        parameters = *parameters, torch.empty((batch, FIELDS), device=CUDA)
+    operation = transform if configuration.transforms else augment
 
     def prepare(*parameters):
-        return augment(ranks, tables, masks, *parameters, configuration.classes, autocast or torch.float32)
+        return operation(ranks, tables, masks, *parameters, configuration.classes, autocast or torch.float32)
 
     return prepare, parameters
 

@@ -7,9 +7,11 @@ import functools
 import importlib
 import itertools
 
+import numpy as np
 import torch
 
 from vnet_fast.ops.dice import DiceOptions
+from vnet_fast.ops.transform_rows import identity_row, trial_rows
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = ((1, 1, 1), (3, 5, 7))
@@ -87,6 +89,19 @@ def augment_case(shape, dtype, deformed, memory):
     assert int(mask.max()) < 4
 
 
+def transform_case(shape, dtype, row, memory):
+    """A batch of two stored volumes, one of which moves far beyond itself."""
+    ranks = torch.randint(-(2**15), 2**15, (2, *shape)).to(torch.int16)
+    masks = torch.randint(0, 4, (2, *shape)).to(torch.uint8)
+    numbers, flags, points = torch.tensor([1, 0]), torch.tensor([True, False]), 50 * torch.randn(2, 2, 5, 5, 5)
+    rows = torch.from_numpy(np.stack([trial_rows(shape)[row], identity_row(shape)]))
+    rows[0, 3:12:4] *= 20
+    stored = ranks, torch.randn(2, 1 << 16).sort(1).values, masks
+    image, mask = kernels("transform").transform(*stored, numbers, numbers, flags, points, rows, dtype)
+    assert bool(image.isfinite().all())
+    assert int(mask.max()) < 4
+
+
 def sgd_case(sizes, dtype, momentum, memory):
     """One update of tensors of these sizes."""
     weights = [torch.randn(size) for size in sizes]
@@ -147,6 +162,13 @@ def augment_cases():
         yield name, functools.partial(augment_case, shape, dtype, deformed)
 
 
+def transform_cases():
+    """As `augment_cases`, of volumes that move and volumes of which one stays."""
+    shapes = ((1, 1, 1), 0), ((3, 5, 7), 0), ((3, 5, 7), 1), ((2, 5, 130), 1)
+    for (shape, row), dtype in zip(shapes, itertools.cycle(FLOATS)):
+        yield f"{shape}, {SHORT[dtype]}, row {row}", functools.partial(transform_case, shape, dtype, row)
+
+
 def sgd_cases():
     """One number, one block, and one more than a block."""
     for dtype, momentum in itertools.product(FLOATS, (0.9, 0.0)):
@@ -176,6 +198,7 @@ CASES = {
     "partial_sums": partial_sums_cases,
     "dice": dice_cases,
     "augment": augment_cases,
+    "transform": transform_cases,
     "sgd": sgd_cases,
     "convolution": convolution_cases,
 }

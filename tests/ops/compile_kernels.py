@@ -23,7 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from tests.gpu_rehearsal.machine_code import accesses, resources
-from vnet_fast.kernels import add_prelu, augment, convolution, dice, partial_sums, sgd
+from vnet_fast.kernels import add_prelu, augment, convolution, dice, partial_sums, sgd, transform
 from vnet_fast.ops.dice import DiceOptions
 
 TYPES = {
@@ -206,6 +206,9 @@ def deform_launches():
         size = "x".join(str(length) for length in VOLUME)
         name = f"{size} to {str(dtype).removeprefix('torch.')}"
         launches += record(augment, name, lambda inputs=inputs: augment.augment(*inputs))
+        inputs = *inputs[:-1], torch.empty((BATCH, transform.ROW_LENGTH), device="meta"), dtype
+        assert transform.supports(*inputs)
+        launches += record(transform, name, lambda inputs=inputs: transform.transform(*inputs))
     return launches
 
 

@@ -25,12 +25,12 @@ WIDE_SHARE = {
     "dice_backward_kernel": (0.5, 0.75),
     "stack_kernel": (0.75, 0.75),
 }
-# The same as a number of instructions, for a kernel that looks up voxels one by one where it deforms, the
-# most of its code, and stores them as it finds them. Where it does not deform, a thread has 8 voxels in a
+# The same as a number of instructions, for kernels that look up voxels one by one where they move, the
+# most of their code, and store them as they find them. Where they do not, a thread has 8 voxels in a
 # row: 16 bytes of ranks to load, and an image of 16 bytes or more to store.
 # Of SGD's, a thread has 16 numbers in four pieces: those of weights and momenta are 8 loads and 8 stores, and the
 # numbers of a tensor's last block are read one by one.
-WIDE_ACCESSES = {"augment_kernel": (1, 1), "sgd_kernel": (8, 8)}
+WIDE_ACCESSES = {"augment_kernel": (1, 1), "transform_kernel": (1, 1), "sgd_kernel": (8, 8)}
 KERNELS = {*WIDE_SHARE, *WIDE_ACCESSES}
 
 
@@ -119,6 +119,7 @@ def test_without_alignment_the_accesses_are_found_too_narrow(compiled):
         "all layers",
         "bfloat16 and uint8, channels_last_3d",
         "augment_kernel",
+        "transform_kernel",
         "sgd_kernel",
         "stack_kernel: 32 channels of bfloat16",
     )

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import asdict
 
 import pytest
 
@@ -10,6 +11,7 @@ from vnet_fast.prediction.held_out import HeldOut
 from vnet_fast.reporting import sections as sections_module
 from vnet_fast.reporting.sections import SETTINGS, make_sections
 from vnet_fast.reporting.subjects import Subject
+from vnet_fast.run.augmentation import Augmentation
 from vnet_fast.run.log import LogRow
 
 COUNT = 5
@@ -21,6 +23,7 @@ def subjects(tmp_path):
     """Two runs with the same cases; the predictions are the masks of other cases, or the references."""
     files = [write_case(tmp_path, f"Case{index}", seed=index) for index in range(COUNT)]
     settings = dict.fromkeys(SETTINGS) | {"binary": False, "loss": "dice", "spacing": (1.5, 1.0, 2.0), "seed": 0}
+    settings |= asdict(Augmentation(flip="x", gamma=(0.3, 0.7, 1.5)))
     runs = []
     for name, shift in (("a", 1), ("b", 0)):
         cases = [
@@ -83,7 +86,12 @@ def test_sections_of_two_runs(subjects, tmp_path):
     assert cases.headings == ["case", "a, Dice", "b, Dice"]
     assert [row[2].text for row in cases.rows] == ["1.0000"] * COUNT
     (settings,) = sections["Settings"].tables
-    assert settings.rows == [["loss", "dice", "dice"], ["spacing", "1.5 x 1 x 2", "1.5 x 1 x 2"], ["seed", "0", "0"]]
+    assert settings.rows == [
+        ["loss", "dice", "dice"],
+        ["spacing", "1.5 x 1 x 2", "1.5 x 1 x 2"],
+        ["seed", "0", "0"],
+        ["augmentation", "flip x, gamma 0.3 0.7 1.5", "flip x, gamma 0.3 0.7 1.5"],
+    ]
     files = {path.name for path in (tmp_path / "report").iterdir()}
     assert {"difference-0.png", "difference-0-dark.png", "curves-1-fold1.png", "worst-dark.png"} <= files
 

@@ -6,9 +6,11 @@ import torch
 
 from vnet_fast.data.phantom import phantoms
 from vnet_fast.data.training_data import Data
+from vnet_fast.ops.transform_rows import NOISE
+from vnet_fast.run.augmentation import Augmentation
 from vnet_fast.training import batches
 from vnet_fast.training.batches import make_source
-from vnet_fast.training.draws import BatchSampler, sample_batch
+from vnet_fast.training.draws import PAPER, BatchSampler, sample_batch
 from vnet_fast.training.sources import Ready, Resident, Streamed, Volumes
 from vnet_fast.training.workers import FromWorkers
 
@@ -22,8 +24,14 @@ def prepared():
     return phantoms(0, 4, (32, 32, 16), (4, 4, 6))
 
 
-def sampler(batch_size=2, augmented=True):
-    return BatchSampler(0, batch_size, 4, SHAPE, augmented)
+EVERYTHING = Augmentation(
+    deformation=0.5, matching=0.5, rotation=(1, 30, 10), scaling=(1, 0.8, 1.25), flip="x", brightness=(1, 0.75, 1.25),
+    contrast=(1, 0.75, 1.25), gamma=(1, 0.7, 1.5), noise=(1, 0.3), low_resolution=(0.5, 2),
+)  # fmt: skip
+
+
+def sampler(batch_size=2, augmented=True, augmentation=PAPER):
+    return BatchSampler(0, batch_size, 4, SHAPE, augmented, augmentation=augmentation, spacing=(4, 4, 6))
 
 
 def made(source, iteration):
@@ -51,6 +59,20 @@ def test_augmented_batches_take_other_intensities(prepared):
         assert image[n].max() <= table.max()
 
 
+def test_transforms_change_what_the_paper_does_not(prepared):
+    for setting in ({"rotation": (1, 30, 10)}, {"noise": (1, 0.3)}):
+        drawn = sampler(augmentation=Augmentation(deformation=0.0, matching=0.0, **setting))
+        image, mask = made(Resident(Volumes(prepared, 2), drawn, CPU), 3)
+        batch = drawn(3)
+        for n, case in enumerate(batch.cases):
+            change = (image[n, 0] - torch.from_numpy(prepared[case].image)).std().item()
+            assert np.array_equal(mask[n, 0].numpy(), prepared[case].mask) == ("noise" in setting)
+            if "noise" in setting:
+                assert change == pytest.approx(batch.transforms[n, NOISE], rel=0.05)
+            else:
+                assert change > 0.2
+
+
 def test_two_classes_take_all_labels_as_one(prepared):
     labelled = [replace(case, mask=case.mask * 3) for case in prepared]
     assert Volumes(labelled, 2).masks.max() == 1
@@ -59,9 +81,10 @@ def test_two_classes_take_all_labels_as_one(prepared):
 
 
 @pytest.mark.parametrize("device", DEVICES, ids=str)
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_streamed_batches_are_the_resident_ones(prepared, device, batch_size):
-    resident, streamed = (kind(Volumes(prepared, 2), sampler(batch_size), device) for kind in (Resident, Streamed))
+@pytest.mark.parametrize(("batch_size", "augmentation"), [(1, PAPER), (3, PAPER), (2, EVERYTHING)])
+def test_streamed_batches_are_the_resident_ones(prepared, device, batch_size, augmentation):
+    drawn = sampler(batch_size, augmentation=augmentation)
+    resident, streamed = (kind(Volumes(prepared, 2), drawn, device) for kind in (Resident, Streamed))
     # in order, as training asks for them, and not, as a run that is resumed
     for iteration in (0, 1, 2, 3, 9, 10, 4):
         for ours, expected in zip(made(streamed, iteration), made(resident, iteration), strict=True):
@@ -69,8 +92,9 @@ def test_streamed_batches_are_the_resident_ones(prepared, device, batch_size):
 
 
 def test_batches_made_ahead_are_those_made_in_the_step(prepared):
-    resident = Resident(Volumes(prepared, 2), sampler(), CPU)
-    ahead, ready = FromWorkers(prepared, 2, sampler(), 5, 9, workers=2), Ready(resident)
+    drawn = sampler(augmentation=EVERYTHING)
+    resident = Resident(Volumes(prepared, 2), drawn, CPU)
+    ahead, ready = FromWorkers(prepared, 2, drawn, 5, 9, workers=2), Ready(resident)
     assert ahead.prepare is None
     for iteration in range(5, 9):
         expected = made(resident, iteration)
@@ -107,13 +131,16 @@ class FakeDevice:
 def test_source_of_a_gpu_by_size(prepared, monkeypatch, free, kind, kernel):
     """Resident where the volumes take a quarter of the free memory at most, streamed beyond."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * Volumes(prepared, 2).nbytes, 0))
-    monkeypatch.setattr(batches, "augments_by_kernel", lambda device: kernel)
+    transforms = free == 3
+    asked = "transforms_by_kernel" if transforms else "augments_by_kernel"
+    monkeypatch.setattr(batches, asked, lambda device: kernel)
     seen = []
     for name in ("Resident", "Streamed"):
         monkeypatch.setattr(
             batches, name, lambda *args, name=name: (seen.append(name), Resident(args[0], args[1], CPU))[1]
         )
-    source = make_source(Data(prepared, [], 2), sampler(), FakeDevice(), torch.bfloat16, range(9))
+    drawn = sampler(augmentation=EVERYTHING if transforms else PAPER)
+    source = make_source(Data(prepared, [], 2), drawn, FakeDevice(), torch.bfloat16, range(9))
     assert seen == [kind.__name__]
     assert isinstance(source, Resident if kernel else Ready)
 

@@ -136,7 +136,7 @@ def test_classes_from_the_labels(tmp_path, run_verb, binary, classes):
         ["--amp"],
         ["--amp", "bf16"],
         ["--no-augment"],
-        ["--batch-size", 3],
+        ["--rotation", 1, 20, 10, "--flip", "--gamma", 1, 0.7, 1.5, "--noise", 1, 0.3, "--batch-size", 3],
     ],
     ids=str,
 )

@@ -211,6 +211,24 @@ def _try_augment(device: torch.device) -> Pairs:
             yield "mask", mask, wanted[1]
 
 
+def _try_transform(device: torch.device) -> Pairs:
+    from vnet_fast.ops.transform import transform, transform_definition
+    from vnet_fast.ops.transform_rows import trial_rows
+
+    shape = (6, 9, 11)
+    ranks = torch.arange(-(2**15), 2**15, 2**16 // 594, dtype=torch.int16, device=device)[None, :594].reshape(1, *shape)
+    table = torch.linspace(-2, 3, 65536, device=device)[None]
+    mask, points = torch.zeros(1, *shape, dtype=torch.uint8, device=device), torch.randn(1, 2, 5, 5, 5, device=device)
+    number = torch.zeros(1, dtype=torch.int64, device=device)
+    for row in trial_rows(shape):
+        flag = torch.tensor([bool(row[0] != 1)], device=device)
+        image, _ = transform(
+            ranks, table, mask, number, number, flag, points, torch.from_numpy(row[None]).to(device), 2
+        )
+        wanted = transform_definition(ranks.int() & 0xFFFF, table, mask, points, flag.cpu().numpy(), row[None], 2)
+        yield "image", image, wanted[0]
+
+
 def _try_sgd(device: torch.device) -> Pairs:
     from vnet_fast.ops.sgd import Weights, sgd, sgd_definition
 
@@ -254,6 +272,7 @@ TRIALS: dict[str, Callable[[torch.device], Pairs]] = {
     "add_prelu": _try_add_prelu,
     "dice": _try_dice,
     "augment": _try_augment,
+    "transform": _try_transform,
     "sgd": _try_sgd,
     "convolution": _try_convolution,
 }

@@ -22,6 +22,7 @@ from vnet_fast.evaluation.tables import (
 )
 from vnet_fast.reporting.html import Bar, Picture, Section, Table
 from vnet_fast.reporting.subjects import Subject
+from vnet_fast.run.augmentation import changes_to_the_papers
 from vnet_fast.run.log import minutes
 
 # the settings that are shown, if at least one run has a value
@@ -252,6 +253,9 @@ def _settings_table(subjects: Sequence[Subject]) -> Table:
         values = [_format_setting(subject.settings[name]) for subject in subjects]
         if any(values):
             rows.append([name.replace("_", " "), *values])
+    changes = [changes_to_the_papers(subject.settings) for subject in subjects]
+    if any(changes):
+        rows.append(["augmentation", *changes])
     headings = ["setting", *(subject.name for subject in subjects)]
     return Table(headings, rows, "From config.json.", text_columns=range(1, len(subjects) + 1))
 

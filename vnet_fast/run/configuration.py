@@ -23,6 +23,7 @@ from vnet_fast.devices import HOST, choose_precision, default_precision, find_de
 from vnet_fast.errors import InputError
 from vnet_fast.nn.losses import DiceLoss, WeightedCrossEntropy
 from vnet_fast.nn.vnet import SIZE_MULTIPLE, TOPOLOGIES
+from vnet_fast.run.augmentation import Augmentation, check_augmentation
 from vnet_fast.run.fields import MAX_SPACING, MIN_SPACING
 from vnet_fast.run.memory import Load, check_grid, check_load
 from vnet_fast.stored import read_object, reason
@@ -62,7 +63,7 @@ def fold_number(text: str) -> int | str:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Augmentation):
     """Train a V-Net. With --data the defaults are the paper's recipe. Without it, a short demonstration
     trains on synthetic phantoms; its size depends on the device."""
 
@@ -209,6 +210,7 @@ def check_memory(config: Config) -> None:
 
 
 def _check(config: Config) -> None:
+    check_augmentation(config)
     if config.labels and not config.data:
         raise InputError("--labels", "given without --data", "Give the folder of the volumes too")
     if config.folds < 2:

@@ -4,6 +4,7 @@ import torch
 
 from vnet_fast.data.training_data import Data
 from vnet_fast.ops.augment import augments_by_kernel
+from vnet_fast.ops.transform import transforms_by_kernel
 from vnet_fast.training.draws import BatchSampler
 from vnet_fast.training.sources import Ready, Resident, Source, Streamed, Volumes
 from vnet_fast.training.workers import FromWorkers
@@ -32,4 +33,5 @@ def make_source(
     volumes = Volumes(data.training, data.num_classes)
     fits = volumes.nbytes <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
     source = (Resident if fits else Streamed)(volumes, sampler, device, dtype)
-    return source if augments_by_kernel(device) else Ready(source)
+    by_kernel = transforms_by_kernel if sampler.transforms else augments_by_kernel
+    return source if by_kernel(device) else Ready(source)

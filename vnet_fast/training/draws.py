@@ -2,17 +2,20 @@
 
 As in the paper, a volume takes the intensity distribution of another training volume. With probability 1/2 it is
 deformed by cubic B-splines on a mesh of 2x2x2 cells (5x5x5 control points). Their displacements are normal, with a
-standard deviation of 15 voxels in x and y and none in z.
+standard deviation of 15 voxels in x and y and none in z. What the paper does not have is drawn from another stream of
+random numbers, so that it does not change these draws (`transforms.py`).
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from vnet_fast.ops.augment import CONTROL_POINTS
+from vnet_fast.run.augmentation import Augmentation
+from vnet_fast.training.transforms import draw_transforms
 
-# of a deformation
-PROBABILITY = 0.5
+PAPER = Augmentation()
 # the paper's 15 voxels of 128, as a share, so that it stays the same in mm for another spacing and size
 SIGMA_SHARE = 15 / 128
 
@@ -27,16 +30,31 @@ class BatchParameters:
         deformed: (N,) bool.
         control_points: (N, 2, 5, 5, 5) float32, the displacement in x and in y of the control point at (z, y, x),
             in voxels; zero where not deformed.
+        transforms: (N, FIELDS) float32, see `ops.transform_rows`; None if the augmentation has none.
     """
 
     cases: np.ndarray
     intensities_of: np.ndarray
     deformed: np.ndarray
     control_points: np.ndarray
+    transforms: np.ndarray | None = None
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """All that there are, in this order."""
+        paper = self.cases, self.intensities_of, self.deformed, self.control_points
+        return paper if self.transforms is None else (*paper, self.transforms)
 
 
 def sample_batch(
-    seed: int, iteration: int, batch_size: int, num_cases: int, shape: tuple[int, int, int], augmented: bool = True
+    seed: int,
+    iteration: int,
+    batch_size: int,
+    num_cases: int,
+    shape: tuple[int, int, int],
+    augmented: bool = True,
+    augmentation: Augmentation = PAPER,
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> BatchParameters:
     """The parameters of an iteration, which depend on (seed, iteration) alone.
 
@@ -49,6 +67,8 @@ def sample_batch(
         num_cases: how many training cases there are.
         shape: of a volume, voxels, (z, y, x).
         augmented: whether intensities and shapes change; the cases are the same either way.
+        augmentation: how they change.
+        spacing: of a volume, mm, x y z.
     """
     positions = np.arange(iteration * batch_size, (iteration + 1) * batch_size)
     orders = {
@@ -57,13 +77,19 @@ def sample_batch(
     cases = np.array([orders[position // num_cases][position % num_cases] for position in positions])
     generator = _generator(seed, 1, iteration)
     intensities_of = generator.integers(num_cases, size=batch_size)
-    deformed = generator.random(batch_size) < PROBABILITY
+    deformed = generator.random(batch_size) < augmentation.deformation
     sigma = SIGMA_SHARE * np.array([shape[2], shape[1]], dtype=np.float32)
     control_points = generator.standard_normal((batch_size, 2, *[CONTROL_POINTS] * 3), dtype=np.float32)
+    other = _generator(seed, 2, iteration)
+    matched = other.random(batch_size) < augmentation.matching
+    intensities_of = np.where(matched, intensities_of, cases)
     if not augmented:
         intensities_of, deformed = cases, np.zeros(batch_size, dtype=bool)
     control_points *= sigma[:, None, None, None] * deformed[:, None, None, None, None]
-    return BatchParameters(cases, intensities_of, deformed, control_points)
+    batch = BatchParameters(cases, intensities_of, deformed, control_points)
+    if augmented and augmentation.transforms:
+        batch = replace(batch, transforms=draw_transforms(other, augmentation, batch_size, shape, spacing))
+    return batch
 
 
 @dataclass(frozen=True)
@@ -71,7 +97,7 @@ class BatchSampler:
     """The parameters of a run's batches. Called with an iteration, counted from 0, it returns BatchParameters.
 
     Args:
-        seed, num_cases, shape, augmented: see `sample_batch`.
+        seed, num_cases, shape, augmented, augmentation, spacing: see `sample_batch`.
         batch_size: volumes for this process.
         part, parts: which part of a batch this process has, of how many.
     """
@@ -83,19 +109,32 @@ class BatchSampler:
     augmented: bool = True
     part: int = 0
     parts: int = 1
+    augmentation: Augmentation = PAPER
+    spacing: tuple[float, ...] = (1.0, 1.0, 1.0)
+
+    @property
+    def transforms(self) -> bool:
+        """Whether the parameters have transforms."""
+        return self.augmented and self.augmentation.transforms
 
     def __call__(self, iteration: int) -> BatchParameters:
         """The parameters of this process's part of a batch."""
         batch = self.whole_batch(iteration)
         mine = slice(self.part * self.batch_size, (self.part + 1) * self.batch_size)
-        return BatchParameters(
-            batch.cases[mine], batch.intensities_of[mine], batch.deformed[mine], batch.control_points[mine]
-        )
+        return BatchParameters(*(array[mine] for array in batch.arrays))
 
     def whole_batch(self, iteration: int) -> BatchParameters:
         """The parameters of all parts of a batch."""
+        batch_size = self.batch_size * self.parts
         return sample_batch(
-            self.seed, iteration, self.batch_size * self.parts, self.num_cases, self.shape, self.augmented
+            self.seed,
+            iteration,
+            batch_size,
+            self.num_cases,
+            self.shape,
+            self.augmented,
+            self.augmentation,
+            self.spacing,
         )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vnet_fast.data.preparation import PreparedCase
 from vnet_fast.ops.augment import augment
+from vnet_fast.ops.transform import transform
 from vnet_fast.training.draws import BatchSampler
 
 
@@ -88,19 +89,13 @@ class Resident:
         self.description += " on the GPU" if device.type == "cuda" else " in memory"
 
     def inputs(self, iteration: int) -> tuple[Tensor, ...]:
-        """(cases, intensities_of, deformed, control_points), see `training.draws.BatchParameters`."""
-        batch = self.sampler(iteration)
-        arrays = batch.cases, batch.intensities_of, batch.deformed, batch.control_points
-        return tuple(_send(torch.from_numpy(array), self.device) for array in arrays)
+        """The arrays of `training.draws.BatchParameters`."""
+        return tuple(_send(torch.from_numpy(array), self.device) for array in self.sampler(iteration).arrays)
 
-    def prepare(
-        self, cases: Tensor, intensities_of: Tensor, deformed: Tensor, control_points: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def prepare(self, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Image (N, 1, D, H, W) in `dtype` and mask (N, 1, D, H, W) uint8."""
         v = self.volumes
-        return augment(
-            v.ranks, v.tables, v.masks, cases, intensities_of, deformed, control_points, v.num_classes, self.dtype
-        )
+        return _augmented((v.ranks, v.tables, v.masks), parameters, v.num_classes, self.dtype)
 
     def close(self) -> None:
         """Does nothing."""
@@ -124,7 +119,7 @@ class Streamed:
         self.description = f"{len(volumes)} volumes, {volumes.nbytes / 1e6:.0f} MB streamed from pinned memory"
 
     def inputs(self, iteration: int) -> tuple[Tensor, ...]:
-        """(ranks, tables, masks, indices, deformed, control_points) of the batch's volumes."""
+        """(ranks, tables, masks) of the batch's volumes, their numbers, and the other arrays of `Resident.inputs`."""
         fetched_iteration, tensors = self.fetched
         if fetched_iteration != iteration:
             tensors = self._fetch(iteration)
@@ -138,14 +133,14 @@ class Streamed:
 
     def _fetch(self, iteration: int) -> tuple[Tensor, ...]:
         batch = self.sampler(iteration)
+        _, _, *others = batch.arrays
         with contextlib.nullcontext() if self.stream is None else torch.cuda.stream(self.stream):
             return (
                 self._gather(self.volumes.ranks, batch.cases),
                 self._gather(self.volumes.tables, batch.intensities_of),
                 self._gather(self.volumes.masks, batch.cases),
                 torch.arange(len(batch.cases), device=self.device),
-                _send(torch.from_numpy(batch.deformed), self.device),
-                _send(torch.from_numpy(batch.control_points), self.device),
+                *(_send(torch.from_numpy(array), self.device) for array in others),
             )
 
     def _gather(self, volumes: Tensor, cases: np.ndarray) -> Tensor:
@@ -155,11 +150,11 @@ class Streamed:
         return batch
 
     def prepare(
-        self, ranks: Tensor, tables: Tensor, masks: Tensor, indices: Tensor, deformed: Tensor, control_points: Tensor
+        self, ranks: Tensor, tables: Tensor, masks: Tensor, indices: Tensor, *others: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Image and mask, as `Resident.prepare`."""
         classes = self.volumes.num_classes
-        return augment(ranks, tables, masks, indices, indices, deformed, control_points, classes, self.dtype)
+        return _augmented((ranks, tables, masks), (indices, indices, *others), classes, self.dtype)
 
     def close(self) -> None:
         """Does nothing."""
@@ -185,6 +180,17 @@ class Ready:
     def close(self) -> None:
         """Closes the other source."""
         self.source.close()
+
+
+def _augmented(
+    stored: tuple[Tensor, Tensor, Tensor], batch: tuple[Tensor, ...], num_classes: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Image and mask, of ranks, tables and masks, and the arrays of `training.draws.BatchParameters`."""
+    cases, intensities_of, deformed, control_points, *transforms = batch
+    choices = cases, intensities_of, deformed, control_points
+    if transforms:
+        return transform(*stored, *choices, transforms[0], num_classes, dtype)
+    return augment(*stored, *choices, num_classes, dtype)
 
 
 def _send(tensor: Tensor, device: torch.device) -> Tensor:

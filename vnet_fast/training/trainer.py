@@ -112,8 +112,9 @@ class Trainer:
     def _make_source(self) -> Source:
         config, part = self.config, (self.processes.rank, self.processes.count)
         self.sampler = BatchSampler(
-            config.seed, config.batch_size, len(self.data.training), config.shape, not config.no_augment, *part
-        )
+            config.seed, config.batch_size, len(self.data.training), config.shape, not config.no_augment, *part,
+            augmentation=config, spacing=config.spacing,
+        )  # fmt: skip
         dtype, iterations = self.autocast or torch.float32, range(self.iteration, config.iterations)
         source = make_source(self.data, self.sampler, self.device, dtype, iterations, config.workers)
         self.step.prepare = source.prepare
