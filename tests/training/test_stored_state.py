@@ -10,7 +10,8 @@ from tests.volumes import write_case
 from vnet_fast.errors import InputError
 from vnet_fast.nn.losses import DiceLoss
 from vnet_fast.nn.vnet import VNet
-from vnet_fast.run.configuration import Config, configure
+from vnet_fast.run.configuration import Config
+from vnet_fast.run.configure import configure
 from vnet_fast.training import trainer
 from vnet_fast.training.optimizer import make_optimizer
 from vnet_fast.training.step import Step

@@ -22,7 +22,8 @@ from vnet_fast.data import training_data
 from vnet_fast.errors import InputError
 from vnet_fast.nn.losses import DiceLoss, WeightedCrossEntropy
 from vnet_fast.run import checkpoint, configuration
-from vnet_fast.run.configuration import Config, configure
+from vnet_fast.run.configuration import Config
+from vnet_fast.run.configure import configure
 from vnet_fast.training import optimizer, signals, trainer
 from vnet_fast.training.schedule import learning_rate
 
