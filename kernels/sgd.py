@@ -11,9 +11,9 @@ learning rate η and the scale s of the loss:
 If the gradients of a scaled loss are not finite, nothing is written. All arithmetic is in float32, whatever the type
 of g. η, s and the flag are read on the device, where a CUDA graph finds them at every replay.
 
-Derivation: that of torch.optim.SGD, without dampening. Its m starts as g', which is what comes of zeros. Deviations from
-PyTorch's fused optimiser: s is divided by as a product with 1 / s, which is exact for the powers of two that its scaler
-takes, and the gradients are left as they are. What gradients are clipped by is a factor of s too.
+Derivation: that of torch.optim.SGD, without dampening. Its m starts as g', which is what comes of zeros. Deviations
+from PyTorch's fused optimiser: s is divided by as a product with 1 / s, which is exact for the powers of two that its
+scaler takes, and the gradients are left as they are. What gradients are clipped by is a factor of s too.
 
 Layout: weight, momentum, gradient and copy have the same strides and no gaps, so that their order in memory is the same
 and the axes mean nothing.
@@ -106,17 +106,13 @@ def _sgd_kernel(
     # threads through shared memory
     offset = tl.max_contiguous(start + tl.arange(0, BLOCK), 4)
     if start + BLOCK <= size:
-        _update(
-            weight_ptr, gradient_ptr, momentum_ptr, copy_ptr, offset, None, rate, inverse_scale, DECAY, MOMENTUM,
-            NESTEROV,
-        )  # fmt: skip
+        _update(weight_ptr, gradient_ptr, momentum_ptr, copy_ptr, offset, None, rate, inverse_scale, DECAY, MOMENTUM,
+                NESTEROV)  # fmt: skip
     else:
         # not for all blocks, because of a size of any number one can't tell that 16 bytes are inside
         inside = offset < size
-        _update(
-            weight_ptr, gradient_ptr, momentum_ptr, copy_ptr, offset, inside, rate, inverse_scale, DECAY, MOMENTUM,
-            NESTEROV,
-        )  # fmt: skip
+        _update(weight_ptr, gradient_ptr, momentum_ptr, copy_ptr, offset, inside, rate, inverse_scale, DECAY, MOMENTUM,
+                NESTEROV)  # fmt: skip
 
 
 def supports(weight, gradient, momentum=None, copy=None):

@@ -11,7 +11,7 @@ from vnet_fast.run import tensorboard
 from vnet_fast.run.configuration import ALL, Config
 from vnet_fast.run.configure import configure
 from vnet_fast.training.cross_validation import cross_validate
-from vnet_fast.training.trainer import train_run
+from vnet_fast.training.train_run import train_run
 
 
 def main(given: dict[str, Any]) -> int:

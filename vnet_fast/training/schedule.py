@@ -12,8 +12,8 @@ def learning_rate(config: Config, iteration: int) -> float:
     """The learning rate of an iteration, counted from 0.
 
     It rises linearly in the first `warmup` iterations, of which the last has the full rate. Then `step` divides it by
-    10 every `lr_step` iterations of the run. `poly` and `cosine` let it fall over the iterations after the warm-up, from
-    the full rate to (1 - t)^0.9 or (1 + cos πt) / 2 of it, where t is the share of them that is done.
+    10 every `lr_step` iterations of the run. `poly` and `cosine` multiply it by (1 - t)^0.9 or (1 + cos πt) / 2, where
+    t is the share of the iterations after the warm-up that is done.
     """
     if iteration < config.warmup:
         return config.learning_rate * (iteration + 1) / config.warmup

@@ -52,6 +52,8 @@ class Step:
         ema: float | None = None,
     ) -> None:
         self.model, self.loss, self.optimizer, self.autocast = model, loss, optimizer, autocast
+        # `model` may be wrapped later, for several processes
+        self.network = model
         self.prepare, self.clip = prepare, clip
         self.average = None if ema is None else WeightAverage(model, ema)
         self.device = next(model.parameters()).device

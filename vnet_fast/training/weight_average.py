@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class WeightAverage:
@@ -26,7 +26,7 @@ class WeightAverage:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay, self.updates = decay, 0
-        self.weights = dict(model.named_parameters())
+        self.weights: dict[str, Tensor] = dict(model.named_parameters())
         self.values = {name: weight.detach().clone() for name, weight in self.weights.items()}
         device = next(iter(self.values.values())).device
         self._current = 0.0
