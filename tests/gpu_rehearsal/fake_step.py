@@ -72,6 +72,9 @@ class Configuration:
     resident: bool = True
     # whether convolutions are rewritten by the table of an H100
     rewrites: bool = False
+    # the largest norm of the gradients, and the decay of an average of the weights
+    clip: float | None = None
+    ema: float | None = None
 
     def __str__(self):
         """As in `caffe, loss weighted-ce`: what is not the default."""
@@ -99,6 +102,9 @@ CONFIGURATIONS = {
         Configuration("caffe", "fp16", optimizer="adamw"),
         *(Configuration(loss=loss) for loss in LOSSES if loss != "dice"),
         Configuration(precision="fp16", loss="weighted-ce"),
+        Configuration(optimizer="adamw", clip=12.0, ema=0.99),
+        Configuration(optimizer="nesterov", clip=12.0, ema=0.99),
+        Configuration(precision="fp16", clip=12.0, ema=0.99),
         Configuration(rewrites=True),
         Configuration(shape=(35, 50, 33)),
         Configuration(shape=(16, 16, 16), batch=1),
@@ -116,7 +122,8 @@ def step_of(configuration):
     optimizer = make_optimizer(model, configuration.optimizer, 1e-4, 0.99, 5e-4)
     prepare, inputs = _batch(configuration, autocast)
     loss = put_on_device(LOSSES[configuration.loss]())
-    return Step(model, loss, optimizer, autocast, prepare), inputs
+    settings = {"clip": configuration.clip, "ema": configuration.ema}
+    return Step(model, loss, optimizer, autocast, prepare, **settings), inputs
 
 
 def _batch(configuration, autocast):
