@@ -145,6 +145,7 @@ def test_a_graphs_replays_update_it(monkeypatch):
     monkeypatch.setattr(step_module, "captured", captured)
     monkeypatch.setattr(step_module, "on_side_stream", lambda function: function())
     graphed.wants_graph = True
+    number = graphed.average._on_device
     for seed in range(WARM_UP + 3):
         graphed(*batch(seed))
         eager(*batch(seed))
@@ -152,4 +153,6 @@ def test_a_graphs_replays_update_it(monkeypatch):
             # as a validation between two replays
             pass
     assert len(replayed) == 3
+    # a graph reads where it was when it was captured
+    assert graphed.average._on_device is number
     assert_same(numbers(graphed), numbers(eager))
