@@ -108,6 +108,7 @@ def test_phantoms_without_data(tmp_path, run_verb):
     code, out, err = run_verb(train, "--output", tmp_path / "run", *TINY, "--iterations", 2)
     assert code == 0, err
     assert f"{training_data.NUM_PHANTOMS} synthetic phantoms" in out
+    assert "recipe: demonstration, dice, adamw, learning rate 0.0003, step\n" in out
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     # the demonstration's recipe where nothing else was asked for
     assert config["optimizer"] == "adamw"

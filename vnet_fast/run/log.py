@@ -20,6 +20,7 @@ from vnet_fast.files import write_text
 from vnet_fast.progress import said, working
 from vnet_fast.run.configuration import Config
 from vnet_fast.run.folder import TENSORBOARD
+from vnet_fast.run.recipes import PAPER
 from vnet_fast.run.tensorboard import Board
 from vnet_fast.stored import open_regular, reason
 from vnet_fast.text_table import printable
@@ -171,7 +172,9 @@ def recipe_text(config: Config) -> str:
     parts += [f"weights averaged with {config.ema:g}"] if config.ema is not None else []
     parts += [f"{config.minutes:g} minutes"] if config.minutes is not None else []
     parts += [f"patience of {config.patience} validations"] if config.patience is not None else []
-    return f"recipe: {config.recipe}, {', '.join(parts)}"
+    # of the paper's recipe, the demonstration changes much
+    name = "demonstration" if config.data is None and config.recipe == PAPER else config.recipe
+    return f"recipe: {name}, {', '.join(parts)}"
 
 
 def network_text(config: Config, parameters: int) -> str:
