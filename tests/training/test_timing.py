@@ -3,6 +3,7 @@ import types
 import pytest
 import torch
 
+from vnet_fast.command_line import MAX_INT
 from vnet_fast.distributed import Processes
 from vnet_fast.run.configuration import Config
 from vnet_fast.training import timing
@@ -78,6 +79,11 @@ def test_no_time_is_left(clock):
     timed = timing_of(Config(minutes=0.001))
     done = run(clock, timed, 1.0)
     assert timed.iterations(done) == done
+
+
+def test_no_more_iterations_than_a_run_can_store(clock):
+    timed = timing_of(Config(minutes=1e30))
+    assert timed.iterations(run(clock, timed, 1.0)) == MAX_INT
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ class Config:
     iterations: int = option(30_000, "updates of the weights", type=positive_int, metavar="N")
     minutes: float | None = option(
         None,
-        "train for so long instead, validation included: the first iterations are timed, and set the number of all",
+        "minutes of training and validation, instead of --iterations: their number follows from the first ones",
         type=positive_float,
         metavar="M",
     )

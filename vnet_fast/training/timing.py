@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 
+from vnet_fast.command_line import MAX_INT
 from vnet_fast.distributed import Processes
 from vnet_fast.run.configuration import Config
 from vnet_fast.run.recipes import PAPER
@@ -67,7 +68,7 @@ class Timing:
     def iterations(self, done: int) -> int:
         """The most iterations of the run, those that are done included, that fit in its minutes."""
         seconds = 60 * (self.config.minutes or 0.0) - (time.monotonic() - self.started)
-        low, high = done, done + int(max(0.0, seconds) / self.each)
+        low, high = done, min(MAX_INT, done + int(max(0.0, seconds) / self.each))
         while low < high:
             middle = (low + high + 1) // 2
             if (middle - done) * self.each + self._seconds_beside(middle) <= seconds:
