@@ -5,15 +5,15 @@ learning rate η and the scale s of the loss:
 
     g' = g / s + λ w
     m' = μ m + g'
-    w' = w - η m'           without a momentum factor, w - η g'
+    w' = w - η m'           without a momentum factor, w - η g'; with Nesterov's momentum, w - η (g' + μ m')
     c' = w', rounded        the copy, in half precision
 
 If the gradients of a scaled loss are not finite, nothing is written. All arithmetic is in float32, whatever the type
 of g. η, s and the flag are read on the device, where a CUDA graph finds them at every replay.
 
-Derivation: that of torch.optim.SGD, without dampening and Nesterov's momentum. Its m starts as g', which is what comes
-of zeros. Deviations from PyTorch's fused optimiser: s is divided by as a product with 1 / s, which is exact for the
-powers of two that its scaler takes, and the gradients are left as they are.
+Derivation: that of torch.optim.SGD, without dampening. Its m starts as g', which is what comes of zeros. Deviations
+from PyTorch's fused optimiser: s is divided by as a product with 1 / s, which is exact for the powers of two that its
+scaler takes, and the gradients are left as they are. What gradients are clipped by is a factor of s too.
 
 Layout: weight, momentum, gradient and copy have the same strides and no gaps, so that their order in memory is the same
 and the axes mean nothing.
@@ -54,15 +54,16 @@ FLOAT32, HALF = (torch.float32,), (torch.float16, torch.bfloat16)
 @triton.jit
 def _update(
     weight_ptr, gradient_ptr, momentum_ptr, copy_ptr, offset, mask, rate, inverse_scale, DECAY: tl.constexpr,
-    MOMENTUM: tl.constexpr,
+    MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr,
 ):  # fmt: skip
     weight = tl.load(weight_ptr + offset, mask=mask)
     gradient = tl.load(gradient_ptr + offset, mask=mask).to(tl.float32) * inverse_scale
     if DECAY != 0:
         gradient += DECAY * weight
     if momentum_ptr is not None:
-        gradient += MOMENTUM * tl.load(momentum_ptr + offset, mask=mask)
-        tl.store(momentum_ptr + offset, gradient, mask=mask)
+        momentum = MOMENTUM * tl.load(momentum_ptr + offset, mask=mask) + gradient
+        tl.store(momentum_ptr + offset, momentum, mask=mask)
+        gradient = gradient + MOMENTUM * momentum if NESTEROV else momentum
     weight -= rate * gradient
     tl.store(weight_ptr + offset, weight, mask=mask)
     if copy_ptr is not None:
@@ -72,7 +73,7 @@ def _update(
 @triton.jit
 def _sgd_kernel(
     weights, gradients, momenta, copies, table_ptr, rate_ptr, scale_ptr, found_inf_ptr, DECAY: tl.constexpr,
-    MOMENTUM: tl.constexpr, TENSORS: tl.constexpr, BLOCK: tl.constexpr,
+    MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr, TENSORS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     # two conditions, of which the first is decided when this is compiled
     if found_inf_ptr is not None:  # noqa: SIM102
@@ -105,11 +106,13 @@ def _sgd_kernel(
     # threads through shared memory
     offset = tl.max_contiguous(start + tl.arange(0, BLOCK), 4)
     if start + BLOCK <= size:
-        _update(weight_ptr, gradient_ptr, momentum_ptr, copy_ptr, offset, None, rate, inverse_scale, DECAY, MOMENTUM)
+        _update(weight_ptr, gradient_ptr, momentum_ptr, copy_ptr, offset, None, rate, inverse_scale, DECAY, MOMENTUM,
+                NESTEROV)  # fmt: skip
     else:
         # not for all blocks, because of a size of any number one can't tell that 16 bytes are inside
         inside = offset < size
-        _update(weight_ptr, gradient_ptr, momentum_ptr, copy_ptr, offset, inside, rate, inverse_scale, DECAY, MOMENTUM)
+        _update(weight_ptr, gradient_ptr, momentum_ptr, copy_ptr, offset, inside, rate, inverse_scale, DECAY, MOMENTUM,
+                NESTEROV)  # fmt: skip
 
 
 def supports(weight, gradient, momentum=None, copy=None):
@@ -142,7 +145,9 @@ def _fit(*forms):
     )
 
 
-def sgd(weights, gradients, momenta, copies, rate, momentum, weight_decay, grad_scale=None, found_inf=None):
+def sgd(
+    weights, gradients, momenta, copies, rate, momentum, weight_decay, grad_scale=None, found_inf=None, nesterov=False
+):
     """Updates weights, momenta and copies in place, for tensors that `supports` accepts.
 
     A CUDA graph can hold it if tensors of these sizes were updated before.
@@ -157,8 +162,9 @@ def sgd(weights, gradients, momenta, copies, rate, momentum, weight_decay, grad_
         weight_decay: the factor of the weights that is added to the gradients.
         grad_scale: None, or what the gradients are divided by, (), float32, on the device.
         found_inf: None, or (), float32, on the device; unless it is zero nothing is written.
+        nesterov: whether the momentum is Nesterov's.
     """
-    constants = {"DECAY": weight_decay, "MOMENTUM": momentum, "TENSORS": TENSORS, "BLOCK": BLOCK}
+    constants = {"DECAY": weight_decay, "MOMENTUM": momentum, "NESTEROV": nesterov, "TENSORS": TENSORS, "BLOCK": BLOCK}
     with on_device_of(weights[0]):
         for first in range(0, len(weights), TENSORS):
             part = slice(first, first + TENSORS)

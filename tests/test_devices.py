@@ -8,7 +8,7 @@ import torch
 from vnet_fast import devices
 from vnet_fast.devices import choose_precision
 from vnet_fast.errors import InputError
-from vnet_fast.run import configuration, memory
+from vnet_fast.run import configuration, configure, memory
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -40,19 +40,21 @@ def test_mixed_precision_is_the_default_on_a_gpu_only(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     assert choose_precision(None, GPU) == (torch.bfloat16, "mixed precision (bf16)")
     monkeypatch.setattr(devices, "find_device", lambda name: GPU)
-    monkeypatch.setattr(configuration, "find_device", lambda name: GPU)
-    assert configuration.configure({"data": "cases"}).amp == "auto"
-    assert configuration.configure({"data": "cases", "amp": "off"}).amp == "off"
-    monkeypatch.setattr(configuration, "find_device", lambda name: CPU)
-    assert configuration.configure({"data": "cases"}).amp == "off"
+    for module in (configuration, configure):
+        monkeypatch.setattr(module, "find_device", lambda name: GPU)
+    assert configure.configure({"data": "cases"}).amp == "auto"
+    assert configure.configure({"data": "cases", "amp": "off"}).amp == "off"
+    for module in (configuration, configure):
+        monkeypatch.setattr(module, "find_device", lambda name: CPU)
+    assert configure.configure({"data": "cases"}).amp == "off"
 
 
 @pytest.mark.usefixtures("large_gpu")
 def test_the_demonstration_on_a_gpu_has_the_papers_size(monkeypatch):
-    for module in (devices, configuration):
+    for module in (devices, configuration, configure):
         monkeypatch.setattr(module, "find_device", lambda name: GPU)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-    config = configuration.configure({})
+    config = configure.configure({})
     assert (config.volume, config.spacing, config.base_channels) == ((128, 128, 64), (1.0, 1.0, 1.5), 16)
     # a run on a CPU with these settings learned, and one with twice the rate did not
     assert (config.optimizer, config.learning_rate, config.iterations, config.lr_step) == ("adamw", 1e-4, 120, 90)

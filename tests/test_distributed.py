@@ -62,7 +62,7 @@ def _assert_within(share, ours, theirs, what):
 
 
 def test_two_processes_train_as_one_with_twice_the_batch(cases, tmp_path, run_verb):
-    common = ["--data", cases, *TINY, "--iterations", 20, "--val-every", 10]
+    common = ["--data", cases, *TINY, "--iterations", 20, "--val-every", 10, "--clip", 0.1, "--ema", 0.9]
     out, err = train_in_two(*common, "--batch-size", 1, "--output", tmp_path / "two")
     assert out.count("2 processes") == 1
     assert out.count("validation Dice 0.") == out.count("\niteration ") + 1

@@ -28,7 +28,8 @@ COMMANDS = list(
     dict.fromkeys(line for text in PAGES.values() for line in re.findall(r"^    (\S.*)$", FENCE.sub("", text), re.M))
 )
 VERBS = r"^(python -m vnet_fast|vnet-fast )|&& \.venv/bin/python -m vnet_fast"
-TINY = shlex.split("--volume 16 16 16 --spacing 1.5 1.5 2 --base-channels 2 --iterations 2 --folds 3 --device cpu")
+WITHOUT_ITERATIONS = shlex.split("--volume 16 16 16 --spacing 1.5 1.5 2 --base-channels 2 --folds 3 --device cpu")
+TINY = [*WITHOUT_ITERATIONS, "--iterations", "2"]
 # the folders of the repository, by which a path is told from a path of the user
 FOLDERS = r"(?:vnet_fast|kernels|tests|benchmarks|docs|\.ci)/"
 
@@ -100,7 +101,7 @@ def test_command(command, folder, tmp_path, capsys):
         arguments[run] = str(shutil.copytree(arguments[run], tmp_path / "run"))
         arguments += ["--iterations", "3"]
     elif arguments[:1] == ["train"]:
-        arguments += TINY
+        arguments += ["--minutes", "0.001", *WITHOUT_ITERATIONS] if "--minutes" in arguments else TINY
         if "--output" not in arguments or "RUN" in arguments:
             # of an option that is given twice, the last counts
             arguments += ["--output", str(tmp_path / "run")]

@@ -8,9 +8,10 @@ from vnet_fast.devices import keep_freed_memory, use_all_cores
 from vnet_fast.distributed import is_lost_process
 from vnet_fast.errors import InputError
 from vnet_fast.run import tensorboard
-from vnet_fast.run.configuration import ALL, Config, configure
+from vnet_fast.run.configuration import ALL, Config
+from vnet_fast.run.configure import configure
 from vnet_fast.training.cross_validation import cross_validate
-from vnet_fast.training.trainer import train_run
+from vnet_fast.training.train_run import train_run
 
 
 def main(given: dict[str, Any]) -> int:

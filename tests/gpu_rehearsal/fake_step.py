@@ -76,6 +76,9 @@ class Configuration:
     transforms: bool = False
     # whether convolutions are rewritten by the table of an H100
     rewrites: bool = False
+    # the largest norm of the gradients, and the decay of an average of the weights
+    clip: float | None = None
+    ema: float | None = None
 
     def __str__(self):
         """As in `caffe, loss weighted-ce`: what is not the default."""
@@ -104,6 +107,9 @@ CONFIGURATIONS = {
         *(Configuration(loss=loss) for loss in LOSSES if loss != "dice"),
         Configuration(precision="fp16", loss="weighted-ce"),
         Configuration(transforms=True),
+        Configuration(optimizer="adamw", clip=12.0, ema=0.99),
+        Configuration(optimizer="nesterov", clip=12.0, ema=0.99),
+        Configuration(precision="fp16", clip=12.0, ema=0.99),
         Configuration(rewrites=True),
         Configuration(shape=(35, 50, 33)),
         Configuration(shape=(16, 16, 16), batch=1),
@@ -121,7 +127,8 @@ def step_of(configuration):
     optimizer = make_optimizer(model, configuration.optimizer, 1e-4, 0.99, 5e-4)
     prepare, inputs = _batch(configuration, autocast)
     loss = put_on_device(LOSSES[configuration.loss]())
-    return Step(model, loss, optimizer, autocast, prepare), inputs
+    settings = {"clip": configuration.clip, "ema": configuration.ema}
+    return Step(model, loss, optimizer, autocast, prepare, **settings), inputs
 
 
 def _batch(configuration, autocast):

@@ -213,30 +213,32 @@ def deform_launches():
 
 
 def sgd_launches():
-    # type of the gradients, type of the copies, whether the loss is scaled
+    # type of the gradients, type of the copies, whether the loss is scaled, whether the momentum is Nesterov's
     cases = [
-        (torch.bfloat16, torch.bfloat16, False),
-        (torch.float16, torch.float16, True),
-        (torch.float32, None, False),
+        (torch.bfloat16, torch.bfloat16, False, False),
+        (torch.float16, torch.float16, True, False),
+        (torch.float32, None, False, False),
+        (torch.bfloat16, torch.bfloat16, False, True),
     ]
     # what the network has: a convolution, a bias, and so on
     sizes = [(32, 32, 5, 5, 5), (32,)]
     launches = []
-    for dtype, copy_type, scaled in cases:
+    for dtype, copy_type, scaled, nesterov in cases:
         weights, gradients, momenta = (
             [torch.empty(size, dtype=kind, device="meta") for size in sizes]
             for kind in (torch.float32, dtype, torch.float32)
         )
         copies = None if copy_type is None else [torch.empty(size, dtype=copy_type, device="meta") for size in sizes]
         number = torch.empty((), device="meta")
-        scale = [number] * 2 if scaled else []
+        scale = [number] * 2 if scaled else [None, None]
         assert sgd.supports(weights[0], gradients[0], momenta[0], copies and copies[0])
         lists = weights, gradients, momenta, copies
 
-        def run(lists=lists, number=number, scale=scale):
-            sgd.sgd(*lists, number, 0.99, 5e-4, *scale)
+        def run(lists=lists, number=number, scale=scale, nesterov=nesterov):
+            sgd.sgd(*lists, number, 0.99, 5e-4, *scale, nesterov)
 
         name = f"{str(dtype).removeprefix('torch.')} gradients, {'no' if copies is None else 'half-precision'} copies"
+        name += ", Nesterov" if nesterov else ""
         launches += record(sgd, name, run)
     return launches
 

@@ -93,20 +93,21 @@ def error(found, exact):
 
 
 @pytest.mark.parametrize(
-    ("momentum", "decay"),
+    ("momentum", "decay", "nesterov"),
     [
-        pytest.param(MOMENTUM, DECAY, id="momentum and decay"),
-        pytest.param(0.0, 0.0, id="neither"),
-        pytest.param(MOMENTUM, 0.0, marks=pytest.mark.exhaustive, id="momentum"),
-        pytest.param(0.0, DECAY, marks=pytest.mark.exhaustive, id="decay"),
+        pytest.param(MOMENTUM, DECAY, False, id="momentum and decay"),
+        pytest.param(MOMENTUM, DECAY, True, id="Nesterov and decay"),
+        pytest.param(0.0, 0.0, False, id="neither"),
+        pytest.param(MOMENTUM, 0.0, False, marks=pytest.mark.exhaustive, id="momentum"),
+        pytest.param(0.0, DECAY, False, marks=pytest.mark.exhaustive, id="decay"),
     ],
 )
 @pytest.mark.parametrize("copy_type", [None, *HALF], ids=str)
 @pytest.mark.parametrize("gradient_type", TYPES)
-def test_kernel_against_the_definition(gradient_type, copy_type, momentum, decay):
+def test_kernel_against_the_definition(gradient_type, copy_type, momentum, decay, nesterov):
     ours = make(SHAPES, gradient_type, copy_type, momentum=bool(momentum))
     plain, exact = clones(ours), clones(ours, torch.float64)
-    settings = momentum, decay
+    settings = momentum, decay, None, None, nesterov
     sgd(ours, rate_on_device(), *settings)
     for entry in plain:
         sgd_definition(entry, rate_on_device(), *settings)
@@ -194,18 +195,23 @@ def test_a_gradient_of_nan_stays_where_it_is():
 
 
 @pytest.mark.parametrize("decay", [DECAY, 0.0], ids=["decay", "no decay"])
-@pytest.mark.parametrize("momentum", [MOMENTUM, 0.0], ids=["momentum", "plain"])
-def test_definition_is_pytorchs_to_the_last_bit(momentum, decay):
+@pytest.mark.parametrize(
+    ("momentum", "nesterov"),
+    [(MOMENTUM, False), (MOMENTUM, True), (0.0, False)],
+    ids=["momentum", "Nesterov", "plain"],
+)
+def test_definition_is_pytorchs_to_the_last_bit(momentum, nesterov, decay):
     ours = make(SHAPES, momentum=bool(momentum))
     theirs = [torch.nn.Parameter(entry.weight.clone()) for entry in ours]
-    optimizer = torch.optim.SGD(theirs, lr=RATE, momentum=momentum, weight_decay=decay, foreach=False)
+    settings = {"momentum": momentum, "weight_decay": decay, "nesterov": nesterov}
+    optimizer = torch.optim.SGD(theirs, lr=RATE, foreach=False, **settings)
     for entry in ours:
         if momentum:
             entry.momentum.zero_()
     for iteration in range(3):
         for entry, weight in zip(ours, theirs, strict=True):
             weight.grad = (iteration + 1) * entry.gradient
-            sgd_definition(entry._replace(gradient=weight.grad), RATE, momentum, decay)
+            sgd_definition(entry._replace(gradient=weight.grad), RATE, **settings)
         optimizer.step()
     for entry, weight in zip(ours, theirs, strict=True):
         assert torch.equal(entry.weight, weight)

@@ -56,13 +56,14 @@ class Checkpoint:
     def __init__(self, folder):
         torch.manual_seed(0)
         self.folder, model = folder, VNet(base_channels=1)
-        self.step = Step(model, DiceLoss.paper(), make_optimizer(model, "sgd", 1e-3, 0.9, 1e-4))
+        self.step = Step(model, DiceLoss.paper(), make_optimizer(model, "sgd", 1e-3, 0.9, 1e-4), ema=0.9)
         state = {
             **self.step.state_dict(), "seconds": 1.5, "iteration": 7, "batch": 2, "config": asdict(Config(output="r")),
             "best": {"iteration": 4, "dice": 0.5, "per_case": {"A": [0.5]}}, "spacing": [1.0, 1.0, 2.0],
             "volume": [16, 16, 16], "training": ["B", "C"], "validation": ["A"],
         }  # fmt: skip
-        checkpoint.save(folder / self.name, model, **state)
+        with self.step.averaged():
+            checkpoint.save(folder / self.name, model, **state)
 
     def read(self):
         path = self.folder / self.name

@@ -9,7 +9,8 @@ import pytest
 
 from vnet_fast.errors import InputError
 from vnet_fast.run import memory
-from vnet_fast.run.configuration import Config, configure, stored_config
+from vnet_fast.run.configuration import Config, stored_config
+from vnet_fast.run.configure import configure
 from vnet_fast.run.folder import PROCESS, RunFolder, finished_at, read_summary
 from vnet_fast.run.log import read_log
 

@@ -45,7 +45,7 @@ def test_all_folds_are_trained_as_single_runs_and_collected(cases, tmp_path, run
         one = json_of(run / f"fold{fold}" / "summary.json")
         assert not per_case.keys() & one["val_dice_per_case"].keys()
         per_case |= one["val_dice_per_case"]
-        names = ("val_dice", "network_grid_dice", "best_iteration")
+        names = ("val_dice", "network_grid_dice", "best_iteration", "iterations")
         folds.append({"fold": fold, "cases": 2, **{name: one[name] for name in names}})
         row = [str(fold), "2", f"{one['val_dice']:.4f}", f"{one['network_grid_dice']:.4f}", str(one["best_iteration"])]
         assert row in [line.split() for line in out.splitlines()]

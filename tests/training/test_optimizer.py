@@ -29,6 +29,10 @@ def test_biases_learn_twice_as_fast_with_sgd_and_do_not_decay():
     assert decaying["momentum"] == 0.99
     assert [len(decaying["params"]), len(biases["params"])] == [1, 1]
     assert biases["params"][0] is model.bias
+    assert not decaying["nesterov"]
+    nesterov = make_optimizer(model, "nesterov", 1e-4, 0.99, 5e-4).param_groups
+    assert all(group["nesterov"] for group in nesterov)
+    assert [group["lr"] for group in nesterov] == [1e-4, 2e-4]
 
 
 def test_adamw_does_not_warn_of_iterations_before_the_capture(monkeypatch):
@@ -115,17 +119,17 @@ def assert_rounded(step):
 
 
 @pytest.mark.parametrize(
-    ("autocast", "topology"),
-    [(BF16, "paper"), pytest.param(BF16, "caffe", marks=pytest.mark.exhaustive)],
+    ("name", "topology"),
+    [("sgd", "paper"), ("nesterov", "paper"), pytest.param("sgd", "caffe", marks=pytest.mark.exhaustive)],
     ids=str,
 )
-def test_training_is_that_of_autocast_to_the_last_bit(by_definition, monkeypatch, autocast, topology):
-    ours = step_of(autocast, topology=topology)
+def test_training_is_that_of_autocast_to_the_last_bit(by_definition, monkeypatch, name, topology):
+    ours = step_of(name=name, topology=topology)
     losses = train(ours)
     assert len(ours.optimizer.half_weights.copies) == len(convolutions(ours.model))
     assert_rounded(ours)
     without_half_weights(monkeypatch)
-    theirs = step_of(autocast, topology=topology)
+    theirs = step_of(name=name, topology=topology)
     assert train(theirs) == losses
     assert theirs.optimizer.half_weights is None
     assert_same(numbers(ours), numbers(theirs))

@@ -18,11 +18,14 @@ from vnet_fast.run import checkpoint
 
 KILLED_PREDICTIONS = 17
 SCRIPT = Path(__file__).with_name("kill_runs.py")
-# device, kills, iterations, the longest life of a training in seconds
+FAST = ["--recipe", "fast", "--clip", 0.1]
+# device, kills, iterations, the longest life of a training in seconds, further options
 RUNS = [
-    pytest.param("cpu", 3, 60, 0.6, marks=pytest.mark.exhaustive, id="few"),
-    pytest.param("cpu", 20, 500, 0.6, marks=pytest.mark.exhaustive, id="many"),
-    pytest.param("cuda", 20, 500, 2, marks=pytest.mark.gpu, id="gpu"),
+    pytest.param("cpu", 3, 60, 0.6, [], marks=pytest.mark.exhaustive, id="few"),
+    pytest.param("cpu", 3, 60, 0.6, FAST, marks=pytest.mark.exhaustive, id="few, fast"),
+    pytest.param("cpu", 20, 500, 0.6, [], marks=pytest.mark.exhaustive, id="many"),
+    pytest.param("cuda", 20, 500, 2, [], marks=pytest.mark.gpu, id="gpu"),
+    pytest.param("cuda", 5, 200, 2, FAST, marks=pytest.mark.gpu, id="gpu, fast"),
 ]
 
 
@@ -46,12 +49,12 @@ def assert_equal(ours, theirs, name):
         assert ours == theirs, name
 
 
-@pytest.mark.parametrize(("device", "kills", "iterations", "longest"), RUNS)
-def test_kills_at_random_moments_change_nothing(cases, tmp_path, device, kills, iterations, longest):
+@pytest.mark.parametrize(("device", "kills", "iterations", "longest", "options"), RUNS)
+def test_kills_at_random_moments_change_nothing(cases, tmp_path, device, kills, iterations, longest, options):
     arguments = ["--data", cases, "--volume", 16, 16, 16, "--spacing", 1.5, 1.5, 2, "--base-channels", 1]
     arguments += ["--folds", 3, "--device", device, "--iterations", iterations, "--lr-step", 200, "--deterministic"]
     # an interval that divides neither the other nor the run: what is saved is seldom what was validated
-    arguments += ["--val-every", 70, "--save-every", 4, "--learning-rate", 1e-3]
+    arguments += ["--val-every", 70, "--save-every", 4, "--learning-rate", 1e-3, *options]
     command = [sys.executable, SCRIPT, tmp_path, kills, longest, *arguments]
     # of volumes this small two threads mostly wait for each other
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -72,8 +75,8 @@ def test_kills_at_random_moments_change_nothing(cases, tmp_path, device, kills, 
     for index in range(found["runs"]):
         run = tmp_path / f"killed{index}"
         killed = torch.load(run / "last.pt", weights_only=True)
-        for part in ("iteration", "model", "optimizer", "scaler"):
-            assert_equal(killed[part], whole[part], part)
+        for part in ("iteration", "model", "optimizer", "scaler", "average"):
+            assert_equal(killed.get(part), whole.get(part), part)
         assert killed["best"] == whole["best"]
         assert rows_of(run) == rows_of(tmp_path / "whole")
         assert_same_result(run, tmp_path / "whole")

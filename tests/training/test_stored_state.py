@@ -10,7 +10,8 @@ from tests.volumes import write_case
 from vnet_fast.errors import InputError
 from vnet_fast.nn.losses import DiceLoss
 from vnet_fast.nn.vnet import VNet
-from vnet_fast.run.configuration import Config, configure
+from vnet_fast.run.configuration import Config
+from vnet_fast.run.configure import configure
 from vnet_fast.training import trainer
 from vnet_fast.training.optimizer import make_optimizer
 from vnet_fast.training.step import Step
@@ -117,7 +118,13 @@ def started(tmp_path_factory):
     for index in range(3):
         write_case(folder / "data", f"Case{index}", seed=index)
     settings = {"volume": (16, 16, 16), "spacing": (1.5, 1.5, 2.0), "base_channels": 1, "folds": 3, "device": "cpu"}
-    settings |= {"amp": "off", "iterations": 1, "data": str(folder / "data"), "cache": str(folder / "cache")}
+    settings |= {
+        "amp": "off",
+        "iterations": 1,
+        "ema": 0.9,
+        "data": str(folder / "data"),
+        "cache": str(folder / "cache"),
+    }
     with trainer.Trainer(Config(output=str(folder / "run"), **settings)) as run:
         run.train()
     for name in ("previous.pt", "best.pt"):
@@ -140,7 +147,24 @@ WRONG = [
     (lambda content: content["config"].update(iterations=0), "it is at iteration 1 of 0"),
     (lambda content: content["optimizer"].update(state={}), "its optimizer has no state of weight 0"),
     (lambda content: content["optimizer"]["state"].pop(3), "its optimizer has no state of weight 3"),
+    (
+        lambda content: content["best"].update(since=-1),
+        "last.pt: its best since must be a whole number, 0 or more; got -1",
+    ),
+    (lambda content: content.update(average=5), "last.pt: its average must be the average of the weights; got 5"),
+    (lambda content: content.pop("average"), "last.pt: can't be resumed: it has no average of the weights"),
+    (lambda content: content["average"].update(updates=-1), "its average lacks the number of updates, or weights"),
+    (lambda content: content["average"]["raw"].popitem(), "its average lacks the number of updates, or weights"),
+    (lambda content: content["average"]["raw"]["head.bias"].fill_(NAN), "its average's head.bias is NaN or infinite"),
+    (
+        lambda content: shorten(content["average"]["raw"]),
+        r"its average's head.bias has shape \[1\], and the weight \[2\]",
+    ),
 ]
+
+
+def shorten(raw):
+    raw["head.bias"] = raw["head.bias"][:1].clone()
 
 
 @pytest.mark.parametrize(("change", "message"), WRONG, ids=range(len(WRONG)))

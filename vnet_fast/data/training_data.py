@@ -16,6 +16,7 @@ from vnet_fast.data.labels import count_classes
 from vnet_fast.data.phantom import phantoms
 from vnet_fast.data.preparation import PreparedCase
 from vnet_fast.data.settings import DataSettings
+from vnet_fast.distributed import Processes
 from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.progress import track
 
@@ -64,6 +65,14 @@ class Data:
         changed = sorted(before ^ now)
         cause = f"its cases have changed{': ' + ', '.join(changed[:5]) if changed else ''}"
         raise InputError(run, cause, "Restore them, or start a new run")
+
+
+def load_data_once(settings: DataSettings, processes: Processes) -> Data:
+    """`load_data` in several processes: the first one prepares the cases, and the others find them in the cache."""
+    if processes.is_first:
+        data = load_data(settings)
+    processes.wait()
+    return data if processes.is_first else load_data(settings)
 
 
 def load_data(settings: DataSettings) -> Data:

@@ -36,6 +36,7 @@ def sgd(
     weight_decay: float,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
+    nesterov: bool = False,
 ) -> None:
     """Updates weights, momenta and copies in place.
 
@@ -48,11 +49,12 @@ def sgd(
         weight_decay: the factor of the weights that is added to the gradients.
         grad_scale: None, or what the gradients are divided by, a tensor ().
         found_inf: None, or a tensor (); unless it is zero, everything stays as it is.
+        nesterov: whether the momentum is Nesterov's.
 
     Source:
-        torch.optim.SGD, without dampening and Nesterov's momentum.
+        torch.optim.SGD, without dampening.
     """
-    settings = rate, momentum, weight_decay, grad_scale, found_inf
+    settings = rate, momentum, weight_decay, grad_scale, found_inf, nesterov
     kernels_of: dict[torch.device, Any] = {}
     by_type: dict[tuple[object, ...], list[Weights]] = {}
     for entry in tensors:
@@ -85,6 +87,7 @@ def sgd_definition(
     weight_decay: float,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
+    nesterov: bool = False,
 ) -> None:
     """`sgd` in plain PyTorch, for one tensor. The kernel is tested against it, and it runs where the kernel can't."""
     weight, gradient, buffer, copy = tensors
@@ -93,16 +96,19 @@ def sgd_definition(
         gradient = gradient * grad_scale.to(weight.dtype).reciprocal()
     if weight_decay:
         gradient = gradient.add(weight, alpha=weight_decay)
+    direction, kept = gradient, buffer
     if momentum and buffer is not None:
-        gradient = buffer.mul(momentum).add_(gradient)
+        direction = kept = buffer.mul(momentum).add_(gradient)
+        if nesterov:
+            direction = gradient.add(kept, alpha=momentum)
     if isinstance(rate, Tensor):
-        updated = weight.addcmul(gradient, rate.to(weight.dtype), value=-1)
+        updated = weight.addcmul(direction, rate.to(weight.dtype), value=-1)
     else:
-        updated = weight.add(gradient, alpha=-rate)
+        updated = weight.add(direction, alpha=-rate)
     if found_inf is not None:
         updated = torch.where(found_inf == 0, updated, weight)
     weight.copy_(updated)
-    if momentum and buffer is not None:
-        buffer.copy_(gradient if found_inf is None else torch.where(found_inf == 0, gradient, buffer))
+    if momentum and buffer is not None and kept is not None:
+        buffer.copy_(kept if found_inf is None else torch.where(found_inf == 0, kept, buffer))
     if copy is not None:
         copy.copy_(weight)

@@ -249,9 +249,11 @@ def _try_sgd(device: torch.device) -> Pairs:
             ]
             for _ in range(2)
         )
-        sgd(ours, rate, 0.9, 0.01)
+        # Nesterov's momentum where gradients are float16, so that both are tried
+        settings = rate, 0.9, 0.01, None, None, dtype == torch.float16
+        sgd(ours, *settings)
         for entry in theirs:
-            sgd_definition(entry, rate, 0.9, 0.01)
+            sgd_definition(entry, *settings)
         for found, wanted in zip(ours, theirs, strict=True):
             yield f"{dtype} weight", found.weight, wanted.weight
             yield f"{dtype} momentum", found.momentum, wanted.momentum

@@ -1,16 +1,14 @@
-"""The settings of a training run: the defaults, those of the command line, and those of a run to resume."""
+"""The settings of a training run: their defaults, their ranges, and those in the folder of a run."""
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import nn
 
 from vnet_fast.command_line import (
+    MAX_INT,
     natural_float,
     natural_int,
     option,
@@ -18,14 +16,16 @@ from vnet_fast.command_line import (
     path_text,
     positive_float,
     positive_int,
+    share,
 )
-from vnet_fast.devices import HOST, choose_precision, default_precision, find_device
+from vnet_fast.devices import find_device
 from vnet_fast.errors import InputError
 from vnet_fast.nn.losses import DiceLoss, WeightedCrossEntropy
 from vnet_fast.nn.vnet import SIZE_MULTIPLE, TOPOLOGIES
 from vnet_fast.run.augmentation import Augmentation, check_augmentation
 from vnet_fast.run.fields import MAX_SPACING, MIN_SPACING
 from vnet_fast.run.memory import Load, check_grid, check_load
+from vnet_fast.run.recipes import PAPER, RECIPES
 from vnet_fast.stored import read_object, reason
 
 CONFIG_FILE = "config.json"
@@ -38,6 +38,7 @@ ALL = "all"
 # what may change when a run is resumed; any other change would make it another run
 FREE_ON_RESUME = {
     "iterations",
+    "patience",
     "val_every",
     "save_every",
     "device",
@@ -88,6 +89,11 @@ class Config(Augmentation):
         choices=("auto", "bf16", "fp16", "off"),
     )
     device: str = option("auto", "device to train on", choices=("auto", "cpu", "cuda"))
+    recipe: str = option(
+        PAPER,
+        "settings that are not given: the paper's, or those that learn fastest, best with --minutes",
+        choices=tuple(RECIPES),
+    )
     topology: str = option(
         "paper", "the network of the paper's figure 2, or the one that its authors released", choices=tuple(TOPOLOGIES)
     )
@@ -104,8 +110,32 @@ class Config(Augmentation):
     )
     batch_size: int = option(2, "volumes per iteration", type=positive_int, metavar="N")
     iterations: int = option(30_000, "updates of the weights", type=positive_int, metavar="N")
-    optimizer: str = option("sgd", "SGD with momentum as in the paper, or AdamW", choices=("sgd", "adamw"))
-    learning_rate: float = option(1e-4, "learning rate of the first iteration", type=positive_float, metavar="RATE")
+    minutes: float | None = option(
+        None,
+        "minutes of training and validation, instead of --iterations: their number follows from the first ones",
+        type=positive_float,
+        metavar="M",
+    )
+    optimizer: str = option(
+        "sgd",
+        "SGD with momentum as in the paper, with Nesterov's momentum, or AdamW",
+        choices=("sgd", "nesterov", "adamw"),
+    )
+    learning_rate: float = option(
+        1e-4, "learning rate of the first iteration after the warm-up", type=positive_float, metavar="RATE"
+    )
+    schedule: str = option(
+        "step",
+        "how the learning rate falls: every --lr-step iterations, as a polynomial, or as half a cosine wave",
+        choices=("step", "poly", "cosine"),
+    )
+    warmup: int = option(0, "iterations in which the learning rate rises linearly", type=natural_int, metavar="N")
+    clip: float | None = option(
+        None, "largest norm of the gradient; a larger one is scaled down to it", type=positive_float, metavar="NORM"
+    )
+    ema: float | None = option(
+        None, "decay of the average of weights that is validated and predicts", type=share, metavar="DECAY"
+    )
     momentum: float = option(0.99, "momentum of SGD", type=natural_float, metavar="M")
     weight_decay: float = option(5e-4, "weight decay; biases have none", type=natural_float, metavar="W")
     lr_step: int = option(
@@ -137,6 +167,9 @@ class Config(Augmentation):
     save_every: int | None = option(
         None, "iterations between checkpoints (default: one at every validation)", type=positive_int, metavar="N"
     )
+    patience: int | None = option(
+        None, "end after so many validations without a higher Dice", type=positive_int, metavar="N"
+    )
     tensorboard: bool = option(
         False,
         "also write loss, learning rate, Dice and speed to RUN/tensorboard",
@@ -152,53 +185,6 @@ class Config(Augmentation):
         return z, y, x
 
 
-def demonstration(device: torch.device, dtype: torch.dtype | None) -> dict[str, Any]:
-    """The settings of a first run without data: about three minutes on two CPU cores, less on a GPU.
-
-    Args:
-        device: where it trains.
-        dtype: of mixed precision, or None for float32.
-    """
-    settings: dict[str, Any] = {"optimizer": "adamw", "learning_rate": 3e-4, "iterations": 240, "lr_step": 180}
-    if device.type == "cuda":
-        # The paper's size. With steps of 2e-4 it takes everything for foreground, and stays there.
-        return {**settings, "learning_rate": 1e-4, "iterations": 120, "lr_step": 90}
-    if dtype is None:
-        settings |= {"iterations": 180, "lr_step": 135}
-    # three validations, so that a first run shows its progress
-    settings["val_every"] = settings["iterations"] // 3
-    return {**settings, "volume": (48, 48, 32), "spacing": (2.5, 2.5, 3.0), "base_channels": 8}
-
-
-def configure(given: dict[str, Any]) -> Config:
-    """The Config of the options that are given on the command line.
-
-    Args:
-        given: dict from option to value, without the options that are not given.
-
-    Raises:
-        InputError: if options contradict each other or the run to resume, or can't fit in memory.
-    """
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    if "resume" in given:
-        config = _resumed(given)
-    else:
-        config = Config(**given)
-        if config.data is None:
-            device = find_device(config.device)
-            # only a CPU's settings depend on the precision
-            dtype = choose_precision(config.amp, device)[0] if device == HOST else None
-            config = Config(**{**demonstration(device, dtype), **given})
-        if config.amp is None:
-            # resuming on another device keeps the precision
-            config = replace(config, amp=default_precision(find_device(config.device)))
-        if config.output is None:
-            config = replace(config, output=str(Path("runs") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")))
-    _check(config)
-    check_memory(config)
-    return config
-
-
 def check_memory(config: Config) -> None:
     """Raises an InputError if what a run of a Config needs can't fit in memory, before anything is allocated."""
     if config.check:
@@ -209,7 +195,8 @@ def check_memory(config: Config) -> None:
     check_load(load, config.volume)
 
 
-def _check(config: Config) -> None:
+def check_settings(config: Config) -> None:
+    """Raises an InputError if settings are out of range or contradict each other."""
     check_augmentation(config)
     if config.labels and not config.data:
         raise InputError("--labels", "given without --data", "Give the folder of the volumes too")
@@ -228,6 +215,10 @@ def _check(config: Config) -> None:
         spacing = " ".join(map(str, config.spacing))
         cause = f"must be from {MIN_SPACING:g} to {MAX_SPACING:g} mm; got {spacing}"
         raise InputError("--spacing", cause, "Give it in mm")
+    if config.warmup > MAX_INT:
+        raise InputError("--warmup", f"must be at most {MAX_INT}; got {config.warmup}", "Give far fewer")
+    if config.optimizer == "nesterov" and not config.momentum:
+        raise InputError("--momentum", "is 0 with --optimizer nesterov", "Give more, or --optimizer sgd")
     if config.momentum >= 1:
         raise InputError("--momentum", f"must be below 1; got {config.momentum}", "The paper has 0.99")
     if config.seed >= MAX_SEED:
@@ -249,20 +240,8 @@ def stored_config(run: str | Path) -> Config:
         raise InputError(path, f"can't be read ({reason(error)})", "Name the folder of a run") from None
     config = parse_stored(Config, stored, path)
     try:
-        _check(config)
+        check_settings(config)
     except InputError as error:
         cause = f"not what a run stores ({error.subject} {error.cause})"
         raise InputError(path, cause, "Restore the file, or start a new run") from None
     return config
-
-
-def _resumed(given: dict[str, Any]) -> Config:
-    stored = stored_config(given["resume"])
-    for name, value in given.items():
-        if name not in FREE_ON_RESUME | {"resume", "output"} and getattr(stored, name) != value:
-            flag = "--" + name.replace("_", "-")
-            cause = f"is {value} here and {getattr(stored, name)} in {given['resume']}"
-            raise InputError(flag, cause, "Leave it out, or start a new run")
-    if Path(given.get("output", given["resume"])) != Path(given["resume"]):
-        raise InputError("--output", "given with --resume", "Leave it out: a resumed run stays in its folder")
-    return replace(stored, **{**given, "output": given["resume"]})

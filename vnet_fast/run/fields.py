@@ -123,16 +123,19 @@ RUN = {
     "config": Field("the settings of a run", _is_settings),
     "optimizer": Field("the state of an optimiser", lambda v: isinstance(v, dict)),
     "scaler": Field("the state of a scaler", lambda v: isinstance(v, dict)),
+    "average": Field("the average of the weights", lambda v: isinstance(v, dict)),
 }
 BEST = {
     "iteration": Field("a whole number, 0 or more", is_whole),
     # -1 before the first validation
     "dice": Field("a number from -1 to 1", lambda v: is_number(v, -1, 1) or is_dice(v)),
     "per_case": Field("a list of Dice for each case", lambda v: v is None or _is_dice_per_case(v)),
+    "since": Field("a whole number, 0 or more", is_whole),
 }
 SUMMARY = {
     "iterations": Field("a whole number, 0 or more", is_whole),
     "best_iteration": Field("a whole number, 0 or more", is_whole),
+    "validations_without_gain": Field("a whole number, 0 or more", is_whole),
     "seconds": Field("a number, 0 or more", lambda v: is_number(v, 0, MAX_SECONDS)),
     "device": Field("a text", is_text),
     "precision": Field("a text", is_text),

@@ -76,6 +76,16 @@ def finished_at(path: str | Path) -> int | None:
         return None
 
 
+def has_ended(path: str | Path, iterations: int, patience: int | None) -> bool:
+    """Whether the run in a folder is finished, with these settings."""
+    try:
+        summary = read_summary(path)
+    except InputError:
+        return False
+    without_gain = summary.get("validations_without_gain", 0)
+    return summary.get("iterations") == iterations or (patience is not None and without_gain >= patience)
+
+
 def is_measured(path: str | Path) -> bool:
     """Whether the result in a folder has the Dice of the masks that the run predicted at its end."""
     try:

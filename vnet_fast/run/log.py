@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from vnet_fast.files import write_text
 from vnet_fast.progress import said, working
 from vnet_fast.run.configuration import Config
 from vnet_fast.run.folder import TENSORBOARD
+from vnet_fast.run.recipes import PAPER
 from vnet_fast.run.tensorboard import Board
 from vnet_fast.stored import open_regular, reason
 from vnet_fast.text_table import printable
@@ -63,6 +65,11 @@ class Log:
         self.bar = tqdm(total=config.iterations, initial=start, unit="it", disable=not sys.stderr.isatty())
         self.shown_dice = "-"
         self.began = self.last_line = time.monotonic()
+
+    def set_iterations(self, iterations: int) -> None:
+        """Sets the number of iterations of the run, once it is known."""
+        self.config = replace(self.config, iterations=iterations)
+        self.work.total = self.bar.total = iterations
 
     def add(
         self,
@@ -155,6 +162,25 @@ def dice_text(per_case: Mapping[str, Sequence[float]], titles: Sequence[str]) ->
 
 def _number(dice: float) -> str:
     return "-" if math.isnan(dice) else f"{dice:.4f}"
+
+
+def recipe_text(config: Config) -> str:
+    """The recipe of a run in a few words, such as `recipe: fast, dice, adamw, learning rate 0.001, poly`."""
+    parts = [config.loss, config.optimizer, f"learning rate {config.learning_rate:g}", config.schedule]
+    parts += [f"warm-up of {config.warmup} iterations"] if config.warmup else []
+    parts += [f"gradients clipped at {config.clip:g}"] if config.clip is not None else []
+    parts += [f"weights averaged with {config.ema:g}"] if config.ema is not None else []
+    parts += [f"{config.minutes:g} minutes"] if config.minutes is not None else []
+    parts += [f"patience of {config.patience} validations"] if config.patience is not None else []
+    # of the paper's recipe, the demonstration changes much
+    name = "demonstration" if config.data is None and config.recipe == PAPER else config.recipe
+    return f"recipe: {name}, {', '.join(parts)}"
+
+
+def network_text(config: Config, parameters: int) -> str:
+    """The network of a run, which has so many parameters, in a few words."""
+    size, spacing = " x ".join(map(str, config.volume)), " x ".join(f"{length:g}" for length in config.spacing)
+    return f"network: {config.topology} topology, {parameters:,} parameters, {size} voxels of {spacing} mm"
 
 
 def minutes(seconds: float) -> str:

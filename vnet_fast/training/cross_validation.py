@@ -21,6 +21,7 @@ from vnet_fast.run.folder import (
     SUMMARY,
     finished_at,
     fold_folder,
+    has_ended,
     holds_run,
     is_measured,
     read_summary,
@@ -59,8 +60,9 @@ def cross_validate(config: Config, train_run: Callable[[Config, str], int]) -> i
     runs = [fold_config(config, fold) for fold in range(config.folds)]
     for fold, run in enumerate(runs):
         # a fold without its last checkpoint can't be resumed, and is not trained anew over its result
-        if finished_at(run.output) == config.iterations and (is_measured(run.output) or not holds_run(run.output)):
-            print(f"fold {fold}: finished at iteration {config.iterations}, {run.output}")
+        has_result = is_measured(run.output) or not holds_run(run.output)
+        if has_result and has_ended(run.output, run.iterations, config.patience):
+            print(f"fold {fold}: finished at iteration {finished_at(run.output)}, {run.output}")
             continue
         print(f"fold {fold} of {config.folds}:", flush=True)
         try:
@@ -93,12 +95,15 @@ def fold_config(config: Config, fold: int) -> Config:
     """The Config of one fold's run, which resumes a run that is there already."""
     folder = fold_folder(config.output, fold)
     own = replace(config, fold=fold, output=str(folder), resume=None)
+    if config.minutes is not None and (folder / CONFIG_FILE).exists():
+        # each fold has timed its own iterations
+        own = replace(own, iterations=stored_config(folder).iterations)
     if not holds_run(folder):
         return own
     check_same(folder, stored_config(folder), own)
     done = finished_at(folder) or 0
-    if done > config.iterations:
-        raise InputError(folder, f"is at iteration {done} of {config.iterations}", "Give more --iterations")
+    if done > own.iterations:
+        raise InputError(folder, f"is at iteration {done} of {own.iterations}", "Give more --iterations")
     return replace(own, resume=str(folder))
 
 
@@ -184,7 +189,8 @@ def summarise(output: Path, config: Config) -> dict[str, Any]:
             for name in VALIDATIONS:
                 cases[name] = _with_cases(cases[name], result[f"{name}_per_case_and_class"])
             best = {name: result[name] for name in (*VALIDATIONS, "best_iteration")}
-            folds.append({"fold": fold, "cases": len(dict(result["network_grid_dice_per_case_and_class"])), **best})
+            count = len(dict(result["network_grid_dice_per_case_and_class"]))
+            folds.append({"fold": fold, "cases": count, "iterations": result.get("iterations"), **best})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             cause = f"not a run's result ({error})"
             raise InputError(folder / SUMMARY, cause, "Delete it, and resume that run to write it again") from None
@@ -198,7 +204,7 @@ def summarise(output: Path, config: Config) -> dict[str, Any]:
         **summary,
         "classes": classes,
         "folds": folds,
-        "iterations": config.iterations,
+        "iterations": max((fold["iterations"] or 0 for fold in folds), default=0),
         "versions": versions(),
     }
 

@@ -1,6 +1,6 @@
 """What is said when training fails for want of memory or of a worker, and which batch would fit, found by trying."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,32 @@ from vnet_fast.errors import InputError
 from vnet_fast.nn.vnet import SIZE_MULTIPLE
 from vnet_fast.prediction.windows import halve_longest_axis
 from vnet_fast.run.configuration import Config
+from vnet_fast.training.step import Step
 from vnet_fast.training.workers import is_worker_death
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def make_step(step: Step, inputs: Sequence[Tensor], config: Config, search: bool) -> Tensor:
+    """The loss of a step.
+
+    Args:
+        step: is called with the inputs.
+        inputs: of an iteration.
+        config: of the run.
+        search: as in `out_of_memory_error`.
+
+    Raises:
+        InputError: if the step does not fit in memory.
+    """
+    try:
+        return step(*inputs)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    # after the except clause, whose traceback keeps the activations
+    step.release()
+    raise out_of_memory_error(config, step.network, step.loss, step.autocast, search)
 
 
 def out_of_memory_error(

@@ -81,11 +81,14 @@ class SGD(torch.optim.SGD):
         groups: parameters and their settings.
         momentum: the momentum factor.
         fused: whether PyTorch's update is one kernel.
+        nesterov: whether the momentum is Nesterov's.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], momentum: float, fused: bool) -> None:
-        super().__init__(groups, momentum=momentum, fused=fused)
+    def __init__(self, groups: list[dict[str, Any]], momentum: float, fused: bool, nesterov: bool = False) -> None:
+        super().__init__(groups, momentum=momentum, fused=fused, nesterov=nesterov)
         self.half_weights: HalfWeights | None = None
+        # what the next update divides gradients by, a tensor (), or None
+        self.excess: Tensor | None = None
         self.scaled = ScaledGradients(self)
 
     def keep_half_weights(self, model: nn.Module, dtype: torch.dtype | None) -> None:
@@ -116,7 +119,7 @@ class SGD(torch.optim.SGD):
     def __setstate__(self, state: dict[str, Any]) -> None:
         # PyTorch restores only its own attributes in a copy
         super().__setstate__(state)
-        self.half_weights = None
+        self.half_weights, self.excess = None, None
         self.scaled = ScaledGradients(self)
 
     @torch.no_grad()
@@ -126,9 +129,12 @@ class SGD(torch.optim.SGD):
             return super().step(closure)
         assert closure is None
         grad_scale, found_inf = (getattr(self.scaled, name, None) for name in ("grad_scale", "found_inf"))
+        if self.excess is not None:
+            grad_scale, self.excess = self.excess if grad_scale is None else self.excess * grad_scale, None
         for group in self.param_groups:
             tensors = [entry for weight in group["params"] for entry in self._entries(weight, group["momentum"])]
-            sgd(tensors, group["lr"], group["momentum"], group["weight_decay"], grad_scale, found_inf)
+            settings = group["momentum"], group["weight_decay"], grad_scale, found_inf, group["nesterov"]
+            sgd(tensors, group["lr"], *settings)
         return None
 
     def leaves(self) -> list[Tensor]:
@@ -185,7 +191,7 @@ def make_optimizer(
 
     Args:
         model: its parameters are updated.
-        name: `sgd` or `adamw`.
+        name: `sgd`, `nesterov` (SGD with Nesterov's momentum) or `adamw`.
         learning_rate: of the first iteration.
         momentum: of SGD.
         weight_decay: of weights; biases have none.
@@ -196,14 +202,14 @@ def make_optimizer(
     others = [weight for key, weight in model.named_parameters() if not key.endswith("bias")]
     groups: list[dict[str, Any]] = [
         {"params": others, "weight_decay": weight_decay, "scale": 1.0},
-        {"params": biases, "weight_decay": 0.0, "scale": 2.0 if name == "sgd" else 1.0},
+        {"params": biases, "weight_decay": 0.0, "scale": 1.0 if name == "adamw" else 2.0},
     ]
     for group in groups:
         rate = learning_rate * group["scale"]
         group["lr"] = torch.tensor(rate, device=device) if on_gpu else rate
     if name == "adamw":
         return torch.optim.AdamW(groups, fused=on_gpu, capturable=on_gpu)
-    optimizer = SGD(groups, momentum, fused=on_gpu)
+    optimizer = SGD(groups, momentum, fused=on_gpu, nesterov=name == "nesterov")
     if momentum:
         # fused, PyTorch leaves them unwritten where float16's scaler skips the first update
         for group in optimizer.param_groups:

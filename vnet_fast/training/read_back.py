@@ -20,25 +20,27 @@ class ReadBack:
     def __init__(self, start: int) -> None:
         self.first = start + 1
         self.pending: list[Tensor] = []
+        self.rates: list[float] = []
         self.sent: tuple[Tensor, torch.cuda.Event | None] | None = None
 
-    def add(self, loss: Tensor) -> None:
-        """Adds the loss of the next iteration, a scalar tensor."""
+    def add(self, loss: Tensor, learning_rate: float) -> None:
+        """Adds the loss of the next iteration, a scalar tensor, and the learning rate that it was made with."""
         self.pending.append(loss)
+        self.rates.append(learning_rate)
 
     @property
     def full(self) -> bool:
         """Whether a group is full, so that `read` should be called."""
         return len(self.pending) >= READ_BACK
 
-    def read(self, everything: bool = False) -> tuple[int, list[float]]:
-        """The losses of the group before this one.
+    def read(self, everything: bool = False) -> tuple[int, list[float], list[float]]:
+        """The losses and learning rates of the group before this one.
 
         Args:
             everything: waits for the device and returns the losses of all iterations.
 
         Returns:
-            the first one's iteration, counted from 1, and the losses, which may be none.
+            the first one's iteration, counted from 1, the losses, which may be none, and as many learning rates.
         """
         losses = self._receive()
         if self.pending:
@@ -48,7 +50,8 @@ class ReadBack:
             losses += self._receive()
         first = self.first
         self.first += len(losses)
-        return first, losses
+        rates, self.rates = self.rates[: len(losses)], self.rates[len(losses) :]
+        return first, losses, rates
 
     def _receive(self) -> list[float]:
         if self.sent is None:

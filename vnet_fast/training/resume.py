@@ -77,6 +77,9 @@ def restore(
     if state.iteration >= config.iterations and is_finished:
         cause = f"is at iteration {state.iteration} of {config.iterations}"
         raise InputError(path.parent, cause, "Give more --iterations")
+    if state.best.exhausts(config.patience) and is_finished:
+        cause = f"has ended: no higher Dice in {state.best.since} validations"
+        raise InputError(path.parent, cause, "Give more --patience")
     print(f"resuming at iteration {state.iteration}")
     return state
 

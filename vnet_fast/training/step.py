@@ -1,23 +1,24 @@
 """One training step: eager, or one CUDA graph."""
 
 import contextlib
-import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vnet_fast.devices import mixed_precision
 from vnet_fast.ops.training_pass import training_pass
+from vnet_fast.training.capture import captured, on_side_stream
+from vnet_fast.training.gradients import divide, excess_of
 from vnet_fast.training.optimizer import SGD, HalfWeights
+from vnet_fast.training.weight_average import WeightAverage
 
 # Iterations before the graph is captured. In the first, cuDNN chooses its algorithms, kernels are compiled and the
 # optimiser creates its state. The second runs as all later ones do, and one is to spare.
 WARM_UP = 3
 # below it the scaler of float16 has given up: gradients overflow although they are not scaled up
 SMALLEST_SCALE = 1.0
-Result = TypeVar("Result")
 
 
 class Step:
@@ -35,6 +36,8 @@ class Step:
         autocast: the dtype of mixed precision, or None for full precision.
         prepare: None, or a function that makes (image, target) of the inputs, within the step.
         graph: whether a CUDA graph is wanted; without a CUDA device there is none.
+        clip: None, or the largest norm of the gradients.
+        ema: None, or the decay of an average of the weights.
     """
 
     def __init__(
@@ -45,9 +48,14 @@ class Step:
         autocast: torch.dtype | None = None,
         prepare: Callable[..., tuple[Tensor, Tensor]] | None = None,
         graph: bool = False,
+        clip: float | None = None,
+        ema: float | None = None,
     ) -> None:
         self.model, self.loss, self.optimizer, self.autocast = model, loss, optimizer, autocast
-        self.prepare = prepare
+        # `model` may be wrapped later, for several processes
+        self.network = model
+        self.prepare, self.clip = prepare, clip
+        self.average = None if ema is None else WeightAverage(model, ema)
         self.device = next(model.parameters()).device
         # gradients in float16 underflow unless they are scaled; bfloat16 has the range of float32
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=autocast is torch.float16)
@@ -73,6 +81,8 @@ class Step:
             self.optimizer.keep_half_weights(self.model, self.autocast)
         if self._half_weights:
             self._half_weights.refresh()
+        if self.average:
+            self.average.advance()
         if not self.wants_graph:
             return self._iterate(inputs)
         if self._inputs is None:
@@ -108,9 +118,29 @@ class Step:
                 logits = self.model(image)
             loss = self.loss(logits, target)
             self.scaler.scale(loss).backward()
+        if self.clip is not None:
+            self._clip_gradients(self.clip)
         self.scaler.step(self._stepped())
         self.scaler.update()
+        if self.average:
+            self.average.update()
         return loss.detach()
+
+    def _clip_gradients(self, largest: float) -> None:
+        gradients = [leaf.grad for leaf in self._leaves() if leaf.grad is not None]
+        scale = self.scaler._get_scale_async() if self.scaler.is_enabled() else None
+        excess = excess_of(gradients, largest, scale)
+        if isinstance(self.optimizer, SGD) and self._half_weights:
+            # its kernel divides gradients anyway
+            self.optimizer.excess = excess
+        else:
+            divide(gradients, excess)
+
+    def _leaves(self) -> list[Tensor]:
+        """The tensors that have the gradients."""
+        if isinstance(self.optimizer, SGD):
+            return self.optimizer.leaves()
+        return [weight for group in self.optimizer.param_groups for weight in group["params"]]
 
     @property
     def _half_weights(self) -> HalfWeights | None:
@@ -167,12 +197,19 @@ class Step:
             else:
                 group["lr"] = value
 
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """A context in which the network has the averaged weights, if there is an average. No step is made within."""
+        return self.average.in_use() if self.average else contextlib.nullcontext()
+
     def state_dict(self) -> dict[str, Any]:
-        """The state of optimiser and scaler, in plain tensors and types, for a checkpoint."""
-        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        """The state of optimiser, scaler and average, in plain tensors and types, for a checkpoint."""
+        average = {"average": self.average.state_dict()} if self.average else {}
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), **average}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned, on any device and in any precision.
+
+        If there is an average of the weights, the network must have it already, and gets the weights that are trained.
 
         Raises:
             KeyError, ValueError: if it belongs to another network or optimiser.
@@ -188,83 +225,8 @@ class Step:
         if state["scaler"]:
             # the scaler's state is empty after a run in another precision
             self.scaler.load_state_dict(state["scaler"])
-
-
-def on_side_stream(function: Callable[[], Result]) -> Result:
-    """Calls a function on a side stream, where iterations before a capture must run."""
-    current, stream = torch.cuda.current_stream(), _side_stream(torch.cuda.current_device())
-    stream.wait_stream(current)
-    with torch.cuda.stream(stream):
-        result = function()
-    current.wait_stream(stream)
-    return result
-
-
-@functools.cache
-def _side_stream(device: int) -> torch.cuda.Stream:
-    # one stream for all calls, because each stream has memory of its own
-    return torch.cuda.Stream(device)
-
-
-def captured(function: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:
-    """A CUDA graph of the kernels that a function launches, and the function's result, which each replay updates.
-
-    Raises:
-        Exception: what the function raised, or a RuntimeError if the graph can't be captured. Stream, memory and random
-            numbers are then as if nothing had been tried.
-    """
-    device, graph, pool = torch.cuda.current_device(), torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
-    _take_share(device, pool)
-    failure: BaseException | None = None
-    try:
-        with _capturing(graph, pool):
-            try:
-                result = function()
-            except BaseException as error:
-                failure = error
-                raise
-    except BaseException as error:
-        _abandon(device, graph, pool)
-        # the function's error says more than the one of the capture that it made invalid
-        raise (failure or error) from None
-    torch._C._cuda_releasePool(device, pool)
-    return graph, result
-
-
-@contextlib.contextmanager
-def _capturing(graph: torch.cuda.CUDAGraph, pool: Any = None) -> Iterator[None]:
-    # other threads, such as those that pin memory, may go on allocating
-    capture = torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
-    # PyTorch leaves the capture's stream the current one if the capture can't be ended
-    with torch.cuda.stream(torch.cuda.current_stream()), capture:
-        yield
-
-
-def _take_share(device: int, pool: Any) -> None:
-    """Takes a share of a graph's pool of memory, without allocating in it."""
-    torch._C._cuda_beginAllocateCurrentThreadToPool(device, pool)
-    torch._C._cuda_endAllocateToPool(device, pool)
-
-
-def _abandon(device: int, graph: torch.cuda.CUDAGraph, pool: Any) -> None:
-    """Gives back what a failed capture holds, of which PyTorch's versions give back different parts.
-
-    Up to 2.11 the allocator goes on as if it captured (pytorch#180395). Up to 2.13 the graph's share of the pool is
-    not returned, nor is its memory (pytorch#190348); later `reset` returns it. A pool can't be asked how many shares it
-    has, but it refuses another if it has none.
-    """
-    graph.reset()
-    with contextlib.suppress(RuntimeError):
-        torch._C._cuda_endAllocateToPool(device, pool)
-    # the share of the graph, or if that is returned already, ours
-    torch._C._cuda_releasePool(device, pool)
-    with contextlib.suppress(RuntimeError):
-        _take_share(device, pool)
-        torch._C._cuda_releasePool(device, pool)
-        torch._C._cuda_releasePool(device, pool)
-    # up to 2.11, the generator of random numbers stays captured until a capture succeeds
-    with contextlib.suppress(RuntimeError), _capturing(torch.cuda.CUDAGraph()):
-        torch.zeros((), device=torch.device("cuda", device))
+        if self.average:
+            self.average.load_state_dict(state["average"])
 
 
 def _shapes_and_dtypes(tensors: Sequence[Tensor]) -> list[tuple[torch.Size, torch.dtype]]:

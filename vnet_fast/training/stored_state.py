@@ -29,7 +29,7 @@ def check_step_state(content: Mapping[str, Any], step: Step, path: str | Path) -
     """Raises an InputError unless the state in a checkpoint fits a step.
 
     Args:
-        content: of the checkpoint, with `optimizer` and `scaler`, both dicts.
+        content: of the checkpoint, with `optimizer`, `scaler` and, of a run with one, `average`, all of them dicts.
         step: that will take it over.
         path: of the checkpoint, for messages.
     """
@@ -42,6 +42,7 @@ def check_step_state(content: Mapping[str, Any], step: Step, path: str | Path) -
     wrong = wrong or _wrong_state(content["optimizer"]["state"], step.optimizer)
     # a scaler may have skipped every update so far
     wrong = wrong or (None if scaler else _lost_state(content, step.optimizer))
+    wrong = wrong or _wrong_average(content.get("average"), step)
     if wrong:
         raise InputError(path, f"can't be resumed: {wrong}", ANOTHER_RUN)
 
@@ -85,6 +86,20 @@ def _lost_state(content: Mapping[str, Any], optimizer: torch.optim.Optimizer) ->
     state, count = content["optimizer"]["state"], sum(len(group["params"]) for group in optimizer.param_groups)
     lost = [index for index in range(count) if not state.get(index)]
     return f"its optimizer has no state of weight {lost[0]}" if lost else None
+
+
+def _wrong_average(stored: Mapping[str, Any] | None, step: Step) -> str | None:
+    """What is wrong with the stored weights beside their average."""
+    if stored is None or step.average is None:
+        return "it has no average of the weights" if step.average else None
+    raw, weights = stored.get("raw"), step.average.weights
+    if not isinstance(raw, dict) or raw.keys() != weights.keys() or not is_whole(stored.get("updates")):
+        return "its average lacks the number of updates, or weights as they are trained"
+    for name, weight in weights.items():
+        wrong = _wrong_buffer(raw[name], weight)
+        if wrong:
+            return f"its average's {name} {wrong}"
+    return None
 
 
 def _wrong_buffer(value: object, weight: Tensor) -> str | None:

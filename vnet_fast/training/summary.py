@@ -25,6 +25,11 @@ from vnet_fast.training.own_grid import own_grid_dice
 from vnet_fast.training.validation import Best, reference_labels
 from vnet_fast.versions import versions
 
+# the settings that a result names, which decide how fast a run learns
+RECIPE = (
+    "recipe", "loss", "optimizer", "learning_rate", "schedule", "warmup", "clip", "ema", "minutes", "patience",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Result:
@@ -48,10 +53,13 @@ class Result:
     processes: int
     autocast: torch.dtype | None
 
-    def summary(self, titles: Sequence[str], own_grid: Mapping[str, Sequence[float]] | None) -> dict[str, Any]:
+    def summary(
+        self, config: Config, titles: Sequence[str], own_grid: Mapping[str, Sequence[float]] | None
+    ) -> dict[str, Any]:
         """The content of `summary.json`.
 
         Args:
+            config: of the run.
             titles: what the foreground classes are called.
             own_grid: Dice of each class on the volumes' own grids, by the name of the case; or None.
         """
@@ -60,12 +68,14 @@ class Result:
             **dice_entries(self.best.per_case, "network_grid_dice"),
             "classes": list(titles),
             "best_iteration": self.best.iteration,
+            "validations_without_gain": self.best.since,
             "iterations": self.iterations,
             "seconds": round(self.seconds, 1),
             "volumes_per_second": round(self.volumes / self.seconds, 3),
             "device": device_name(self.device),
             "processes": self.processes,
             "precision": "float32" if self.autocast is None else str(self.autocast).removeprefix("torch."),
+            **{name: getattr(config, name) for name in RECIPE},
             "versions": versions(),
         }
 
@@ -109,7 +119,7 @@ def finish(
         KeyboardInterrupt: if `interrupted` said so, before `summary.json` is written.
     """
     own_grid = own_grid_dice(folder.path, config.device, data.num_classes, config.binary, interrupted)
-    summary = result.summary(data.titles, own_grid)
+    summary = result.summary(config, data.titles, own_grid)
     write_summary(folder.path, summary)
     if plotting.available():
         plotting.curves(read_log(folder / LOG), folder / CURVES)

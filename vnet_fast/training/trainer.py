@@ -1,29 +1,28 @@
 """A training run, from top to bottom: what starts it, the loop, and what ends it."""
 
-import math
 import time
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from vnet_fast.data.training_data import Data, load_data
-from vnet_fast.devices import choose_precision, device_name, find_device, is_out_of_memory, make_deterministic
+from vnet_fast.data.training_data import load_data_once
+from vnet_fast.devices import choose_precision, device_name, find_device, make_deterministic
 from vnet_fast.distributed import Processes
 from vnet_fast.errors import InputError
 from vnet_fast.nn.vnet import VNet
 from vnet_fast.progress import track
 from vnet_fast.run import checkpoint
 from vnet_fast.run.configuration import LOSSES, Config
-from vnet_fast.run.folder import BEST, LOG, RESUME_HINT, RunFolder, write_config
-from vnet_fast.run.log import Log
+from vnet_fast.run.folder import BEST, LOG, RunFolder, write_config
+from vnet_fast.run.log import Log, network_text, recipe_text
 from vnet_fast.training.batches import make_source
 from vnet_fast.training.divergence import check_losses, check_weights
 from vnet_fast.training.draws import BatchSampler
-from vnet_fast.training.memory import explain_failure, out_of_memory_error
+from vnet_fast.training.memory import explain_failure, make_step
 from vnet_fast.training.optimizer import make_optimizer
 from vnet_fast.training.read_back import ReadBack
 from vnet_fast.training.resume import restore
@@ -32,13 +31,14 @@ from vnet_fast.training.signals import StopSignal
 from vnet_fast.training.sources import Source
 from vnet_fast.training.step import Step
 from vnet_fast.training.summary import Result, finish
-from vnet_fast.training.validation import Best, interval, validate
+from vnet_fast.training.timing import Timing
+from vnet_fast.training.validation import Best, intervals, seconds_of_a_validation, validate
 
-# checkpoints of a run, at least
-SAVES = 10
+# the end of a run whose length is not known yet
+NEVER = 1 << 40
 
 
-class Trainer:
+class Trainer(AbstractContextManager["Trainer"]):
     """A training run in its folder. It must be closed.
 
     Args:
@@ -72,11 +72,13 @@ class Trainer:
         self.autocast, precision = choose_precision(config.amp, self.device)
         together = f", {self.processes.count} processes" if self.processes.several else ""
         print(f"device: {device_name(self.device)}{together}, {precision}")
-        self.data = self._load_data()
+        self.data = load_data_once(self.config, self.processes)
         if self.processes.is_first:
             self.folder = RunFolder(self.config.output, resume=bool(config.resume))
         self.processes.wait()
         self.iteration, self.seconds, self.best = 0, 0.0, Best()
+        # there is no checkpoint of a run whose number of iterations is not known
+        self.is_planned = config.minutes is None or bool(config.resume)
         self._make_network()
         if config.resume:
             state = restore(self.folder, self.config, self.processes, self.model, self.step, self.data)
@@ -85,18 +87,9 @@ class Trainer:
         self.step.model = self.processes.wrap(self.model)
         if self.folder:
             write_config(self.folder.path, self.config)
-        print(
-            f"network: {config.topology} topology, {sum(p.numel() for p in self.model.parameters()):,} parameters, "
-            f"{' x '.join(map(str, config.volume))} voxels of {' x '.join(f'{s:g}' for s in config.spacing)} mm"
-        )
+        print(network_text(config, sum(weight.numel() for weight in self.model.parameters())))
+        print(recipe_text(config))
         print(f"run: {self.config.output}", flush=True)
-
-    def _load_data(self) -> Data:
-        # the first process prepares the cases, and the others find them in the cache
-        if self.processes.is_first:
-            data = load_data(self.config)
-        self.processes.wait()
-        return data if self.processes.is_first else load_data(self.config)
 
     def _make_network(self) -> None:
         config = self.config
@@ -107,7 +100,9 @@ class Trainer:
         )
         # several processes average their gradients between kernels, which the graph of one process can't hold
         graph = not (config.no_graph or self.processes.several)
-        self.step = Step(self.model, LOSSES[config.loss](), optimizer, self.autocast, graph=graph)
+        self.step = Step(
+            self.model, LOSSES[config.loss](), optimizer, self.autocast, None, graph, config.clip, config.ema
+        )
 
     def _make_source(self) -> Source:
         config, part = self.config, (self.processes.rank, self.processes.count)
@@ -115,7 +110,8 @@ class Trainer:
             config.seed, config.batch_size, len(self.data.training), config.shape, not config.no_augment, *part,
             augmentation=config, spacing=config.spacing,
         )  # fmt: skip
-        dtype, iterations = self.autocast or torch.float32, range(self.iteration, config.iterations)
+        dtype, end = self.autocast or torch.float32, config.iterations if self.is_planned else NEVER
+        iterations = range(self.iteration, end)
         source = make_source(self.data, self.sampler, self.device, dtype, iterations, config.workers)
         self.step.prepare = source.prepare
         graph = ", a step is one CUDA graph" if self.step.wants_graph else ""
@@ -126,24 +122,23 @@ class Trainer:
 
     def train(self) -> int | None:
         """Trains to the last iteration or a signal; returns the signal's number, or None."""
-        config = self.config
-        val_every = config.val_every or interval(
-            config.iterations, config.batch_size * self.processes.count, len(self.data.validation)
-        )
-        save_every = config.save_every or min(val_every, math.ceil(config.iterations / SAVES))
         self.stop = StopSignal(second_ends=not self.processes.several)
         source = self._make_source()
-        self.log = Log(self.folder / LOG, self.iteration, config, self.data.titles) if self.folder else None
+        self.log = Log(self.folder / LOG, self.iteration, self.config, self.data.titles) if self.folder else None
         self.losses = ReadBack(self.iteration)
-        self.rates: list[float] = []
-        self._start_clock()
         try:
-            while self.iteration < config.iterations:
+            self._start_timing()
+            self._start_clock()
+            while not self.is_finished:
                 self._update(source)
                 stopping = self.processes.any(self.stop.number is not None)
-                validating = self.iteration == config.iterations or self.iteration % val_every == 0
+                self._note_time()
+                val_every, save_every = self._intervals(self.config.iterations)
+                validating = self.is_finished or (self.is_planned and self.iteration % val_every == 0)
                 # the first iteration too, so that there is always something to resume
                 saving = validating or stopping or self.iteration == 1 or self.iteration % save_every == 0
+                # a run whose number of iterations is not known can't be resumed
+                saving = saving and self.is_planned
                 if saving or self.losses.full:
                     self._report(validating, saving)
                 if stopping:
@@ -162,27 +157,53 @@ class Trainer:
     def _update(self, source: Source) -> None:
         """One iteration."""
         self.step.set_learning_rate(learning_rate(self.config, self.iteration))
-        loss = self._step(*source.inputs(self.iteration))
-        self.losses.add(loss)
-        self.rates.append(self.step.learning_rate)
+        loss = make_step(self.step, source.inputs(self.iteration), self.config, not self.processes.several)
+        self.losses.add(loss, self.step.learning_rate)
         self.iteration += 1
 
-    def _step(self, *inputs: Tensor) -> Tensor:
-        try:
-            return self.step(*inputs)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-        # after the except clause, whose traceback keeps the activations
-        self.step.release()
-        search = not self.processes.several
-        raise out_of_memory_error(self.config, self.model, self.step.loss, self.autocast, search)
+    # How long it takes
+
+    def _start_timing(self) -> None:
+        self.timing = None
+        if not self.config.resume:
+            self.timing = Timing(self.config, self.device, self.processes, self._intervals)
+        if self.timing and not self.is_planned:
+            cases = self.processes.share(self.data.validation)
+            seconds = seconds_of_a_validation(self.model, cases, self.data.num_classes, self.autocast)
+            self.timing.validation_seconds = seconds
+
+    def _note_time(self) -> None:
+        """Notes an iteration. When enough are timed, it says how long all of them take, or sets their number."""
+        if self.timing is None or not self.timing.add():
+            return
+        timing, self.timing = self.timing, None
+        if not self.is_planned:
+            # twice, because only a checkpoint tells how long another one takes
+            for _ in range(2):
+                self._set_iterations(timing.iterations(self.iteration))
+                began = time.monotonic()
+                self._report(validating=False, saving=True)
+                timing.save_seconds = time.monotonic() - began
+        print(timing.plan(self.config.iterations), flush=True)
+
+    def _set_iterations(self, iterations: int) -> None:
+        self.config, self.is_planned = replace(self.config, iterations=iterations), True
+        if self.folder:
+            write_config(self.folder.path, self.config)
+        if self.log:
+            self.log.set_iterations(iterations)
+
+    def _intervals(self, iterations: int) -> tuple[int, int]:
+        """Iterations from one validation, and from one checkpoint, to the next, if the run has so many."""
+        volumes = self.config.batch_size * self.processes.count
+        return intervals(self.config, iterations, volumes, len(self.data.validation))
+
+    # What follows some iterations
 
     def _report(self, validating: bool, saving: bool) -> None:
         """Reads losses back, checks and logs them; validates and saves."""
-        first, losses = self.losses.read(everything=saving)
+        first, losses, rates = self.losses.read(everything=saving)
         losses = np.mean(self.processes.gathered(losses), axis=0).tolist()
-        rates, self.rates = self.rates[: len(losses)], self.rates[len(losses) :]
         # the scaler of float16 skips updates that overflow, and tries a smaller scale
         if not self.step.still_scales():
             check_losses(losses, first, self.sampler, self.data, self.config.output)
@@ -208,16 +229,21 @@ class Trainer:
     def _validate(self) -> dict[str, list[float]]:
         cases = self.processes.share(self.data.validation)
         progress = partial(track, description="validating", unit="cases") if self.folder else iter
-        mine = validate(self.model, cases, self.data.num_classes, self.autocast, progress)
+        with self.step.averaged():
+            mine = validate(self.model, cases, self.data.num_classes, self.autocast, progress)
         dice = {name: values for part in self.processes.gathered(mine) for name, values in part.items()}
         per_case = {case.name: dice[case.name] for case in self.data.validation}
         if self.best.improved_by(self.iteration, per_case) and self.folder:
-            checkpoint.save(self.folder / BEST, self.model, **self._description())
+            with self.step.averaged():
+                checkpoint.save(self.folder / BEST, self.model, **self._description())
+        if self.is_finished and self.iteration < self.config.iterations:
+            print(f"no higher Dice in {self.best.since} validations: the run ends here", flush=True)
         return per_case
 
     def _save_last(self) -> None:
         if self.folder:
-            self.folder.save_last(self.model, **self.step.state_dict(), seconds=self.seconds, **self._description())
+            with self.step.averaged():
+                self.folder.save_last(self.model, **self.step.state_dict(), seconds=self.seconds, **self._description())
 
     def _description(self) -> dict[str, Any]:
         """What a checkpoint says beside its weights."""
@@ -235,8 +261,10 @@ class Trainer:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the last iteration is done."""
-        return self.iteration >= self.config.iterations
+        """Whether the last iteration is done, or validations have not gained for as long as the run's patience."""
+        return self.is_planned and (
+            self.iteration >= self.config.iterations or self.best.exhausts(self.config.patience)
+        )
 
     def finish(self) -> None:
         """Writes the result of a finished run, with pictures, and prints it.
@@ -262,35 +290,5 @@ class Trainer:
             self.step.model = self.model
         self.processes.end(failed)
 
-    def __enter__(self) -> "Trainer":
-        return self
-
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self.close(failed=kind is not None)
-
-
-def train_run(config: Config, cross_validation: str | None = None) -> int:
-    """Trains a run and finishes it, or prints how to resume it.
-
-    Args:
-        config: of the run.
-        cross_validation: None, or the folder of the cross-validation that the run is a fold of. A signal ends the
-            whole cross-validation.
-
-    Returns:
-        exit code.
-    """
-    with Trainer(config) as trainer:
-        number, is_complete = trainer.train(), trainer.is_finished
-        if is_complete:
-            try:
-                trainer.finish()
-            except KeyboardInterrupt:
-                is_complete = False
-        # a signal may also come while the held-out cases of a fold are predicted
-        number = number or trainer.stop.number
-        if number is not None and (cross_validation or not is_complete):
-            run = cross_validation or trainer.config.output
-            print(f"stopped at iteration {trainer.iteration}. {RESUME_HINT} {run}")
-            return 128 + number
-    return 0

@@ -1,6 +1,7 @@
 """Validation during training: how often, the Dice of each case, and which validation is the best."""
 
 import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -14,9 +15,12 @@ from vnet_fast.data.preparation import PreparedCase
 from vnet_fast.devices import mixed_precision
 from vnet_fast.evaluation.metrics import dice_per_class
 from vnet_fast.prediction.components import largest_components
+from vnet_fast.run.configuration import Config
 
 # of a run
 VALIDATIONS = 10
+# checkpoints of a run, at least
+SAVES = 10
 # of a run's time at most, if that leaves one validation at the end
 TIME_SHARE = 0.02
 # a forward pass takes about this share of a step's time for the same volume
@@ -31,11 +35,13 @@ class Best:
         iteration: of it; 0 before the first one.
         dice: the mean over the classes of each class's mean over the cases; NaN if no case has any class.
         per_case: Dice of each class, by the name of the case.
+        since: validations after it, which were not better.
     """
 
     iteration: int = 0
     dice: float = -1.0
     per_case: dict[str, list[float]] | None = field(default=None)
+    since: int = 0
 
     def improved_by(self, iteration: int, per_case: dict[str, list[float]]) -> bool:
         """Takes a validation if its mean Dice is higher; returns whether it is."""
@@ -43,9 +49,14 @@ class Best:
         is_better = dice > self.dice or (math.isnan(self.dice) and not math.isnan(dice))
         # the first is taken in any case, so that there is one
         if self.iteration and not is_better:
+            self.since += 1
             return False
-        self.iteration, self.dice, self.per_case = iteration, dice, per_case
+        self.iteration, self.dice, self.per_case, self.since = iteration, dice, per_case, 0
         return True
+
+    def exhausts(self, patience: int | None) -> bool:
+        """Whether so many validations were not better; None is endless patience."""
+        return patience is not None and self.since >= patience
 
 
 def interval(iterations: int, batch_size: int, cases: int) -> int:
@@ -59,6 +70,19 @@ def interval(iterations: int, batch_size: int, cases: int) -> int:
     """
     affordable = math.floor(TIME_SHARE * iterations * batch_size / (FORWARD_SHARE * cases))
     return math.ceil(iterations / min(VALIDATIONS, max(1, affordable)))
+
+
+def intervals(config: Config, iterations: int, volumes: int, cases: int) -> tuple[int, int]:
+    """Iterations from one validation to the next, and from one checkpoint to the next.
+
+    Args:
+        config: of the run, which may name them.
+        iterations: of the run.
+        volumes: per iteration, of all processes.
+        cases: volumes per validation.
+    """
+    val_every = config.val_every or interval(iterations, volumes, cases)
+    return val_every, config.save_every or min(val_every, math.ceil(iterations / SAVES))
 
 
 @torch.inference_mode()
@@ -102,6 +126,18 @@ def validate(
         prediction = largest_components(labels[case.inside])
         dice[case.name] = dice_per_class(prediction, reference_labels(case, num_classes)[case.inside], num_classes)
     return dice
+
+
+def seconds_of_a_validation(
+    model: nn.Module, cases: Sequence[PreparedCase], num_classes: int, autocast: torch.dtype | None = None
+) -> float:
+    """How long `validate` takes, found with one of the cases; arguments as there."""
+    # the first time also sets up memory and libraries
+    for case in list(cases[:1]) * 2:
+        began = time.monotonic()
+        validate(model, [case], num_classes, autocast)
+        seconds = time.monotonic() - began
+    return len(cases) * seconds if cases else 0.0
 
 
 def reference_labels(case: PreparedCase, num_classes: int) -> NDArray[np.uint8]:

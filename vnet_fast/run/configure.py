@@ -1,0 +1,65 @@
+"""From the options that are given to the settings of a run: a new one, or one that is resumed."""
+
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from vnet_fast.devices import HOST, choose_precision, default_precision, find_device
+from vnet_fast.errors import InputError
+from vnet_fast.run.configuration import ALL, FREE_ON_RESUME, Config, check_memory, check_settings, stored_config
+from vnet_fast.run.recipes import PAPER, RECIPES, demonstration
+
+
+def configure(given: dict[str, Any]) -> Config:
+    """The Config of the options that are given on the command line.
+
+    Args:
+        given: dict from option to value, without the options that are not given.
+
+    Raises:
+        InputError: if options contradict each other or the run to resume, or can't fit in memory.
+    """
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    config = _resumed(given) if "resume" in given else _new(given)
+    check_settings(config)
+    check_memory(config)
+    return config
+
+
+def _new(given: dict[str, Any]) -> Config:
+    if "minutes" in given and "iterations" in given:
+        raise InputError("--minutes", "given with --iterations", "Give one of them")
+    config = Config(**{**RECIPES[given.get("recipe", PAPER)], **given})
+    if config.data is None:
+        device = find_device(config.device)
+        # only a CPU's settings depend on the precision
+        dtype = choose_precision(config.amp, device)[0] if device == HOST else None
+        settings = demonstration(device, dtype)
+        if config.minutes is not None:
+            # of another length
+            settings.pop("val_every", None)
+        config = Config(**{**settings, **RECIPES[config.recipe], **given})
+    if config.amp is None:
+        # resuming on another device keeps the precision
+        config = replace(config, amp=default_precision(find_device(config.device)))
+    if config.output is None:
+        config = replace(config, output=str(Path("runs") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")))
+    return config
+
+
+def _resumed(given: dict[str, Any]) -> Config:
+    stored = stored_config(given["resume"])
+    for name, value in given.items():
+        if name not in FREE_ON_RESUME | {"resume", "output"} and getattr(stored, name) != value:
+            flag = "--" + name.replace("_", "-")
+            cause = f"is {value} here and {getattr(stored, name)} in {given['resume']}"
+            raise InputError(flag, cause, "Leave it out, or start a new run")
+    if stored.minutes is not None and "iterations" in given:
+        if stored.fold == ALL:
+            cause = f"given to folds that train for {stored.minutes:g} minutes each"
+            raise InputError("--iterations", cause, "Leave it out, or resume one fold")
+        stored = replace(stored, minutes=None)
+    if Path(given.get("output", given["resume"])) != Path(given["resume"]):
+        raise InputError("--output", "given with --resume", "Leave it out: a resumed run stays in its folder")
+    return replace(stored, **{**given, "output": given["resume"]})

@@ -1,0 +1,87 @@
+"""Captures what a function launches in a CUDA graph, and leaves nothing behind where that fails."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+
+
+def on_side_stream(function: Callable[[], Result]) -> Result:
+    """Calls a function on a side stream, where iterations before a capture must run."""
+    current, stream = torch.cuda.current_stream(), _side_stream(torch.cuda.current_device())
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        result = function()
+    current.wait_stream(stream)
+    return result
+
+
+@functools.cache
+def _side_stream(device: int) -> torch.cuda.Stream:
+    # one stream for all calls, because each stream has memory of its own
+    return torch.cuda.Stream(device)
+
+
+def captured(function: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:
+    """A CUDA graph of the kernels that a function launches, and the function's result, which each replay updates.
+
+    Raises:
+        Exception: what the function raised, or a RuntimeError if the graph can't be captured. Stream, memory and random
+            numbers are then as if nothing had been tried.
+    """
+    device, graph, pool = torch.cuda.current_device(), torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    _take_share(device, pool)
+    failure: BaseException | None = None
+    try:
+        with _capturing(graph, pool):
+            try:
+                result = function()
+            except BaseException as error:
+                failure = error
+                raise
+    except BaseException as error:
+        _abandon(device, graph, pool)
+        # the function's error says more than the one of the capture that it made invalid
+        raise (failure or error) from None
+    torch._C._cuda_releasePool(device, pool)
+    return graph, result
+
+
+@contextlib.contextmanager
+def _capturing(graph: torch.cuda.CUDAGraph, pool: Any = None) -> Iterator[None]:
+    # other threads, such as those that pin memory, may go on allocating
+    capture = torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
+    # PyTorch leaves the capture's stream the current one if the capture can't be ended
+    with torch.cuda.stream(torch.cuda.current_stream()), capture:
+        yield
+
+
+def _take_share(device: int, pool: Any) -> None:
+    """Takes a share of a graph's pool of memory, without allocating in it."""
+    torch._C._cuda_beginAllocateCurrentThreadToPool(device, pool)
+    torch._C._cuda_endAllocateToPool(device, pool)
+
+
+def _abandon(device: int, graph: torch.cuda.CUDAGraph, pool: Any) -> None:
+    """Gives back what a failed capture holds, of which PyTorch's versions give back different parts.
+
+    Up to 2.11 the allocator goes on as if it captured (pytorch#180395). Up to 2.13 the graph's share of the pool is
+    not returned, nor is its memory (pytorch#190348); later `reset` returns it. A pool can't be asked how many shares it
+    has, but it refuses another if it has none.
+    """
+    graph.reset()
+    with contextlib.suppress(RuntimeError):
+        torch._C._cuda_endAllocateToPool(device, pool)
+    # the share of the graph, or if that is returned already, ours
+    torch._C._cuda_releasePool(device, pool)
+    with contextlib.suppress(RuntimeError):
+        _take_share(device, pool)
+        torch._C._cuda_releasePool(device, pool)
+        torch._C._cuda_releasePool(device, pool)
+    # up to 2.11, the generator of random numbers stays captured until a capture succeeds
+    with contextlib.suppress(RuntimeError), _capturing(torch.cuda.CUDAGraph()):
+        torch.zeros((), device=torch.device("cuda", device))

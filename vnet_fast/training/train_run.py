@@ -1,0 +1,33 @@
+"""A whole run, from its settings to its result or to the command that resumes it."""
+
+from vnet_fast.run.configuration import Config
+from vnet_fast.run.folder import RESUME_HINT
+from vnet_fast.training.trainer import Trainer
+
+
+def train_run(config: Config, cross_validation: str | None = None) -> int:
+    """Trains a run and finishes it, or prints how to resume it.
+
+    Args:
+        config: of the run.
+        cross_validation: None, or the folder of the cross-validation that the run is a fold of. A signal ends the
+            whole cross-validation.
+
+    Returns:
+        exit code.
+    """
+    with Trainer(config) as trainer:
+        number, is_complete = trainer.train(), trainer.is_finished
+        if is_complete:
+            try:
+                trainer.finish()
+            except KeyboardInterrupt:
+                is_complete = False
+        # a signal may also come while the held-out cases of a fold are predicted
+        number = number or trainer.stop.number
+        if number is not None and (cross_validation or not is_complete):
+            run = cross_validation or trainer.config.output
+            hint = f"{RESUME_HINT} {run}" if trainer.is_planned else "It was still timed, and is not saved"
+            print(f"stopped at iteration {trainer.iteration}. {hint}")
+            return 128 + number
+    return 0
