@@ -87,7 +87,7 @@ def as_on_a_gpu():
     eager.is_in_torch_dispatch_mode = lambda: False
 
 
-def convolve(convolution, x):
+def convolve(convolution, x, norm=None):
     """`nn.convolution.convolve`, with the bias left to the activation."""
     if isinstance(convolution, nn.ConvTranspose3d):
         return F.conv_transpose3d(x, weight_of(convolution), None, convolution.stride), convolution.bias

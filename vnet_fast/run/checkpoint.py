@@ -106,6 +106,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]
 
 def _check_content(content: dict[str, Any], path: str | Path) -> None:
     architecture = content["architecture"]
+    if isinstance(architecture, dict):
+        architecture = content["architecture"] = fields.OLDER_ARCHITECTURE | architecture
     if not isinstance(architecture, dict) or architecture.keys() != fields.ARCHITECTURE.keys():
         raise InputError(path, f"not an architecture of this program ({shown(architecture)})", ANOTHER)
     check_fields(architecture, fields.ARCHITECTURE, path, ANOTHER, "its architecture's")
