@@ -50,7 +50,7 @@ def through_kernels(monkeypatch):
     original = vnet.convolve
 
     def convolve(convolution, x, norm=None):
-        y, bias = original(convolution, x)
+        y, bias = original(convolution, x, norm)
         return y.contiguous(memory_format=torch.channels_last_3d), bias
 
     monkeypatch.setattr(vnet, "convolve", convolve)
