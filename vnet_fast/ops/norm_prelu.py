@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vnet_fast.ops.add_prelu_direct import new_joined
+from vnet_fast.ops.dispatch import kernels_for
 from vnet_fast.ops.norm_prelu_definition import (
     Sets,
     norm_prelu_gradients_definition,
@@ -66,6 +67,10 @@ def _norm_prelu(
     groups: int, across_samples: bool, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     sets = Sets(groups, across_samples, eps)
+    kernels = _kernels(x, weight, bias, slope, residual, sets)
+    if kernels is not None:
+        y, mean, variance = kernels.norm_prelu(x, weight, bias, slope, residual, sets)
+        return y, mean, variance
     found = statistics(x, sets)
     return normalise_and_activate(x, weight, bias, slope, residual, found, sets), *found
 
@@ -84,9 +89,13 @@ def _norm_prelu_join(
     groups: int, across_samples: bool, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     sets = Sets(groups, across_samples, eps)
-    found = statistics(x, sets)
     joined = new_joined(x, skip)
-    joined[:, : x.shape[1]] = normalise_and_activate(x, weight, bias, slope, None, found, sets)
+    kernels = _kernels(x, weight, bias, slope, None, sets)
+    if kernels is not None:
+        found = kernels.norm_prelu(x, weight, bias, slope, None, sets, joined[:, : x.shape[1]])[1:]
+    else:
+        found = statistics(x, sets)
+        joined[:, : x.shape[1]] = normalise_and_activate(x, weight, bias, slope, None, found, sets)
     joined[:, x.shape[1] :] = skip
     return joined, *found
 
@@ -99,6 +108,11 @@ def _(
     return new_joined(x, skip), *_new_statistics(x, Sets(groups, across_samples, eps))
 
 
+def _kernels(x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor, residual: Tensor | None, sets: Sets) -> Any:
+    kernels = kernels_for("norm_prelu", x)
+    return kernels if kernels is not None and kernels.supports(x, weight, bias, slope, residual, sets) else None
+
+
 def _new_statistics(x: Tensor, sets: Sets) -> Statistics:
     return x.new_empty(sets.shape(x), dtype=wide_type(x)), x.new_empty(sets.shape(x), dtype=wide_type(x))
 
@@ -106,13 +120,19 @@ def _new_statistics(x: Tensor, sets: Sets) -> Statistics:
 @torch.library.custom_op("vnet_fast::norm_prelu_backward", mutates_args=())
 def _norm_prelu_backward(
     grad_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor, residual: Tensor | None,
-    mean: Tensor, variance: Tensor, groups: int, across_samples: bool, eps: float,
+    mean: Tensor, variance: Tensor, groups: int, across_samples: bool, eps: float, wants_residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """grad_x, the gradient of the residual, and those of weight, bias and slope."""
     sets = Sets(groups, across_samples, eps)
-    found = norm_prelu_gradients_definition(grad_y, x, weight, bias, slope, residual, (mean, variance), sets)
+    # the gradient of one channel is a sum over channels, which the kernels do not take
+    by_kernels = residual is None or residual.shape[1] == x.shape[1] or not wants_residual
+    kernels = _kernels(x, weight, bias, slope, residual, sets) if by_kernels else None
+    if kernels is not None:
+        found = kernels.norm_prelu_backward(grad_y, x, weight, bias, slope, residual, mean, variance, sets)
+    else:
+        found = norm_prelu_gradients_definition(grad_y, x, weight, bias, slope, residual, (mean, variance), sets)
     grad_x, grad_z, grad_weight, grad_bias, grad_slope = found
-    if residual is None:
+    if residual is None or not wants_residual:
         grad_z = _no_residual(x)
     elif residual.shape[1] != x.shape[1]:
         grad_z = grad_z.sum(1, keepdim=True)
@@ -122,9 +142,11 @@ def _norm_prelu_backward(
 @_norm_prelu_backward.register_fake
 def _(
     grad_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor, residual: Tensor | None,
-    mean: Tensor, variance: Tensor, groups: int, across_samples: bool, eps: float,
+    mean: Tensor, variance: Tensor, groups: int, across_samples: bool, eps: float, wants_residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    grad_residual = _no_residual(x) if residual is None else torch.empty_like(x[:, : residual.shape[1]])
+    grad_residual = _no_residual(x)
+    if residual is not None and wants_residual:
+        grad_residual = torch.empty_like(x) if residual.shape[1] == x.shape[1] else x.new_empty(residual.shape)
     weight, bias, slope = (x.new_empty(x.shape[1], dtype=wide_type(x)) for _ in range(3))
     return torch.empty_like(x), grad_residual, weight, bias, slope
 
@@ -152,10 +174,11 @@ def _save_tensors(ctx: Any, tensors: tuple[Any, ...], mean: Tensor, variance: Te
 def _gradients(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     """The gradients of x, weight, bias, slope and residual."""
     x, weight, bias, slope, residual, mean, variance = ctx.saved_tensors
+    wants_residual = residual is not None and ctx.needs_input_grad[4]
     grad_x, grad_residual, *vectors = torch.ops.vnet_fast.norm_prelu_backward(
-        grad_y, x, weight, bias, slope, residual, mean, variance, *ctx.sets
+        grad_y, x, weight, bias, slope, residual, mean, variance, *ctx.sets, wants_residual
     )
-    grads = [grad_x, *vectors, None if residual is None else grad_residual]
+    grads = [grad_x, *vectors, grad_residual if wants_residual else None]
     return tuple(None if grad is None else grad.to(dtype) for grad, dtype in zip(grads, ctx.types, strict=True))
 
 

@@ -222,7 +222,7 @@ def check_memory(config: Config) -> None:
         check_grid(config.volume, "--volume")
         return
     half, phantoms = config.amp != "off", config.data is None
-    load = Load(find_device(config.device), config.batch_size, config.base_channels, half, phantoms)
+    load = Load(find_device(config.device), config.batch_size, config.base_channels, half, phantoms, config.levels)
     check_load(load, config.volume)
 
 
