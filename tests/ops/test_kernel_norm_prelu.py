@@ -85,14 +85,13 @@ def by_pytorch(inputs, sets, dtype):
     """The same of PyTorch's own operations in `dtype`, in float64."""
     x, weight, bias, slope, residual, grad_y = (None if t is None else t.to(dtype) for t in inputs)
     leaves = [t.requires_grad_() for t in (x, weight, bias, slope)]
-    if sets.across_samples:
-        # PyTorch's own refuses a single value of a channel
-        several = x.numel() > x.shape[1]
-        z = F.batch_norm(x, None, None, weight, bias, True, 0.0, sets.eps) if several else None
+    if sets.size(x) == 1:
+        # PyTorch refuses a single value
+        z = x * 0 + bias.reshape(-1, *[1] * (x.ndim - 2))
+    elif sets.across_samples:
+        z = F.batch_norm(x, None, None, weight, bias, True, 0.0, sets.eps)
     else:
         z = F.group_norm(x, sets.groups, weight, bias, sets.eps)
-    vector = (-1, *[1] * (x.ndim - 2))
-    z = x * 0 + bias.reshape(vector) if z is None else z
     if residual is not None:
         # its gradient is that of what it is added to
         residual = residual.expand(x.shape).clone().requires_grad_(residual.shape == x.shape)

@@ -18,7 +18,7 @@ def prelu(z: Tensor, slope: Tensor) -> Tensor:
         return F.prelu(z, slope)
     # several voxels as one row, which changes no number: 7 times as fast for 8 channels in bfloat16
     wide = F.prelu(rows.reshape(-1, repeats * z.shape[1]), slope.repeat(repeats))
-    return wide.view(rows.shape).movedim(-1, 1)
+    return wide.as_strided(z.shape, z.stride())
 
 
 def prelu_gradients(grad_y: Tensor, z: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
