@@ -72,6 +72,7 @@ class Configuration:
     resident: bool = True
     # whether convolutions are rewritten by the table of an H100
     rewrites: bool = False
+    norm: str | None = None
 
     def __str__(self):
         """As in `caffe, loss weighted-ce`: what is not the default."""
@@ -85,7 +86,7 @@ class Configuration:
     def model(self):
         """The network, without memory."""
         with unset_fake_temporarily(), torch.device("meta"):
-            return VNet(self.in_channels, self.classes, self.base_channels, self.topology)
+            return VNet(self.in_channels, self.classes, self.base_channels, self.topology, self.norm)
 
 
 CONFIGURATIONS = {
@@ -100,6 +101,8 @@ CONFIGURATIONS = {
         *(Configuration(loss=loss) for loss in LOSSES if loss != "dice"),
         Configuration(precision="fp16", loss="weighted-ce"),
         Configuration(rewrites=True),
+        Configuration(norm="batch"),
+        Configuration("caffe", "fp16", optimizer="adamw", norm="instance"),
         Configuration(shape=(35, 50, 33)),
         Configuration(shape=(16, 16, 16), batch=1),
         Configuration(in_channels=3, classes=4, resident=False),

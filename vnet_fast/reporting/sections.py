@@ -26,7 +26,7 @@ from vnet_fast.run.log import minutes
 
 # the settings that are shown, if at least one run has a value
 SETTINGS = (
-    "data", "loss", "topology", "base_channels", "volume", "spacing", "batch_size", "iterations", "optimizer",
+    "data", "loss", "topology", "norm", "levels", "base_channels", "volume", "spacing", "batch_size", "iterations", "optimizer",
     "learning_rate", "lr_step", "amp", "binary", "no_augment", "folds", "fold", "seed",
 )  # fmt: skip
 RANKS = {
