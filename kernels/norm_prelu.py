@@ -193,11 +193,10 @@ def _reduce_gradients_kernel(
         slope_sums += tl.sum(grad_slope.reshape(LOADS, FEWER, PADDED), axis=0)
     # (3, samples, programs, channels)
     partial = (sample * programs + program) * FORM.channels + channel
+    part = samples * programs * FORM.channels
     tl.store(partials_ptr + partial, tl.sum(bias_sums, axis=0), mask=channel_inside)
-    partial += samples * programs * FORM.channels
-    tl.store(partials_ptr + partial, tl.sum(weight_sums, axis=0), mask=channel_inside)
-    partial += samples * programs * FORM.channels
-    tl.store(partials_ptr + partial, tl.sum(slope_sums, axis=0), mask=channel_inside)
+    tl.store(partials_ptr + partial + part, tl.sum(weight_sums, axis=0), mask=channel_inside)
+    tl.store(partials_ptr + partial + 2 * part, tl.sum(slope_sums, axis=0), mask=channel_inside)
 
 
 @triton.jit

@@ -164,7 +164,7 @@ def norm_prelu_cases():
 def norm_prelu_sums_cases():
     """One group, several, and each channel on its own, of one program for each sample, and of several."""
     for channels, groups in ((3, 3), (6, 2), (20, 20)):
-        for shape, across_samples in itertools.product((SHAPES[1], (17, 19, 23)), (False, True)):
+        for shape, across_samples in itertools.product((*SHAPES, (17, 19, 23)), (False, True)):
             sets = (groups, across_samples, 1e-5)
             yield (
                 f"{channels} channels, {shape}, {sets}",

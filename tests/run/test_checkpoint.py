@@ -47,7 +47,7 @@ def test_a_negative_variance_is_refused(tmp_path):
     path, model = tmp_path / "x.pt", small(norm="batch", levels=2)
     model.down[0].norm.running_var[1] = -1
     checkpoint.save(path, model)
-    with pytest.raises(InputError, match="x.pt: a running variance is negative"):
+    with pytest.raises(InputError, match=r"x.pt: a running variance is negative"):
         checkpoint.build_model(checkpoint.load(path), path, torch.device("cpu"))
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from vnet_fast import VNet, export
+from vnet_fast.nn.folding import folded
 from vnet_fast.prediction import export as exporting
 from vnet_fast.prediction.export import export as to_file
 from vnet_fast.prediction.export import run_onnx, run_pt2
@@ -23,10 +24,10 @@ def needs_onnx():
         pytest.importorskip(name, reason=f"{name} is not installed")
 
 
-def network(topology, norm=None):
+def network(topology, norm=None, levels=5):
     """A network whose every weight makes a difference, slopes and biases too."""
     torch.manual_seed(1)
-    model = VNet(base_channels=2, num_classes=3, topology=topology, norm=norm).eval()
+    model = VNet(base_channels=2, num_classes=3, topology=topology, norm=norm, levels=levels).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim == 1:
@@ -130,7 +131,7 @@ def test_onnx_gives_the_networks_logits(tmp_path, trained, run_verb, topology):
 def test_networks_with_norm(tmp_path, norm, suffix):
     if suffix == ".onnx":
         needs_onnx()
-    model = network("paper", norm)
+    model = network("paper", norm, levels=2)
     for name, value in model.named_buffers():
         value.uniform_(0.5, 2) if name.endswith("var") else value.normal_()
     model.requires_grad_(False)

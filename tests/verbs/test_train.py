@@ -401,6 +401,8 @@ def test_fewer_cases_than_folds(cases, tmp_path, run_verb):
     assert "6 cases for 7 folds. Give --folds 6 or less, or add cases" in err
 
 
+# in the first ring, test_checkpoint.py has the running means
+@pytest.mark.exhaustive
 def test_resuming_with_batch_norm_changes_nothing(cases, tmp_path, run_verb):
     arguments = ["--data", cases, *TINY, "--folds", 3, "--val-every", 2, "--norm", "batch", "--levels", 3]
     whole, parts = tmp_path / "whole", tmp_path / "parts"

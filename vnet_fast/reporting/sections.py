@@ -26,8 +26,8 @@ from vnet_fast.run.log import minutes
 
 # the settings that are shown, if at least one run has a value
 SETTINGS = (
-    "data", "loss", "topology", "norm", "levels", "base_channels", "volume", "spacing", "batch_size", "iterations", "optimizer",
-    "learning_rate", "lr_step", "amp", "binary", "no_augment", "folds", "fold", "seed",
+    "data", "loss", "topology", "norm", "levels", "base_channels", "volume", "spacing", "batch_size", "iterations",
+    "optimizer", "learning_rate", "lr_step", "amp", "binary", "no_augment", "folds", "fold", "seed",
 )  # fmt: skip
 RANKS = {
     "worst": "the lowest Dice",
