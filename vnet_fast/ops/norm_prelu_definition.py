@@ -1,9 +1,9 @@
 """`norm_prelu` and its gradients in plain PyTorch.
 
 `norm_prelu_definition` is the formula. Kernels are tested against it, and exported networks consist of it. The other
-functions give the same numbers by the operations that are fast on channels-last volumes on a CPU: batch statistics,
-of each sample if the statistics are its own. PyTorch's instance norm would copy the volume into another layout, and
-the gradient of its group norm takes ten times as long.
+functions give the same numbers by the operations that are fast on channels-last volumes on a CPU: PyTorch's batch norm
+of given statistics, of each sample if they are its own. PyTorch's instance norm would copy the volume into another
+layout, and the gradient of its group norm takes ten times as long.
 """
 
 from typing import NamedTuple
@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 from vnet_fast.ops.prelu import prelu, prelu_gradients
+
+# numbers, 512 kB in float32
+PIECE = 1 << 17
 
 
 class Sets(NamedTuple):
@@ -59,14 +62,35 @@ def norm_prelu_definition(
 
 def statistics(x: Tensor, sets: Sets) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each set, of the shape of the sets, float32 or wider."""
-    channels = [torch.batch_norm_update_stats(part, None, None, 0.0) for part in _parts(x, sets)]
-    mean, variance = (torch.stack(values).to(wide_type(x)) for values in zip(*channels, strict=True))
+    channels = [_of_each_channel(part) for part in _parts(x, sets)]
+    mean, variance = (torch.stack(values) for values in zip(*channels, strict=True))
     if sets.groups == x.shape[1]:
         return mean, variance
     means = mean.unflatten(1, (sets.groups, -1))
     mean = means.mean(2)
     variance = variance.unflatten(1, (sets.groups, -1)).mean(2) + (means - mean[..., None]).square().mean(2)
     return mean, variance
+
+
+def _of_each_channel(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel: of pieces that fit in a cache, in two passes, and then of all of them.
+
+    PyTorch's batch statistics take as long, but on a CPU they add 10⁵ numbers one after the other, and round the mean
+    to the type of `x`.
+    """
+    rows = x.movedim(1, -1).reshape(-1, x.shape[1])
+    pieces = rows.split(max(1, PIECE // x.shape[1]))
+    means, squares = [], []
+    for piece in pieces:
+        values = piece.to(wide_type(x))
+        means.append(values.mean(0))
+        centred = values - means[-1]
+        squares.append(centred.mul_(centred).sum(0))
+    counts = torch.tensor([[len(piece)] for piece in pieces], dtype=torch.float64, device=x.device)
+    of_pieces = torch.stack(means).double()
+    mean = (of_pieces * counts).sum(0) / len(rows)
+    variance = (torch.stack(squares).double() + counts * (of_pieces - mean).square()).sum(0) / len(rows)
+    return mean.to(wide_type(x)), variance.to(wide_type(x))
 
 
 def normalise_and_activate(
