@@ -59,8 +59,10 @@ def check(function, kind, inputs):
     leaves = zip(outputs, (inputs, exact), strict=True)
     grads = [torch.autograd.grad(out, list(of), grad.to(out.dtype)) for out, of in leaves]
     for found, reference in zip((outputs[0], *grads[0]), (outputs[1], *grads[1]), strict=True):
-        # two roundings, and those of z, which change the side of the activation that a few values are on
-        assert (found.double() - reference).norm() <= (8 * torch.finfo(DTYPE).eps + 1e-4) * reference.norm()
+        # two roundings, and those of z, which change the side of the activation that a few values are on; PyTorch's own
+        # statistics on a CPU are wrong by 1e-3 and more
+        allowed = 8 * torch.finfo(DTYPE).eps + (1e-4 if function is ours else 5e-3)
+        assert (found.double() - reference).norm() <= allowed * reference.norm()
 
 
 @pytest.mark.parametrize("pass_name", PASSES)
