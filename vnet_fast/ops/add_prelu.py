@@ -3,12 +3,12 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vnet_fast.ops.add_prelu_direct import add_prelu_directly, add_prelu_join_directly, join_by_kernels, new_joined
 from vnet_fast.ops.dispatch import kernels_for, load_kernels
 from vnet_fast.ops.eager import is_eager
-from vnet_fast.ops.prelu import prelu, prelu_gradients
 
 
 def add_prelu(x: Tensor, slope: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
@@ -61,7 +61,7 @@ def add_prelu_join(x: Tensor, slope: Tensor, bias: Tensor | None, skip: Tensor) 
 
 def add_prelu_definition(x: Tensor, slope: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
     """`add_prelu` in plain PyTorch. The kernel is tested against it, and it runs where the kernel can't."""
-    return prelu(_add(x, bias, residual), slope.to(x.dtype))
+    return F.prelu(_add(x, bias, residual), slope.to(x.dtype))
 
 
 def add_prelu_gradients_definition(
@@ -76,8 +76,9 @@ def add_prelu_gradients_definition(
     z = _add(x, bias, residual)
     others = [axis for axis in range(z.ndim) if axis != 1]
     wide = torch.promote_types(z.dtype, torch.float32)
-    grad_x, grad_slope = prelu_gradients(grad_y, z, slope.to(z.dtype))
-    return grad_x, grad_slope, None if bias is None else grad_x.sum(others, dtype=wide)
+    slope = slope.to(z.dtype).reshape(-1, *[1] * (z.ndim - 2))
+    grad_x, grad_slope = torch.ops.aten._prelu_kernel_backward(grad_y, z, slope)
+    return grad_x, grad_slope.sum(others, dtype=wide), None if bias is None else grad_x.sum(others, dtype=wide)
 
 
 def _add(x: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
