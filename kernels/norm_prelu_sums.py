@@ -11,10 +11,11 @@ import torch
 import triton
 import triton.language as tl
 
-# numbers of partial sums that a program reads at a time: 16 for each of 256 threads; with 32, statistics of groups of
-# 4 channels spill on sm_90
+# numbers of partial sums that a program reads at a time: 16 for each of 256 threads
 NUMBERS = 4096
 NUM_WARPS = 8
+# two programs fit on a multiprocessor; without a limit the compiler spills on some devices, to fit more
+REGISTERS = 128
 # where every channel is a set of its own, a program has as many: 32 bytes
 CHANNELS = 8
 
@@ -157,7 +158,9 @@ def _launch(plan):
     else:
         width = CHANNELS
         programs = triton.cdiv(form.channels, CHANNELS)
-    return programs, {"FORM": form, "WIDTH": width, "ROWS": NUMBERS // width, "num_warps": NUM_WARPS}
+    # Triton's backend for AMD does not know the option and raises a KeyError
+    limit = {} if torch.version.hip else {"maxnreg": REGISTERS}
+    return programs, {"FORM": form, "WIDTH": width, "ROWS": NUMBERS // width, "num_warps": NUM_WARPS, **limit}
 
 
 def combine_statistics(x, partials, mean, variance, plan):
