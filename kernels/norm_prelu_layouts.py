@@ -98,6 +98,9 @@ def _plan_of(x, sets, one_channel_residual, y):
     num_rows = math.prod(spatial)
     padded = min(max(8, triton.next_power_of_2(channels)), WIDEST_TILE)
     rows = LOADS * 16 * 32 * NUM_WARPS // dtype.itemsize // padded
+    if channels < padded == 8:
+        # numbers that are loaded one by one need more registers for their addresses, and would spill
+        rows //= 2
     own = groups, channels // groups, across_samples, eps
     form = Form(channels, padded, rows, LOADS, *own, one_channel_residual)
     tiles, blocks = triton.cdiv(channels, padded), triton.cdiv(num_rows, rows)
