@@ -6,6 +6,7 @@ from typing import Any
 from vnet_fast import command_line
 from vnet_fast.command_line import option, path_text
 from vnet_fast.devices import HOST, use_all_cores
+from vnet_fast.nn.folding import folded
 from vnet_fast.prediction.export import check_output, export
 from vnet_fast.progress import working
 from vnet_fast.run import checkpoint
@@ -30,7 +31,7 @@ def main(given: dict[str, Any]) -> int:
     use_all_cores()
     stored = checkpoint.load(config.checkpoint)
     spacing, size = checkpoint.grid_of(stored, config.checkpoint)
-    model = checkpoint.build_model(stored, config.checkpoint, HOST).eval().requires_grad_(False)
+    model = folded(checkpoint.build_model(stored, config.checkpoint, HOST)).eval().requires_grad_(False)
     with working("exporting"):
         result = export(model, spacing, size, path)
     shape = ", ".join(map(str, reversed(size)))

@@ -47,15 +47,17 @@ class Network:
     in_channels: int = 1
     loss: str = "dice"
     optimizer: str = "sgd"
+    norm: str | None = None
 
     @property
     def name(self):
         """As in `paper bf16 base 16, 2 classes, 2 x 64x128x128, dice, sgd`."""
         shape = "x".join(map(str, self.shape))
         channels = "" if self.in_channels == 1 else f", {self.in_channels} channels"
+        norm = "" if self.norm is None else f", {self.norm} norm"
         return (
             f"{self.topology} {self.precision} base {self.base_channels}, {self.classes} classes, "
-            f"{self.batch} x {shape}{channels}, {self.loss}, {self.optimizer}"
+            f"{self.batch} x {shape}{channels}, {self.loss}, {self.optimizer}{norm}"
         )
 
 
@@ -76,6 +78,15 @@ def networks():
     ]
 
 
+def normalised_networks():
+    """Every norm, in steps and in predictions."""
+    return [
+        Network("paper", "bf16", norm="batch"),
+        Network("caffe", "fp16", 8, classes=3, batch=3, shape=(35, 50, 33), norm="instance", optimizer="adamw"),
+        Network("paper", "float32", 2, in_channels=3, shape=(32, 16, 48), norm="group"),
+    ]
+
+
 def zeros(shape, dtype):
     """A tensor of zeros, also where no arithmetic is done."""
     size = math.prod(shape) * dtype.itemsize
@@ -89,7 +100,7 @@ def as_on_a_gpu():
     eager.is_in_torch_dispatch_mode = lambda: False
 
 
-def convolve(convolution, x):
+def convolve(convolution, x, norm=None):
     """`nn.convolution.convolve`, with the bias left to the activation."""
     if isinstance(convolution, nn.ConvTranspose3d):
         return F.conv_transpose3d(x, weight_of(convolution), None, convolution.stride), convolution.bias
@@ -126,7 +137,7 @@ def augmented(batch, shape, classes, dtype, transforms=False):
 
 def train(network):
     """One training step. An input of several channels can't be augmented."""
-    model = VNet(network.in_channels, network.classes, network.base_channels, network.topology)
+    model = VNet(network.in_channels, network.classes, network.base_channels, network.topology, network.norm)
     precision = PRECISIONS[network.precision]
     step = Step(model, LOSSES[network.loss](), fused_optimizer(model, network.optimizer), precision)
     image, mask = augmented(network.batch, network.shape, network.classes, precision or torch.float32)
@@ -138,7 +149,7 @@ def train(network):
 
 def differentiate_network(network):
     """Forward and backward pass outside of a step, as in other programs."""
-    model = VNet(network.in_channels, network.classes, network.base_channels, network.topology)
+    model = VNet(network.in_channels, network.classes, network.base_channels, network.topology, network.norm)
     loss, precision = LOSSES[network.loss](), PRECISIONS[network.precision]
     image = torch.empty(network.batch, network.in_channels, *network.shape)
     mask = zeros((network.batch, 1, *network.shape), torch.uint8)
@@ -150,7 +161,7 @@ def differentiate_network(network):
 
 def predict(network):
     """A forward pass without gradients, as predictions are made."""
-    model = VNet(network.in_channels, network.classes, network.base_channels, network.topology).eval()
+    model = VNet(network.in_channels, network.classes, network.base_channels, network.topology, network.norm).eval()
     precision = PRECISIONS[network.precision]
     with torch.inference_mode(), torch.autocast("cpu", precision, enabled=precision is not None):
         model(torch.empty(network.batch, network.in_channels, *network.shape))
@@ -174,6 +185,7 @@ def steps():
         {network.name: functools.partial(train, network) for network in networks()}
         | {name: functools.partial(differentiate_network, network) for name, network in passes().items()}
         | {name: functools.partial(predict, network) for name, network in predictions().items()}
+        | {network.name: functools.partial(train, network) for network in normalised_networks()}
     )
 
 

@@ -12,6 +12,14 @@ OF_AN_ACTIVATION = {"_add_prelu_forward_kernel": 1, "_add_prelu_backward_kernel"
 OF_ALL_ACTIVATIONS = {"_sum_all_partials_kernel": 1}
 # of each activation outside of a step
 OF_AN_ACTIVATION_ALONE = {"_add_prelu_forward_kernel": 1, "_add_prelu_backward_kernel": 1, "_sum_partials_kernel": 1}
+OF_A_NORMALISED_ACTIVATION = {
+    "_statistics_kernel": 1,
+    "_combine_statistics_kernel": 1,
+    "_normalise_kernel": 1,
+    "_reduce_gradients_kernel": 1,
+    "_combine_gradients_kernel": 1,
+    "_gradient_kernel": 1,
+}
 OF_A_PREDICTION = {"_add_prelu_forward_kernel": 1}
 # of a step, whatever the network
 OF_THE_BATCH = {"_augment_kernel": 1}
@@ -36,12 +44,17 @@ ALL_COMPILATIONS = 600
 
 def launches_of_a_step(network):
     """{kernel: launches} of a training step of a `configurations.Network`."""
-    expected = Counter(OF_THE_BATCH | OF_ALL_ACTIVATIONS)
-    expected += of_all_activations(network, OF_AN_ACTIVATION)
+    expected = Counter(OF_THE_BATCH)
+    if network.norm is None:
+        expected += Counter(OF_ALL_ACTIVATIONS) + of_all_activations(network, OF_AN_ACTIVATION)
+    else:
+        expected += of_all_activations(network, OF_A_NORMALISED_ACTIVATION)
     if network.loss == "dice":
         expected += Counter(OF_THE_DICE_LOSS)
     if network.optimizer == "sgd" and network.precision != "float32":
         expected += Counter(OF_SGD)
+        # the weights of norms have no copies either, and do not fit into the launch of the slopes
+        expected += Counter({"_sgd_kernel": 1} if network.norm else {})
     return expected
 
 

@@ -79,6 +79,7 @@ class Configuration:
     # the largest norm of the gradients, and the decay of an average of the weights
     clip: float | None = None
     ema: float | None = None
+    norm: str | None = None
 
     def __str__(self):
         """As in `caffe, loss weighted-ce`: what is not the default."""
@@ -92,7 +93,7 @@ class Configuration:
     def model(self):
         """The network, without memory."""
         with unset_fake_temporarily(), torch.device("meta"):
-            return VNet(self.in_channels, self.classes, self.base_channels, self.topology)
+            return VNet(self.in_channels, self.classes, self.base_channels, self.topology, self.norm)
 
 
 CONFIGURATIONS = {
@@ -111,6 +112,8 @@ CONFIGURATIONS = {
         Configuration(optimizer="nesterov", clip=12.0, ema=0.99),
         Configuration(precision="fp16", clip=12.0, ema=0.99),
         Configuration(rewrites=True),
+        Configuration(norm="batch"),
+        Configuration("caffe", "fp16", optimizer="adamw", norm="instance"),
         Configuration(shape=(35, 50, 33)),
         Configuration(shape=(16, 16, 16), batch=1),
         Configuration(in_channels=3, classes=4, resident=False),

@@ -51,6 +51,38 @@ def add_prelu_case(channels, shape, dtype, residual, joined, gradients, memory):
         assert torch.equal(wide[:, channels:], before)
 
 
+def norm_prelu_case(channels, shape, dtype, residual, joined, sets, memory):
+    """Forward and backward pass; the gradient is a slice if the output is."""
+    module = kernels("norm_prelu")
+    x = volume(memory, channels, shape, dtype)
+    weight, bias, slope = (torch.rand(channels) for _ in range(3))
+    other, out = None, None
+    if residual:
+        other = volume(memory, channels if residual == "full" else 1, shape, dtype)
+        other = other if residual == "full" else other.contiguous()
+    if joined:
+        wide = volume(memory, 2 * channels, shape, dtype)
+        out, before = wide[:, :channels], wide[:, channels:].clone()
+    leaves = x, weight, bias, slope, other
+    assert module.supports(*leaves, sets, out)
+    y, mean, variance = module.norm_prelu(*leaves, sets, out)
+    results = module.norm_prelu_backward(y, *leaves, mean, variance, sets)
+    assert all(bool(result.isfinite().all()) for result in (y, mean, variance, *results) if result is not None)
+    if joined:
+        assert torch.equal(wide[:, channels:], before)
+
+
+def norm_prelu_sums_case(channels, shape, sets, memory):
+    """Statistics and gradients of what the kernels of two samples have reduced."""
+    module, layouts = kernels("norm_prelu_sums"), kernels("norm_prelu_layouts")
+    x = volume(memory, channels, shape, torch.float32)
+    plan = layouts.plan_of(x, sets, None, None)
+    mean, variance = torch.empty(plan.statistics), torch.empty(plan.statistics)
+    module.combine_statistics(x, torch.rand(2, *plan.partials), mean, variance, plan)
+    terms, vectors = module.combine_gradients(torch.randn(3, *plan.partials), torch.rand(channels), plan)
+    assert all(bool(result.isfinite().all()) for result in (mean, variance, terms, *vectors))
+
+
 def partial_sums_case(layers, memory):
     """The sums of layers, (programs, width, channels), each by itself and all in one launch."""
     module, placed, first = kernels("partial_sums"), [], 0
@@ -135,6 +167,28 @@ def add_prelu_cases():
                 yield f"{channels} channels, {shape}, {SHORT[dtype]}, {form}", case
 
 
+def norm_prelu_cases():
+    """Channels below, at and above a power of two, rows of several tiles, and every kind of sets."""
+    forms = itertools.cycle([(None, False), ("full", False), ("one channel", False), (None, True)])
+    dtypes = itertools.cycle(FLOATS)
+    for channels, groups in ((1, 1), (3, 3), (8, 2), (16, 16), (20, 5), (600, 600)):
+        for shape, across_samples in itertools.product(SHAPES, (False, True)):
+            (residual, joined), dtype, sets = next(forms), next(dtypes), (groups, across_samples, 1e-5)
+            name = f"{channels} channels, {shape}, {SHORT[dtype]}, residual {residual}, joined {joined}, {sets}"
+            yield name, functools.partial(norm_prelu_case, channels, shape, dtype, residual, joined, sets)
+
+
+def norm_prelu_sums_cases():
+    """One group, several, and each channel on its own, of one program for each sample, and of several."""
+    for channels, groups in ((3, 3), (6, 2), (20, 20)):
+        for shape, across_samples in itertools.product((*SHAPES, (17, 19, 23)), (False, True)):
+            sets = (groups, across_samples, 1e-5)
+            yield (
+                f"{channels} channels, {shape}, {sets}",
+                functools.partial(norm_prelu_sums_case, channels, shape, sets),
+            )
+
+
 def dice_cases():
     """Both layouts, labels and channels, one block and a ragged one."""
     options = itertools.cycle(
@@ -197,6 +251,8 @@ def convolution_cases():
 
 CASES = {
     "add_prelu": add_prelu_cases,
+    "norm_prelu": norm_prelu_cases,
+    "norm_prelu_sums": norm_prelu_sums_cases,
     "partial_sums": partial_sums_cases,
     "dice": dice_cases,
     "augment": augment_cases,

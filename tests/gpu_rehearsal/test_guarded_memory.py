@@ -13,7 +13,9 @@ import torch
 from tests.gpu_rehearsal import guarded
 from tests.gpu_rehearsal.device import ROOT
 
-MODULES = ("add_prelu", "partial_sums", "dice", "augment", "transform", "sgd", "convolution")
+MODULES = (
+    "add_prelu", "norm_prelu", "norm_prelu_sums", "partial_sums", "dice", "augment", "transform", "sgd", "convolution",
+)  # fmt: skip
 # a load and a store of kernels that every step launches
 SOME_MASKS = [("dice", "tl.load(pointer + offset"), ("add_prelu", "tl.store(y_ptr")]
 # Without their masks these stay within the tensor, where they meet another sum. Tests of the sums find it.

@@ -86,7 +86,8 @@ def test_every_kernel_is_launched_on_every_device(found):
 
 @pytest.mark.exhaustive
 def test_the_launches_are_those_expected(found):
-    wanted = {network.name: expected.launches_of_a_step(network) for network in configurations.networks()}
+    networks = configurations.networks() + configurations.normalised_networks()
+    wanted = {network.name: expected.launches_of_a_step(network) for network in networks}
     wanted |= {name: expected.launches_of_a_pass(network) for name, network in configurations.passes().items()}
     wanted |= {
         name: expected.launches_of_a_prediction(network) for name, network in configurations.predictions().items()

@@ -23,7 +23,17 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from tests.gpu_rehearsal.machine_code import accesses, resources
-from vnet_fast.kernels import add_prelu, augment, convolution, dice, partial_sums, sgd, transform
+from vnet_fast.kernels import (
+    add_prelu,
+    augment,
+    convolution,
+    dice,
+    norm_prelu,
+    norm_prelu_sums,
+    partial_sums,
+    sgd,
+    transform,
+)
 from vnet_fast.ops.dice import DiceOptions
 
 TYPES = {
@@ -161,6 +171,36 @@ def add_prelu_launches():
     return launches + sums + record(partial_sums, "all layers", sum_all)
 
 
+def norm_prelu_launches():
+    # level, channels, type, groups, form: as above
+    cases = [
+        (0, 16, torch.bfloat16, 16, "one-channel residual"),
+        (0, 16, torch.bfloat16, 16, "into a slice"),
+        (0, 16, torch.float32, 16, "one-channel residual"),
+        (0, 2, torch.bfloat16, 2, "plain"),
+        (1, 32, torch.bfloat16, 32, "residual"),
+        (1, 32, torch.bfloat16, 8, "residual"),
+        (4, 768, torch.bfloat16, 8, "residual"),
+    ]
+    launches, sums = [], []
+    for level, channels, dtype, groups, form in cases:
+        x = empty(channels, dtype, level)
+        vector = torch.empty(channels, device="meta")
+        residual = {"residual": x, "one-channel residual": empty(1, torch.float32, level)}.get(form)
+        out = empty(2 * channels, dtype, level)[:, :channels] if form == "into a slice" else None
+        sets = (groups, form == "residual" and groups > 8, 1e-5)
+        assert norm_prelu.supports(x, vector, vector, vector, residual, sets, out)
+
+        def run(x=x, vector=vector, residual=residual, out=out, sets=sets):
+            y, mean, variance = norm_prelu.norm_prelu(x, vector, vector, vector, residual, sets, out)
+            norm_prelu.norm_prelu_backward(y, x, vector, vector, vector, residual, mean, variance, sets)
+
+        size = "x".join(str(length >> level) for length in VOLUME)
+        name = f"{channels} x {size} {str(dtype).removeprefix('torch.')}, {groups} groups, {form}"
+        launches += record(norm_prelu, name, lambda name=name, run=run: sums.extend(record(norm_prelu_sums, name, run)))
+    return launches + sums
+
+
 def dice_launches():
     # type and layout of the logits, type of the labels, how much is cropped along each axis
     cases = [
@@ -289,7 +329,12 @@ def main():
     parser.add_argument("--no-hints", action="store_true", help="compile as if nothing were aligned")
     config = parser.parse_args()
     launches = distinct(
-        add_prelu_launches() + deform_launches() + dice_launches() + sgd_launches() + convolution_launches()
+        add_prelu_launches()
+        + norm_prelu_launches()
+        + deform_launches()
+        + dice_launches()
+        + sgd_launches()
+        + convolution_launches()
     )
     wanted = [launch for launch in launches if any(part in launch.name for part in config.only)]
     rows, inspected = [], []

@@ -49,8 +49,8 @@ def through_kernels(monkeypatch):
     # PyTorch's own convolution, which it takes for small volumes, leaves the layout; cuDNN keeps it
     original = vnet.convolve
 
-    def convolve(convolution, x):
-        y, bias = original(convolution, x)
+    def convolve(convolution, x, norm=None):
+        y, bias = original(convolution, x, norm)
         return y.contiguous(memory_format=torch.channels_last_3d), bias
 
     monkeypatch.setattr(vnet, "convolve", convolve)

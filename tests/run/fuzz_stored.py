@@ -38,6 +38,7 @@ from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.nn.losses import DiceLoss
 from vnet_fast.run import checkpoint
 from vnet_fast.run.configuration import Config, stored_config
+from vnet_fast.run.fields import OLDER_ARCHITECTURE
 from vnet_fast.training.optimizer import make_optimizer
 from vnet_fast.training.step import Step
 from vnet_fast.training.stored_state import check_step_state
@@ -79,7 +80,9 @@ class Checkpoint:
 
     def described(self):
         # after this program has accepted it
-        return self.read_trusting()
+        content = self.read_trusting()
+        content["architecture"] = OLDER_ARCHITECTURE | content["architecture"]
+        return content
 
     mutate = staticmethod(stored_mutants.mutate_checkpoint)
 

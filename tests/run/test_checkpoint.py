@@ -32,6 +32,25 @@ def test_round_trip(saved):
     assert torch.equal(loaded(x), model(x))
 
 
+@pytest.mark.parametrize("norm", ["instance", "batch", "group"])
+def test_norm_and_levels_are_stored(tmp_path, norm):
+    path, model = tmp_path / "x.pt", small(norm=norm, levels=3)
+    for buffer in model.buffers():
+        buffer.uniform_(1, 2)
+    checkpoint.save(path, model)
+    loaded = checkpoint.build_model(checkpoint.load(path), path, torch.device("cpu"))
+    assert (loaded.norm, loaded.levels) == (norm, 3)
+    assert all(torch.equal(loaded.state_dict()[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_negative_variance_is_refused(tmp_path):
+    path, model = tmp_path / "x.pt", small(norm="batch", levels=2)
+    model.down[0].norm.running_var[1] = -1
+    checkpoint.save(path, model)
+    with pytest.raises(InputError, match=r"x.pt: a running variance is negative"):
+        checkpoint.build_model(checkpoint.load(path), path, torch.device("cpu"))
+
+
 def test_a_failed_save_keeps_the_one_before(saved, monkeypatch):
     path, model = saved
     before = path.read_bytes()

@@ -1,5 +1,6 @@
 """Settings, results and logs that someone has changed: refused with one line that names what is wrong."""
 
+import itertools
 import json
 import os
 from dataclasses import asdict
@@ -189,11 +190,12 @@ def test_this_machine_has_memory():
 def test_a_network_has_as_many_numbers_as_the_estimate():
     from vnet_fast.run.checkpoint import skeleton
 
-    for topology in ("paper", "caffe"):
-        for width in (1, 16, 64):
-            network = skeleton({"in_channels": 1, "num_classes": 2, "base_channels": width, "topology": topology})
-            count = sum(weight.numel() for weight in network.parameters())
-            assert memory.WEIGHTS * width**2 < count < 1.5 * memory.WEIGHTS * width**2
+    channels = {"in_channels": 1, "num_classes": 2}
+    for topology, width, levels in itertools.product(("paper", "caffe"), (1, 16, 64), memory.WEIGHTS):
+        network = skeleton({**channels, "base_channels": width, "topology": topology, "norm": None, "levels": levels})
+        count = sum(weight.numel() for weight in network.parameters())
+        # the topologies differ more, the fewer levels there are
+        assert 1 < count / (memory.WEIGHTS[levels] * width**2) < (1.5 if levels == 5 else 1.75)
 
 
 def test_the_window_of_a_checkpoint_fits(tmp_path, monkeypatch):

@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from vnet_fast import VNet, export
+from vnet_fast.nn.folding import folded
 from vnet_fast.prediction import export as exporting
+from vnet_fast.prediction.export import export as to_file
+from vnet_fast.prediction.export import run_onnx, run_pt2
 from vnet_fast.run import checkpoint
 
 TOPOLOGIES = ("paper", "caffe")
@@ -21,10 +24,10 @@ def needs_onnx():
         pytest.importorskip(name, reason=f"{name} is not installed")
 
 
-def network(topology):
+def network(topology, norm=None, levels=5):
     """A network whose every weight makes a difference, slopes and biases too."""
     torch.manual_seed(1)
-    model = VNet(base_channels=2, num_classes=3, topology=topology).eval()
+    model = VNet(base_channels=2, num_classes=3, topology=topology, norm=norm, levels=levels).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim == 1:
@@ -115,6 +118,29 @@ def test_onnx_gives_the_networks_logits(tmp_path, trained, run_verb, topology):
     facts = session.get_modelmeta().custom_metadata_map
     assert (facts["spacing"], facts["volume"], facts["classes"]) == ("1 1 1.5", "20 16 16", "3")
     assert "percentiles 0.5 and 99.5" in facts["normalisation"]
+
+
+@pytest.mark.parametrize(
+    ("norm", "suffix"),
+    [
+        ("instance", ".pt2"),
+        pytest.param("batch", ".onnx", marks=pytest.mark.exhaustive),
+        pytest.param("group", ".onnx", marks=pytest.mark.exhaustive),
+    ],
+)
+def test_networks_with_norm(tmp_path, norm, suffix):
+    if suffix == ".onnx":
+        needs_onnx()
+    model = network("paper", norm, levels=2)
+    for name, value in model.named_buffers():
+        value.uniform_(0.5, 2) if name.endswith("var") else value.normal_()
+    model.requires_grad_(False)
+    result = to_file(folded(model), (1, 1, 1), SIZE, tmp_path / f"x{suffix}")
+    assert result.startswith("logits ")
+    run = run_pt2 if suffix == ".pt2" else run_onnx
+    for x in (volumes(1), volumes(3)):
+        logits = run((tmp_path / f"x{suffix}").read_bytes(), x)
+        torch.testing.assert_close(logits, model(x), rtol=1e-4, atol=1e-4)
 
 
 def assert_refused(run_verb, path, output, message):

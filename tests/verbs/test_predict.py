@@ -12,6 +12,7 @@ from vnet_fast.io import volumes
 from vnet_fast.io.grid import Grid, covering_size, image_on_grid, working_grid
 from vnet_fast.prediction import networks, segmentation
 from vnet_fast.prediction.inference import predict_probabilities
+from vnet_fast.prediction.networks import load_networks
 from vnet_fast.run import checkpoint
 
 OBLIQUE = (0.96, -0.28, 0.0, 0.28, 0.96, 0.0, 0.0, 0.0, 1.0)
@@ -122,6 +123,11 @@ def save_network(path, seed, validation=("Case01", "Case04"), spacing=(1.5, 1.5,
     state = {"spacing": list(spacing), "volume": list(volume), "validation": list(validation)}
     checkpoint.save(path, model, **state)
     return path
+
+
+def test_batch_norm_is_folded_for_prediction(tmp_path):
+    path = save_network(tmp_path / "x.pt", 0, norm="batch", levels=3)
+    assert load_networks([str(path)], torch.device("cpu")).model.norm is None
 
 
 def ensemble_of(run_verb, paths, source, target, *more):

@@ -138,6 +138,9 @@ def test_classes_from_the_labels(tmp_path, run_verb, binary, classes):
         ["--amp", "bf16"],
         ["--no-augment"],
         ["--rotation", 1, 20, 10, "--flip", "--gamma", 1, 0.7, 1.5, "--noise", 1, 0.3, "--batch-size", 3],
+        ["--norm", "batch", "--levels", 4, "--volume", 8, 16, 16],
+        pytest.param(["--norm", "instance"], marks=pytest.mark.exhaustive),
+        pytest.param(["--norm", "group", "--amp", "bf16"], marks=pytest.mark.exhaustive),
     ],
     ids=str,
 )
@@ -355,6 +358,9 @@ def test_bad_data_without_debug_shows_no_traceback(cases, tmp_path, run_verb):
         (["--learning-rate", "inf"], "must be a number above 0; got 'inf'"),
         (["--volume", "64", "-1", "64"], "argument --volume"),
         (["--volume", "64", "8", "64"], "--volume: must be at least 16 along each axis; got 64 8 64"),
+        (["--volume", "64", "4", "64", "--levels", "4"], "--volume: must be at least 8 along each axis; got 64 4 64"),
+        (["--levels", "6"], "argument --levels: invalid choice: 6"),
+        (["--norm", "layer"], "argument --norm: invalid choice: 'layer'"),
         (["--spacing", "1", "0", "1"], "argument --spacing"),
         (["--fold", "5"], "--fold: must be below --folds (5); got 5"),
         (["--fold", "each"], "argument --fold: must be all or a whole number, 0 or more; got 'each'"),
@@ -396,12 +402,26 @@ def test_fewer_cases_than_folds(cases, tmp_path, run_verb):
     assert "6 cases for 7 folds. Give --folds 6 or less, or add cases" in err
 
 
+# in the first ring, test_checkpoint.py has the running means
+@pytest.mark.exhaustive
+def test_resuming_with_batch_norm_changes_nothing(cases, tmp_path, run_verb):
+    arguments = ["--data", cases, *TINY, "--folds", 3, "--val-every", 2, "--norm", "batch", "--levels", 3]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run_verb(train, *arguments, "--output", whole, "--iterations", 4)[0] == 0
+    assert run_verb(train, *arguments, "--output", parts, "--iterations", 2)[0] == 0
+    assert run_verb(train, "--resume", parts, "--iterations", 4)[0] == 0
+    expected, found = weights_after(whole), weights_after(parts)
+    assert any("running_var" in name for name in expected)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
 def test_resume_refuses_what_would_make_another_run(cases, tmp_path, run_verb):
     run = tmp_path / "run"
     assert run_verb(train, "--data", cases, "--output", run, *ON_DATA)[0] == 0
     for arguments, message in (
         (["--topology", "caffe"], "--topology: is caffe here and paper in"),
         (["--base-channels", 4], "--base-channels: is 4 here and 2 in"),
+        (["--norm", "batch"], "--norm: is batch here and none in"),
         ([], "is at iteration 6 of 6. Give more --iterations"),
     ):
         code, _, err = run_verb(train, "--resume", run, *arguments)

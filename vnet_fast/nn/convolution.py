@@ -10,31 +10,41 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from vnet_fast.nn.norm import Norm
 from vnet_fast.ops import convolution_choice, dispatch
 from vnet_fast.ops.convolution import forward, grad_input, grad_weight
 
 
-def convolve(convolution: nn.Conv3d | nn.ConvTranspose3d, x: Tensor) -> tuple[Tensor, Tensor | None]:
+def convolve(
+    convolution: nn.Conv3d | nn.ConvTranspose3d, x: Tensor, norm: Norm | None = None
+) -> tuple[Tensor, Tensor | None]:
     """A convolution, and its bias if the caller has to add it.
 
     Where the kernels run, the fused activation adds the bias at no cost. Elsewhere the convolution adds it.
 
     Args:
-        convolution: with a bias, padded with zeros.
+        convolution: padded with zeros.
         x: (N, C, D, H, W).
+        norm: None, or a fixed one that is folded into the convolution.
 
     Returns:
         (N, C', D', H', W'), and None or the bias (C',).
     """
+    weight, bias = _weight(convolution), convolution.bias
+    if norm is not None:
+        weight, bias = norm.folded(convolution, weight)
     if dispatch.kernels_for("add_prelu", x) is None:
-        return _convolve(convolution, x, convolution.bias), None
-    return _convolve(convolution, x, None), convolution.bias
+        return _convolve(convolution, x, weight, bias), None
+    return _convolve(convolution, x, weight, None), bias
 
 
-def _convolve(convolution: nn.Conv3d | nn.ConvTranspose3d, x: Tensor, bias: Tensor | None) -> Tensor:
+def _weight(convolution: nn.Conv3d | nn.ConvTranspose3d) -> Tensor:
     # a training step may keep a copy of the weight in its precision
     copy: Tensor | None = getattr(convolution, "compute_weight", None)
-    weight = convolution.weight if copy is None else copy
+    return convolution.weight if copy is None else copy
+
+
+def _convolve(convolution: nn.Conv3d | nn.ConvTranspose3d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if isinstance(convolution, nn.ConvTranspose3d):
         return F.conv_transpose3d(x, weight, bias, convolution.stride)
     if convolution.stride[0] == 1:
@@ -92,7 +102,7 @@ class Convolution(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C', D', H', W') of (N, C, D, H, W)."""
-        return _convolve(self, x, self.bias)
+        return _convolve(self, x, _weight(self), self.bias)
 
 
 class _CoarseConvolution(torch.autograd.Function):

@@ -10,11 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vnet_fast.nn.convolution import Convolution, convolve
+from vnet_fast.nn.norm import KINDS, Norm
 from vnet_fast.ops.add_prelu import add_prelu, add_prelu_join
 
 KERNEL_SIZE = 5
 DOWN_FACTOR = 2
+# of the paper's network; fewer leave out the coarsest
 LEVELS = 5
+MIN_LEVELS = 2
+# of the shapes that a network of any number of levels takes
 SIZE_MULTIPLE = DOWN_FACTOR ** (LEVELS - 1)
 INITIAL_SLOPE = 0.25
 
@@ -52,17 +56,35 @@ def initialise(module: nn.Conv3d | nn.ConvTranspose3d) -> None:
 
 
 class Activated(nn.Module):
-    """A convolution followed by a PReLU."""
+    """A convolution followed by a PReLU, with a norm between them that takes the place of the bias.
 
-    def __init__(self, convolution: nn.Conv3d | nn.ConvTranspose3d) -> None:
+    Args:
+        convolution: the class of the convolution.
+        in_channels, channels, kernel_size, stride, padding: of the convolution.
+        norm: one of `norm.KINDS`, or None.
+    """
+
+    def __init__(
+        self,
+        convolution: type[nn.Conv3d] | type[nn.ConvTranspose3d],
+        in_channels: int,
+        channels: int,
+        kernel_size: int,
+        norm: str | None,
+        stride: int = 1,
+        padding: int = 0,
+    ) -> None:
         super().__init__()
-        initialise(convolution)
-        self.convolution = convolution
-        self.activation = nn.PReLU(convolution.out_channels, init=INITIAL_SLOPE)
+        self.convolution = convolution(in_channels, channels, kernel_size, stride, padding, bias=norm is None)
+        initialise(self.convolution)
+        self.norm = None if norm is None else Norm(norm, channels)
+        self.activation = nn.PReLU(channels, init=INITIAL_SLOPE)
 
     def forward(self, x: Tensor, residual: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
-        """PReLU(convolution(x) + residual); if `skip` is given, it is concatenated along the channels."""
-        x, bias = convolve(self.convolution, x)
+        """PReLU(norm(convolution(x)) + residual); if `skip` is given, it is concatenated along the channels."""
+        if self.norm is not None and not self.norm.is_fixed:
+            return cast(Tensor, self.norm(convolve(self.convolution, x)[0], self.activation.weight, residual, skip))
+        x, bias = convolve(self.convolution, x, self.norm)
         if skip is not None:
             return add_prelu_join(x, self.activation.weight, bias, skip)
         return add_prelu(x, self.activation.weight, bias, residual)
@@ -75,13 +97,13 @@ class Stage(nn.Module):
         in_channels: channels of the input.
         channels: channels of every convolution's output.
         convolutions: how many.
+        norm: one of `norm.KINDS`, or None.
     """
 
-    def __init__(self, in_channels: int, channels: int, convolutions: int) -> None:
+    def __init__(self, in_channels: int, channels: int, convolutions: int, norm: str | None) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            Activated(nn.Conv3d(in_channels if i == 0 else channels, channels, KERNEL_SIZE, padding=KERNEL_SIZE // 2))
-            for i in range(convolutions)
+            _full(in_channels if i == 0 else channels, channels, norm) for i in range(convolutions)
         )
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
@@ -92,6 +114,11 @@ class Stage(nn.Module):
         return cast(Tensor, last(x, residual))
 
 
+def _full(in_channels: int, channels: int, norm: str | None) -> Activated:
+    """A convolution of 5x5x5 that keeps the shape, with norm and activation."""
+    return Activated(nn.Conv3d, in_channels, channels, KERNEL_SIZE, norm, padding=KERNEL_SIZE // 2)
+
+
 class VNet(nn.Module):
     """V-Net: volumes to logits.
 
@@ -100,10 +127,13 @@ class VNet(nn.Module):
         num_classes: channels of the output, background included, at least 1.
         base_channels: channels of the first stage, doubled with every halving of the resolution.
         topology: `paper` (figure 2 of the paper) or `caffe` (the authors' released network).
+        norm: None as in the paper, or `instance`, `batch` or `group`: normalisation between each convolution and its
+            activation; see `Norm`.
+        levels: resolutions, from 2 to 5 as in the paper. Fewer leave out the coarsest stages.
 
     The input is added to the first stage's output, repeated over its channels (cyclically, if it has more than one).
-    A shape that is not a multiple of 16 is padded with zeros on both sides, and the logits are cropped back. The
-    network runs in channels-last 3D layout, whatever the layout of its input.
+    A shape that is not a multiple of 2^(levels - 1), which is 16 for 5 levels, is padded with zeros on both sides, and
+    the logits are cropped back. The network runs in channels-last 3D layout, whatever the layout of its input.
 
     Source:
         Milletari, Navab, Ahmadi: V-Net, 3DV 2016, arXiv 1606.04797.
@@ -112,41 +142,48 @@ class VNet(nn.Module):
     memory_format = torch.channels_last_3d
 
     def __init__(
-        self, in_channels: int = 1, num_classes: int = 2, base_channels: int = 16, topology: str = "paper"
+        self,
+        in_channels: int = 1,
+        num_classes: int = 2,
+        base_channels: int = 16,
+        topology: str = "paper",
+        norm: str | None = None,
+        levels: int = LEVELS,
     ) -> None:
         super().__init__()
-        _check_arguments(in_channels, num_classes, base_channels, topology)
+        _check_arguments(in_channels, num_classes, base_channels, topology, norm, levels)
         self.in_channels = in_channels
         self.num_classes = num_classes
         self.base_channels = base_channels
         self.topology = topology
+        self.norm = norm
+        self.levels = levels
+        self.size_multiple = size_multiple(levels)
         plan = TOPOLOGIES[topology]
-        width = [base_channels * 2**level for level in range(LEVELS)]
+        width = [base_channels * 2**level for level in range(levels)]
 
         self.left = nn.ModuleList(
-            Stage(in_channels if level == 0 else width[level], width[level], count)
-            for level, count in enumerate(plan.left)
+            Stage(in_channels if level == 0 else width[level], width[level], count, norm)
+            for level, count in enumerate(plan.left[:levels])
         )
         self.down = nn.ModuleList(
-            Activated(nn.Conv3d(width[level], width[level + 1], DOWN_FACTOR, stride=DOWN_FACTOR))
-            for level in range(LEVELS - 1)
+            Activated(nn.Conv3d, width[level], width[level + 1], DOWN_FACTOR, norm, stride=DOWN_FACTOR)
+            for level in range(levels - 1)
         )
         # from the coarsest level up: the up-convolution gives as many channels as the skip brings
         entering = [width[-1], *(2 * channels for channels in width[-2:0:-1])]
         skipped = width[-2::-1]
         self.up = nn.ModuleList(
-            Activated(nn.ConvTranspose3d(source, skip, DOWN_FACTOR, stride=DOWN_FACTOR))
+            Activated(nn.ConvTranspose3d, source, skip, DOWN_FACTOR, norm, stride=DOWN_FACTOR)
             for source, skip in zip(entering, skipped, strict=True)
         )
         self.right = nn.ModuleList(
-            Stage(2 * skip, 2 * skip, count) for skip, count in zip(skipped, plan.right, strict=True)
+            Stage(2 * skip, 2 * skip, count, norm)
+            for skip, count in zip(skipped, plan.right[-(levels - 1) :], strict=True)
         )
         last = 2 * base_channels
-        self.wide_head: Activated | None = None
-        if plan.wide_head:
-            self.wide_head = Activated(nn.Conv3d(last, num_classes, KERNEL_SIZE, padding=KERNEL_SIZE // 2))
-            last = num_classes
-        self.head = Convolution(last, num_classes, 1)
+        self.wide_head = _full(last, num_classes, norm) if plan.wide_head else None
+        self.head = Convolution(num_classes if plan.wide_head else last, num_classes, 1)
         initialise(self.head)
         self.to(memory_format=self.memory_format)  # type: ignore[call-overload]  # missing in torch's types
 
@@ -165,7 +202,7 @@ class VNet(nn.Module):
         if x.ndim != 5 or x.shape[1] != self.in_channels or 0 in x.shape:
             raise ValueError(f"x must have shape (N, {self.in_channels}, D, H, W); got {tuple(x.shape)}")
         shape = x.shape[2:]
-        missing = [-length % SIZE_MULTIPLE for length in shape]
+        missing = [-length % self.size_multiple for length in shape]
         before = [length // 2 for length in missing]
         if any(missing):
             # F.pad counts from the last axis
@@ -224,17 +261,28 @@ class VNet(nn.Module):
         for level, (up, stage) in enumerate(zip(self.up, self.right, strict=True)):
             step //= DOWN_FACTOR
             field += growth([up, *cast(Stage, stage).layers])
-            fields[f"right {LEVELS - 1 - level}"] = field
+            fields[f"right {self.levels - 1 - level}"] = field
         if self.wide_head is not None:
             field += growth([self.wide_head])
         fields["output"] = field
         return fields
 
 
-def _check_arguments(in_channels: int, num_classes: int, base_channels: int, topology: str) -> None:
+def size_multiple(levels: int) -> int:
+    """What each length of a shape must be a multiple of, so that nothing is padded."""
+    return int(DOWN_FACTOR ** (levels - 1))
+
+
+def _check_arguments(
+    in_channels: int, num_classes: int, base_channels: int, topology: str, norm: str | None, levels: int
+) -> None:
     numbers = {"in_channels": in_channels, "num_classes": num_classes, "base_channels": base_channels}
     for name, value in numbers.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a positive integer; got {value!r}")
     if topology not in TOPOLOGIES:
         raise ValueError(f"topology must be one of {', '.join(TOPOLOGIES)}; got {topology!r}")
+    if norm is not None and norm not in KINDS:
+        raise ValueError(f"norm must be None or one of {', '.join(KINDS)}; got {norm!r}")
+    if not isinstance(levels, int) or not MIN_LEVELS <= levels <= LEVELS:
+        raise ValueError(f"levels must be a whole number from {MIN_LEVELS} to {LEVELS}; got {levels!r}")

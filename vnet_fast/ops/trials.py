@@ -168,6 +168,26 @@ def _try_add_prelu(device: torch.device) -> Pairs:
                 yield f"{dtype} gradient of {leaf}", found.to(dtype), wanted.to(dtype)
 
 
+def _try_norm_prelu(device: torch.device) -> Pairs:
+    from vnet_fast.ops.norm_prelu import norm_prelu
+    from vnet_fast.ops.norm_prelu_definition import Sets, norm_prelu_definition
+
+    for dtype in DTYPES:
+        for channels, sets in ((16, Sets(16, True, 1e-5)), (16, Sets(4, False, 1e-5)), (2, Sets(2, False, 1e-5))):
+            shape = (2, channels, 5, 6, 7)
+            # a mean that is large beside the spread
+            x, residual, grad = _volume(shape, dtype, device) + 8, *(_volume(shape, dtype, device) for _ in range(2))
+            leaves = [x, *(torch.randn(channels, device=device) for _ in range(3)), residual]
+            ours = [leaf.clone().requires_grad_() for leaf in leaves]
+            theirs = [leaf.double().requires_grad_() for leaf in leaves]
+            y = norm_prelu(ours[0], ours[1], ours[2], ours[3], ours[4], sets)[0]
+            expected = norm_prelu_definition(theirs[0], theirs[1], theirs[2], theirs[3], theirs[4], sets)
+            yield f"{dtype} output", y, expected.to(dtype)
+            gradients = torch.autograd.grad(y, ours, grad), torch.autograd.grad(expected, theirs, grad.double())
+            for leaf, found, wanted in zip(("x", "weight", "bias", "slope", "residual"), *gradients, strict=True):
+                yield f"{dtype} gradient of {leaf}", found.to(dtype), wanted.to(dtype)
+
+
 def _try_dice(device: torch.device) -> Pairs:
     from vnet_fast.ops.dice import DiceOptions, dice_sums, dice_sums_definition
 
@@ -272,6 +292,7 @@ def _try_convolution(device: torch.device) -> Pairs:
 # Each uses the kernels of its own operation only, whose trial would otherwise wait for this one.
 TRIALS: dict[str, Callable[[torch.device], Pairs]] = {
     "add_prelu": _try_add_prelu,
+    "norm_prelu": _try_norm_prelu,
     "dice": _try_dice,
     "augment": _try_augment,
     "transform": _try_transform,

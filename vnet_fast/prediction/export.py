@@ -24,6 +24,7 @@ from vnet_fast.errors import InputError
 from vnet_fast.files import make_folder, replacing
 from vnet_fast.nn.vnet import VNet
 from vnet_fast.ops.add_prelu import add_prelu_definition
+from vnet_fast.ops.norm_prelu_definition import Sets, norm_prelu_definition
 
 INPUT, OUTPUT = "image", "logits"
 # the file inside a .pt2 that holds what ONNX keeps as properties
@@ -97,6 +98,21 @@ def _plain_add_prelu_join(x: Tensor, slope: Tensor, bias: Tensor | None, skip: T
     return torch.cat([y, skip], 1), negative
 
 
+def _plain_norm_prelu(
+    x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor, residual: Tensor | None, *sets: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    # the statistics are not used after it
+    unused = x.new_empty(Sets(*sets).shape(x)), x.new_empty(Sets(*sets).shape(x))
+    return norm_prelu_definition(x, weight, bias, slope, residual, Sets(*sets)), *unused
+
+
+def _plain_norm_prelu_join(
+    x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor, skip: Tensor, *sets: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    y, *unused = _plain_norm_prelu(x, weight, bias, slope, None, *sets)
+    return torch.cat([y, skip], 1), unused[0], unused[1]
+
+
 def plain_program(model: VNet, example: Tensor) -> torch.export.ExportedProgram:
     """The network as a graph of PyTorch's own operators.
 
@@ -110,6 +126,8 @@ def plain_program(model: VNet, example: Tensor) -> torch.export.ExportedProgram:
     definitions: dict[Any, Callable[..., Any]] = {
         torch.ops.vnet_fast.add_prelu.default: _plain_add_prelu,
         torch.ops.vnet_fast.add_prelu_join.default: _plain_add_prelu_join,
+        torch.ops.vnet_fast.norm_prelu.default: _plain_norm_prelu,
+        torch.ops.vnet_fast.norm_prelu_join.default: _plain_norm_prelu_join,
     }
     shapes = {"x": {0: torch.export.Dim("batch")}}
     with torch.no_grad(), _quiet():
@@ -143,6 +161,7 @@ def about(model: VNet, spacing: tuple[float, float, float], size: tuple[int, int
     return {
         "producer": f"vnet_fast {__version__}",
         "topology": model.topology,
+        "levels": str(model.levels),
         "spacing": " ".join(f"{s:g}" for s in spacing),
         "volume": " ".join(map(str, size)),
         "classes": str(model.num_classes),

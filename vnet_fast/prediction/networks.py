@@ -10,6 +10,7 @@ from torch import nn
 
 from vnet_fast.devices import HOST
 from vnet_fast.errors import InputError
+from vnet_fast.nn.folding import folded
 from vnet_fast.nn.vnet import VNet
 from vnet_fast.run import checkpoint
 
@@ -34,12 +35,14 @@ class Networks:
 
 
 def build_network(content: dict[str, Any], path: str | Path, device: torch.device) -> tuple[VNet, torch.device]:
-    """The network of a checkpoint's content and its device, which is the CPU if a GPU's memory is too small."""
+    """The network of a checkpoint's content for prediction, with batch norm folded into its convolutions, and its
+    device, which is the CPU if a GPU's memory is too small.
+    """
     try:
-        return checkpoint.build_model(content, path, device), device
+        return folded(checkpoint.build_model(content, path, device)), device
     except torch.OutOfMemoryError:
         print(f"{path}: out of memory on the GPU, the network runs on the CPU")
-    return checkpoint.build_model(content, path, HOST), HOST
+    return folded(checkpoint.build_model(content, path, HOST)), HOST
 
 
 def load_networks(paths: Sequence[str], device: torch.device) -> Networks:

@@ -112,12 +112,15 @@ def clip_to_shape(window: tuple[int, int, int], shape: tuple[int, int, int]) -> 
     return d, h, w
 
 
-def halve_longest_axis(shape: tuple[int, int, int], smallest: int = SMALLEST) -> tuple[int, int, int] | None:
-    """A shape with its longest axis halved, rounded up to a multiple of 16 voxels.
+def halve_longest_axis(
+    shape: tuple[int, int, int], smallest: int = SMALLEST, multiple: int = SIZE_MULTIPLE
+) -> tuple[int, int, int] | None:
+    """A shape with its longest axis halved, rounded up to a multiple of a number of voxels.
 
     Args:
         shape: (d, h, w) voxels.
         smallest: the length that is not halved any more.
+        multiple: the number; the default fits every network.
 
     Returns:
         the new shape; None if no axis is longer than `smallest`.
@@ -125,7 +128,7 @@ def halve_longest_axis(shape: tuple[int, int, int], smallest: int = SMALLEST) ->
     longest = max(shape)
     if longest <= smallest:
         return None
-    half = math.ceil(longest / 2 / SIZE_MULTIPLE) * SIZE_MULTIPLE
+    half = math.ceil(longest / 2 / multiple) * multiple
     longest_axis = shape.index(longest)
     d, h, w = (half if axis == longest_axis else length for axis, length in enumerate(shape))
     return d, h, w

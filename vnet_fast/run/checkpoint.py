@@ -106,6 +106,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]
 
 def _check_content(content: dict[str, Any], path: str | Path) -> None:
     architecture = content["architecture"]
+    if isinstance(architecture, dict):
+        architecture = content["architecture"] = fields.OLDER_ARCHITECTURE | architecture
     if not isinstance(architecture, dict) or architecture.keys() != fields.ARCHITECTURE.keys():
         raise InputError(path, f"not an architecture of this program ({shown(architecture)})", ANOTHER)
     check_fields(architecture, fields.ARCHITECTURE, path, ANOTHER, "its architecture's")
@@ -193,6 +195,8 @@ def fill_model(model: VNet, content: dict[str, Any], path: str | Path) -> None:
         raise InputError(path, f"its weights do not fit its architecture ({reason})", ANOTHER) from None
     if not all_finite(model):
         raise InputError(path, "some of its weights are NaN or infinite", "Use an earlier checkpoint")
+    if any(bool((value < 0).any()) for name, value in model.named_buffers() if name.endswith("running_var")):
+        raise InputError(path, "a running variance is negative", "Use an earlier checkpoint")
 
 
 def all_finite(model: nn.Module) -> bool:

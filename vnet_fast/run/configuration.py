@@ -21,7 +21,8 @@ from vnet_fast.command_line import (
 from vnet_fast.devices import find_device
 from vnet_fast.errors import InputError
 from vnet_fast.nn.losses import DiceLoss, WeightedCrossEntropy
-from vnet_fast.nn.vnet import SIZE_MULTIPLE, TOPOLOGIES
+from vnet_fast.nn.norm import KINDS
+from vnet_fast.nn.vnet import LEVELS, MIN_LEVELS, TOPOLOGIES, size_multiple
 from vnet_fast.run.augmentation import Augmentation, check_augmentation
 from vnet_fast.run.fields import MAX_SPACING, MIN_SPACING
 from vnet_fast.run.memory import Load, check_grid, check_load
@@ -30,6 +31,8 @@ from vnet_fast.stored import read_object, reason
 
 CONFIG_FILE = "config.json"
 LOSSES: dict[str, Callable[[], nn.Module]] = {"dice": DiceLoss.paper, "weighted-ce": WeightedCrossEntropy}
+# the value of --norm for a network without
+NO_NORM = "none"
 MAX_SEED = 2**63
 # more cases than any data set of this kind, and more processes than a machine has cores
 MAX_FOLDS, MAX_WORKERS = 10_000, 1024
@@ -96,6 +99,13 @@ class Config(Augmentation):
     )
     topology: str = option(
         "paper", "the network of the paper's figure 2, or the one that its authors released", choices=tuple(TOPOLOGIES)
+    )
+    norm: str = option("none", "normalisation before each activation; the paper has none", choices=(NO_NORM, *KINDS))
+    levels: int = option(
+        LEVELS,
+        "resolutions of the network; fewer leave out the coarsest",
+        type=positive_int,
+        choices=range(MIN_LEVELS, LEVELS + 1),
     )
     base_channels: int = option(16, "channels of the first stage", type=positive_int, metavar="N")
     volume: tuple[int, int, int] = option(
@@ -179,6 +189,14 @@ class Config(Augmentation):
     seed: int = option(0, "seed of folds, weights, order and augmentation", type=natural_int, metavar="N")
 
     @property
+    def network(self) -> dict[str, Any]:
+        """The arguments of the network, but for its input's and output's channels."""
+        norm = None if self.norm == NO_NORM else self.norm
+        return {
+            "base_channels": self.base_channels, "topology": self.topology, "norm": norm, "levels": self.levels
+        }  # fmt: skip
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """The shape of the network's input, voxels, (z, y, x)."""
         x, y, z = self.volume
@@ -191,7 +209,7 @@ def check_memory(config: Config) -> None:
         check_grid(config.volume, "--volume")
         return
     half, phantoms = config.amp != "off", config.data is None
-    load = Load(find_device(config.device), config.batch_size, config.base_channels, half, phantoms)
+    load = Load(find_device(config.device), config.batch_size, config.base_channels, half, phantoms, config.levels)
     check_load(load, config.volume)
 
 
@@ -208,9 +226,10 @@ def check_settings(config: Config) -> None:
         raise InputError("--workers", f"must be at most {MAX_WORKERS}; got {config.workers}", "Give one per core")
     if isinstance(config.fold, int) and config.fold >= config.folds:
         raise InputError("--fold", f"must be below --folds ({config.folds}); got {config.fold}", "Folds count from 0")
-    if min(config.volume) < SIZE_MULTIPLE:
+    smallest = size_multiple(config.levels)
+    if min(config.volume) < smallest:
         size = " ".join(map(str, config.volume))
-        raise InputError("--volume", f"must be at least {SIZE_MULTIPLE} along each axis; got {size}", "Enlarge it")
+        raise InputError("--volume", f"must be at least {smallest} along each axis; got {size}", "Enlarge it")
     if min(config.spacing) < MIN_SPACING or max(config.spacing) > MAX_SPACING:
         spacing = " ".join(map(str, config.spacing))
         cause = f"must be from {MIN_SPACING:g} to {MAX_SPACING:g} mm; got {spacing}"

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vnet_fast.errors import InputError
-from vnet_fast.nn.vnet import TOPOLOGIES
+from vnet_fast.nn.norm import KINDS
+from vnet_fast.nn.vnet import LEVELS, MIN_LEVELS, TOPOLOGIES
 from vnet_fast.stored import shown
 
 # what a mask of uint8 can tell apart
@@ -103,7 +104,11 @@ ARCHITECTURE = {
     "num_classes": Field(f"a whole number from 1 to {MAX_CLASSES}", lambda v: is_whole(v, 1, MAX_CLASSES)),
     "base_channels": Field(f"a whole number from 1 to {MAX_CHANNELS}", lambda v: is_whole(v, 1, MAX_CHANNELS)),
     "topology": Field(f"one of {', '.join(TOPOLOGIES)}", lambda v: type(v) is str and v in TOPOLOGIES),
+    "norm": Field(f"None or one of {', '.join(KINDS)}", lambda v: v is None or (type(v) is str and v in KINDS)),
+    "levels": Field(f"a whole number from {MIN_LEVELS} to {LEVELS}", lambda v: is_whole(v, MIN_LEVELS, LEVELS)),
 }
+# what older checkpoints do not say
+OLDER_ARCHITECTURE: dict[str, Any] = {"norm": None, "levels": LEVELS}
 GRID = {
     "spacing": Field(
         f"three numbers from {MIN_SPACING:g} to {MAX_SPACING:g}",

@@ -14,15 +14,16 @@ import torch
 
 from vnet_fast.devices import HOST
 from vnet_fast.errors import InputError
-from vnet_fast.nn.vnet import SIZE_MULTIPLE
+from vnet_fast.nn.vnet import LEVELS, SIZE_MULTIPLE, size_multiple
 
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 # Bytes of a training step, for each voxel and channel of the first stage, in float32; half of it in half precision.
 # On a GPU, the inputs of the convolutions at full resolution, which the backward pass needs. On a CPU, 53 are measured
 # with 32 channels, 82 with 16, and 112 with 8.
 STEP_BYTES = {"cpu": 40, "cuda": 20}
-# numbers of the network for each squared channel of the first stage; either topology has 240,000 or more
-WEIGHTS = 200_000
+# numbers of the network for each squared channel of the first stage, by its levels; with 5 levels either topology has
+# 240,000 or more
+WEIGHTS = {2: 1_000, 3: 7_000, 4: 45_000, 5: 200_000}
 # each number with its gradient and its momentum
 WEIGHT_BYTES = 12
 # of a voxel while a case is prepared: the resampled value, the part in the image, and two copies that are normalised
@@ -42,6 +43,7 @@ class Load(NamedTuple):
         base_channels: channels of the first stage.
         half: whether the step is in half precision.
         phantoms: whether the run makes phantoms.
+        levels: of the network.
     """
 
     device: torch.device
@@ -49,6 +51,7 @@ class Load(NamedTuple):
     base_channels: int
     half: bool
     phantoms: bool
+    levels: int = LEVELS
 
     def of_step(self, size: Sequence[int]) -> float:
         """Bytes of a step on volumes of a size, on the device."""
@@ -57,7 +60,7 @@ class Load(NamedTuple):
 
     def of_weights(self) -> float:
         """Bytes of the weights, on the device."""
-        return float(WEIGHTS * WEIGHT_BYTES * self.base_channels**2)
+        return float(WEIGHTS[self.levels] * WEIGHT_BYTES * self.base_channels**2)
 
     def of_volumes(self, size: Sequence[int]) -> float:
         """Bytes of the prepared volumes of a size, on the host."""
@@ -102,7 +105,7 @@ def check_grid(size: Sequence[int], subject: object, remedy: str | None = None) 
     cause = f"a volume of {_as_text(size, ' x ')} takes at least {_gigabytes(needed)}, this machine has "
     smaller = size
     while math.prod(smaller) * PREPARING_BYTES > memory * SUGGESTED_SHARE and max(smaller) > SIZE_MULTIPLE:
-        smaller = _halved(smaller)
+        smaller = _halved(smaller, SIZE_MULTIPLE)
     suggestion = f"Give --volume {_as_text(smaller, ' ')}, which would fit"
     raise InputError(subject, cause + _gigabytes(memory), remedy or suggestion)
 
@@ -132,17 +135,17 @@ def _suggestion(load: Load, size: Sequence[int]) -> str:
         batch_size = min(1 + int(free / of_volume), load.batch_size - 1)
         return f"Give --batch-size {batch_size} or less, which would fit"
     while not single.fits(size, SUGGESTED_SHARE):
-        if max(size) <= SIZE_MULTIPLE:
+        if max(size) <= size_multiple(load.levels):
             return "Give a smaller --base-channels"
-        size = _halved(size)
+        size = _halved(size, size_multiple(load.levels))
     batch = " --batch-size 1" if load.batch_size > 1 and not load.fits(size, SUGGESTED_SHARE) else ""
     return f"Give --volume {_as_text(size, ' ')}{batch}, which would fit"
 
 
-def _halved(size: Sequence[int]) -> list[int]:
+def _halved(size: Sequence[int], multiple: int) -> list[int]:
     """A size with its longest axis halved, rounded up to a multiple that the network takes."""
     longest = max(size)
-    half = max(SIZE_MULTIPLE, math.ceil(longest / 2 / SIZE_MULTIPLE) * SIZE_MULTIPLE)
+    half = max(multiple, math.ceil(longest / 2 / multiple) * multiple)
     axis = list(size).index(longest)
     return [half if index == axis else length for index, length in enumerate(size)]
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vnet_fast.devices import free_memory, is_out_of_memory, mixed_precision
 from vnet_fast.errors import InputError
-from vnet_fast.nn.vnet import SIZE_MULTIPLE
+from vnet_fast.nn.vnet import VNet
 from vnet_fast.prediction.windows import halve_longest_axis
 from vnet_fast.run.configuration import Config
 from vnet_fast.training.step import Step
@@ -39,7 +39,7 @@ def make_step(step: Step, inputs: Sequence[Tensor], config: Config, search: bool
 
 
 def out_of_memory_error(
-    config: Config, model: nn.Module, loss: Loss, autocast: torch.dtype | None, search: bool
+    config: Config, model: VNet, loss: Loss, autocast: torch.dtype | None, search: bool
 ) -> InputError:
     """The error of a batch that does not fit in memory, with options that would fit.
 
@@ -66,7 +66,7 @@ def out_of_memory_error(
 
 
 def largest_fitting_batch(
-    model: nn.Module, loss: Loss, autocast: torch.dtype | None, batch_size: int, shape: tuple[int, int, int]
+    model: VNet, loss: Loss, autocast: torch.dtype | None, batch_size: int, shape: tuple[int, int, int]
 ) -> tuple[int, tuple[int, int, int]] | None:
     """A smaller batch that fits in memory; if a single volume does not fit, a smaller volume.
 
@@ -83,7 +83,7 @@ def largest_fitting_batch(
     for smaller in range(batch_size - 1, 0, -1):
         if _fits(model, loss, autocast, smaller, shape):
             return smaller, shape
-    while (halved := halve_longest_axis(shape, SIZE_MULTIPLE)) is not None:
+    while (halved := halve_longest_axis(shape, model.size_multiple, model.size_multiple)) is not None:
         shape = halved
         if _fits(model, loss, autocast, 1, shape):
             return 1, shape

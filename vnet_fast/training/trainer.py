@@ -94,7 +94,7 @@ class Trainer(AbstractContextManager["Trainer"]):
     def _make_network(self) -> None:
         config = self.config
         torch.manual_seed(config.seed)
-        self.model = VNet(1, self.data.num_classes, config.base_channels, config.topology).to(self.device)
+        self.model = VNet(1, self.data.num_classes, **config.network).to(self.device)
         optimizer = make_optimizer(
             self.model, config.optimizer, config.learning_rate, config.momentum, config.weight_decay
         )
