@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vnet_fast.ops.add_prelu_direct import add_prelu_directly, add_prelu_join_directly, join_by_kernels, new_joined
-from vnet_fast.ops.channels_last import add_channels, has_rows, prelu, prelu_gradients
+from vnet_fast.ops.channels_last import add_channels, has_rows
 from vnet_fast.ops.dispatch import kernels_for, load_kernels
 from vnet_fast.ops.eager import is_eager
+from vnet_fast.ops.prelu import prelu, prelu_gradients
 
 
 def add_prelu(x: Tensor, slope: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
@@ -67,8 +68,7 @@ def add_prelu_definition(x: Tensor, slope: Tensor, bias: Tensor | None, residual
 
 def _add_prelu_on_host(x: Tensor, slope: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
     """The definition's bits, faster on channels-last volumes of a CPU."""
-    z, slope = _add(x, bias, residual), slope.to(x.dtype)
-    return prelu(z, slope) if has_rows(z) else F.prelu(z, slope)
+    return prelu(_add(x, bias, residual), slope.to(x.dtype))
 
 
 def add_prelu_gradients_definition(
@@ -83,14 +83,8 @@ def add_prelu_gradients_definition(
     z = _add(x, bias, residual)
     others = [axis for axis in range(z.ndim) if axis != 1]
     wide = torch.promote_types(z.dtype, torch.float32)
-    slope = slope.to(z.dtype)
-    if has_rows(z):
-        grad_y = grad_y.contiguous(memory_format=torch.channels_last_3d)
-        grad_x, grad_slope = prelu_gradients(grad_y, z, slope)
-    else:
-        slope = slope.reshape(-1, *[1] * (z.ndim - 2))
-        grad_x, grad_slope = torch.ops.aten._prelu_kernel_backward(grad_y, z, slope)
-    return grad_x, grad_slope.sum(others, dtype=wide), None if bias is None else grad_x.sum(others, dtype=wide)
+    grad_x, grad_slope = prelu_gradients(grad_y, z, slope.to(z.dtype))
+    return grad_x, grad_slope, None if bias is None else grad_x.sum(others, dtype=wide)
 
 
 def _add(x: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:

@@ -1,6 +1,7 @@
 """What is said when training fails for want of memory or of a worker, and which batch would fit, found by trying."""
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ def make_step(step: Step, inputs: Sequence[Tensor], config: Config, search: bool
             raise
     # after the except clause, whose traceback keeps the activations
     step.release()
-    raise out_of_memory_error(config, step.network, step.loss, step.autocast, search)
+    raise out_of_memory_error(config, cast(VNet, step.network), step.loss, step.autocast, search)
 
 
 def out_of_memory_error(

@@ -1,6 +1,7 @@
 """A training run, from top to bottom: what starts it, the loop, and what ends it."""
 
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from functools import partial
@@ -16,20 +17,19 @@ from vnet_fast.errors import InputError
 from vnet_fast.nn.vnet import VNet
 from vnet_fast.progress import track
 from vnet_fast.run import checkpoint
-from vnet_fast.run.configuration import LOSSES, Config
+from vnet_fast.run.configuration import Config
 from vnet_fast.run.folder import BEST, LOG, RunFolder, write_config
 from vnet_fast.run.log import Log, network_text, recipe_text
 from vnet_fast.training.batches import make_source
 from vnet_fast.training.divergence import check_losses, check_weights
 from vnet_fast.training.draws import BatchSampler
 from vnet_fast.training.memory import explain_failure, make_step
-from vnet_fast.training.optimizer import make_optimizer
+from vnet_fast.training.network import make_training_step, make_vnet
 from vnet_fast.training.read_back import ReadBack
 from vnet_fast.training.resume import restore
 from vnet_fast.training.schedule import learning_rate
 from vnet_fast.training.signals import StopSignal
 from vnet_fast.training.sources import Source
-from vnet_fast.training.step import Step
 from vnet_fast.training.summary import Result, finish
 from vnet_fast.training.timing import Timing
 from vnet_fast.training.validation import Best, intervals, seconds_of_a_validation, validate
@@ -44,13 +44,19 @@ class Trainer(AbstractContextManager["Trainer"]):
     Args:
         config: of the run.
         processes: None, or the processes that train together.
+        make_network: makes the network of a Config and a number of classes.
 
     Raises:
         InputError, InputErrors: if data, folder, device or checkpoint can't be used.
     """
 
-    def __init__(self, config: Config, processes: Processes | None = None) -> None:
-        self.processes = processes or Processes()
+    def __init__(
+        self,
+        config: Config,
+        processes: Processes | None = None,
+        make_network: Callable[[Config, int], VNet] = make_vnet,
+    ) -> None:
+        self.processes, self.make_network = processes or Processes(), make_network
         self.folder: RunFolder | None = None
         try:
             self._start(config)
@@ -94,15 +100,9 @@ class Trainer(AbstractContextManager["Trainer"]):
     def _make_network(self) -> None:
         config = self.config
         torch.manual_seed(config.seed)
-        self.model = VNet(1, self.data.num_classes, **config.network).to(self.device)
-        optimizer = make_optimizer(
-            self.model, config.optimizer, config.learning_rate, config.momentum, config.weight_decay
-        )
+        self.model = self.make_network(config, self.data.num_classes).to(self.device)
         # several processes average their gradients between kernels, which the graph of one process can't hold
-        graph = not (config.no_graph or self.processes.several)
-        self.step = Step(
-            self.model, LOSSES[config.loss](), optimizer, self.autocast, None, graph, config.clip, config.ema
-        )
+        self.step = make_training_step(self.model, config, self.autocast, graph=not self.processes.several)
 
     def _make_source(self) -> Source:
         config, part = self.config, (self.processes.rank, self.processes.count)

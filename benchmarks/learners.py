@@ -1,0 +1,222 @@
+"""What `learning.py` compares: this project's recipes, and MONAI's networks in the same training.
+
+MONAI's networks get all that the fast recipe has beside the network: batches and their augmentation, loss, optimiser,
+learning rate, clipping and average of weights. Each runs in the precision in which its step is faster, on the smallest
+volume that it takes.
+"""
+
+import csv
+import statistics
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from vnet_fast.data.cases import pair_cases
+from vnet_fast.devices import choose_precision, find_device, mixed_precision
+from vnet_fast.evaluation.metrics import measure
+from vnet_fast.files import make_folder
+from vnet_fast.io import volumes
+from vnet_fast.prediction.held_out import PREDICTION_FOLDER
+from vnet_fast.prediction.segmentation import segment
+from vnet_fast.run.checkpoint import ARCHITECTURE
+from vnet_fast.run.configuration import LOSSES
+from vnet_fast.run.configure import configure
+from vnet_fast.run.folder import BEST, LOG
+from vnet_fast.training.network import make_vnet
+from vnet_fast.training.trainer import Trainer
+
+WIDTHS = (16, 32, 64, 128, 256)
+# steps that are timed in each precision
+STEPS = 5
+METRICS = ("dice", "hausdorff_95_mm")
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A network and its training.
+
+    Args:
+        settings: options of `vnet_fast.train`.
+        network: None for V-Net; else a function of the number of classes.
+        multiple: of the lengths of a volume that the network takes.
+    """
+
+    settings: dict[str, Any]
+    network: Any = None
+    multiple: int = 1
+
+
+def unet(num_classes):
+    """MONAI's UNet with residual units, instance normalisation and PReLU."""
+    from monai.networks.nets import UNet
+
+    return UNet(3, 1, num_classes, WIDTHS, (2, 2, 2, 2), num_res_units=2, act="PRELU", norm="INSTANCE")
+
+
+def dynunet(num_classes):
+    """MONAI's DynUNet, nnU-Net's network, as wide as the UNet."""
+    from monai.networks.nets import DynUNet
+
+    return DynUNet(3, 1, num_classes, [3] * 5, [1, 2, 2, 2, 2], [2] * 4, filters=WIDTHS)
+
+
+def segresnet(num_classes):
+    """MONAI's SegResNet with its defaults."""
+    from monai.networks.nets import SegResNet
+
+    return SegResNet(in_channels=1, out_channels=num_classes)
+
+
+def monai_vnet(num_classes):
+    """MONAI's VNet with its defaults."""
+    from monai.networks.nets import VNet
+
+    return VNet(in_channels=1, out_channels=num_classes)
+
+
+LEARNERS = {
+    "vnet_fast, fast": Learner({"recipe": "fast"}),
+    "vnet_fast, paper": Learner({"recipe": "paper"}),
+    "MONAI UNet": Learner({"recipe": "fast"}, unet, 16),
+    "MONAI DynUNet": Learner({"recipe": "fast"}, dynunet, 16),
+    "MONAI SegResNet": Learner({"recipe": "fast"}, segresnet, 8),
+    "MONAI VNet": Learner({"recipe": "fast"}, monai_vnet, 16),
+}
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a training has reached.
+
+    Args:
+        seconds: of training, without validation.
+        iterations: that took.
+        precision: `float32` or that of mixed precision.
+        volume: voxels, x y z.
+        metrics: of the held-out cases, see `measured`.
+        curve: (seconds, Dice on the network's grid, the mean over cases and classes) of each validation.
+    """
+
+    seconds: float
+    iterations: int
+    precision: str
+    volume: tuple[int, ...]
+    metrics: dict[str, dict[str, list[float]]]
+    curve: list[tuple[float, float]]
+
+
+def learn(learner, given, output):
+    """Trains a network, and measures it on the cases that it was not trained on.
+
+    Args:
+        learner: a Learner.
+        given: options of `vnet_fast.train` beside those of the learner; `minutes` says how long.
+        output: Path of the run's folder.
+
+    Returns:
+        Learned, or None if a signal stopped it.
+    """
+    given = {**learner.settings, **given, "output": str(output)}
+    config = configure(given)
+    if learner.network:
+        size = tuple(-(-length // learner.multiple) * learner.multiple for length in config.volume)
+        config = replace(config, volume=size)
+        config = replace(config, amp=faster_precision(learner.network, config))
+    with Trainer(config, make_network=maker(learner.network)) as trainer:
+        if trainer.train() is not None:
+            return None
+        trainer.step.release()
+        if learner.network:
+            predict_held_out(trainer, output)
+        else:
+            trainer.finish()
+        precision = "float32" if trainer.autocast is None else str(trainer.autocast).removeprefix("torch.")
+        curve = curve_of(output / LOG, config.batch_size)
+        numbers = round(trainer.seconds, 1), trainer.iteration
+        return Learned(*numbers, precision, config.volume, measured(trainer, output), curve)
+
+
+def maker(network):
+    """Makes the network of a Trainer: V-Net, or another with the attributes by which a checkpoint describes a V-Net."""
+    if network is None:
+        return make_vnet
+
+    def make(config, num_classes):
+        model, described = network(num_classes), make_vnet(config, num_classes)
+        for name in ARCHITECTURE:
+            setattr(model, name, getattr(described, name))
+        return model
+
+    return make
+
+
+def faster_precision(network, config):
+    """`off` or `auto`, whichever makes a training step of a network faster on this device."""
+    device = find_device(config.device)
+    image = torch.randn(config.batch_size, 1, *config.shape, device=device)
+    target = torch.zeros_like(image, dtype=torch.uint8)
+    model, loss = network(2).to(device), LOSSES[config.loss]()
+    times = {"off": [], "auto": []}
+    for _ in range(STEPS + 1):
+        for amp, measured in times.items():
+            began = time.perf_counter()
+            with mixed_precision(device, choose_precision(amp, device)[0]):
+                logits = model(image)
+            loss(logits, target).backward()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            measured.append(time.perf_counter() - began)
+    # the first of each sets up memory
+    return min(times, key=lambda amp: statistics.median(times[amp][1:]))
+
+
+def predict_held_out(trainer, output):
+    """Writes the masks of the network in `best.pt` for the cases that a training held out, as `finish` does."""
+    config, model = trainer.config, trainer.model
+    model.load_state_dict(torch.load(output / BEST, map_location=trainer.device, weights_only=True)["model"])
+    model.eval()
+    for case in held_out_cases(trainer):
+        mask = output / PREDICTION_FOLDER / f"{case.name}.nii.gz"
+        make_folder(mask.parent)
+        segment(model, case.image, config.spacing, config.volume, trainer.autocast).write_mask(mask)
+
+
+def held_out_cases(trainer):
+    """The Cases that a training held out."""
+    names = {case.name for case in trainer.data.validation}
+    return [case for case in pair_cases(trainer.config.data, trainer.config.labels)[0] if case.name in names]
+
+
+def measured(trainer, output):
+    """Dice and 95 % Hausdorff distance of the predicted masks, on the volumes' own grids.
+
+    Returns:
+        dict from region (`whole`, which is all labels above 0, and each class's name) to metric to a list with a
+        number for each case.
+    """
+    titles = dict(enumerate(trainer.data.titles, start=1))
+    regions = {"whole": None} if len(titles) == 1 else {"whole": None, **{titles[label]: label for label in titles}}
+    values = {region: {metric: [] for metric in METRICS} for region in regions}
+    for case in held_out_cases(trainer):
+        reference = volumes.read_mask(case.mask)
+        prediction = volumes.read_mask(next((output / PREDICTION_FOLDER).glob(f"{case.name}.*")))
+        masks = [volumes.sitk.GetArrayFromImage(mask) for mask in (prediction, reference)]
+        for region, label in regions.items():
+            parts = [mask > 0 if label is None else mask == label for mask in masks]
+            found = measure(*parts, reference.GetSpacing())
+            for metric in METRICS:
+                values[region][metric].append(round(found[metric], 5))
+    return values
+
+
+def curve_of(path, batch_size):
+    """(seconds of training, Dice) of each validation in a log."""
+    seconds, curve = 0.0, []
+    with open(path, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            seconds += batch_size / float(row["volumes_per_second"])
+            if row["validation_dice"]:
+                curve.append((round(seconds, 2), float(row["validation_dice"])))
+    return curve

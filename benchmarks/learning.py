@@ -1,0 +1,124 @@
+"""Dice against seconds of training: this project's recipes and MONAI's networks, on the same cases.
+
+    python benchmarks/learning.py NAME --data DIR --seconds 480 --volume 32 48 40 --spacing 1 1 1 --folds 3
+
+trains each learner of `learners.py` for as long, one after the other, once for each seed, and stores in
+`results/learning/NAME.json` what each reached on the cases of the first fold, which none was trained on. Validation is
+not counted in the seconds of a result. A run that was stopped goes on with what is missing. Nothing else should run
+on the machine meanwhile.
+
+    python benchmarks/learning.py NAME --table
+
+prints the table of a result.
+"""
+
+import argparse
+import dataclasses
+import json
+import shutil
+import statistics
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.learners import LEARNERS, learn  # noqa: E402
+from benchmarks.provenance import provenance, without_folders  # noqa: E402
+from vnet_fast.errors import InputError, InputErrors  # noqa: E402
+from vnet_fast.files import plain, write_text  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results" / "learning"
+
+
+def main():
+    """Runs what is missing, and prints the table."""
+    arguments = parse()
+    path = RESULTS / f"{arguments.name}.json"
+    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": []}
+    try:
+        if not arguments.table:
+            complete = run_missing(arguments, path, content)
+            if not complete:
+                return 130
+    except (InputError, InputErrors) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(table(content["runs"])))
+    return 0
+
+
+def parse():
+    """The arguments of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", help="of the result")
+    parser.add_argument("--table", action="store_true", help="print the table of a stored result")
+    parser.add_argument("--data", help="folder of the cases")
+    parser.add_argument("--seconds", type=float, default=480, help="of training")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--learners", nargs="+", choices=LEARNERS, default=list(LEARNERS), metavar="LEARNER")
+    parser.add_argument("--volume", type=int, nargs=3, default=(128, 128, 64))
+    parser.add_argument("--spacing", type=float, nargs=3, default=(1.0, 1.0, 1.5))
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--binary", action="store_true")
+    parser.add_argument("--work", type=Path, default=Path("runs") / "learning", help="folder of the runs")
+    arguments = parser.parse_args()
+    if not arguments.table and not arguments.data:
+        parser.error("--data is needed, unless --table is given")
+    return arguments
+
+
+def run_missing(arguments, path, content):
+    """Trains what a result lacks, and stores it after each training; returns whether everything was done."""
+    done = {(run["learner"], run["seed"]) for run in content["runs"]}
+    given = {
+        "data": arguments.data, "minutes": arguments.seconds / 60, "binary": arguments.binary,
+        "volume": tuple(arguments.volume), "spacing": tuple(arguments.spacing), "folds": arguments.folds, "amp": "auto",
+    }  # fmt: skip
+    for seed in arguments.seeds:
+        for name in arguments.learners:
+            if (name, seed) in done:
+                continue
+            output = arguments.work / arguments.name / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+            # what a stopped training left
+            shutil.rmtree(output, ignore_errors=True)
+            print(f"{name}, seed {seed}", flush=True)
+            learned = learn(LEARNERS[name], given | {"seed": seed}, output)
+            if learned is None:
+                return False
+            content["about"] = provenance() | {"command": without_folders(" ".join(["python", *sys.argv]))}
+            content["runs"].append({"learner": name, "seed": seed, **plain(dataclasses.asdict(learned))})
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(content, indent=1) + "\n")
+    return True
+
+
+def table(runs):
+    """Markdown: for each learner the mean over the seeds of each region's mean Dice, and their range."""
+    regions = list(runs[0]["metrics"]) if runs else []
+    headings = ["", "seeds", "seconds", "iterations", "precision", *regions, "HD95 of the whole, mm"]
+    lines = [f"| {' | '.join(headings)} |", f"| --- |{' ---: |' * (len(headings) - 1)}"]
+    for name in dict.fromkeys(run["learner"] for run in runs):
+        of_name = [run for run in runs if run["learner"] == name]
+        cells = [name, str(len(of_name))]
+        cells += [f"{statistics.mean(run[key] for run in of_name):.0f}" for key in ("seconds", "iterations")]
+        cells += [of_name[0]["precision"]]
+        cells += [_over_seeds(of_name, region, "dice", 4) for region in regions]
+        cells += [_over_seeds(of_name, "whole", "hausdorff_95_mm", 2)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _over_seeds(runs, region, metric, digits):
+    means = [_mean(run["metrics"][region][metric]) for run in runs]
+    text = f"{statistics.mean(means):.{digits}f}"
+    return text if len(means) == 1 else f"{text} ({min(means):.{digits}f}–{max(means):.{digits}f})"
+
+
+def _mean(values):
+    defined = [value for value in values if value is not None]
+    return statistics.mean(defined) if defined else float("nan")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
