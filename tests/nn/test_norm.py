@@ -150,6 +150,23 @@ def test_fewer_levels_leave_out_the_coarsest(topology, levels):
         assert shapes.pop() == tuple(-(-length // multiple) * multiple for length in shape)
 
 
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_small_kernels(topology):
+    model, usual = (network("batch", topology, kernel_size=size) for size in (3, 5))
+    assert model.kernel_size == 3
+    full = [module for module in model.modules() if isinstance(module, torch.nn.Conv3d) and module.padding[0]]
+    assert {module.kernel_size for module in full} == {(3, 3, 3)}
+    assert {module.padding for module in full} == {(1, 1, 1)}
+    assert len(full) == sum(
+        isinstance(module, torch.nn.Conv3d) and module.padding[0] == 2 for module in usual.modules()
+    )
+    assert model.receptive_fields()["left 1"] == 3
+    x = torch.randn(1, 1, 9, 8, 7)
+    assert model(x).shape == (1, 2, 9, 8, 7)
+    model.eval()
+    torch.testing.assert_close(folded(model)(x), model(x), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 def test_mixed_precision(norm):
     model = network(norm, base_channels=8)
@@ -170,6 +187,7 @@ def test_mixed_precision(norm):
         ({"norm": "layer"}, "norm must be None or one of instance, batch, group; got 'layer'"),
         ({"levels": 1}, "levels must be a whole number from 2 to 5; got 1"),
         ({"levels": 6}, "levels must be a whole number from 2 to 5; got 6"),
+        ({"kernel_size": 4}, "kernel_size must be one of 3, 5; got 4"),
     ],
 )
 def test_wrong_arguments(arguments, message):

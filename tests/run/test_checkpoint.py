@@ -33,13 +33,13 @@ def test_round_trip(saved):
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch", "group"])
-def test_norm_and_levels_are_stored(tmp_path, norm):
-    path, model = tmp_path / "x.pt", small(norm=norm, levels=3)
+def test_norm_levels_and_kernel_size_are_stored(tmp_path, norm):
+    path, model = tmp_path / "x.pt", small(norm=norm, levels=3, kernel_size=3)
     for buffer in model.buffers():
         buffer.uniform_(1, 2)
     checkpoint.save(path, model)
     loaded = checkpoint.build_model(checkpoint.load(path), path, torch.device("cpu"))
-    assert (loaded.norm, loaded.levels) == (norm, 3)
+    assert (loaded.norm, loaded.levels, loaded.kernel_size) == (norm, 3, 3)
     assert all(torch.equal(loaded.state_dict()[name], value) for name, value in model.state_dict().items())
 
 

@@ -188,14 +188,20 @@ def test_this_machine_has_memory():
 
 
 def test_a_network_has_as_many_numbers_as_the_estimate():
+    import torch
+
     from vnet_fast.run.checkpoint import skeleton
 
     channels = {"in_channels": 1, "num_classes": 2}
-    for topology, width, levels in itertools.product(("paper", "caffe"), (1, 16, 64), memory.WEIGHTS):
-        network = skeleton({**channels, "base_channels": width, "topology": topology, "norm": None, "levels": levels})
+    settings = itertools.product(("paper", "caffe"), (1, 16, 64), memory.WEIGHTS, (3, 5))
+    for topology, width, levels, kernel_size in settings:
+        architecture = {"base_channels": width, "topology": topology, "levels": levels, "kernel_size": kernel_size}
+        network = skeleton({**channels, "norm": None, **architecture})
         count = sum(weight.numel() for weight in network.parameters())
-        # the topologies differ more, the fewer levels there are
-        assert 1 < count / (memory.WEIGHTS[levels] * width**2) < (1.5 if levels == 5 else 1.75)
+        load = memory.Load(torch.device("cpu"), 1, width, False, False, levels, kernel_size)
+        # the topologies differ more, the fewer levels there are, and other layers count more beside small kernels
+        most = 4 if kernel_size == 3 else 1.5 if levels == 5 else 1.75
+        assert 1 < count * memory.WEIGHT_BYTES / load.of_weights() < most
 
 
 def test_the_window_of_a_checkpoint_fits(tmp_path, monkeypatch):

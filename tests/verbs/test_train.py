@@ -138,7 +138,7 @@ def test_classes_from_the_labels(tmp_path, run_verb, binary, classes):
         ["--amp", "bf16"],
         ["--no-augment"],
         ["--rotation", 1, 20, 10, "--flip", "--gamma", 1, 0.7, 1.5, "--noise", 1, 0.3, "--batch-size", 3],
-        ["--norm", "batch", "--levels", 4, "--volume", 8, 16, 16],
+        ["--norm", "batch", "--levels", 4, "--kernel-size", 3, "--volume", 8, 16, 16],
         pytest.param(["--norm", "instance"], marks=pytest.mark.exhaustive),
         pytest.param(["--norm", "group", "--amp", "bf16"], marks=pytest.mark.exhaustive),
     ],

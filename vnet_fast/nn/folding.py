@@ -21,9 +21,8 @@ def folded(model: VNet) -> VNet:
         return model
     device = model.head.weight.device
     with torch.random.fork_rng([]):
-        plain = VNet(model.in_channels, model.num_classes, model.base_channels, model.topology, levels=model.levels).to(
-            device
-        )
+        channels = model.in_channels, model.num_classes, model.base_channels
+        plain = VNet(*channels, model.topology, None, model.levels, model.kernel_size).to(device)
     state = {name: value for name, value in model.state_dict().items() if ".norm." not in name}
     for name, module in model.named_modules():
         if isinstance(module, Activated) and module.norm is not None:

@@ -13,7 +13,9 @@ from vnet_fast.nn.convolution import Convolution, convolve
 from vnet_fast.nn.norm import KINDS, Norm
 from vnet_fast.ops.add_prelu import add_prelu, add_prelu_join
 
+# of the paper's convolutions
 KERNEL_SIZE = 5
+KERNEL_SIZES = (3, KERNEL_SIZE)
 DOWN_FACTOR = 2
 # of the paper's network; fewer leave out the coarsest
 LEVELS = 5
@@ -28,8 +30,8 @@ class Topology:
     """A variant of the network.
 
     Args:
-        left, right: how many 5x5x5 convolutions each stage has, from the input to the output.
-        wide_head: whether a 5x5x5 convolution to the classes precedes the 1x1x1 convolution.
+        left, right: how many convolutions each stage has, from the input to the output.
+        wide_head: whether another such convolution, to the classes, precedes the 1x1x1 convolution.
     """
 
     left: tuple[int, ...]
@@ -91,19 +93,20 @@ class Activated(nn.Module):
 
 
 class Stage(nn.Module):
-    """Convolutions of 5x5x5 at one resolution; the residual is added before the last PReLU.
+    """Convolutions that keep the shape, at one resolution; the residual is added before the last PReLU.
 
     Args:
         in_channels: channels of the input.
         channels: channels of every convolution's output.
         convolutions: how many.
+        kernel_size: of each, along every axis.
         norm: one of `norm.KINDS`, or None.
     """
 
-    def __init__(self, in_channels: int, channels: int, convolutions: int, norm: str | None) -> None:
+    def __init__(self, in_channels: int, channels: int, convolutions: int, kernel_size: int, norm: str | None) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            _full(in_channels if i == 0 else channels, channels, norm) for i in range(convolutions)
+            _full(in_channels if i == 0 else channels, channels, kernel_size, norm) for i in range(convolutions)
         )
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
@@ -114,9 +117,9 @@ class Stage(nn.Module):
         return cast(Tensor, last(x, residual))
 
 
-def _full(in_channels: int, channels: int, norm: str | None) -> Activated:
-    """A convolution of 5x5x5 that keeps the shape, with norm and activation."""
-    return Activated(nn.Conv3d, in_channels, channels, KERNEL_SIZE, norm, padding=KERNEL_SIZE // 2)
+def _full(in_channels: int, channels: int, kernel_size: int, norm: str | None) -> Activated:
+    """A convolution that keeps the shape, with norm and activation."""
+    return Activated(nn.Conv3d, in_channels, channels, kernel_size, norm, padding=kernel_size // 2)
 
 
 class VNet(nn.Module):
@@ -130,6 +133,8 @@ class VNet(nn.Module):
         norm: None as in the paper, or `instance`, `batch` or `group`: normalisation between each convolution and its
             activation; see `Norm`.
         levels: resolutions, from 2 to 5 as in the paper. Fewer leave out the coarsest stages.
+        kernel_size: of the stages' convolutions along every axis: 5 as in the paper, or 3, which takes about a fifth
+            of the arithmetic.
 
     The input is added to the first stage's output, repeated over its channels (cyclically, if it has more than one).
     A shape that is not a multiple of 2^(levels - 1), which is 16 for 5 levels, is padded with zeros on both sides, and
@@ -149,21 +154,25 @@ class VNet(nn.Module):
         topology: str = "paper",
         norm: str | None = None,
         levels: int = LEVELS,
+        kernel_size: int = KERNEL_SIZE,
     ) -> None:
         super().__init__()
         _check_arguments(in_channels, num_classes, base_channels, topology, norm, levels)
+        if kernel_size not in KERNEL_SIZES:
+            raise ValueError(f"kernel_size must be one of {', '.join(map(str, KERNEL_SIZES))}; got {kernel_size!r}")
         self.in_channels = in_channels
         self.num_classes = num_classes
         self.base_channels = base_channels
         self.topology = topology
         self.norm = norm
         self.levels = levels
+        self.kernel_size = kernel_size
         self.size_multiple = size_multiple(levels)
         plan = TOPOLOGIES[topology]
         width = [base_channels * 2**level for level in range(levels)]
 
         self.left = nn.ModuleList(
-            Stage(in_channels if level == 0 else width[level], width[level], count, norm)
+            Stage(in_channels if level == 0 else width[level], width[level], count, kernel_size, norm)
             for level, count in enumerate(plan.left[:levels])
         )
         self.down = nn.ModuleList(
@@ -178,11 +187,11 @@ class VNet(nn.Module):
             for source, skip in zip(entering, skipped, strict=True)
         )
         self.right = nn.ModuleList(
-            Stage(2 * skip, 2 * skip, count, norm)
+            Stage(2 * skip, 2 * skip, count, kernel_size, norm)
             for skip, count in zip(skipped, plan.right[-(levels - 1) :], strict=True)
         )
         last = 2 * base_channels
-        self.wide_head = _full(last, num_classes, norm) if plan.wide_head else None
+        self.wide_head = _full(last, num_classes, kernel_size, norm) if plan.wide_head else None
         self.head = Convolution(num_classes if plan.wide_head else last, num_classes, 1)
         initialise(self.head)
         self.to(memory_format=self.memory_format)  # type: ignore[call-overload]  # missing in torch's types

@@ -162,6 +162,7 @@ def about(model: VNet, spacing: tuple[float, float, float], size: tuple[int, int
         "producer": f"vnet_fast {__version__}",
         "topology": model.topology,
         "levels": str(model.levels),
+        "kernel_size": str(model.kernel_size),
         "spacing": " ".join(f"{s:g}" for s in spacing),
         "volume": " ".join(map(str, size)),
         "classes": str(model.num_classes),

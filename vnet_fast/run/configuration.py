@@ -23,7 +23,7 @@ from vnet_fast.devices import find_device
 from vnet_fast.errors import InputError
 from vnet_fast.nn.losses import DiceLoss, WeightedCrossEntropy
 from vnet_fast.nn.norm import KINDS
-from vnet_fast.nn.vnet import LEVELS, MIN_LEVELS, TOPOLOGIES, size_multiple
+from vnet_fast.nn.vnet import KERNEL_SIZE, KERNEL_SIZES, LEVELS, MIN_LEVELS, TOPOLOGIES, size_multiple
 from vnet_fast.run.augmentation import Augmentation, check_augmentation
 from vnet_fast.run.fields import MAX_SPACING, MIN_SPACING
 from vnet_fast.run.memory import Load, check_grid, check_load
@@ -107,6 +107,12 @@ class Config(Augmentation):
         "resolutions of the network; fewer leave out the coarsest",
         type=positive_int,
         choices=range(MIN_LEVELS, LEVELS + 1),
+    )
+    kernel_size: int = option(
+        KERNEL_SIZE,
+        "voxels along an axis of the stages' convolutions; 5 in the paper",
+        type=positive_int,
+        choices=KERNEL_SIZES,
     )
     base_channels: int = option(16, "channels of the first stage", type=positive_int, metavar="N")
     volume: tuple[int, int, int] = option(
@@ -194,7 +200,8 @@ class Config(Augmentation):
         """The arguments of the network, but for its input's and output's channels."""
         norm = None if self.norm == NO_NORM else self.norm
         return {
-            "base_channels": self.base_channels, "topology": self.topology, "norm": norm, "levels": self.levels
+            "base_channels": self.base_channels, "topology": self.topology, "norm": norm, "levels": self.levels,
+            "kernel_size": self.kernel_size,
         }  # fmt: skip
 
     @property
@@ -210,7 +217,8 @@ def check_memory(config: Config) -> None:
         check_grid(config.volume, "--volume")
         return
     half, phantoms = config.amp != "off", config.data is None
-    load = Load(find_device(config.device), config.batch_size, config.base_channels, half, phantoms, config.levels)
+    network = config.levels, config.kernel_size
+    load = Load(find_device(config.device), config.batch_size, config.base_channels, half, phantoms, *network)
     check_load(load, config.volume)
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from vnet_fast.errors import InputError
 from vnet_fast.nn.norm import KINDS
-from vnet_fast.nn.vnet import LEVELS, MIN_LEVELS, TOPOLOGIES
+from vnet_fast.nn.vnet import KERNEL_SIZE, KERNEL_SIZES, LEVELS, MIN_LEVELS, TOPOLOGIES
 from vnet_fast.stored import shown
 
 # what a mask of uint8 can tell apart
@@ -106,9 +106,10 @@ ARCHITECTURE = {
     "topology": Field(f"one of {', '.join(TOPOLOGIES)}", lambda v: type(v) is str and v in TOPOLOGIES),
     "norm": Field(f"None or one of {', '.join(KINDS)}", lambda v: v is None or (type(v) is str and v in KINDS)),
     "levels": Field(f"a whole number from {MIN_LEVELS} to {LEVELS}", lambda v: is_whole(v, MIN_LEVELS, LEVELS)),
+    "kernel_size": Field(f"one of {', '.join(map(str, KERNEL_SIZES))}", lambda v: is_whole(v) and v in KERNEL_SIZES),
 }
 # what older checkpoints do not say
-OLDER_ARCHITECTURE: dict[str, Any] = {"norm": None, "levels": LEVELS}
+OLDER_ARCHITECTURE: dict[str, Any] = {"norm": None, "levels": LEVELS, "kernel_size": KERNEL_SIZE}
 GRID = {
     "spacing": Field(
         f"three numbers from {MIN_SPACING:g} to {MAX_SPACING:g}",

@@ -14,7 +14,7 @@ import torch
 
 from vnet_fast.devices import HOST
 from vnet_fast.errors import InputError
-from vnet_fast.nn.vnet import LEVELS, SIZE_MULTIPLE, size_multiple
+from vnet_fast.nn.vnet import KERNEL_SIZE, LEVELS, SIZE_MULTIPLE, size_multiple
 
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 # Bytes of a training step, for each voxel and channel of the first stage, in float32; half of it in half precision.
@@ -43,7 +43,7 @@ class Load(NamedTuple):
         base_channels: channels of the first stage.
         half: whether the step is in half precision.
         phantoms: whether the run makes phantoms.
-        levels: of the network.
+        levels, kernel_size: of the network.
     """
 
     device: torch.device
@@ -52,6 +52,7 @@ class Load(NamedTuple):
     half: bool
     phantoms: bool
     levels: int = LEVELS
+    kernel_size: int = KERNEL_SIZE
 
     def of_step(self, size: Sequence[int]) -> float:
         """Bytes of a step on volumes of a size, on the device."""
@@ -60,7 +61,8 @@ class Load(NamedTuple):
 
     def of_weights(self) -> float:
         """Bytes of the weights, on the device."""
-        return float(WEIGHTS[self.levels] * WEIGHT_BYTES * self.base_channels**2)
+        taps = (self.kernel_size / KERNEL_SIZE) ** 3
+        return float(WEIGHTS[self.levels] * taps * WEIGHT_BYTES * self.base_channels**2)
 
     def of_volumes(self, size: Sequence[int]) -> float:
         """Bytes of the prepared volumes of a size, on the host."""
