@@ -33,7 +33,7 @@ benchmark() {
 part_doctor() { "$python" -m vnet_fast.doctor; }
 part_tests() { "$python" -m pytest tests -m gpu -p no:cacheprovider -rs --durations 20; }
 part_layers() { benchmark layers benchmarks/bench_layers.py; }
-part_kernels() { benchmark kernels benchmarks/bench_dice.py benchmarks/bench_add_prelu.py benchmarks/bench_norm_prelu.py benchmarks/bench_sgd.py benchmarks/bench_augment.py; }
+part_kernels() { benchmark kernels benchmarks/bench_dice.py benchmarks/bench_dice_ce.py benchmarks/bench_add_prelu.py benchmarks/bench_norm_prelu.py benchmarks/bench_sgd.py benchmarks/bench_augment.py; }
 # ours first, so that a slow compiler of another provider costs only its own part
 part_step() { benchmark step benchmarks/bench_step.py -k vnet_fast; }
 part_peers() { benchmark peers benchmarks/bench_step.py -k "not vnet_fast"; }

@@ -11,6 +11,8 @@ With a and b the gradients of intersection and prediction, the gradients of p an
     d_c = a g_c + b         or, squared, a g_c + 2 b p_c; soft, (b + a/2) sign(p_c) - a/2 sign(p_c - g_c)
     p_c (d_c - Σ_k p_k d_k) with a softmax, p_c (1 - p_c) d_c with a sigmoid
 
+An option adds the sums of an entropy, from the same voxels in registers: see `kernels/dice_entropy.py`.
+
 Source: Milletari, Navab, Ahmadi 2016, section 3. The definition is `dice_sums_definition` in
 `vnet_fast/ops/dice.py`; the one deviation is that labels outside 0 … C - 1 are ignored here, where the definition
 raises.
@@ -22,24 +24,15 @@ Bytes moved: forward logits + target, backward 2 × logits + target; labels neve
 Saved for the backward pass: the inputs, from which the probabilities are computed again.
 """
 
-import math
-
 import torch
 import triton
 import triton.language as tl
 
+from vnet_fast.kernels.dice_entropy import LOG2_E, classes_of, entropies, entropy_gradient, softmax_parts
 from vnet_fast.kernels.dice_layouts import NUM_WARPS, plan_of, supports
 from vnet_fast.kernels.launch import on_device_of
 
-# e^x is 2^(x log2 e), in which Triton flushes denormals: three instructions fewer than in its e^x
-LOG2_E = tl.constexpr(math.log2(math.e))
-
 __all__ = ["dice_sums", "dice_sums_backward", "plan_of", "supports"]
-
-
-@triton.jit
-def _classes(FORM: tl.constexpr):
-    return tl.expand_dims(tl.arange(0, FORM.padded), 1 - FORM.axis)
 
 
 @triton.jit
@@ -50,7 +43,7 @@ def _offsets(remaining, voxels, FORM: tl.constexpr):
         offset = tl.arange(0, FORM.block * FORM.classes)
         mask = offset < remaining * FORM.classes
     else:
-        voxel, classes = tl.expand_dims(tl.arange(0, FORM.block), FORM.axis), _classes(FORM)
+        voxel, classes = tl.expand_dims(tl.arange(0, FORM.block), FORM.axis), classes_of(FORM)
         offset = voxel * FORM.step + classes * (1 if FORM.channels_last else voxels)
         mask = (voxel < remaining) & (classes < FORM.classes)
     return offset, mask
@@ -64,7 +57,7 @@ def _cropped_offsets(start, crop, FORM: tl.constexpr):
         run = tl.arange(0, FORM.block * FORM.classes)
         voxel, classes = run // FORM.classes, run % FORM.classes
     else:
-        voxel, classes = tl.expand_dims(tl.arange(0, FORM.block), FORM.axis), _classes(FORM)
+        voxel, classes = tl.expand_dims(tl.arange(0, FORM.block), FORM.axis), classes_of(FORM)
     voxel += tl.cast(start, tl.int32)
     row = voxel // width
     slice = row // height
@@ -91,18 +84,16 @@ def _load_labels(pointer, counted, FORM: tl.constexpr):
     if FORM.ignore_index is not None:
         counted = counted & (label != FORM.ignore_index)
     label = tl.expand_dims(label.to(tl.int64), FORM.axis)
-    target = (label == _classes(FORM)) & tl.expand_dims(counted, FORM.axis)
+    target = (label == classes_of(FORM)) & tl.expand_dims(counted, FORM.axis)
     return tl.where(target, 1.0, 0.0), counted
 
 
 @triton.jit
 def _activate(x, FORM: tl.constexpr):
     if FORM.activation == "softmax":
-        if FORM.classes != FORM.padded:
-            x = tl.where(_classes(FORM) < FORM.classes, x, float("-inf"))
-        x = tl.exp2((x - tl.expand_dims(tl.max(x, FORM.axis), FORM.axis)) * LOG2_E)
+        _, exponential, total = softmax_parts(x, FORM)
         # one division for a voxel, not one for each class
-        x = x * tl.expand_dims(1 / tl.sum(x, FORM.axis), FORM.axis)
+        x = exponential * tl.expand_dims(1 / total, FORM.axis)
     elif FORM.activation == "sigmoid":
         x = 1 / (1 + tl.exp2(-x * LOG2_E))
     return x
@@ -110,7 +101,7 @@ def _activate(x, FORM: tl.constexpr):
 
 @triton.jit
 def _load_block(input_ptr, target_ptr, start, remaining, voxels, crop, FORM: tl.constexpr):
-    """The probability and the target of a block, and ones where a voxel counts, else zeros."""
+    """The logits and the target of a block, and ones where a voxel counts, else zeros."""
     counted = tl.arange(0, FORM.block) < remaining
     logits = _load(input_ptr, start, remaining, voxels, crop, FORM)
     if FORM.labels:
@@ -119,15 +110,19 @@ def _load_block(input_ptr, target_ptr, start, remaining, voxels, crop, FORM: tl.
         target = _load(target_ptr, start, remaining, voxels, None, FORM)
     # numbers and not flags, so that NaN stays NaN where it does not count, as in the definition
     counted = tl.expand_dims(tl.where(counted, 1.0, 0.0), FORM.axis)
-    return _activate(logits, FORM), target, counted
+    return logits, target, counted
 
 
 @triton.jit
-def _add_block(pair, prediction, input_ptr, target_ptr, start, remaining, voxels, crop, FORM: tl.constexpr):
+def _add_block(pair, prediction, entropy, input_ptr, target_ptr, start, remaining, voxels, crop, FORM: tl.constexpr):
     """Adds a block to the sums, of which `pair` is intersection and ground truth."""
-    p, g, counted = _load_block(input_ptr, target_ptr, start, remaining, voxels, crop, FORM)
+    logits, g, counted = _load_block(input_ptr, target_ptr, start, remaining, voxels, crop, FORM)
+    p = _activate(logits, FORM)
+    if FORM.sums > 3:
+        first, second = entropies(logits, g, counted, FORM)
+        entropy += tl.join(first, second) if FORM.sums == 5 else first
     # the compiler drops the work on classes that are zero here
-    kept = _classes(FORM) >= FORM.first_class
+    kept = classes_of(FORM) >= FORM.first_class
     p, g = tl.where(kept, p * counted, 0.0), tl.where(kept, g, 0.0)
     if FORM.terms == "squared":
         pair += tl.join(p * g, g * g)
@@ -138,7 +133,29 @@ def _add_block(pair, prediction, input_ptr, target_ptr, start, remaining, voxels
     else:
         pair += tl.join(p * g, g)
         prediction += p
-    return pair, prediction
+    return pair, prediction, entropy
+
+
+@triton.jit
+def _store_sums(pair, prediction, entropy, partial_ptr, FORM: tl.constexpr):
+    """Stores the sums of a program."""
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    volume, volumes = tl.program_id(1).to(tl.int64), tl.num_programs(1).to(tl.int64)
+    intersection, ground = tl.split(tl.sum(pair, 1 - FORM.axis))
+    classes = tl.arange(0, FORM.padded)
+    kept = (classes >= FORM.first_class) & (classes < FORM.classes)
+    # (sums, volumes, classes from the first one on, programs)
+    partial_ptr += (volume * (FORM.classes - FORM.first_class) + classes - FORM.first_class) * programs + program
+    stride = volumes * (FORM.classes - FORM.first_class) * programs
+    tl.store(partial_ptr, intersection, mask=kept)
+    tl.store(partial_ptr + stride, tl.sum(prediction, 1 - FORM.axis), mask=kept)
+    tl.store(partial_ptr + 2 * stride, ground, mask=kept)
+    if FORM.sums == 4:
+        tl.store(partial_ptr + 3 * stride, tl.sum(entropy, 1 - FORM.axis), mask=kept)
+    elif FORM.sums == 5:
+        first, second = tl.split(tl.sum(entropy, 1 - FORM.axis))
+        tl.store(partial_ptr + 3 * stride, first, mask=kept)
+        tl.store(partial_ptr + 4 * stride, second, mask=kept)
 
 
 # compiled once for crops of all sizes
@@ -151,7 +168,7 @@ def _dice_forward_kernel(
     FORM: tl.constexpr,
 ):  # fmt: skip
     program, programs = tl.program_id(0), tl.num_programs(0)
-    volume, volumes = tl.program_id(1).to(tl.int64), tl.num_programs(1).to(tl.int64)
+    volume = tl.program_id(1).to(tl.int64)
     voxels = tl.cast(voxels, tl.int64)
     crop = None
     if width is None:
@@ -167,23 +184,20 @@ def _dice_forward_kernel(
     # One tile holds two sums. In a tile of its own, Triton would lay out the target's sum in another way, and move
     # the labels through shared memory.
     pair = tl.join(prediction, prediction)
+    entropy = pair if FORM.sums == 5 else prediction
     whole = voxels // FORM.block
     for block in range(program, whole, programs):
         # a constant, so that the compiler drops the masks
         start, remaining = block * FORM.block, FORM.block
-        pair, prediction = _add_block(pair, prediction, input_ptr, target_ptr, start, remaining, voxels, crop, FORM)
+        pair, prediction, entropy = _add_block(
+            pair, prediction, entropy, input_ptr, target_ptr, start, remaining, voxels, crop, FORM
+        )
     if program == programs - 1:
         start, remaining = whole * FORM.block, (voxels - whole * FORM.block).to(tl.int32)
-        pair, prediction = _add_block(pair, prediction, input_ptr, target_ptr, start, remaining, voxels, crop, FORM)
-    intersection, ground = tl.split(tl.sum(pair, 1 - FORM.axis))
-    classes = tl.arange(0, FORM.padded)
-    kept = (classes >= FORM.first_class) & (classes < FORM.classes)
-    # (3, volumes, classes from the first one on, programs)
-    partial_ptr += (volume * (FORM.classes - FORM.first_class) + classes - FORM.first_class) * programs + program
-    stride = volumes * (FORM.classes - FORM.first_class) * programs
-    tl.store(partial_ptr, intersection, mask=kept)
-    tl.store(partial_ptr + stride, tl.sum(prediction, 1 - FORM.axis), mask=kept)
-    tl.store(partial_ptr + 2 * stride, ground, mask=kept)
+        pair, prediction, entropy = _add_block(
+            pair, prediction, entropy, input_ptr, target_ptr, start, remaining, voxels, crop, FORM
+        )
+    _store_sums(pair, prediction, entropy, partial_ptr, FORM)
 
 
 @triton.jit
@@ -192,19 +206,22 @@ def _sign(x):
 
 
 @triton.jit
-def _write_block(a, b, input_ptr, target_ptr, grad_input_ptr, start, remaining, voxels, crop, FORM: tl.constexpr):
-    p, g, counted = _load_block(input_ptr, target_ptr, start, remaining, voxels, crop, FORM)
+def _write_block(a, b, c, s, input_ptr, target_ptr, grad_input_ptr, start, remaining, voxels, crop, FORM: tl.constexpr):
+    logits, g, counted = _load_block(input_ptr, target_ptr, start, remaining, voxels, crop, FORM)
+    p = _activate(logits, FORM)
     if FORM.terms == "squared":
         d = a * g + 2 * b * p
     elif FORM.terms == "soft":
         d = (b + a * 0.5) * _sign(p) - a * 0.5 * _sign(p - g)
     else:
         d = a * g + b
-    d = tl.where(_classes(FORM) >= FORM.first_class, d * counted, 0.0)
+    d = tl.where(classes_of(FORM) >= FORM.first_class, d * counted, 0.0)
     if FORM.activation == "softmax":
         d = p * (d - tl.expand_dims(tl.sum(p * d, FORM.axis), FORM.axis))
     elif FORM.activation == "sigmoid":
         d = p * (1 - p) * d
+    if FORM.sums > 3:
+        d += entropy_gradient(c, s, logits, g, counted, FORM)
     offset, mask = _offsets(remaining, voxels, FORM)
     grad = tl.reshape(d.to(grad_input_ptr.dtype.element_ty), offset.shape)
     tl.store(grad_input_ptr + start * FORM.step + offset, grad, mask=mask)
@@ -226,18 +243,25 @@ def _dice_backward_kernel(
         crop = (width, height, stride_class, stride_slice, stride_row)
     grad_input_ptr += volume * voxels * FORM.classes
     target_ptr += volume * voxels * (1 if FORM.labels else FORM.classes)
-    classes = _classes(FORM)
+    classes = classes_of(FORM)
     kept = (classes >= FORM.first_class) & (classes < FORM.classes)
     grad_sums_ptr += volume * (FORM.classes - FORM.first_class) + classes - FORM.first_class
     a = tl.load(grad_sums_ptr, mask=kept, other=0)
-    b = tl.load(grad_sums_ptr + volumes * (FORM.classes - FORM.first_class), mask=kept, other=0)
+    stride = volumes * (FORM.classes - FORM.first_class)
+    b = tl.load(grad_sums_ptr + stride, mask=kept, other=0)
+    # of the entropy's sums
+    c, s = a, b
+    if FORM.sums > 3:
+        c = tl.load(grad_sums_ptr + 3 * stride, mask=kept, other=0)
+    if FORM.sums == 5:
+        s = tl.load(grad_sums_ptr + 4 * stride, mask=kept, other=0)
     whole = voxels // FORM.block
     for block in range(program, whole, programs):
         start, remaining = block * FORM.block, FORM.block
-        _write_block(a, b, input_ptr, target_ptr, grad_input_ptr, start, remaining, voxels, crop, FORM)
+        _write_block(a, b, c, s, input_ptr, target_ptr, grad_input_ptr, start, remaining, voxels, crop, FORM)
     if program == programs - 1:
         start, remaining = whole * FORM.block, (voxels - whole * FORM.block).to(tl.int32)
-        _write_block(a, b, input_ptr, target_ptr, grad_input_ptr, start, remaining, voxels, crop, FORM)
+        _write_block(a, b, c, s, input_ptr, target_ptr, grad_input_ptr, start, remaining, voxels, crop, FORM)
 
 
 def dice_sums(input, target, options, plan=None):
@@ -260,7 +284,7 @@ def dice_sums_backward(grad_sums, input, target, options, plan=None):
     """The gradient of `input`, with its type, shape and order of axes, from the gradient of the sums.
 
     Args:
-        grad_sums: (3, N, C - first_class), float32, of any strides; the third sum's gradient has no effect.
+        grad_sums: of the shape of the sums, float32, of any strides; the third sum's gradient has no effect.
         input, target, options, plan: as for `dice_sums`.
     """
     plan = plan_of(input, target, options) if plan is None else plan

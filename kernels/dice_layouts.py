@@ -15,7 +15,7 @@ import triton
 NUM_WARPS = 4
 # bytes of logits that a program loads at a time: 16, the widest load, for each of its threads
 ROW_BYTES = 16 * 32 * NUM_WARPS
-# most logits of a block: 32 for each thread, with three sums of each in registers
+# most logits of a block: 32 for each thread, with three sums of each in registers; half of that with more sums
 MAX_TILE = 4096
 # fewest blocks of a program, so that the sum over its threads is a small part of its work
 MIN_BLOCKS = 4
@@ -31,6 +31,8 @@ INPUT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 INTEGER_TYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 TARGET_TYPES = (*INPUT_TYPES, *INTEGER_TYPES, torch.bool)
 ACTIVATIONS = ("none", "sigmoid", "softmax")
+# the number of sums by the entropy among them
+SUMS = {"none": 3, "softmax": 4, "sigmoid": 5}
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,9 @@ class Form:
     first_class: int
     terms: str  # plain, squared or soft
     ignore_index: int | None
+    entropy: str
+    gamma: float | None
+    sums: int
 
 
 class Plan(NamedTuple):
@@ -100,7 +105,7 @@ def _plan(shape, strides, dtype, target_shape, target_strides, target_dtype, opt
             return None
         crop = (shape[4], shape[3], *strides[:4])
     programs = min(triton.cdiv(voxels, MIN_BLOCKS * form.block), MAX_PROGRAMS)
-    return Plan(form, (programs, shape[0]), voxels, crop, (3, shape[0], shape[1] - form.first_class, programs))
+    return Plan(form, (programs, shape[0]), voxels, crop, (form.sums, shape[0], shape[1] - form.first_class, programs))
 
 
 def _are_supported(shape, dtype, target_shape, target_dtype, options):
@@ -112,6 +117,8 @@ def _are_supported(shape, dtype, target_shape, target_dtype, options):
         and num_volumes <= MAX_VOLUMES
         and 0 <= options.first_class < num_classes <= MAX_CLASSES
         and options.activation in ACTIVATIONS
+        and options.entropy in SUMS
+        and (options.entropy == "none" or options.first_class == 0)
         and (options.labels or options.ignore_index is None)
         and target_shape == (num_volumes, 1 if options.labels else num_classes, *shape[2:])
     )
@@ -147,7 +154,8 @@ def _is_crop(shape, strides, channels_last, dense):
 def _form(classes, dtype, target_dtype, options, channels_last):
     padded = triton.next_power_of_2(classes)
     row = ROW_BYTES // dtype.itemsize
-    block = row // padded if channels_last else min(row, MAX_TILE // padded)
+    max_tile = MAX_TILE if options.entropy == "none" else MAX_TILE // 2
+    block = row // padded if channels_last else min(row, max_tile // padded)
     terms = "squared" if options.squared else "soft" if options.soft else "plain"
     ignore_index = options.ignore_index
     if ignore_index is not None and target_dtype in INTEGER_TYPES:
@@ -156,4 +164,6 @@ def _form(classes, dtype, target_dtype, options, channels_last):
         ignore_index = (ignore_index - limits.min) % (limits.max - limits.min + 1) + limits.min
     rows, columns, axis, step = (block, padded, 1, classes) if channels_last else (padded, block, 0, 1)
     tile = classes, padded, block, rows, columns, axis, step, channels_last
-    return Form(*tile, options.activation, options.labels, options.first_class, terms, ignore_index)
+    chosen = options.activation, options.labels, options.first_class, terms, ignore_index
+    sums = SUMS[options.entropy] + (options.entropy == "softmax" and options.smoothed)
+    return Form(*tile, *chosen, options.entropy, options.gamma, sums)

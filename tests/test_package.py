@@ -27,7 +27,8 @@ def python(code, folder, **environment):
 
 
 def test_public_names():
-    assert sorted(vnet_fast.__all__) == ["DiceLoss", "VNet", "WeightedCrossEntropy", "__version__"]
+    losses = ["DiceCELoss", "DiceFocalLoss", "DiceLoss", "GeneralizedDiceLoss", "TverskyLoss", "WeightedCrossEntropy"]
+    assert sorted(vnet_fast.__all__) == sorted([*losses, "VNet", "__version__"])
     assert all(hasattr(vnet_fast, name) for name in vnet_fast.__all__)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vnet_fast.compat import nnunet
-from vnet_fast.compat.nnunet import MemoryEfficientSoftDiceLoss, SoftDiceLoss
+from vnet_fast.compat.nnunet import DC_and_CE_loss, MemoryEfficientSoftDiceLoss, SoftDiceLoss
 from vnet_fast.ops.dice import dice_sums
 
 SHAPE = (2, 3, 4, 3, 5)
@@ -202,3 +202,96 @@ def test_wrong_shapes(y, mask, message):
 def test_no_class_left():
     with pytest.raises(ValueError, match="do_bg must be True for an x of one class"):
         SoftDiceLoss(do_bg=False)(torch.zeros(1, 1, 2), torch.zeros(1, 1, 2))
+
+
+IGNORED = 3
+DICE_KWARGS = {"batch_dice": True, "do_bg": False, "smooth": 1e-5}
+
+
+class AnotherDice(SoftDiceLoss):
+    """A class of the Dice loss that is not fused."""
+
+
+def compound(logits, target, dice_kwargs, ce_kwargs, weight_ce, weight_dice, ignore_label):
+    """nnU-Net's loss by its definition: Dice of the voxels that count, and PyTorch's cross-entropy."""
+    x, counts = logits.double(), None
+    labels = target
+    if ignore_label is not None:
+        counts = target != ignore_label
+        labels = target.where(counts, 0)
+        ce_kwargs = {**ce_kwargs, "ignore_index": ignore_label}
+    settings = {"batch_dice": False, "do_bg": True, "smooth": 1.0} | dice_kwargs
+    dice = formula(torch.softmax(x, 1), labels, counts, settings["batch_dice"], settings["do_bg"], settings["smooth"])
+    ce = nn.CrossEntropyLoss(**ce_kwargs)(x, target[:, 0].long())
+    return weight_ce * ce + weight_dice * dice
+
+
+def compound_inputs(ignore_label, dtype=torch.float64):
+    logits, target, share = inputs(mask="weights", dtype=dtype)
+    if ignore_label is not None:
+        target[share < 0.4] = ignore_label
+    return logits.requires_grad_(), target
+
+
+@pytest.mark.parametrize("ignore_label", [None, IGNORED, 0], ids=str)
+@pytest.mark.parametrize("dice_class", [SoftDiceLoss, MemoryEfficientSoftDiceLoss, AnotherDice])
+@pytest.mark.parametrize("dice_kwargs", [DICE_KWARGS, {}], ids=["trainer", "defaults"])
+def test_compound_loss_by_its_definition(monkeypatch, dice_kwargs, dice_class, ignore_label):
+    weight = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    passes = []
+    monkeypatch.setattr(nnunet, "dice_sums", lambda *given: passes.append(given) or dice_sums(*given))
+    logits, target = compound_inputs(ignore_label)
+    for ce_kwargs in ({}, {"weight": weight}, {"label_smoothing": 0.1}, {"reduction": "sum"}):
+        for weights in ((1, 1), (0.3, 2), (0, 1), (1, 0)):
+            arguments = dice_kwargs, ce_kwargs, *weights, ignore_label
+            passes.clear()
+            value = DC_and_CE_loss(*arguments, dice_class)(logits, target)
+            assert len(passes) == (1 if dice_class is SoftDiceLoss else sum(weight != 0 for weight in weights))
+            expected = compound(logits, target, *arguments)
+            torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-12)
+            grads = [torch.autograd.grad(loss, logits)[0] for loss in (value, expected)]
+            torch.testing.assert_close(*grads, rtol=1e-10, atol=1e-12)
+
+
+def test_compound_loss_whose_cross_entropy_ignores_another_label():
+    logits, target = compound_inputs(None)
+    arguments = DICE_KWARGS, {"ignore_index": 1}, 1, 1, None
+    torch.testing.assert_close(DC_and_CE_loss(*arguments)(logits, target), compound(logits, target, *arguments))
+
+
+def test_compound_loss_of_each_voxel():
+    logits, target = compound_inputs(IGNORED)
+    arguments = DICE_KWARGS, {"reduction": "none"}, 1, 1, IGNORED
+    value = DC_and_CE_loss(*arguments)(logits, target)
+    assert value.shape == target[:, 0].shape
+    torch.testing.assert_close(value, compound(logits, target, *arguments))
+
+
+def test_compound_loss_where_everything_is_ignored():
+    logits, target = compound_inputs(None)
+    for dice_class in (SoftDiceLoss, AnotherDice):
+        loss = DC_and_CE_loss(DICE_KWARGS, {}, ignore_label=IGNORED, dice_class=dice_class)
+        value = loss(logits, torch.full_like(target, IGNORED))
+        # Dice of nothing is 1 with nnU-Net's smoothing
+        torch.testing.assert_close(value, torch.tensor(-1.0, dtype=torch.float64))
+        assert (torch.autograd.grad(value, logits)[0] == 0).all()
+
+
+def test_compound_loss_keeps_its_arguments_and_checks_the_target():
+    ce_kwargs = {}
+    loss = DC_and_CE_loss(DICE_KWARGS, ce_kwargs, 0.5, 2, IGNORED)
+    assert ce_kwargs == {}
+    assert (loss.weight_ce, loss.weight_dice, loss.ignore_label) == (0.5, 2, IGNORED)
+    assert (loss.dc.batch_dice, loss.dc.do_bg, loss.dc.smooth) == (True, False, 1e-5)
+    logits, target = compound_inputs(IGNORED, torch.float16)
+    assert loss(logits, target).dtype == torch.float32
+    with pytest.raises(AssertionError, match=r"target must have shape \(2, 1, 4, 3, 5\) to match net_output"):
+        loss(logits, logits)
+
+
+@pytest.mark.exhaustive
+def test_compound_loss_compiles_in_one_graph():
+    logits, target = compound_inputs(IGNORED, torch.float32)
+    loss = DC_and_CE_loss(DICE_KWARGS, {}, ignore_label=IGNORED)
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(logits, target), loss(logits, target))

@@ -12,6 +12,8 @@ from torch import nn
 
 from vnet_fast.compat.nnunet import SoftDiceLoss
 from vnet_fast.nn import vnet
+from vnet_fast.nn.dice_ce import DiceCELoss
+from vnet_fast.nn.dice_focal import DiceFocalLoss
 from vnet_fast.nn.losses import DiceLoss
 from vnet_fast.nn.vnet import TOPOLOGIES, VNet
 from vnet_fast.ops import eager
@@ -28,6 +30,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 # of a target
 TYPES = (torch.uint8, torch.int64, torch.bool, torch.int8, torch.int16, torch.int32, *FLOATS)
 LAYOUTS = (torch.channels_last_3d, torch.contiguous_format)
+SOFTMAX = {"to_onehot_y": True, "softmax": True}
 # without a class of their own: as small as can be, ragged, and several blocks
 SHAPES = ((1, 1, 1), (7, 11, 13), (16, 32, 48))
 # volumes that the augmentation chooses from
@@ -253,6 +256,15 @@ def loss_cases():
     for target in TYPES:
         case = DiceLoss.paper(), (3, 2, 17, 19, 23), torch.bfloat16, torch.channels_last_3d, True, target
         yield f"the paper's loss, labels in {target}", case
+    for channels, dtype, layout in itertools.product((2, 3, 4, 16), FLOATS, LAYOUTS):
+        for loss in (
+            DiceCELoss(**SOFTMAX, include_background=False, batch=True),
+            DiceCELoss(**SOFTMAX, label_smoothing=0.1),
+            DiceFocalLoss(**SOFTMAX),
+        ):
+            name = f"{type(loss).__name__}, {channels} classes, {dtype}, {layout}"
+            name += ", smoothed" if getattr(loss, "cross_entropy", None) and loss.cross_entropy.label_smoothing else ""
+            yield name, (loss, (2, channels, 16, 32, 48), dtype, layout, True, torch.uint8)
     for activation in (None, nn.Softmax(1), nn.Sigmoid()):
         loss = SoftDiceLoss(activation, batch_dice=True, do_bg=activation is None)
         case = loss, (2, 3, 32, 32, 32), torch.bfloat16, torch.channels_last_3d, True, torch.int16

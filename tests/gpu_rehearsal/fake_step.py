@@ -27,8 +27,8 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from tests.gpu_rehearsal.fake_cuda import CUDA, fake_cuda, put_on_device
 from tests.gpu_rehearsal.operator_log import OperatorLog, describe, layout_of
-from vnet_fast import DiceLoss, VNet, WeightedCrossEntropy
-from vnet_fast.compat.nnunet import SoftDiceLoss
+from vnet_fast import DiceFocalLoss, DiceLoss, VNet, WeightedCrossEntropy
+from vnet_fast.compat.nnunet import DC_and_CE_loss, SoftDiceLoss
 from vnet_fast.data.preparation import PreparedCase
 from vnet_fast.devices import HOST
 from vnet_fast.ops.augment import augment
@@ -36,6 +36,7 @@ from vnet_fast.ops.transform import transform
 from vnet_fast.ops.transform_rows import FIELDS
 from vnet_fast.prediction import inference
 from vnet_fast.prediction.inference import LEFT_RIGHT, Attempt
+from vnet_fast.run import configuration
 from vnet_fast.training.draws import BatchSampler
 from vnet_fast.training.optimizer import make_optimizer
 from vnet_fast.training.sources import Streamed, Volumes
@@ -47,6 +48,9 @@ PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 LOSSES = {
     "dice": DiceLoss.paper,
     "weighted-ce": WeightedCrossEntropy,
+    "dice-ce": configuration.LOSSES["dice-ce"],
+    "Dice + focal": lambda: DiceFocalLoss(to_onehot_y=True, softmax=True),
+    "nnU-Net's Dice + CE, ignored": lambda: DC_and_CE_loss({"batch_dice": True, "do_bg": False}, {}, ignore_label=255),
     "nnU-Net's Dice": lambda: SoftDiceLoss(torch.nn.Softmax(1), batch_dice=True, do_bg=False),
     "Dice over the batch, Jaccard, ignored": lambda: DiceLoss(
         to_onehot_y=True, softmax=True, jaccard=True, batch=True, ignore_index=255

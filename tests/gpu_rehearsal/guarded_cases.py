@@ -197,6 +197,9 @@ def dice_cases():
             DiceOptions("softmax", False),
             DiceOptions("sigmoid", True, 0, False, True, 1),
             DiceOptions("none", False, 1, False, True),
+            DiceOptions("softmax", True, entropy="softmax"),
+            DiceOptions("sigmoid", True, entropy="softmax", smoothed=True),
+            DiceOptions("softmax", True, entropy="sigmoid", gamma=2.0),
         ]
     )
     dtypes = itertools.cycle(FLOATS)

@@ -19,8 +19,6 @@ LAUNCHES = 100
 REWRITTEN, REWRITTEN_LAUNCHES = "step: rewrites True", 240
 # of captured steps, the few that copy a volume into another layout, with the reason
 COPIES = {
-    "step: loss weighted-ce": "its log-softmax is contiguous",
-    "step: precision fp16, loss weighted-ce": "its log-softmax is contiguous",
     REWRITTEN: "rewritten convolutions rearrange their weights",
     "step: shape (35, 50, 33)": "the gradient of a crop is contiguous",
     "step: in_channels 3, classes 4, resident False": "the image is contiguous",

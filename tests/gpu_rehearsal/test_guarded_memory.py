@@ -22,7 +22,8 @@ SOME_MASKS = [("dice", "tl.load(pointer + offset"), ("add_prelu", "tl.store(y_pt
 WITHIN = {
     ("add_prelu", "tl.store(partials_ptr + partial, grad_slope"),
     ("dice", "tl.store(partial_ptr + stride"),
-    ("dice", "tl.load(grad_sums_ptr + volumes"),
+    ("dice", "tl.store(partial_ptr + 3 * stride, first"),
+    ("dice", "tl.load(grad_sums_ptr + stride"),
 }
 PRELUDE = """\
 import json, torch

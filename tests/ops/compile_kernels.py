@@ -211,22 +211,39 @@ def dice_launches():
         (torch.bfloat16, torch.contiguous_format, torch.uint8, 0),
         (torch.float32, torch.contiguous_format, torch.uint8, 0),
     ]
-    options = DiceOptions(activation="softmax", labels=True, first_class=1, squared=True)
+    paper = DiceOptions(activation="softmax", labels=True, first_class=1, squared=True)
+    cases = [(*case, CLASSES, paper, "") for case in cases]
+    bf16, last, contiguous, uint8 = torch.bfloat16, torch.channels_last_3d, torch.contiguous_format, torch.uint8
+    both = DiceOptions("softmax", True, entropy="softmax")
+    smoothed = both._replace(smoothed=True, ignore_index=255)
+    focal = both._replace(entropy="sigmoid", gamma=2.0)
+    softmax_focal = both._replace(gamma=1.5)
+    cases += [
+        (bf16, last, uint8, 0, CLASSES, both, "cross-entropy"),
+        (bf16, last, uint8, 3, CLASSES, both, "cross-entropy"),
+        (torch.float32, last, uint8, 0, CLASSES, both, "cross-entropy"),
+        (torch.float32, contiguous, uint8, 0, 3, smoothed, "smoothed"),
+        (bf16, contiguous, uint8, 0, 16, smoothed, "smoothed"),
+        (bf16, last, uint8, 0, CLASSES, focal, "focal"),
+        (bf16, contiguous, uint8, 0, 16, focal, "focal"),
+        (bf16, last, uint8, 0, CLASSES, softmax_focal, "focal of a softmax"),
+    ]
     launches = []
-    for dtype, layout, label_type, cropped in cases:
-        logits, labels = empty(CLASSES, dtype, layout=layout), empty(1, label_type)
+    for dtype, layout, label_type, cropped, classes, options, entropy in cases:
+        logits, labels = empty(classes, dtype, layout=layout), empty(1, label_type)
         if cropped:
             logits = logits[..., cropped:, cropped:, cropped:]
             labels = torch.empty((BATCH, 1, *logits.shape[2:]), dtype=label_type, device="meta")
         assert dice.supports(logits, labels, options)
 
-        def run(logits=logits, labels=labels):
+        def run(logits=logits, labels=labels, options=options):
             sums = dice.dice_sums(logits, labels, options)
             dice.dice_sums_backward(sums, logits, labels, options)
 
         types = " and ".join(str(kind).removeprefix("torch.") for kind in (dtype, label_type))
         layout = str(layout).removeprefix("torch.")
-        name = f"{CLASSES} classes, {types}, {layout}" + (", cropped" if cropped else "")
+        name = f"{classes} classes, {types}, {layout}" + (", cropped" if cropped else "")
+        name += f", {entropy}" if entropy else ""
         launches += record(dice, name, run)
     return launches
 

@@ -10,7 +10,12 @@ triton = pytest.importorskip("triton", reason="Triton is not installed")
 
 from tests.ops.kernels import DEVICE, INTERPRETED, MARKS, TYPES, surrounded  # noqa: E402
 from vnet_fast.kernels import dice, dice_layouts  # noqa: E402
-from vnet_fast.ops.dice import DiceOptions, dice_sums, dice_sums_definition  # noqa: E402
+from vnet_fast.ops.dice import (  # noqa: E402
+    DiceOptions,
+    dice_sums,
+    dice_sums_definition,
+    dice_sums_gradient_definition,
+)
 
 pytestmark = MARKS
 EPSILON = torch.finfo(torch.float32).eps
@@ -18,6 +23,9 @@ LAYOUTS = ["contiguous", "channels_last"]
 SIZES = ["one_voxel", "primes", "one_block", "one_block_and_one", "real"]
 TERMS = {"plain": (False, False), "squared": (True, False), "soft": (False, True)}
 PAPER = DiceOptions(activation="softmax", labels=True, first_class=1, squared=True)
+DICE_SUMS = ("intersection", "prediction", "ground truth")
+# by the entropy among them
+SUMS = {"none": DICE_SUMS, "softmax": (*DICE_SUMS, "target"), "sigmoid": (*DICE_SUMS, "inside", "outside")}
 
 
 def name_of(value):
@@ -77,9 +85,9 @@ def make_channels(shape, dtype, layout="contiguous"):
     return surrounded(in_layout(target.to(dtype).to(DEVICE), layout))
 
 
-def make_grad_sums(logits, first_class=0):
+def make_grad_sums(logits, first_class=0, count=3):
     generator = torch.Generator().manual_seed(2)
-    return torch.randn(3, logits.shape[0], logits.shape[1] - first_class, generator=generator).to(DEVICE)
+    return torch.randn(count, logits.shape[0], logits.shape[1] - first_class, generator=generator).to(DEVICE)
 
 
 def shape_of(size, layout, dtype, classes=2):
@@ -99,15 +107,20 @@ def definition(logits, target, grad_sums, options, dtype):
     """The sums and the gradient of the logits, of plain PyTorch on logits of `dtype`, in float64."""
     logits = logits.detach().to(dtype).requires_grad_()
     sums = dice_sums_definition(logits, target, options)
-    (grad,) = torch.autograd.grad(sums, logits, grad_sums.to(sums.dtype))
+    if options.entropy != "none" and not logits.isfinite().all():
+        # autograd has no gradient of what is infinite
+        grad = dice_sums_gradient_definition(grad_sums.to(sums.dtype), logits.detach(), target, options)
+    else:
+        (grad,) = torch.autograd.grad(sums, logits, grad_sums.to(sums.dtype))
     return sums.detach().double(), grad.double()
 
 
 def floors(logits, target, grad_sums, options, exact):
-    """What rounding alone does to (3,) the sums and to the gradient.
+    """What rounding alone does to the sums, of which there are three or more, and to the gradient.
 
     Four float32 epsilons of the largest: an exponential, a division, some products and sums. For the
-    gradient half an epsilon of its own type besides. Where Triton's interpreter runs, which cuts off
+    gradient half an epsilon of its own type besides. The gradient of an entropy is that of its sum times a few terms of
+    up to 1. Where Triton's interpreter runs, which cuts off
     to bfloat16, a whole one, and as it adds the n voxels of a tile one after the other, √n / 2 for the
     sums: half an epsilon in each addition, of random sign.
     """
@@ -115,14 +128,17 @@ def floors(logits, target, grad_sums, options, exact):
     if options.activation != "none":
         activate = torch.sigmoid if options.activation == "sigmoid" else lambda x: torch.softmax(x, 1)
         probability = activate(probability)
-    linear = options._replace(activation="none")
-    grad_probability = definition(probability, target, grad_sums, linear, torch.float64)[1]
+    linear = options._replace(activation="none", entropy="none")
+    grad_probability = definition(probability, target, grad_sums[:3], linear, torch.float64)[1]
     terms = dice_sums_definition(probability.abs(), target, linear._replace(soft=False)).nan_to_num(0)
     if options.soft:
         terms[0] = terms[1] + terms[2]
     rounding = torch.finfo(logits.dtype).eps / (1 if INTERPRETED and logits.dtype == torch.bfloat16 else 2)
     grad_floor = rounding * exact[1].nan_to_num(0).abs().amax()
     grad_floor += 4 * EPSILON * grad_probability.nan_to_num(0).abs().amax()
+    if options.entropy != "none":
+        grad_floor += 4 * EPSILON * (1 + (options.gamma or 0)) * grad_sums[3:].abs().amax()
+        terms = torch.cat([terms, exact[0][3:].nan_to_num(0, 0, 0)])
     added = min(dice.plan_of(logits, target, options).form.block, logits[0, 0].numel())
     epsilons = 4 + added**0.5 / 2 if INTERPRETED else 4
     return epsilons * EPSILON * terms.amax((1, 2)), grad_floor
@@ -131,7 +147,7 @@ def floors(logits, target, grad_sums, options, exact):
 def check(logits, target, options, grad_sums=None):
     """Runs both kernels and compares with the definition; returns what they gave."""
     if grad_sums is None:
-        grad_sums = make_grad_sums(logits, options.first_class)
+        grad_sums = make_grad_sums(logits, options.first_class, len(SUMS[options.entropy]) + options.smoothed)
     assert dice.supports(logits, target, options)
     sums = dice.dice_sums(logits, target, options)
     grad = dice.dice_sums_backward(grad_sums, logits, target, options)
@@ -143,14 +159,15 @@ def check(logits, target, options, grad_sums=None):
     # dense, also where the logits are a part of a larger volume
     assert (grad.dtype, grad.stride()) == (logits.dtype, torch.empty_like(logits).stride())
     sums_floor, grad_floor = floors(logits, target, grad_sums, options, exact)
+    names = (*SUMS[options.entropy], "all voxels")
+    assert len(sums) == len(exact[0])
     for name, ours, theirs, reference, floor in [
-        ("intersection", sums[0], plain[0][0], exact[0][0], sums_floor[0]),
-        ("prediction", sums[1], plain[0][1], exact[0][1], sums_floor[1]),
-        ("ground truth", sums[2], plain[0][2], exact[0][2], sums_floor[2]),
+        *zip(names, sums, plain[0], exact[0], sums_floor, strict=False),
         ("gradient", grad, plain[1], exact[1], grad_floor),
     ]:
         assert ours.shape == reference.shape
-        assert torch.equal(ours.isnan(), reference.isnan()), f"{name}: NaN elsewhere than in the definition"
+        for where in (torch.isnan, torch.isposinf):
+            assert torch.equal(where(ours), where(reference)), f"{name}: {where.__name__} elsewhere than defined"
         error = (ours.double() - reference).nan_to_num(0).abs().amax()
         allowed = 2 * (theirs - reference).nan_to_num(0).abs().amax() + floor
         assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"

@@ -8,7 +8,9 @@ import torch
 from torch.autograd import gradcheck
 from torch.library import opcheck
 
+import vnet_fast
 from vnet_fast import DiceLoss, VNet
+from vnet_fast.compat import nnunet
 from vnet_fast.nn import vnet
 from vnet_fast.ops import dispatch
 from vnet_fast.ops.add_prelu import add_prelu, add_prelu_join
@@ -72,12 +74,21 @@ def test_opcheck_of_add_prelu_join():
     opcheck(torch.ops.vnet_fast.add_prelu_join.default, add_prelu_arguments("residual, bias"))
 
 
-@pytest.mark.parametrize("options", [PAPER, DiceOptions(activation="sigmoid", soft=True)], ids=["paper", "soft"])
+DICE_OPTIONS = {
+    "paper": PAPER,
+    "soft": DiceOptions(activation="sigmoid", soft=True),
+    "cross-entropy": DiceOptions("softmax", True, entropy="softmax", smoothed=True),
+    "focal": DiceOptions("sigmoid", entropy="sigmoid", gamma=2.0),
+}
+
+
+@pytest.mark.parametrize("options", DICE_OPTIONS.values(), ids=DICE_OPTIONS)
 def test_opcheck_of_dice_sums(options):
     logits = volume(2, 3, 3, 4, 5, requires_grad=True)
     target = labels(2, 1, 3, 4, 5) if options.labels else torch.rand(2, 3, 3, 4, 5)
     opcheck(torch.ops.vnet_fast.dice_sums.default, (logits, target, *options))
-    grad_sums = torch.rand(3, 2, 3 - options.first_class)
+    count = 3 if options.entropy == "none" else 5
+    grad_sums = torch.rand(count, 2, 3 - options.first_class)
     opcheck(torch.ops.vnet_fast.dice_sums_backward.default, (grad_sums, logits.detach(), target, *options))
 
 
@@ -178,6 +189,46 @@ def test_the_loss_through_the_kernels_against_monai(through_kernels, options, re
         value = loss(logits, target)
         results.append((value.detach(), *torch.autograd.grad(value.sum(), logits)))
     torch.testing.assert_close(*results, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("DiceCELoss", {"include_background": False, "batch": True, "weight": torch.tensor([0.2, 0.3, 0.5])}),
+        ("DiceCELoss", {"label_smoothing": 0.1, "reduction": "sum"}),
+        ("DiceFocalLoss", {"include_background": False, "alpha": 0.3}),
+        ("DiceFocalLoss", {"gamma": 1.5, "weight": [0.2, 0.3, 0.5]}),
+        ("TverskyLoss", {"alpha": 0.3, "beta": 0.7, "ignore_index": 1}),
+        ("GeneralizedDiceLoss", {}),
+    ],
+    ids=str,
+)
+def test_other_losses_through_the_kernels_against_monai(through_kernels, name, options):
+    target, results = labels(2, 1, 5, 3, 7, classes=3), []
+    for module in (vnet_fast, monai.losses):
+        logits = volume(2, 3, 5, 3, 7, requires_grad=True)
+        value = getattr(module, name)(to_onehot_y=True, softmax=True, **options)(logits, target)
+        results.append((value.detach(), *torch.autograd.grad(value, logits)))
+    torch.testing.assert_close(*results, rtol=2e-5, atol=2e-6)
+
+
+def test_each_loss_launches_each_kernel_once(through_kernels, monkeypatch):
+    """One pass over logits and target, and one for the gradient, also for a sum of two losses."""
+    ran, module = [], dispatch.load_kernels("dice")
+    for function in ("dice_sums", "dice_sums_backward"):
+        original = getattr(module, function)
+        monkeypatch.setattr(module, function, lambda *a, f=function, o=original, **k: (ran.append(f), o(*a, **k))[1])
+    arguments = {"to_onehot_y": True, "softmax": True, "include_background": False}
+    losses = [
+        *(getattr(vnet_fast, name)(**arguments) for name in ("DiceCELoss", "DiceFocalLoss", "TverskyLoss")),
+        vnet_fast.GeneralizedDiceLoss(**arguments),
+        vnet_fast.WeightedCrossEntropy(),
+        nnunet.DC_and_CE_loss({"batch_dice": True}, {}, ignore_label=2),
+    ]
+    for loss in losses:
+        ran.clear()
+        loss(volume(2, 2, 3, 4, 5, requires_grad=True), labels(2, 1, 3, 4, 5)).backward()
+        assert ran == ["dice_sums", "dice_sums_backward"]
 
 
 @pytest.mark.parametrize("base_channels", [1, 16, 48, 96])

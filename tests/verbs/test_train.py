@@ -20,6 +20,7 @@ from tests.volumes import write_case
 from vnet_fast import evaluate, predict, train
 from vnet_fast.data import training_data
 from vnet_fast.errors import InputError
+from vnet_fast.nn.dice_ce import DiceCELoss
 from vnet_fast.nn.losses import DiceLoss, WeightedCrossEntropy
 from vnet_fast.run import checkpoint, configuration
 from vnet_fast.run.configuration import Config
@@ -133,6 +134,7 @@ def test_classes_from_the_labels(tmp_path, run_verb, binary, classes):
     "arguments",
     [
         ["--loss", "weighted-ce"],
+        ["--loss", "dice-ce"],
         ["--topology", "caffe"],
         ["--amp"],
         ["--amp", "bf16"],
@@ -477,6 +479,10 @@ def test_a_second_signal_ends_at_once():
 def test_losses_by_name():
     assert isinstance(configuration.LOSSES["dice"](), DiceLoss)
     assert isinstance(configuration.LOSSES["weighted-ce"](), WeightedCrossEntropy)
+    loss = configuration.LOSSES["dice-ce"]()
+    assert isinstance(loss, DiceCELoss)
+    assert loss.dice.batch
+    assert not loss.dice.include_background
 
 
 def test_resume_refuses_other_cases(cases, tmp_path, run_verb):

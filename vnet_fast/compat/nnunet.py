@@ -1,8 +1,9 @@
-"""The Dice loss with the arguments of nnU-Net's."""
+"""The Dice loss, and the Dice loss plus cross-entropy, with the arguments of nnU-Net's."""
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from vnet_fast.distributed import all_reduce_sum
 from vnet_fast.ops.dice import DiceOptions, dice_sums
+from vnet_fast.ops.entropy import cross_entropy
 
 # the label of voxels that do not count, which is no class
 IGNORED = -1
@@ -90,6 +92,10 @@ class SoftDiceLoss(nn.Module):
         else:
             options = DiceOptions("none", labels, first_class)
             sums = _weighted_sums(_activated(x, activation), y, loss_mask, options)
+        return self.of_sums(sums)
+
+    def of_sums(self, sums: Tensor) -> Tensor:
+        """The loss of (3, N, C') sums: intersection, prediction and ground truth of the classes that count."""
         if self.batch_dice:
             sums = sums.sum(1)
             sums = all_reduce_sum(sums) if self.ddp else sums
@@ -116,6 +122,104 @@ class SoftDiceLoss(nn.Module):
 
 # nnU-Net's loss of this name has the same sums, needs less memory, and lacks clip_tp, the last argument
 MemoryEfficientSoftDiceLoss = SoftDiceLoss
+
+
+class DC_and_CE_loss(nn.Module):  # noqa: N801 - nnU-Net's name
+    """weight_dice · Dice loss + weight_ce · cross-entropy: nnU-Net's `DC_and_CE_loss` of version 2.8.
+
+    Both losses are made of sums of one pass over logits and labels, also where a label is ignored. They are float32
+    for half precision too, and float64 for float64 input. Where no voxel counts, the cross-entropy is 0; unlike
+    nnU-Net's, it does not wait for the GPU to find out.
+
+    Args:
+        soft_dice_kwargs: arguments of the Dice loss, but `apply_nonlin`, which is a softmax over the classes.
+        ce_kwargs: arguments of `torch.nn.CrossEntropyLoss`. It is not written to.
+        weight_ce: the weight of the cross-entropy.
+        weight_dice: the weight of the Dice loss.
+        ignore_label: None, or the label whose voxels do not count.
+        dice_class: the class of the Dice loss. Only `SoftDiceLoss` is part of the fused pass.
+
+    Source:
+        Isensee et al. 2021 (nnU-Net); arguments, order and defaults of `nnunetv2.training.loss.compound_losses`.
+    """
+
+    def __init__(
+        self,
+        soft_dice_kwargs: Mapping[str, Any],
+        ce_kwargs: Mapping[str, Any],
+        weight_ce: float = 1,
+        weight_dice: float = 1,
+        ignore_label: int | None = None,
+        dice_class: Callable[..., nn.Module] = SoftDiceLoss,
+    ) -> None:
+        super().__init__()
+        ignored = {} if ignore_label is None else {"ignore_index": ignore_label}
+        self.weight_dice = weight_dice
+        self.weight_ce = weight_ce
+        self.ignore_label = ignore_label
+        # it holds weights and settings
+        self.ce = nn.CrossEntropyLoss(**{**ce_kwargs, **ignored})
+        self.dc = dice_class(apply_nonlin=nn.Softmax(1), **soft_dice_kwargs)
+
+    def forward(self, net_output: Tensor, target: Tensor) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            net_output: (N, C, *spatial) logits, floating point.
+            target: (N, 1, *spatial) class indices of any type.
+
+        Returns:
+            a scalar; with `reduction="none"` among `ce_kwargs` (N, *spatial).
+
+        Raises:
+            AssertionError: if the target has another shape.
+        """
+        needed = (net_output.shape[0], 1, *net_output.shape[2:])
+        if tuple(target.shape) != needed:
+            raise AssertionError(f"target must have shape {needed} to match net_output; got {tuple(target.shape)}")
+        if self.ce.reduction == "none" or not self._is_fused(net_output.shape[1]):
+            dice, entropy = self._dice(net_output, target), self._entropy(net_output, target)
+            return self.weight_ce * entropy + self.weight_dice * dice
+        sums = dice_sums(net_output, target, self._options(self.ignore_label))
+        loss = sums.new_zeros(())
+        if self.weight_ce:
+            loss = loss + self.weight_ce * self._entropy_of(sums)
+        if self.weight_dice:
+            dice_loss = cast(SoftDiceLoss, self.dc)
+            loss = loss + self.weight_dice * dice_loss.of_sums(sums[:3, :, 0 if dice_loss.do_bg else 1 :])
+        return loss
+
+    def _is_fused(self, num_classes: int) -> bool:
+        """Whether both losses are made of the same sums, and the same voxels count for them."""
+        same_voxels = self.ignore_label is not None or not 0 <= self.ce.ignore_index < num_classes
+        return same_voxels and type(self.dc) is SoftDiceLoss
+
+    def _options(self, ignored: int | None) -> DiceOptions:
+        return DiceOptions("softmax", True, 0, False, False, ignored, "softmax", None, self.ce.label_smoothing > 0)
+
+    def _entropy_of(self, sums: Tensor) -> Tensor:
+        return cross_entropy(sums, self.ce.weight, self.ce.label_smoothing, self.ce.reduction, None)
+
+    def _dice(self, net_output: Tensor, target: Tensor) -> Tensor:
+        """The Dice loss by itself."""
+        if not self.weight_dice:
+            return net_output.new_zeros(())
+        mask = None if self.ignore_label is None else target != self.ignore_label
+        loss: Tensor = self.dc(net_output, target if mask is None else target.where(mask, 0), loss_mask=mask)
+        return loss
+
+    def _entropy(self, net_output: Tensor, target: Tensor) -> Tensor:
+        """The cross-entropy by itself."""
+        if not self.weight_ce:
+            return net_output.new_zeros(())
+        if self.ce.reduction != "none":
+            return self._entropy_of(dice_sums(net_output, target, self._options(self.ce.ignore_index)))
+        x = net_output.to(torch.promote_types(net_output.dtype, torch.float32))
+        weight, ignored = self.ce.weight if self.ce.weight is None else self.ce.weight.to(x), self.ce.ignore_index
+        smoothing = self.ce.label_smoothing
+        return F.cross_entropy(
+            x, target[:, 0].long(), weight, ignore_index=ignored, reduction="none", label_smoothing=smoothing
+        )
 
 
 def _fused_activation(apply_nonlin: object) -> str | None:

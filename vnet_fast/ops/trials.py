@@ -196,6 +196,8 @@ def _try_dice(device: torch.device) -> Pairs:
         for options in (
             DiceOptions("softmax", labels=True, first_class=1, squared=True),
             DiceOptions("sigmoid", labels=True),
+            DiceOptions("softmax", labels=True, entropy="softmax", smoothed=True),
+            DiceOptions("softmax", labels=True, entropy="sigmoid", gamma=2.0),
         ):
             logits = _volume((2, 3, 5, 6, 7), dtype, device)
             ours, theirs = (logits.clone().requires_grad_() for _ in range(2))

@@ -15,7 +15,7 @@ from vnet_fast.run.configuration import stored_config
 from vnet_fast.run.folder import LOG, read_summary
 from vnet_fast.run.log import LogRow, read_log
 
-LOSS_NAMES = {"dice": "Dice loss", "weighted-ce": "weighted cross-entropy"}
+LOSS_NAMES = {"dice": "Dice loss", "weighted-ce": "weighted cross-entropy", "dice-ce": "Dice + cross-entropy"}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from vnet_fast.command_line import (
 )
 from vnet_fast.devices import find_device
 from vnet_fast.errors import InputError
+from vnet_fast.nn.dice_ce import DiceCELoss
 from vnet_fast.nn.losses import DiceLoss, WeightedCrossEntropy
 from vnet_fast.nn.norm import KINDS
 from vnet_fast.nn.vnet import KERNEL_SIZE, KERNEL_SIZES, LEVELS, MIN_LEVELS, TOPOLOGIES, size_multiple
@@ -31,7 +33,11 @@ from vnet_fast.run.recipes import PAPER, RECIPES
 from vnet_fast.stored import read_object, reason
 
 CONFIG_FILE = "config.json"
-LOSSES: dict[str, Callable[[], nn.Module]] = {"dice": DiceLoss.paper, "weighted-ce": WeightedCrossEntropy}
+LOSSES: dict[str, Callable[[], nn.Module]] = {
+    "dice": DiceLoss.paper,
+    "weighted-ce": WeightedCrossEntropy,
+    "dice-ce": partial(DiceCELoss, include_background=False, to_onehot_y=True, softmax=True, batch=True),
+}
 # the value of --norm for a network without
 NO_NORM = "none"
 MAX_SEED = 2**63
@@ -158,7 +164,7 @@ class Config(Augmentation):
     lr_step: int = option(
         25_000, "iterations after which the learning rate is divided by 10", type=positive_int, metavar="N"
     )
-    loss: str = option("dice", "the paper's Dice loss, or its baseline", choices=tuple(LOSSES))
+    loss: str = option("dice", "the paper's Dice loss, its baseline, or Dice + CE", choices=tuple(LOSSES))
     binary: bool = option(False, "treat all labels as one foreground class", action="store_true")
     folds: int = option(5, "number of folds that the cases are divided into", type=positive_int, metavar="N")
     fold: int | str = option(
