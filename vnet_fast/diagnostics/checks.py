@@ -14,6 +14,7 @@ from vnet_fast.nn.losses import DiceLoss
 from vnet_fast.nn.vnet import VNet
 from vnet_fast.ops import convolution_choice, device_store, trials
 from vnet_fast.ops.dispatch import load_kernels
+from vnet_fast.ops.trial_cases import TRIALS
 from vnet_fast.training.optimizer import make_optimizer
 from vnet_fast.training.step import WARM_UP, Step
 
@@ -60,8 +61,8 @@ def _check_kernels(device: torch.device, found: Findings) -> None:
         found.lines.append("kernels: plain PyTorch runs on a CPU; the kernels need a GPU")
         return
     found.lines.append(f"kernels on {device}:")
-    width = max(map(len, trials.TRIALS))
-    for name in trials.TRIALS:
+    width = max(map(len, TRIALS))
+    for name in TRIALS:
         missing = "Triton is not installed or can't be imported"
         why = missing if load_kernels(name) is None else trials.repeat(name, device)
         outcome = f"plain PyTorch runs instead: {why}" if why else "passed its trial"

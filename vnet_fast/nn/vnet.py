@@ -157,16 +157,10 @@ class VNet(nn.Module):
         kernel_size: int = KERNEL_SIZE,
     ) -> None:
         super().__init__()
-        _check_arguments(in_channels, num_classes, base_channels, topology, norm, levels)
-        if kernel_size not in KERNEL_SIZES:
-            raise ValueError(f"kernel_size must be one of {', '.join(map(str, KERNEL_SIZES))}; got {kernel_size!r}")
-        self.in_channels = in_channels
-        self.num_classes = num_classes
-        self.base_channels = base_channels
-        self.topology = topology
-        self.norm = norm
-        self.levels = levels
-        self.kernel_size = kernel_size
+        _check_channels(in_channels=in_channels, num_classes=num_classes, base_channels=base_channels)
+        _check_form(topology, norm, levels, kernel_size)
+        self.in_channels, self.num_classes, self.base_channels = in_channels, num_classes, base_channels
+        self.topology, self.norm, self.levels, self.kernel_size = topology, norm, levels, kernel_size
         self.size_multiple = size_multiple(levels)
         plan = TOPOLOGIES[topology]
         width = [base_channels * 2**level for level in range(levels)]
@@ -282,16 +276,18 @@ def size_multiple(levels: int) -> int:
     return int(DOWN_FACTOR ** (levels - 1))
 
 
-def _check_arguments(
-    in_channels: int, num_classes: int, base_channels: int, topology: str, norm: str | None, levels: int
-) -> None:
-    numbers = {"in_channels": in_channels, "num_classes": num_classes, "base_channels": base_channels}
+def _check_channels(**numbers: int) -> None:
     for name, value in numbers.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a positive integer; got {value!r}")
+
+
+def _check_form(topology: str, norm: str | None, levels: int, kernel_size: int) -> None:
     if topology not in TOPOLOGIES:
         raise ValueError(f"topology must be one of {', '.join(TOPOLOGIES)}; got {topology!r}")
     if norm is not None and norm not in KINDS:
         raise ValueError(f"norm must be None or one of {', '.join(KINDS)}; got {norm!r}")
     if not isinstance(levels, int) or not MIN_LEVELS <= levels <= LEVELS:
         raise ValueError(f"levels must be a whole number from {MIN_LEVELS} to {LEVELS}; got {levels!r}")
+    if kernel_size not in KERNEL_SIZES:
+        raise ValueError(f"kernel_size must be one of {', '.join(map(str, KERNEL_SIZES))}; got {kernel_size!r}")
