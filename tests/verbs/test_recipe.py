@@ -62,6 +62,8 @@ def stop_at(monkeypatch, iteration, number=signal.SIGTERM):
 
 # Options
 
+SIZES = [(48, 16, 15), (16, 40, 40), (32, 48, 63), (128, 128, 64)]
+
 
 def test_a_recipe_sets_what_is_not_given():
     config = configure({"data": "x", "recipe": "fast", "learning_rate": 0.5, "clip": 3.0})
@@ -69,6 +71,7 @@ def test_a_recipe_sets_what_is_not_given():
     for name, value in RECIPES["fast"].items():
         assert getattr(config, name) == value or name in ("learning_rate", "clip")
     assert configure({"data": "x", "output": "y", "recipe": "paper"}) == configure({"data": "x", "output": "y"})
+    assert [configure({"data": "x", "recipe": "fast", "volume": size}).levels for size in SIZES] == [2, 3, 4, 5]
     # of the demonstration too, where the recipe says nothing of it
     config = configure({"recipe": "fast", "device": "cpu"})
     assert (config.schedule, config.base_channels) == ("poly", 8)
@@ -108,7 +111,7 @@ def test_a_run_stopped_and_resumed_is_the_whole_run(cases, tmp_path, run_verb, m
     arguments = ["--data", cases, *SMALL, *FAST, "--iterations", 6]
     code, out, err = run_verb(train, *arguments, "--output", whole)
     assert code == 0, err
-    text = "recipe: fast, dice, adamw, learning rate 0.001, poly, warm-up of 2 iterations, gradients clipped at 0.05, "
+    text = "recipe: fast, dice-ce, adamw, learning rate 0.001, poly, warm-up of 2 iterations, gradients clipped at 0.05, "
     assert text + "weights averaged with 0.8\n" in out
     with monkeypatch.context() as patch:
         stop_at(patch, 3)

@@ -10,6 +10,8 @@ from vnet_fast.errors import InputError
 # beyond these a volume is not recognised, or nothing of it is left
 MAX_DEGREES, MAX_FACTOR, MAX_NOISE = 180, 10, 10
 AXES = "xyz"
+# the value of --flip that mirrors nothing
+NO_FLIP = "none"
 
 
 def probability(default: float, help: str) -> float:
@@ -41,9 +43,9 @@ class Augmentation:
         (0.0, 30.0, 30.0), "rotate by up to DEGREES in the slices, and tilt them by up to TILT", "DEGREES", "TILT"
     )
     scaling: tuple[float, ...] = chance_and_range((0.0, 0.7, 1.4), "scale by a factor", "LOW", "HIGH")
-    flip: str | None = option(
-        None, "axes to mirror half of the volumes along; --flip alone means x, left and right", nargs="?", const="x",
-        choices=("x", "y", "z", "xy", "xz", "yz", "xyz"),
+    flip: str = option(
+        NO_FLIP, "axes to mirror half of the volumes along; --flip alone means x, left and right", nargs="?", const="x",
+        choices=(NO_FLIP, "x", "y", "z", "xy", "xz", "yz", "xyz"),
     )  # fmt: skip
     # intensities have zero mean and unit variance over the foreground
     brightness: tuple[float, ...] = chance_and_range((0.0, 0.75, 1.25), "multiply intensities", "LOW", "HIGH")
@@ -62,7 +64,7 @@ class Augmentation:
         ranges = (
             self.rotation, self.scaling, self.brightness, self.contrast, self.gamma, self.noise, self.low_resolution,
         )  # fmt: skip
-        return self.flip is not None or any(chance > 0 for chance, *_ in ranges)
+        return self.flip != NO_FLIP or any(chance > 0 for chance, *_ in ranges)
 
 
 def check_augmentation(augmentation: Augmentation) -> None:

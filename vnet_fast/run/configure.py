@@ -8,7 +8,7 @@ from typing import Any
 from vnet_fast.devices import HOST, choose_precision, default_precision, find_device
 from vnet_fast.errors import InputError
 from vnet_fast.run.configuration import ALL, FREE_ON_RESUME, Config, check_memory, check_settings, stored_config
-from vnet_fast.run.recipes import PAPER, RECIPES, demonstration
+from vnet_fast.run.recipes import PAPER, demonstration, settings_of
 
 
 def configure(given: dict[str, Any]) -> Config:
@@ -30,7 +30,8 @@ def configure(given: dict[str, Any]) -> Config:
 def _new(given: dict[str, Any]) -> Config:
     if "minutes" in given and "iterations" in given:
         raise InputError("--minutes", "given with --iterations", "Give one of them")
-    config = Config(**{**RECIPES[given.get("recipe", PAPER)], **given})
+    recipe, volume = given.get("recipe", PAPER), given.get("volume", Config.volume)
+    config = Config(**{**settings_of(recipe, volume), **given})
     if config.data is None:
         device = find_device(config.device)
         # only a CPU's settings depend on the precision
@@ -39,7 +40,8 @@ def _new(given: dict[str, Any]) -> Config:
         if config.minutes is not None:
             # of another length
             settings.pop("val_every", None)
-        config = Config(**{**settings, **RECIPES[config.recipe], **given})
+        volume = given.get("volume", settings.get("volume", volume))
+        config = Config(**{**settings, **settings_of(recipe, volume), **given})
     if config.amp is None:
         # resuming on another device keeps the precision
         config = replace(config, amp=default_precision(find_device(config.device)))

@@ -1,23 +1,59 @@
 """The recipes of `--recipe`: tables of settings that the command line can still change."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-PAPER = "paper"
+from vnet_fast.nn.vnet import LEVELS, MIN_LEVELS, size_multiple
+
+PAPER, FAST = "paper", "fast"
 # What a recipe sets; everything else has the default of its option, which is the paper's.
 RECIPES: dict[str, dict[str, Any]] = {
     PAPER: {},
-    "fast": {
-        "loss": "dice",
+    FAST: {
+        # the network
+        "norm": "batch",
+        "kernel_size": 3,
+        # learning
+        "loss": "dice-ce",
         "optimizer": "adamw",
         "learning_rate": 1e-3,
+        "weight_decay": 1e-2,
         "schedule": "poly",
         "warmup": 50,
         "clip": 12.0,
         "ema": 0.99,
+        # augmentation
+        "deformation": 0.0,
+        "matching": 0.0,
+        "rotation": (0.5, 15.0, 15.0),
+        "scaling": (0.5, 0.85, 1.2),
+        "flip": "x",
+        "brightness": (0.3, 0.75, 1.25),
+        "contrast": (0.3, 0.75, 1.25),
+        "gamma": (0.3, 0.7, 1.5),
+        "noise": (0.3, 0.15),
     },
 }
+# voxels along the shortest axis at the coarsest resolution, at least, where the recipe chooses the levels
+COARSEST_LENGTH = 4
+
+
+def settings_of(recipe: str, volume: Sequence[int]) -> dict[str, Any]:
+    """The settings of a recipe for volumes of a size."""
+    settings = dict(RECIPES[recipe])
+    if recipe == FAST:
+        settings["levels"] = fitting_levels(volume)
+    return settings
+
+
+def fitting_levels(volume: Sequence[int]) -> int:
+    """Into how many resolutions a volume can be divided, so that the coarsest still has an extent."""
+    levels = MIN_LEVELS
+    while levels < LEVELS and min(volume) >= COARSEST_LENGTH * size_multiple(levels + 1):
+        levels += 1
+    return levels
 
 
 def demonstration(device: torch.device, dtype: torch.dtype | None) -> dict[str, Any]:

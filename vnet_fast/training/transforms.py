@@ -17,7 +17,7 @@ from vnet_fast.ops.transform_rows import (
     SEED,
     identity_row,
 )
-from vnet_fast.run.augmentation import AXES, Augmentation
+from vnet_fast.run.augmentation import AXES, NO_FLIP, Augmentation
 
 # of the volumes whose intensities are raised to a power, as in nnU-Net
 SHARE_INVERTED = 0.25
@@ -76,7 +76,7 @@ def _draw_place(
     chance, low, high = augmentation.scaling
     if decides < chance:
         scale = _factor(number, low, high)
-    for axis in augmentation.flip or "":
+    for axis in augmentation.flip if augmentation.flip != NO_FLIP else "":
         mirrored[AXES.index(axis)] = drawn["flip"][1 + AXES.index(axis)] < 0.5
     decides, number = drawn["low_resolution"]
     chance, largest = augmentation.low_resolution
