@@ -18,7 +18,7 @@ from vnet_fast.devices import choose_precision, find_device, mixed_precision
 from vnet_fast.evaluation.metrics import measure
 from vnet_fast.files import make_folder
 from vnet_fast.io import volumes
-from vnet_fast.prediction.held_out import PREDICTION_FOLDER
+from vnet_fast.prediction.held_out import PREDICTION_FOLDER, held_out
 from vnet_fast.prediction.segmentation import segment
 from vnet_fast.run.checkpoint import ARCHITECTURE
 from vnet_fast.run.configuration import LOSSES
@@ -129,13 +129,14 @@ def learn(learner, given, output):
             return None
         trainer.step.release()
         if learner.network:
-            predict_held_out(trainer, output)
+            pairs = predict_held_out(trainer, output)
         else:
             trainer.finish()
+            pairs = [(case.prediction, case.reference) for case in held_out(output, config.device)]
         precision = "float32" if trainer.autocast is None else str(trainer.autocast).removeprefix("torch.")
         curve = curve_of(output / LOG, config.batch_size)
         numbers = round(trainer.seconds, 1), trainer.iteration
-        return Learned(*numbers, precision, config.volume, measured(trainer, output), curve)
+        return Learned(*numbers, precision, config.volume, measured(pairs, trainer.data.titles), curve)
 
 
 def maker(network):
@@ -173,39 +174,45 @@ def faster_precision(network, config):
 
 
 def predict_held_out(trainer, output):
-    """Writes the masks of the network in `best.pt` for the cases that a training held out, as `finish` does."""
+    """Writes the masks of the network in `best.pt` for the cases that a training held out, as `finish` does.
+
+    Returns:
+        list of (mask, reference mask), paths.
+    """
     config, model = trainer.config, trainer.model
     model.load_state_dict(torch.load(output / BEST, map_location=trainer.device, weights_only=True)["model"])
     model.eval()
-    for case in held_out_cases(trainer):
-        mask = output / PREDICTION_FOLDER / f"{case.name}.nii.gz"
-        make_folder(mask.parent)
-        segment(model, case.image, config.spacing, config.volume, trainer.autocast).write_mask(mask)
+    folder = output / PREDICTION_FOLDER
+    make_folder(folder)
+    names, pairs = {case.name for case in trainer.data.validation}, []
+    for case in pair_cases(config.data, config.labels)[0]:
+        if case.name in names:
+            pairs.append((folder / f"{case.name}.nii.gz", case.mask))
+            segment(model, case.image, config.spacing, config.volume, trainer.autocast).write_mask(pairs[-1][0])
+    return pairs
 
 
-def held_out_cases(trainer):
-    """The Cases that a training held out."""
-    names = {case.name for case in trainer.data.validation}
-    return [case for case in pair_cases(trainer.config.data, trainer.config.labels)[0] if case.name in names]
+def measured(pairs, titles):
+    """Dice and 95 % Hausdorff distance of predicted masks, on the volumes' own grids.
 
-
-def measured(trainer, output):
-    """Dice and 95 % Hausdorff distance of the predicted masks, on the volumes' own grids.
+    Args:
+        pairs: list of (mask, reference mask), paths.
+        titles: what the foreground classes are called.
 
     Returns:
         dict from region (`whole`, which is all labels above 0, and each class's name) to metric to a list with a
         number for each case.
     """
-    titles = dict(enumerate(trainer.data.titles, start=1))
-    regions = {"whole": None} if len(titles) == 1 else {"whole": None, **{titles[label]: label for label in titles}}
+    regions = {"whole": None}
+    if len(titles) > 1:
+        regions |= {title: label for label, title in enumerate(titles, start=1)}
     values = {region: {metric: [] for metric in METRICS} for region in regions}
-    for case in held_out_cases(trainer):
-        reference = volumes.read_mask(case.mask)
-        prediction = volumes.read_mask(next((output / PREDICTION_FOLDER).glob(f"{case.name}.*")))
-        masks = [volumes.sitk.GetArrayFromImage(mask) for mask in (prediction, reference)]
+    for pair in pairs:
+        images = [volumes.read_mask(path) for path in pair]
+        masks = [volumes.sitk.GetArrayFromImage(image) for image in images]
         for region, label in regions.items():
             parts = [mask > 0 if label is None else mask == label for mask in masks]
-            found = measure(*parts, reference.GetSpacing())
+            found = measure(*parts, images[1].GetSpacing())
             for metric in METRICS:
                 values[region][metric].append(round(found[metric], 5))
     return values

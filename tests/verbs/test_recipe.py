@@ -111,7 +111,9 @@ def test_a_run_stopped_and_resumed_is_the_whole_run(cases, tmp_path, run_verb, m
     arguments = ["--data", cases, *SMALL, *FAST, "--iterations", 6]
     code, out, err = run_verb(train, *arguments, "--output", whole)
     assert code == 0, err
-    text = "recipe: fast, dice-ce, adamw, learning rate 0.001, poly, warm-up of 2 iterations, gradients clipped at 0.05, "
+    text = (
+        "recipe: fast, dice-ce, adamw, learning rate 0.001, poly, warm-up of 2 iterations, gradients clipped at 0.05, "
+    )
     assert text + "weights averaged with 0.8\n" in out
     with monkeypatch.context() as patch:
         stop_at(patch, 3)

@@ -66,9 +66,12 @@ class Timing:
         return time.monotonic()
 
     def iterations(self, done: int) -> int:
-        """The most iterations of the run, those that are done included, that fit in its minutes."""
+        """The most iterations of the run, those that are done included, that fit in its minutes.
+
+        It is at least one more than are done, with which the last validation is logged.
+        """
         seconds = 60 * (self.config.minutes or 0.0) - (time.monotonic() - self.started)
-        low, high = done, min(MAX_INT, done + int(max(0.0, seconds) / self.each))
+        low, high = done + 1, min(MAX_INT, done + 1 + int(max(0.0, seconds) / self.each))
         while low < high:
             middle = (low + high + 1) // 2
             if (middle - done) * self.each + self._seconds_beside(middle) <= seconds:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class WeightAverage:
-    """The moving average of the parameters of a network. Buffers, such as running statistics, are not averaged.
+    """The moving average of the weights of a network, and of its buffers, such as running statistics.
 
     After update t, counted from 0, the average is d a + (1 - d) w, where d is the smaller one of `decay` and
     (1 + t) / (10 + t): at first it follows the weights, which are far from good.
@@ -17,7 +17,7 @@ class WeightAverage:
     A CUDA graph can hold `update`: what changes from one to the next is a number on the device.
 
     Args:
-        model: the network; its parameters stay the same tensors.
+        model: the network; its parameters and buffers stay the same tensors.
         decay: of the average, from 0 to below 1.
 
     Source:
@@ -26,7 +26,9 @@ class WeightAverage:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay, self.updates = decay, 0
-        self.weights: dict[str, Tensor] = dict(model.named_parameters())
+        named = [*model.named_parameters(), *model.named_buffers()]
+        # a counter has no average
+        self.weights: dict[str, Tensor] = {name: weight for name, weight in named if weight.is_floating_point()}
         self.values = {name: weight.detach().clone() for name, weight in self.weights.items()}
         device = next(iter(self.values.values())).device
         self._current = 0.0

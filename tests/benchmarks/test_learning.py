@@ -1,0 +1,76 @@
+"""The comparison of learning: its runs, what it stores and goes on with, and its table."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import learners, learning
+from benchmarks.learners import Learner
+
+SMALL = "--seconds 0.5 --seeds 0 --folds 3 --volume 16 20 16 --spacing 1.5 1.5 2"
+
+
+@pytest.fixture
+def small_learners(monkeypatch):
+    """V-Net, and a network of one convolution that takes lengths of multiples of 8 only."""
+    monkeypatch.setattr(learners, "STEPS", 1)
+    networks = {
+        "ours": Learner({"recipe": "fast", "base_channels": 1, "device": "cpu"}),
+        "other": Learner(
+            {"recipe": "fast", "device": "cpu"}, lambda classes: torch.nn.Conv3d(1, classes, 3, padding=1), 8
+        ),
+    }
+    monkeypatch.setattr(learning, "LEARNERS", networks)
+    return networks
+
+
+def run(monkeypatch, tmp_path, arguments):
+    monkeypatch.setattr(learning, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr("sys.argv", ["learning.py", "some", "--work", str(tmp_path / "work"), *arguments.split()])
+    code = learning.main()
+    return code, json.loads((tmp_path / "results" / "some.json").read_text())
+
+
+@pytest.mark.usefixtures("quick_training")
+def test_every_learner_is_measured_on_the_same_cases(cases, tmp_path, monkeypatch, small_learners, capsys):
+    given = f"--data {cases} {SMALL} --learners"
+    code, first = run(monkeypatch, tmp_path, f"{given} ours")
+    assert code == 0
+    code, content = run(monkeypatch, tmp_path, f"{given} ours other")
+    assert code == 0
+    # what was done is kept
+    assert content["runs"][0] == first["runs"][0]
+    assert [entry["learner"] for entry in content["runs"]] == ["ours", "other"]
+    assert [entry["volume"] for entry in content["runs"]] == [[16, 20, 16], [16, 24, 16]]
+    for entry in content["runs"]:
+        assert [len(entry["metrics"]["whole"][metric]) for metric in learners.METRICS] == [2, 2]
+        assert entry["iterations"] >= 1
+        assert entry["curve"][-1][0] <= entry["seconds"] + 0.1
+        assert all(0 <= dice <= 1 for dice in entry["metrics"]["whole"]["dice"])
+    assert "| other | 1 |" in capsys.readouterr().out
+
+
+def test_the_table():
+    def entry(name, seed, dice):
+        metrics = {"whole": {"dice": dice, "hausdorff_95_mm": [1.0, None]}}
+        return {
+            "learner": name,
+            "seed": seed,
+            "seconds": 480.2,
+            "iterations": 100,
+            "precision": "x",
+            "metrics": metrics,
+        }
+
+    lines = learning.table([entry("a", 0, [0.8, 0.9]), entry("a", 1, [0.9, 0.9]), entry("b", 0, [0.5, None])])
+    assert lines[2:] == [
+        "| a | 2 | 480 | 100 | x | 0.8750 (0.8500–0.9000) | 1.00 (1.00–1.00) |",
+        "| b | 1 | 480 | 100 | x | 0.5000 | 1.00 |",
+    ]
+
+
+def test_seconds_of_a_curve(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("iteration,volumes_per_second,validation_dice\n1,4,\n2,2,0.5\n3,1,0.75\n")
+    assert learners.curve_of(path, 2) == [(1.5, 0.5), (3.5, 0.75)]
