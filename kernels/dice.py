@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 
 from vnet_fast.kernels.dice_entropy import LOG2_E, classes_of, entropies, entropy_gradient, softmax_parts
-from vnet_fast.kernels.dice_layouts import NUM_WARPS, plan_of, supports
+from vnet_fast.kernels.dice_layouts import LAUNCH, plan_of, supports
 from vnet_fast.kernels.launch import on_device_of
 
 __all__ = ["dice_sums", "dice_sums_backward", "plan_of", "supports"]
@@ -275,7 +275,7 @@ def dice_sums(input, target, options, plan=None):
     partials = torch.empty(plan.partials, dtype=torch.float32, device=input.device)
     with on_device_of(input):
         _dice_forward_kernel[plan.grid](
-            input, target, partials, plan.voxels, *plan.crop, plan.form, num_warps=NUM_WARPS
+            input, target, partials, plan.voxels, *plan.crop, plan.form, **LAUNCH[plan.form.sums > 3]
         )
     return partials.sum(-1)
 
@@ -288,9 +288,8 @@ def dice_sums_backward(grad_sums, input, target, options, plan=None):
         input, target, options, plan: as for `dice_sums`.
     """
     plan = plan_of(input, target, options) if plan is None else plan
-    grad_input = torch.empty_like(input)
+    grad_sums, grad_input = grad_sums.contiguous(), torch.empty_like(input)
+    arguments = plan.voxels, *plan.crop, plan.form
     with on_device_of(input):
-        _dice_backward_kernel[plan.grid](
-            input, target, grad_sums.contiguous(), grad_input, plan.voxels, *plan.crop, plan.form, num_warps=NUM_WARPS
-        )
+        _dice_backward_kernel[plan.grid](input, target, grad_sums, grad_input, *arguments, **LAUNCH[plan.form.sums > 3])
     return grad_input

@@ -15,14 +15,19 @@ import triton
 NUM_WARPS = 4
 # bytes of logits that a program loads at a time: 16, the widest load, for each of its threads
 ROW_BYTES = 16 * 32 * NUM_WARPS
-# most logits of a block: 32 for each thread, with three sums of each in registers; half of that with more sums
+# most logits of a block: 32 for each thread, with three sums of each in registers
 MAX_TILE = 4096
+# the same with the sums of an entropy, for up to 4 classes and for more, which need more registers
+MAX_ENTROPY_TILES = (2048, 1024)
 # fewest blocks of a program, so that the sum over its threads is a small part of its work
 MIN_BLOCKS = 4
 # most programs of a volume: four times what 132 multiprocessors hold, so that few are idle at the end
 MAX_PROGRAMS = 8192
 # all classes of a voxel are kept in registers
 MAX_CLASSES = 32
+# How a kernel is compiled, by whether it has an entropy: left to itself, ptxas spills a few registers of some of those
+# to have more programs at a time.
+LAUNCH = {False: {"num_warps": NUM_WARPS}, True: {"num_warps": NUM_WARPS, "maxnreg": 255}}
 # CUDA's limit of the grid's second axis
 MAX_VOLUMES = 65535
 # of a cropped volume, whose voxels are counted in 32 bits to find their rows
@@ -154,7 +159,7 @@ def _is_crop(shape, strides, channels_last, dense):
 def _form(classes, dtype, target_dtype, options, channels_last):
     padded = triton.next_power_of_2(classes)
     row = ROW_BYTES // dtype.itemsize
-    max_tile = MAX_TILE if options.entropy == "none" else MAX_TILE // 2
+    max_tile = MAX_TILE if options.entropy == "none" else MAX_ENTROPY_TILES[padded > 4]
     block = row // padded if channels_last else min(row, max_tile // padded)
     terms = "squared" if options.squared else "soft" if options.soft else "plain"
     ignore_index = options.ignore_index

@@ -222,9 +222,10 @@ def dice_launches():
         (bf16, last, uint8, 0, CLASSES, both, "cross-entropy"),
         (bf16, last, uint8, 3, CLASSES, both, "cross-entropy"),
         (torch.float32, last, uint8, 0, CLASSES, both, "cross-entropy"),
-        (torch.float32, contiguous, uint8, 0, 3, smoothed, "smoothed"),
+        (torch.float32, contiguous, uint8, 0, 4, smoothed, "smoothed"),
         (bf16, contiguous, uint8, 0, 16, smoothed, "smoothed"),
         (bf16, last, uint8, 0, CLASSES, focal, "focal"),
+        (bf16, contiguous, uint8, 0, 4, focal, "focal"),
         (bf16, contiguous, uint8, 0, 16, focal, "focal"),
         (bf16, last, uint8, 0, CLASSES, softmax_focal, "focal of a softmax"),
     ]
