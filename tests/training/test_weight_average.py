@@ -29,10 +29,15 @@ def on_device(average):
     return average
 
 
+def averaged_of(model):
+    """Parameters and running statistics."""
+    return [*model.parameters(), model[1].running_mean, model[1].running_var]
+
+
 def change(model, seed):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for weight in model.parameters():
+        for weight in averaged_of(model):
             weight += torch.randn(weight.shape, generator=generator)
 
 
@@ -40,14 +45,14 @@ def change(model, seed):
 def test_against_float64(where):
     model = network()
     average = where(WeightAverage(model, DECAY))
-    exact = [weight.detach().double() for weight in model.parameters()]
+    exact = [weight.detach().double() for weight in averaged_of(model)]
     decays = []
     for update in range(120):
         change(model, update)
         average.advance()
         average.update()
         decays.append(min(DECAY, (1 + update) / (10 + update)))
-        exact = [decays[-1] * a + (1 - decays[-1]) * w.double() for a, w in zip(exact, model.parameters(), strict=True)]
+        exact = [decays[-1] * a + (1 - decays[-1]) * w.double() for a, w in zip(exact, averaged_of(model), strict=True)]
     assert decays[0] == 0.1
     assert decays[-1] == DECAY
     for found, right in zip(average.values.values(), exact, strict=True):
@@ -60,24 +65,23 @@ def test_the_network_has_them_within_the_context_only():
     model = network()
     average = WeightAverage(model, DECAY)
     change(model, 0)
-    model[1].running_mean += 1
     average.advance()
     average.update()
-    raw, buffers = [w.detach().clone() for w in model.parameters()], copy.deepcopy(dict(model.named_buffers()))
-    addresses = [weight.data_ptr() for weight in model.parameters()]
+    raw = [weight.detach().clone() for weight in averaged_of(model)]
+    addresses = [weight.data_ptr() for weight in averaged_of(model)]
     averaged = [value.clone() for value in average.values.values()]
     with average.in_use():
-        assert all(map(torch.equal, model.parameters(), averaged))
-        # running statistics are the network's own, averaged or not
-        assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
+        assert all(map(torch.equal, averaged_of(model), averaged))
+        # a counter has no average
+        assert model[1].num_batches_tracked == 0
         assert all(map(torch.equal, average.state_dict()["raw"].values(), raw))
     with contextlib.suppress(KeyError), average.in_use():
         raise KeyError
-    assert all(map(torch.equal, model.parameters(), raw))
+    assert all(map(torch.equal, averaged_of(model), raw))
     assert all(map(torch.equal, average.values.values(), averaged))
     assert all(map(torch.equal, average.state_dict()["raw"].values(), raw))
     # where a graph reads and writes them
-    assert [weight.data_ptr() for weight in model.parameters()] == addresses
+    assert [weight.data_ptr() for weight in averaged_of(model)] == addresses
 
 
 # In a step
