@@ -259,7 +259,9 @@ def test_slices_that_are_further_apart_than_32_bits_count(tmp_path, layout):
 
 @pytest.mark.parametrize("classes", [1, 2, 3, 4, 5, 32])
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name_of)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.exhaustive)], ids=name_of
+)
 def test_numbers_of_classes(dtype, layout, classes):
     for size in ("primes", "one_block_and_one"):
         shape = shape_of(size, layout, dtype, classes)
@@ -369,7 +371,7 @@ def test_extreme_logits(dtype, layout, activation, scale):
     # without an activation the sums would be infinite, and have no error to compare
     [("none", torch.nan), *itertools.product(("softmax", "sigmoid"), (torch.nan, torch.inf, -torch.inf))],
 )
-@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("classes", [pytest.param(2, marks=pytest.mark.exhaustive), 3])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_nan_and_infinity(layout, classes, activation, value):
     """They go where the definition has them, also from a voxel or a class that does not count."""

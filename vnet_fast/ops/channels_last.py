@@ -33,21 +33,20 @@ def rows(volume: Tensor) -> Tensor:
     return volume.permute(0, 2, 3, 4, 1).view(n * d * h, w * c)
 
 
-def from_rows(table: Tensor, shape: torch.Size) -> Tensor:
-    """The volume of a shape (N, C, D, H, W) whose rows are given."""
-    n, c, d, h, w = shape
-    return table.view(n, d, h, w, c).permute(0, 4, 1, 2, 3)
+def _as_volume(table: Tensor, volume: Tensor) -> Tensor:
+    """The volume whose rows are given, with the shape and strides of another."""
+    return table.as_strided(volume.shape, volume.stride())
 
 
 def add_channels(volume: Tensor, numbers: Tensor) -> Tensor:
     """The sum of a volume (N, C, D, H, W) and a number for each channel, (C,)."""
-    return from_rows(rows(volume) + numbers.repeat(volume.shape[4]), volume.shape)
+    return _as_volume(rows(volume) + numbers.repeat(volume.shape[4]), volume)
 
 
 def prelu(volume: Tensor, slope: Tensor) -> Tensor:
     """PReLU of a volume (N, C, D, H, W); `slope` (C,) has its type."""
     table: Tensor = torch.ops.aten._prelu_kernel(rows(volume), slope.repeat(volume.shape[4]))
-    return from_rows(table, volume.shape)
+    return _as_volume(table, volume)
 
 
 def prelu_gradients(grad: Tensor, volume: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,4 +56,4 @@ def prelu_gradients(grad: Tensor, volume: Tensor, slope: Tensor) -> tuple[Tensor
     positive: Tensor = torch.ops.aten.threshold_backward(above, table, 0)
     negative = above - positive
     grad_volume = positive.addcmul_(negative, slope.repeat(volume.shape[4]))
-    return from_rows(grad_volume, volume.shape), from_rows(negative.mul_(table), volume.shape)
+    return _as_volume(grad_volume, volume), _as_volume(negative.mul_(table), volume)
