@@ -106,5 +106,6 @@ def test_the_launches_are_those_expected(found):
 @pytest.mark.exhaustive
 def test_there_are_as_many_compilations_as_expected(found):
     kernels = {job: {row["hash"] for row in result["kernels"]} for job, result in found.items()}
-    assert {job: len(hashes) for job, hashes in kernels.items()} == expected.COMPILATIONS
+    assert kernels.keys() == expected.COMPILATIONS.keys()
+    assert {job: len(hashes) for job, hashes in kernels.items() if len(hashes) < expected.COMPILATIONS[job]} == {}
     assert len(set.union(*kernels.values())) >= expected.ALL_COMPILATIONS
