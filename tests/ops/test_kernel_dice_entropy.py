@@ -41,9 +41,7 @@ GAMMAS = [0.0, 0.5, 1.0, 2.5, 3.0]
 
 @pytest.mark.parametrize("entropy", ENTROPIES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(
-    "dtype", [pytest.param(dtype, marks=[pytest.mark.exhaustive] * (dtype != "float32")) for dtype in TYPES]
-)
+@pytest.mark.parametrize("dtype", TYPES)
 def test_sizes(dtype, layout, entropy):
     for size, classes in (("one_voxel", 3), ("primes", 2), ("one_block_and_one", 3)):
         shape = shape_of(size, layout, dtype, classes)
