@@ -29,7 +29,7 @@ OF_THE_DICE_LOSS = {"_dice_forward_kernel": 1, "_dice_backward_kernel": 1}
 OF_SGD = {"_sgd_kernel": 3}
 OF_A_STACK = {"_stack_kernel": 1}
 MAX_CLASSES = 32
-# kernels that are compiled for each of the devices, at least
+# kernels that are compiled for each of the devices
 COMPILATIONS = {
     ("steps", (8, 0)): 100,
     ("steps", (9, 0)): 399,

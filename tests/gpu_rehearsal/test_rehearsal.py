@@ -12,9 +12,9 @@ import pytest
 from tests.gpu_rehearsal import configurations, device, expected
 
 PARTS = ("steps", "operators")
-# Which of the functions of a part are called for a device: all, or an eighth, which still has every kernel, topology,
+# Which of the functions of a part are called for a device: all, or a quarter, which still has every kernel, topology,
 # precision and number of channels. What Triton does depends little on the device.
-CALLED = {(8, 0): slice(0, None, 8), (9, 0): slice(None), (10, 0): slice(1, None, 8)}
+CALLED = {(8, 0): slice(0, None, 4), (9, 0): slice(None), (10, 0): slice(1, None, 4)}
 CODE = """
 from tests.gpu_rehearsal import configurations, rehearse
 functions = list(configurations.{part}().items())
@@ -106,6 +106,5 @@ def test_the_launches_are_those_expected(found):
 @pytest.mark.exhaustive
 def test_there_are_as_many_compilations_as_expected(found):
     kernels = {job: {row["hash"] for row in result["kernels"]} for job, result in found.items()}
-    assert kernels.keys() == expected.COMPILATIONS.keys()
-    assert {job: len(hashes) for job, hashes in kernels.items() if len(hashes) < expected.COMPILATIONS[job]} == {}
+    assert {job: len(hashes) for job, hashes in kernels.items()} == expected.COMPILATIONS
     assert len(set.union(*kernels.values())) >= expected.ALL_COMPILATIONS

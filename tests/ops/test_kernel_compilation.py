@@ -15,8 +15,7 @@ ARCHITECTURES = (80, 90, 100)
 # The least share of the bytes that a thread loads, and stores, by instructions of 16 bytes or more. What
 # is left are bits, labels and partial sums; were a whole tensor loaded or stored in smaller pieces, the
 # share would be under it. The sums of Dice's forward pass, and of partial sums, are all they store;
-# its backward pass loads the gradients of the sums one by one, up to four of them for each class. With many classes, a
-# thread loads its logits by 16 bytes and the labels of its voxels by 8.
+# its backward pass loads the gradients of the sums one by one.
 WIDE_SHARE = {
     "add_prelu_forward_kernel": (0.75, 0.5),
     "add_prelu_backward_kernel": (0.75, 0.5),
@@ -29,10 +28,14 @@ WIDE_SHARE = {
     "combine_gradients_kernel": (0.75, 0),
     "sum_partials_kernel": (0.75, 0),
     "sum_all_partials_kernel": (0.75, 0),
-    "dice_forward_kernel": (0.6, 0),
-    "dice_backward_kernel": (0.4, 0.75),
+    "dice_forward_kernel": (0.75, 0),
+    "dice_backward_kernel": (0.5, 0.75),
     "stack_kernel": (0.75, 0.75),
 }
+# With an entropy there are up to four gradients of sums for each class. With many classes, a thread loads its logits by
+# 16 bytes and the labels of its voxels by 8.
+WIDE_SHARE_WITH_ENTROPY = {"dice_forward_kernel": (0.6, 0), "dice_backward_kernel": (0.4, 0.75)}
+ENTROPIES = ("cross-entropy", "smoothed", "focal", "focal of a softmax")
 # The same as a number of instructions, for kernels that look up voxels one by one where they move, the
 # most of their code, and store them as they find them. Where they do not, a thread has 8 voxels in a
 # row: 16 bytes of ranks to load, and an image of 16 bytes or more to store.
@@ -81,13 +84,15 @@ def widths(counts):
     return ", ".join(f"{count} x {bits}" for bits, count in sorted(counts.items(), key=lambda item: -int(item[0])))
 
 
-def are_wide(counts, kernel, index):
+def are_wide(row, which, index):
     """Whether there is as much of 16 bytes or more as there must be, of loads (index 0) or stores (1)."""
+    counts, kernel = row[which], kernel_of(row)
     wide = {int(bits): count for bits, count in counts.items() if int(bits) >= 128}
     if kernel in WIDE_ACCESSES:
         return sum(wide.values()) >= WIDE_ACCESSES[kernel][index]
     total = sum(int(bits) * count for bits, count in counts.items())
-    return sum(bits * count for bits, count in wide.items()) >= WIDE_SHARE[kernel][index] * total
+    shares = WIDE_SHARE_WITH_ENTROPY if row["name"].endswith(ENTROPIES) else WIDE_SHARE
+    return sum(bits * count for bits, count in wide.items()) >= shares[kernel][index] * total
 
 
 def narrow(rows):
@@ -95,7 +100,7 @@ def narrow(rows):
     return [
         f"sm_{row['architecture']} {row['name']}: loads {widths(row['loads'])}, stores {widths(row['stores'])}"
         for row in rows
-        if not (are_wide(row["loads"], kernel_of(row), 0) and are_wide(row["stores"], kernel_of(row), 1))
+        if not (are_wide(row, "loads", 0) and are_wide(row, "stores", 1))
     ]
 
 
