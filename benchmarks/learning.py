@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import json
 import shutil
-import statistics
 import sys
 from pathlib import Path
 
@@ -24,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.learners import LEARNERS, learn  # noqa: E402
+from benchmarks.learning_table import table  # noqa: E402
 from benchmarks.provenance import provenance, without_folders  # noqa: E402
 from vnet_fast.errors import InputError, InputErrors  # noqa: E402
 from vnet_fast.files import plain, write_text  # noqa: E402
@@ -91,33 +91,6 @@ def run_missing(arguments, path, content):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(content, indent=1) + "\n")
     return True
-
-
-def table(runs):
-    """Markdown: for each learner the mean over the seeds of each region's mean Dice, and their range."""
-    regions = list(runs[0]["metrics"]) if runs else []
-    headings = ["", "seeds", "seconds", "iterations", "precision", *regions, "HD95 of the whole, mm"]
-    lines = [f"| {' | '.join(headings)} |", f"| --- |{' ---: |' * (len(headings) - 1)}"]
-    for name in dict.fromkeys(run["learner"] for run in runs):
-        of_name = [run for run in runs if run["learner"] == name]
-        cells = [name, str(len(of_name))]
-        cells += [f"{statistics.mean(run[key] for run in of_name):.0f}" for key in ("seconds", "iterations")]
-        cells += [of_name[0]["precision"]]
-        cells += [_over_seeds(of_name, region, "dice", 4) for region in regions]
-        cells += [_over_seeds(of_name, "whole", "hausdorff_95_mm", 2)]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def _over_seeds(runs, region, metric, digits):
-    means = [_mean(run["metrics"][region][metric]) for run in runs]
-    text = f"{statistics.mean(means):.{digits}f}"
-    return text if len(means) == 1 else f"{text} ({min(means):.{digits}f}–{max(means):.{digits}f})"
-
-
-def _mean(values):
-    defined = [value for value in values if value is not None]
-    return statistics.mean(defined) if defined else float("nan")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Writes the tables of `benchmarks/RESULTS.md`, the README's few figures and the picture of a step.
+"""Writes the tables of `benchmarks/RESULTS.md`, the README's few figures, and the pictures of steps and of learning.
 
     python benchmarks/report.py
 
 It reads every result in `benchmarks/results`: `*.json` of `pytest benchmarks/ --benchmark-only --benchmark-json FILE`,
-and `losses/*.json` of `losses.py`.
+`losses/*.json` of `losses.py` and `learning/*.json` of `learning.py`.
 """
 
 import sys
@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import loss_table, picture, stored, tables  # noqa: E402
+from benchmarks import learning_table, loss_table, picture, stored, tables  # noqa: E402
 from benchmarks.highlights import highlights  # noqa: E402
 from benchmarks.measure import Row, table  # noqa: E402
 from benchmarks.stored import MACHINES, ReportError, machine  # noqa: E402
@@ -28,11 +28,11 @@ SECTIONS = {
 }
 # sections whose tables are so long that a reader unfolds them
 FOLDED = {"layers"}
-PICTURE = "step.svg"
+PICTURE, CURVES = "step.svg", "learning.svg"
 
 
 def write(root):
-    """Writes the generated sections of README.md and RESULTS.md, and the picture if a step was measured.
+    """Writes the generated sections of README.md and RESULTS.md, and the pictures of what was measured.
 
     Args:
         root: the repository's folder.
@@ -42,23 +42,27 @@ def write(root):
     """
     results = root / "benchmarks" / "results"
     contents = stored.load(results)
+    learned = learning_table.load(results / "learning")
     texts = {
         root / "README.md": {"benchmarks": highlights(contents)},
-        root / "benchmarks" / "RESULTS.md": sections(contents, results / "losses"),
+        root / "benchmarks" / "RESULTS.md": sections(contents, learned, results / "losses"),
     }
     written = {path: with_sections(path, content) for path, content in texts.items()}
     panels = panels_of(contents)
     if panels:
         picture.draw(panels, results / PICTURE)
+    if learned:
+        learning_table.draw(learned, results / CURVES)
     for path, text in written.items():
         path.write_text(text, encoding="utf-8")
 
 
-def sections(contents, losses):
+def sections(contents, learned, losses):
     """The generated sections of RESULTS.md: dict from name to Markdown.
 
     Args:
         contents: returned by `stored.load`.
+        learned: returned by `learning_table.load`.
         losses: folder of the results of `losses.py`.
     """
     markdown = {name: section(name, contents) for name in SECTIONS}
@@ -68,6 +72,7 @@ def sections(contents, losses):
         "ceilings": ceilings_section(contents),
         **markdown,
         "kernels": kernels_section(contents),
+        "learning": learning_section(learned),
         "losses": loss_table.section(losses) or "Not measured yet.\n",
     }
 
@@ -135,6 +140,13 @@ def kernels_section(contents):
         caption = f"{provenance['device']}, torch {provenance['torch']}, Triton {provenance['triton']} ({hashes}):"
         paragraphs += [f"{caption}\n", "\n".join(table(rows)) + "\n"]
     return "\n".join(paragraphs) or NOT_MEASURED.format("GPU") + "\n"
+
+
+def learning_section(learned):
+    """Markdown of what networks learned, with the picture."""
+    if not learned:
+        return "Not measured yet.\n"
+    return f"![Dice over the seconds of training](results/{CURVES})\n\n{learning_table.section(learned)}"
 
 
 def with_sections(path, markdown):

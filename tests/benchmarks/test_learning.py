@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import learners, learning
+from benchmarks import learners, learning, learning_table
 from benchmarks.learners import Learner
 
 SMALL = "--seconds 0.5 --seeds 0 --folds 3 --volume 16 20 16 --spacing 1.5 1.5 2"
@@ -51,23 +51,42 @@ def test_every_learner_is_measured_on_the_same_cases(cases, tmp_path, monkeypatc
     assert "| other | 1 |" in capsys.readouterr().out
 
 
-def test_the_table():
-    def entry(name, seed, dice):
-        metrics = {"whole": {"dice": dice, "hausdorff_95_mm": [1.0, None]}}
-        return {
-            "learner": name,
-            "seed": seed,
-            "seconds": 480.2,
-            "iterations": 100,
-            "precision": "x",
-            "metrics": metrics,
-        }
+def entry(name, seed, dice, curve=()):
+    metrics = {"whole": {"dice": dice, "hausdorff_95_mm": [1.0, None]}}
+    numbers = {"seconds": 480.2, "iterations": 100, "precision": "x"}
+    return {"learner": name, "seed": seed, **numbers, "metrics": metrics, "curve": curve}
 
-    lines = learning.table([entry("a", 0, [0.8, 0.9]), entry("a", 1, [0.9, 0.9]), entry("b", 0, [0.5, None])])
-    assert lines[2:] == [
+
+ENTRIES = [
+    entry("a", 0, [0.8, 0.9], [(1.0, 0.5), (3.0, 0.7)]),
+    entry("a", 1, [0.9, 0.9], [(2.0, 0.6), (3.0, 0.8)]),
+    entry("b", 0, [0.5, None], [(2.0, 0.4), (4.0, 0.5)]),
+]
+
+
+def test_the_table():
+    assert learning_table.table(ENTRIES)[2:] == [
         "| a | 2 | 480 | 100 | x | 0.8750 (0.8500–0.9000) | 1.00 (1.00–1.00) |",
         "| b | 1 | 480 | 100 | x | 0.5000 | 1.00 |",
     ]
+
+
+def test_the_section_and_the_picture(tmp_path):
+    about = {"command": "python learning.py some", "processor": "Some CPU", "device": "CPU, 2 threads"}
+    about |= {"torch": "2.13", "date": "2026-01-01"}
+    (tmp_path / "some.json").write_text(json.dumps({"about": about, "runs": ENTRIES}))
+    results = learning_table.load(tmp_path)
+    text = learning_table.section(results)
+    assert "`python learning.py some`: 2 cases that were not trained on, on Some CPU, CPU, 2 threads, torch" in text
+    assert "\n| a | 2 |" in text
+    runs = learning_table.by_learner(ENTRIES)
+    assert learning_table.curve(runs["a"]) == [(1.5, 0.55, 0.5, 0.6), (3.0, 0.75, 0.7, 0.8)]
+    images = []
+    for _ in range(2):
+        learning_table.draw(results, tmp_path / "learning.svg")
+        images.append((tmp_path / "learning.svg").read_bytes())
+    assert images[0] == images[1]
+    assert b">seconds of training<" in images[0] or b"seconds of training" in images[0]
 
 
 def test_seconds_of_a_curve(tmp_path):

@@ -5,12 +5,13 @@ import re
 
 import pytest
 
-from benchmarks import parts, report, stored
+from benchmarks import learning_table, parts, report, stored
 from benchmarks.highlights import highlights
 from benchmarks.measure import Row
 from benchmarks.stored import ReportError
 
-SECTIONS = {"README.md": ["benchmarks"], "benchmarks/RESULTS.md": ["ceilings", *report.SECTIONS, "kernels", "losses"]}
+RESULTS = ["ceilings", *report.SECTIONS, "kernels", "learning", "losses"]
+SECTIONS = {"README.md": ["benchmarks"], "benchmarks/RESULTS.md": RESULTS}
 ABOUT = {
     "device": "CPU, 2 threads",
     "processor": "Some CPU",
@@ -79,7 +80,7 @@ def written(folder, **contents):
 def test_without_results_it_says_so(folder):
     sections, text = written(folder)
     assert sections["kernels"] == "Not measured yet on a GPU.\n"
-    for name in ("benchmarks", "ceilings", "losses"):
+    for name in ("benchmarks", "ceilings", "learning", "losses"):
         assert sections[name] == "Not measured yet.\n"
     for name in report.SECTIONS:
         assert sections[name] == "Not measured yet on a GPU.\n\nNot measured yet on a CPU.\n"
@@ -208,10 +209,9 @@ def test_the_table_of_kernels_is_made_from_the_results():
 def test_files_show_what_the_results_say(name):
     """README.md and RESULTS.md are as `report.py` writes them."""
     results = report.ROOT / "benchmarks" / "results"
-    contents = stored.load(results)
-    markdown = (
-        {"benchmarks": highlights(contents)} if name == "README.md" else report.sections(contents, results / "losses")
-    )
+    contents, learned = stored.load(results), learning_table.load(results / "learning")
+    sections = report.sections(contents, learned, results / "losses")
+    markdown = {"benchmarks": highlights(contents)} if name == "README.md" else sections
     path = report.ROOT / name
     assert report.with_sections(path, markdown) == path.read_text(encoding="utf-8")
 

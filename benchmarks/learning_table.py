@@ -1,0 +1,126 @@
+"""The tables and the picture of the results of `learning.py`."""
+
+import json
+import statistics
+
+COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#000000")
+WIDTH, HEIGHT = 5.2, 3.8
+# of the picture's Dice; what is below says only that a training has just begun
+LOWEST = 0.5
+
+
+def load(folder):
+    """The results in a folder: dict from name to content, in the order of their names."""
+    paths = sorted(folder.glob("*.json"))
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def section(results):
+    """Markdown of results.
+
+    Args:
+        results: returned by `load`.
+    """
+    paragraphs = []
+    for content in results.values():
+        lines = "\n".join(table(content["runs"]))
+        paragraphs.append(f"{_caption(content)}\n\n{lines}\n")
+    return "\n".join(paragraphs)
+
+
+def _caption(content):
+    about, run = content["about"], content["runs"][0]
+    cases = len(run["metrics"]["whole"]["dice"])
+    return (
+        f"`{about['command']}`: {cases} cases that were not trained on, on {about['processor']}, {about['device']}, "
+        f"torch {about['torch']}, {about['date']}. Dice on the files' own grids:"
+    )
+
+
+def table(runs):
+    """Markdown lines: for each learner the mean over the seeds of each region's mean Dice, and their range."""
+    regions = list(runs[0]["metrics"]) if runs else []
+    headings = ["", "seeds", "seconds", "iterations", "precision", *regions, "HD95 of the whole, mm"]
+    lines = [f"| {' | '.join(headings)} |", f"| --- |{' ---: |' * (len(headings) - 1)}"]
+    for name, of_name in by_learner(runs).items():
+        cells = [name, str(len(of_name))]
+        cells += [f"{statistics.mean(run[key] for run in of_name):.0f}" for key in ("seconds", "iterations")]
+        cells += [of_name[0]["precision"]]
+        cells += [_over_seeds(of_name, region, "dice", 4) for region in regions]
+        cells += [_over_seeds(of_name, "whole", "hausdorff_95_mm", 2)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def by_learner(runs):
+    """Dict from a learner's name to its runs, one for each seed."""
+    return {name: [run for run in runs if run["learner"] == name] for name in dict.fromkeys(r["learner"] for r in runs)}
+
+
+def _over_seeds(runs, region, metric, digits):
+    means = [_mean(run["metrics"][region][metric]) for run in runs]
+    text = f"{statistics.mean(means):.{digits}f}"
+    return text if len(means) == 1 else f"{text} ({min(means):.{digits}f}–{max(means):.{digits}f})"
+
+
+def _mean(values):
+    defined = [value for value in values if value is not None]
+    return statistics.mean(defined) if defined else float("nan")
+
+
+def curve(runs):
+    """Seconds and Dice of each validation, the mean over runs of one learner.
+
+    Args:
+        runs: with curves of about the same length; what only some have is left out.
+
+    Returns:
+        list of (seconds, Dice, lowest Dice, highest Dice).
+    """
+    points = []
+    for validations in zip(*(run["curve"] for run in runs), strict=False):
+        seconds, dice = zip(*validations, strict=True)
+        points.append((statistics.mean(seconds), statistics.mean(dice), min(dice), max(dice)))
+    return points
+
+
+def draw(results, path):
+    """Draws the Dice of validations over the seconds of training, a panel for each result.
+
+    Args:
+        results: returned by `load`, at least one.
+        path: of the SVG.
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    # fixed, so that the same results make the same file
+    matplotlib.rcParams.update({"svg.hashsalt": "learning", "font.size": 9})
+    from matplotlib import pyplot as plt
+
+    names = list(dict.fromkeys(run["learner"] for content in results.values() for run in content["runs"]))
+    colours = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(names)}
+    figure, panels = plt.subplots(
+        1, len(results), figsize=(WIDTH * len(results), HEIGHT), squeeze=False, layout="constrained"
+    )
+    for panel, (title, content) in zip(panels[0], results.items(), strict=True):
+        _draw_panel(panel, title, by_learner(content["runs"]), colours)
+    handles = {line.get_label(): line for panel in panels[0] for line in panel.get_lines()}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, frameon=False)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def _draw_panel(panel, title, learners, colours):
+    for name, runs in learners.items():
+        seconds, dice, lowest, highest = zip(*curve(runs), strict=True)
+        style = "solid" if name.startswith("vnet_fast") else "dashed"
+        panel.plot(seconds, dice, linestyle=style, color=colours[name], label=name, marker=".", linewidth=1.4)
+        panel.fill_between(seconds, lowest, highest, color=colours[name], alpha=0.15, linewidth=0)
+    panel.set_ylim(bottom=max(LOWEST, panel.get_ylim()[0]))
+    panel.set_xlim(left=0)
+    panel.set_xlabel("seconds of training")
+    panel.set_ylabel("Dice of cases not trained on, mean over classes")
+    panel.set_title(title, loc="left", fontsize=10)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.grid(alpha=0.3)
