@@ -56,8 +56,7 @@ def test_the_demonstration_on_a_gpu_has_the_papers_size(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     config = configure.configure({})
     assert (config.volume, config.spacing, config.base_channels) == ((128, 128, 64), (1.0, 1.0, 1.5), 16)
-    # a run on a CPU with these settings learned, and one with twice the rate did not
-    assert (config.optimizer, config.learning_rate, config.iterations, config.lr_step) == ("adamw", 1e-4, 120, 90)
+    assert (config.recipe, config.iterations, config.levels) == ("fast", 120, 5)
 
 
 def round_to_tf32(tensor):

@@ -144,7 +144,7 @@ def machine_of(monkeypatch, gigabytes):
         ({"volume": [512] * 3}, "Give --volume 128 128 256, which would fit"),
         ({"volume": [512] * 3, "check": True, "data": "d"}, None),
         ({"volume": [10**9] * 3}, "and 100 phantoms take at least a million GB, and the cpu has 24.0 GB. Give"),
-        ({"batch_size": 10**9}, "Give --batch-size 10 or less, which would fit"),
+        ({"batch_size": 10**9, "recipe": "paper"}, "Give --batch-size 10 or less, which would fit"),
         ({"base_channels": 2**30, "data": "d"}, "Give a smaller --base-channels"),
         (
             {"base_channels": 512, "data": "d"},

@@ -19,7 +19,7 @@ from vnet_fast.devices import HOST
 from vnet_fast.run import checkpoint
 from vnet_fast.run.configuration import stored_config
 from vnet_fast.run.configure import configure
-from vnet_fast.run.recipes import RECIPES
+from vnet_fast.run.recipes import CPU_CHANNELS, RECIPES
 from vnet_fast.training import timing, trainer
 from vnet_fast.training.validation import validate
 
@@ -72,9 +72,15 @@ def test_a_recipe_sets_what_is_not_given():
         assert getattr(config, name) == value or name in ("learning_rate", "clip")
     assert configure({"data": "x", "output": "y", "recipe": "paper"}) == configure({"data": "x", "output": "y"})
     assert [configure({"data": "x", "recipe": "fast", "volume": size}).levels for size in SIZES] == [2, 3, 4, 5]
-    # of the demonstration too, where the recipe says nothing of it
-    config = configure({"recipe": "fast", "device": "cpu"})
-    assert (config.schedule, config.base_channels) == ("poly", 8)
+    assert configure({"data": "x", "recipe": "fast", "device": "cpu"}).base_channels == CPU_CHANNELS
+
+
+def test_without_data_it_learns_by_the_fast_recipe():
+    config = configure({"device": "cpu", "gamma": (0.0, 1.0, 1.0)})
+    assert (config.recipe, config.schedule, config.base_channels) == ("fast", "poly", CPU_CHANNELS)
+    assert (config.volume, config.levels, config.gamma) == ((48, 48, 32), 4, (0.0, 1.0, 1.0))
+    config = configure({"device": "cpu", "recipe": "paper"})
+    assert (config.recipe, config.optimizer, config.schedule, config.volume) == ("paper", "sgd", "step", (48, 48, 32))
 
 
 @pytest.mark.parametrize(
@@ -111,9 +117,9 @@ def test_a_run_stopped_and_resumed_is_the_whole_run(cases, tmp_path, run_verb, m
     arguments = ["--data", cases, *SMALL, *FAST, "--iterations", 6]
     code, out, err = run_verb(train, *arguments, "--output", whole)
     assert code == 0, err
-    text = (
-        "recipe: fast, dice-ce, adamw, learning rate 0.001, poly, warm-up of 2 iterations, gradients clipped at 0.05, "
-    )
+    rate = RECIPES["fast"]["learning_rate"]
+    text = f"recipe: fast, dice-ce, adamw, learning rate {rate:g}, poly, warm-up of 2 iterations, "
+    text += "gradients clipped at 0.05, "
     assert text + "weights averaged with 0.8\n" in out
     with monkeypatch.context() as patch:
         stop_at(patch, 3)
@@ -127,7 +133,7 @@ def test_a_run_stopped_and_resumed_is_the_whole_run(cases, tmp_path, run_verb, m
     config, summary = json_of(whole / "config.json"), json_of(whole / "summary.json")
     for stored in (config, summary):
         assert (stored["recipe"], stored["schedule"], stored["warmup"]) == ("fast", "poly", 2)
-        assert (stored["clip"], stored["ema"], stored["learning_rate"]) == (0.05, 0.8, 1e-3)
+        assert (stored["clip"], stored["ema"], stored["learning_rate"]) == (0.05, 0.8, rate)
 
 
 def check_average(run):

@@ -109,9 +109,9 @@ def test_phantoms_without_data(tmp_path, run_verb):
     code, out, err = run_verb(train, "--output", tmp_path / "run", *TINY, "--iterations", 2)
     assert code == 0, err
     assert f"{training_data.NUM_PHANTOMS} synthetic phantoms" in out
-    assert "recipe: demonstration, dice, adamw, learning rate 0.0003, step\n" in out
+    assert "recipe: fast, dice-ce, adamw, learning rate " in out
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    # the demonstration's recipe where nothing else was asked for
+    # what learns fastest where nothing else was asked for
     assert config["optimizer"] == "adamw"
     assert config["base_channels"] == 2
 
@@ -359,7 +359,7 @@ def test_bad_data_without_debug_shows_no_traceback(cases, tmp_path, run_verb):
         (["--learning-rate", "nan"], "argument --learning-rate: must be a number above 0; got 'nan'"),
         (["--learning-rate", "inf"], "must be a number above 0; got 'inf'"),
         (["--volume", "64", "-1", "64"], "argument --volume"),
-        (["--volume", "64", "8", "64"], "--volume: must be at least 16 along each axis; got 64 8 64"),
+        (["--recipe", "paper", "--volume", "64", "8", "64"], "--volume: must be at least 16 along each axis; got 64 8 64"),
         (["--volume", "64", "4", "64", "--levels", "4"], "--volume: must be at least 8 along each axis; got 64 4 64"),
         (["--levels", "6"], "argument --levels: invalid choice: 6"),
         (["--norm", "layer"], "argument --norm: invalid choice: 'layer'"),

@@ -76,7 +76,7 @@ def fold_number(text: str) -> int | str:
 @dataclass(frozen=True)
 class Config(Augmentation):
     """Train a V-Net. With --data the defaults are the paper's recipe. Without it, a short demonstration
-    trains on synthetic phantoms; its size depends on the device."""
+    of the fast recipe trains on synthetic phantoms; its size depends on the device."""
 
     data: str | None = option(
         None, "folder of volumes and masks; without it, phantoms are generated", type=path_text, metavar="DIR"

@@ -8,7 +8,7 @@ from typing import Any
 from vnet_fast.devices import HOST, choose_precision, default_precision, find_device
 from vnet_fast.errors import InputError
 from vnet_fast.run.configuration import ALL, FREE_ON_RESUME, Config, check_memory, check_settings, stored_config
-from vnet_fast.run.recipes import PAPER, demonstration, settings_of
+from vnet_fast.run.recipes import FAST, PAPER, demonstration, settings_of
 
 
 def configure(given: dict[str, Any]) -> Config:
@@ -30,21 +30,21 @@ def configure(given: dict[str, Any]) -> Config:
 def _new(given: dict[str, Any]) -> Config:
     if "minutes" in given and "iterations" in given:
         raise InputError("--minutes", "given with --iterations", "Give one of them")
-    recipe, volume = given.get("recipe", PAPER), given.get("volume", Config.volume)
-    config = Config(**{**settings_of(recipe, volume), **given})
-    if config.data is None:
-        device = find_device(config.device)
+    device = find_device(given.get("device", Config.device))
+    settings: dict[str, Any] = {"recipe": PAPER}
+    if given.get("data") is None:
         # only a CPU's settings depend on the precision
-        dtype = choose_precision(config.amp, device)[0] if device == HOST else None
-        settings = demonstration(device, dtype)
-        if config.minutes is not None:
+        dtype = choose_precision(given.get("amp"), device)[0] if device == HOST else None
+        settings = {"recipe": FAST, **demonstration(device, dtype)}
+        if "minutes" in given:
             # of another length
             settings.pop("val_every", None)
-        volume = given.get("volume", settings.get("volume", volume))
-        config = Config(**{**settings, **settings_of(recipe, volume), **given})
+    settings |= given
+    volume = settings.get("volume", Config.volume)
+    config = Config(**{**settings_of(settings["recipe"], volume, device), **settings})
     if config.amp is None:
         # resuming on another device keeps the precision
-        config = replace(config, amp=default_precision(find_device(config.device)))
+        config = replace(config, amp=default_precision(device))
     if config.output is None:
         config = replace(config, output=str(Path("runs") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")))
     return config

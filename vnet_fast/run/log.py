@@ -20,7 +20,6 @@ from vnet_fast.files import write_text
 from vnet_fast.progress import said, working
 from vnet_fast.run.configuration import Config
 from vnet_fast.run.folder import TENSORBOARD
-from vnet_fast.run.recipes import PAPER
 from vnet_fast.run.tensorboard import Board
 from vnet_fast.stored import open_regular, reason
 from vnet_fast.text_table import printable
@@ -165,16 +164,14 @@ def _number(dice: float) -> str:
 
 
 def recipe_text(config: Config) -> str:
-    """The recipe of a run in a few words, such as `recipe: fast, dice, adamw, learning rate 0.001, poly`."""
+    """The recipe of a run in a few words, such as `recipe: paper, dice, sgd, learning rate 0.0001, step`."""
     parts = [config.loss, config.optimizer, f"learning rate {config.learning_rate:g}", config.schedule]
     parts += [f"warm-up of {config.warmup} iterations"] if config.warmup else []
     parts += [f"gradients clipped at {config.clip:g}"] if config.clip is not None else []
     parts += [f"weights averaged with {config.ema:g}"] if config.ema is not None else []
     parts += [f"{config.minutes:g} minutes"] if config.minutes is not None else []
     parts += [f"patience of {config.patience} validations"] if config.patience is not None else []
-    # of the paper's recipe, the demonstration changes much
-    name = "demonstration" if config.data is None and config.recipe == PAPER else config.recipe
-    return f"recipe: {name}, {', '.join(parts)}"
+    return f"recipe: {config.recipe}, {', '.join(parts)}"
 
 
 def network_text(config: Config, parameters: int) -> str:

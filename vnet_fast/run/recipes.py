@@ -18,10 +18,10 @@ RECIPES: dict[str, dict[str, Any]] = {
         # learning
         "loss": "dice-ce",
         "optimizer": "adamw",
-        "learning_rate": 1e-3,
+        "learning_rate": 6e-3,
         "weight_decay": 1e-2,
         "schedule": "poly",
-        "warmup": 50,
+        "warmup": 20,
         "clip": 12.0,
         "ema": 0.99,
         # augmentation
@@ -38,13 +38,17 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 # voxels along the shortest axis at the coarsest resolution, at least, where the recipe chooses the levels
 COARSEST_LENGTH = 4
+# of the first stage where the recipe trains on a CPU: twice as many learn no more in the same minutes
+CPU_CHANNELS = 8
 
 
-def settings_of(recipe: str, volume: Sequence[int]) -> dict[str, Any]:
-    """The settings of a recipe for volumes of a size."""
+def settings_of(recipe: str, volume: Sequence[int], device: torch.device) -> dict[str, Any]:
+    """The settings of a recipe for volumes of a size, where it trains."""
     settings = dict(RECIPES[recipe])
     if recipe == FAST:
         settings["levels"] = fitting_levels(volume)
+        if device.type == "cpu":
+            settings["base_channels"] = CPU_CHANNELS
     return settings
 
 
@@ -57,18 +61,16 @@ def fitting_levels(volume: Sequence[int]) -> int:
 
 
 def demonstration(device: torch.device, dtype: torch.dtype | None) -> dict[str, Any]:
-    """The settings of a first run without data: about three minutes on two CPU cores, less on a GPU.
+    """The settings of a first run without data: about two minutes on two CPU cores, less on a GPU.
 
     Args:
         device: where it trains.
         dtype: of mixed precision, or None for float32.
     """
-    settings: dict[str, Any] = {"optimizer": "adamw", "learning_rate": 3e-4, "iterations": 240, "lr_step": 180}
     if device.type == "cuda":
-        # The paper's size. With steps of 2e-4 it takes everything for foreground, and stays there.
-        return {**settings, "learning_rate": 1e-4, "iterations": 120, "lr_step": 90}
-    if dtype is None:
-        settings |= {"iterations": 180, "lr_step": 135}
+        # of the paper's size
+        return {"iterations": 120}
+    iterations = 600 if dtype is not None else 450
     # three validations, so that a first run shows its progress
-    settings["val_every"] = settings["iterations"] // 3
-    return {**settings, "volume": (48, 48, 32), "spacing": (2.5, 2.5, 3.0), "base_channels": 8}
+    settings = {"iterations": iterations, "val_every": iterations // 3, "base_channels": CPU_CHANNELS}
+    return {**settings, "volume": (48, 48, 32), "spacing": (2.5, 2.5, 3.0)}
