@@ -359,7 +359,7 @@ def test_bad_data_without_debug_shows_no_traceback(cases, tmp_path, run_verb):
         (["--learning-rate", "nan"], "argument --learning-rate: must be a number above 0; got 'nan'"),
         (["--learning-rate", "inf"], "must be a number above 0; got 'inf'"),
         (["--volume", "64", "-1", "64"], "argument --volume"),
-        (["--recipe", "paper", "--volume", "64", "8", "64"], "--volume: must be at least 16 along each axis; got 64 8 64"),
+        (["--levels", "5", "--volume", "64", "8", "64"], "--volume: must be at least 16 along each axis; got 64 8 64"),
         (["--volume", "64", "4", "64", "--levels", "4"], "--volume: must be at least 8 along each axis; got 64 4 64"),
         (["--levels", "6"], "argument --levels: invalid choice: 6"),
         (["--norm", "layer"], "argument --norm: invalid choice: 'layer'"),
