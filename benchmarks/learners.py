@@ -86,6 +86,42 @@ LEARNERS = {
 }
 
 
+# the fast recipe with another value of a single setting
+UNCHANGED = "the fast recipe"
+NO_MOVEMENT = {"rotation": (0.0, 0.0, 0.0), "scaling": (0.0, 1.0, 1.0)}
+NO_INTENSITIES = dict.fromkeys(("brightness", "contrast", "gamma"), (0.0, 1.0, 1.0)) | {"noise": (0.0, 0.0)}
+CHANGES = {
+    UNCHANGED: {},
+    "no norm": {"norm": "none"},
+    "no norm, learning rate 1e-3": {"norm": "none", "learning_rate": 1e-3},
+    "instance norm": {"norm": "instance"},
+    "5x5x5 kernels": {"kernel_size": 5},
+    "16 base channels": {"base_channels": 16},
+    "3 levels": {"levels": 3},
+    "5 levels": {"levels": 5},
+    "Dice loss alone": {"loss": "dice"},
+    "SGD with Nesterov's momentum, rate 0.02": {"optimizer": "nesterov", "learning_rate": 0.02, "momentum": 0.9},
+    "learning rate 1e-3": {"learning_rate": 1e-3},
+    "learning rate 3e-3": {"learning_rate": 3e-3},
+    "learning rate 12e-3": {"learning_rate": 12e-3},
+    "cosine": {"schedule": "cosine"},
+    "a constant learning rate": {"schedule": "step"},
+    "no warm-up": {"warmup": 0},
+    "no clipping": {"clip": None},
+    "no average of weights": {"ema": None},
+    "no weight decay": {"weight_decay": 0.0},
+    "batches of 1": {"batch_size": 1},
+    "batches of 4": {"batch_size": 4},
+    "no rotation, no scaling": NO_MOVEMENT,
+    "no flips": {"flip": "none"},
+    "no changes of intensities": NO_INTENSITIES,
+    "no augmentation": {"no_augment": True},
+    "the paper's deformation too": {"deformation": 0.5},
+    "matching of histograms too": {"matching": 0.5},
+}
+ABLATION = {name: Learner({"recipe": "fast", **changed}) for name, changed in CHANGES.items()}
+
+
 @dataclass(frozen=True)
 class Learned:
     """What a training has reached.
@@ -112,7 +148,7 @@ def learn(learner, given, output):
 
     Args:
         learner: a Learner.
-        given: options of `vnet_fast.train` beside those of the learner; `minutes` says how long.
+        given: options of `vnet_fast.train` beside those of the learner; `minutes` or `iterations` says how long.
         output: Path of the run's folder.
 
     Returns:

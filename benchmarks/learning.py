@@ -10,6 +10,11 @@ on the machine meanwhile.
     python benchmarks/learning.py NAME --table
 
 prints the table of a result.
+
+    python benchmarks/learning.py NAME --ablation --data DIR --iterations 800 --volume 32 48 40 --spacing 1 1 1
+
+trains by the fast recipe for so many iterations, and with each of its settings changed alone. The results are in
+`results/learning/ablation`.
 """
 
 import argparse
@@ -22,7 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.learners import LEARNERS, learn  # noqa: E402
+from benchmarks.learners import ABLATION, LEARNERS, learn  # noqa: E402
 from benchmarks.learning_table import table  # noqa: E402
 from benchmarks.provenance import provenance, without_folders  # noqa: E402
 from vnet_fast.errors import InputError, InputErrors  # noqa: E402
@@ -34,7 +39,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "learning"
 def main():
     """Runs what is missing, and prints the table."""
     arguments = parse()
-    path = RESULTS / f"{arguments.name}.json"
+    path = RESULTS / ("ablation" if arguments.ablation else "") / f"{arguments.name}.json"
     content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": []}
     try:
         if not arguments.table:
@@ -54,9 +59,12 @@ def parse():
     parser.add_argument("name", help="of the result")
     parser.add_argument("--table", action="store_true", help="print the table of a stored result")
     parser.add_argument("--data", help="folder of the cases")
-    parser.add_argument("--seconds", type=float, default=480, help="of training")
+    parser.add_argument("--ablation", action="store_true", help="change the settings of the fast recipe, one by one")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--seconds", type=float, default=480, help="of training")
+    length.add_argument("--iterations", type=int, help="instead of a time")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--learners", nargs="+", choices=LEARNERS, default=list(LEARNERS), metavar="LEARNER")
+    parser.add_argument("--learners", nargs="+", metavar="LEARNER")
     parser.add_argument("--volume", type=int, nargs=3, default=(128, 128, 64))
     parser.add_argument("--spacing", type=float, nargs=3, default=(1.0, 1.0, 1.5))
     parser.add_argument("--folds", type=int, default=5)
@@ -65,25 +73,31 @@ def parse():
     arguments = parser.parse_args()
     if not arguments.table and not arguments.data:
         parser.error("--data is needed, unless --table is given")
+    known = ABLATION if arguments.ablation else LEARNERS
+    arguments.learners = {name: known.get(name) for name in arguments.learners or known}
+    unknown = [name for name, learner in arguments.learners.items() if learner is None]
+    if unknown:
+        parser.error(f"--learners: there is no {unknown[0]!r}. Give some of: {', '.join(map(repr, known))}")
     return arguments
 
 
 def run_missing(arguments, path, content):
     """Trains what a result lacks, and stores it after each training; returns whether everything was done."""
     done = {(run["learner"], run["seed"]) for run in content["runs"]}
+    length = {"iterations": arguments.iterations} if arguments.iterations else {"minutes": arguments.seconds / 60}
     given = {
-        "data": arguments.data, "minutes": arguments.seconds / 60, "binary": arguments.binary,
+        "data": arguments.data, "binary": arguments.binary, **length,
         "volume": tuple(arguments.volume), "spacing": tuple(arguments.spacing), "folds": arguments.folds, "amp": "auto",
     }  # fmt: skip
     for seed in arguments.seeds:
-        for name in arguments.learners:
+        for name, learner in arguments.learners.items():
             if (name, seed) in done:
                 continue
             output = arguments.work / arguments.name / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
             # what a stopped training left
             shutil.rmtree(output, ignore_errors=True)
             print(f"{name}, seed {seed}", flush=True)
-            learned = learn(LEARNERS[name], given | {"seed": seed}, output)
+            learned = learn(learner, given | {"seed": seed}, output)
             if learned is None:
                 return False
             content["about"] = provenance() | {"command": without_folders(" ".join(["python", *sys.argv]))}

@@ -52,6 +52,37 @@ def table(runs):
     return lines
 
 
+def ablation(results):
+    """Markdown of results of `learning.py --ablation`: what each change of the fast recipe costs or gains.
+
+    Args:
+        results: returned by `load`.
+    """
+    paragraphs = []
+    for content in results.values():
+        learners = by_learner(content["runs"])
+        unchanged, *_ = dice = {name: _regions(runs) for name, runs in learners.items()}
+        regions = list(dice[unchanged])
+        headings = ["", "seconds an iteration", *regions, "difference of the regions' mean"]
+        lines = [f"| {' | '.join(headings)} |", f"| --- |{' ---: |' * (len(headings) - 1)}"]
+        base = statistics.mean(dice[unchanged].values())
+        for name, means in sorted(dice.items(), key=lambda item: -statistics.mean(item[1].values())):
+            each = statistics.mean(run["seconds"] / run["iterations"] for run in learners[name])
+            difference = "" if name == unchanged else f"{statistics.mean(means.values()) - base:+.4f}"
+            cells = [name, f"{each:.3f}", *(f"{means[region]:.4f}" for region in regions), difference]
+            lines.append(f"| {' | '.join(cells)} |")
+        seeds = len(learners[unchanged])
+        paragraphs.append(f"{_caption(content)[:-1]}, {seeds} seed{'' if seeds == 1 else 's'}:\n\n" + "\n".join(lines))
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def _regions(runs):
+    """Each region's mean Dice over cases and seeds."""
+    return {
+        region: statistics.mean(_mean(run["metrics"][region]["dice"]) for run in runs) for region in runs[0]["metrics"]
+    }
+
+
 def by_learner(runs):
     """Dict from a learner's name to its runs, one for each seed."""
     return {name: [run for run in runs if run["learner"] == name] for name in dict.fromkeys(r["learner"] for r in runs)}

@@ -18,6 +18,13 @@ from benchmarks.measure import Row, table  # noqa: E402
 from benchmarks.stored import MACHINES, ReportError, machine  # noqa: E402
 
 MARKERS = "<!-- {}: begin -->", "<!-- {}: end -->"
+ABLATION = "ablation.md"
+ABLATION_INTRODUCTION = """# What each setting of the fast recipe gains
+
+Written by `python benchmarks/report.py`. Each row is the fast recipe with one setting changed, the best first: the
+same cases, and as many iterations.
+
+"""
 NOT_MEASURED = "Not measured yet on a {}."
 # the tables of each section, with a caption for each where there are several
 SECTIONS = {
@@ -53,6 +60,7 @@ def write(root):
         picture.draw(panels, results / PICTURE)
     if learned:
         learning_table.draw(learned, results / CURVES)
+    written |= ablation_text(results / "learning")
     for path, text in written.items():
         path.write_text(text, encoding="utf-8")
 
@@ -147,6 +155,12 @@ def learning_section(learned):
     if not learned:
         return "Not measured yet.\n"
     return f"![Dice over the seconds of training](results/{CURVES})\n\n{learning_table.section(learned)}"
+
+
+def ablation_text(folder):
+    """The text of `ablation.md`, which is written whole: dict from its path, empty if nothing was measured."""
+    changed = learning_table.load(folder / "ablation")
+    return {folder / ABLATION: ABLATION_INTRODUCTION + learning_table.ablation(changed)} if changed else {}
 
 
 def with_sections(path, markdown):

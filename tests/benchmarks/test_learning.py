@@ -7,6 +7,7 @@ import torch
 
 from benchmarks import learners, learning, learning_table
 from benchmarks.learners import Learner
+from vnet_fast.run.configure import configure
 
 SMALL = "--seconds 0.5 --seeds 0 --folds 3 --volume 16 20 16 --spacing 1.5 1.5 2"
 
@@ -87,6 +88,21 @@ def test_the_section_and_the_picture(tmp_path):
         images.append((tmp_path / "learning.svg").read_bytes())
     assert images[0] == images[1]
     assert b">seconds of training<" in images[0] or b"seconds of training" in images[0]
+
+
+def test_the_ablation():
+    runs = [{**run, "learner": name} for run, name in zip(ENTRIES, ("whole", "whole", "changed"), strict=True)]
+    runs[0]["seconds"] = 80.2
+    about = {"command": "c", "processor": "p", "device": "d", "torch": "t", "date": "2026"}
+    lines = learning_table.ablation({"x": {"about": about, "runs": runs}}).splitlines()
+    assert lines[0].endswith("Dice on the files' own grids, 2 seeds:")
+    assert lines[-2:] == ["| whole | 2.802 | 0.8750 |  |", "| changed | 4.802 | 0.5000 | -0.3750 |"]
+
+
+def test_every_change_is_one_of_the_recipe():
+    given = {"data": "x", "volume": (32, 48, 40), "output": "y"}
+    configs = {name: configure({**given, **learner.settings}) for name, learner in learners.ABLATION.items()}
+    assert len(set(map(repr, configs.values()))) == len(configs)
 
 
 def test_seconds_of_a_curve(tmp_path):
