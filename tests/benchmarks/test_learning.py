@@ -105,6 +105,32 @@ def test_every_change_is_one_of_the_recipe():
     assert len(set(map(repr, configs.values()))) == len(configs)
 
 
+class Garbled(torch.autograd.Function):
+    """Halves a gradient in bfloat16, as a library that leaves a half unwritten."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        garbled = grad.clone()
+        garbled[:, 1:] = float("nan") if grad.dtype == torch.bfloat16 else grad[:, 1:]
+        return garbled
+
+
+class Garbling(torch.nn.Conv3d):
+    def forward(self, x):
+        return Garbled.apply(super().forward(x))
+
+
+@pytest.mark.parametrize(("network", "precisions"), [(Garbling, {"off"}), (torch.nn.Conv3d, {"off", "auto"})])
+def test_a_peer_has_no_precision_with_wrong_gradients(network, precisions, monkeypatch):
+    monkeypatch.setattr(learners, "STEPS", 1)
+    config = configure({"data": "x", "device": "cpu", "recipe": "fast", "volume": (16, 16, 8)})
+    assert learners.faster_precision(lambda classes: network(1, classes, 3, padding=1), config) in precisions
+
+
 def test_seconds_of_a_curve(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text("iteration,volumes_per_second,validation_dice\n1,4,\n2,2,0.5\n3,1,0.75\n")
