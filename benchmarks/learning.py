@@ -20,6 +20,7 @@ trains by the fast recipe for so many iterations, and with each of its settings 
 import argparse
 import dataclasses
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -100,7 +101,8 @@ def run_missing(arguments, path, content):
             learned = learn(learner, given | {"seed": seed}, output)
             if learned is None:
                 return False
-            content["about"] = provenance() | {"command": without_folders(" ".join(["python", *sys.argv]))}
+            words = ["python", *(Path(word).name if word == arguments.data else word for word in sys.argv)]
+            content["about"] = provenance() | {"command": without_folders(shlex.join(words))}
             content["runs"].append({"learner": name, "seed": seed, **plain(dataclasses.asdict(learned))})
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(content, indent=1) + "\n")

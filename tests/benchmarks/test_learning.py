@@ -40,6 +40,7 @@ def test_every_learner_is_measured_on_the_same_cases(cases, tmp_path, monkeypatc
     assert code == 0
     code, content = run(monkeypatch, tmp_path, f"{given} ours other")
     assert code == 0
+    assert content["about"]["command"].endswith(f"--data {cases.name} {SMALL} --learners ours other")
     # what was done is kept
     assert content["runs"][0] == first["runs"][0]
     assert [entry["learner"] for entry in content["runs"]] == ["ours", "other"]
