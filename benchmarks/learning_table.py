@@ -1,9 +1,12 @@
 """The tables and the picture of the results of `learning.py`."""
 
+import itertools
 import json
 import statistics
 
-COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#000000")
+# this project's learners are blue
+OURS = "vnet_fast"
+BLUES, COLOURS = ("#0072B2", "#56B4E9"), ("#D55E00", "#009E73", "#CC79A7", "#000000")
 WIDTH, HEIGHT = 5.2, 3.8
 # of the picture's Dice; what is below says only that a training has just begun
 LOWEST = 0.5
@@ -130,7 +133,8 @@ def draw(results, path):
     from matplotlib import pyplot as plt
 
     names = list(dict.fromkeys(run["learner"] for content in results.values() for run in content["runs"]))
-    colours = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(names)}
+    colours = dict(zip((name for name in names if name.startswith(OURS)), itertools.cycle(BLUES), strict=False))
+    colours |= zip((name for name in names if name not in colours), itertools.cycle(COLOURS), strict=False)
     figure, panels = plt.subplots(
         1, len(results), figsize=(WIDTH * len(results), HEIGHT), squeeze=False, layout="constrained"
     )
@@ -145,7 +149,7 @@ def draw(results, path):
 def _draw_panel(panel, title, learners, colours):
     for name, runs in learners.items():
         seconds, dice, lowest, highest = zip(*curve(runs), strict=True)
-        style = "solid" if name.startswith("vnet_fast") else "dashed"
+        style = "solid" if name.startswith(OURS) else "dashed"
         panel.plot(seconds, dice, linestyle=style, color=colours[name], label=name, marker=".", linewidth=1.4)
         panel.fill_between(seconds, lowest, highest, color=colours[name], alpha=0.15, linewidth=0)
     panel.set_ylim(bottom=max(LOWEST, panel.get_ylim()[0]))

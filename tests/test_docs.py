@@ -180,7 +180,7 @@ def test_the_map_of_rooms_is_that_of_the_test():
 def test_checks_are_those_of_ci():
     """CONTRIBUTING names every check of `.ci/run`, and the hooks of pre-commit are among them."""
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    checks = re.findall(r"^\.venv/bin/(.+)$", ci, re.MULTILINE)
+    checks = re.findall(r"^ *\.venv/bin/(.+?)(?: \"\$@\")?$", ci, re.MULTILINE)
     assert len(checks) == 4
     assert [check for check in checks if f"`{check}`" not in PAGES["CONTRIBUTING.md"]] == []
     hooks = re.findall(r"entry: ([^,}]+)", (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
