@@ -1,5 +1,6 @@
 """The comparison of learning: its runs, what it stores and goes on with, and its table."""
 
+import itertools
 import json
 
 import pytest
@@ -88,7 +89,7 @@ def test_the_section_and_the_picture(tmp_path):
         learning_table.draw(results, tmp_path / "learning.svg")
         images.append((tmp_path / "learning.svg").read_bytes())
     assert images[0] == images[1]
-    assert b">seconds of training<" in images[0] or b"seconds of training" in images[0]
+    assert b"seconds of training" in images[0]
 
 
 def test_the_ablation():
@@ -107,7 +108,7 @@ def test_every_change_is_one_of_the_recipe():
 
 
 class Garbled(torch.autograd.Function):
-    """Halves a gradient in bfloat16, as a library that leaves a half unwritten."""
+    """Loses a part of a gradient in bfloat16, as a library that leaves it unwritten."""
 
     @staticmethod
     def forward(ctx, x):
@@ -125,11 +126,14 @@ class Garbling(torch.nn.Conv3d):
         return Garbled.apply(super().forward(x))
 
 
-@pytest.mark.parametrize(("network", "precisions"), [(Garbling, {"off"}), (torch.nn.Conv3d, {"off", "auto"})])
-def test_a_peer_has_no_precision_with_wrong_gradients(network, precisions, monkeypatch):
+@pytest.mark.parametrize(("network", "precision"), [(Garbling, "off"), (torch.nn.Conv3d, "auto")])
+def test_a_peer_has_no_precision_with_wrong_gradients(network, precision, monkeypatch):
     monkeypatch.setattr(learners, "STEPS", 1)
+    # mixed precision takes half the time
+    readings = itertools.accumulate(itertools.cycle((0, 2, 0, 1)))
+    monkeypatch.setattr(learners.time, "perf_counter", lambda: next(readings))
     config = configure({"data": "x", "device": "cpu", "recipe": "fast", "volume": (16, 16, 8)})
-    assert learners.faster_precision(lambda classes: network(1, classes, 3, padding=1), config) in precisions
+    assert learners.faster_precision(lambda classes: network(1, classes, 3, padding=1), config) == precision
 
 
 def test_seconds_of_a_curve(tmp_path):
