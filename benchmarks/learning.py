@@ -9,7 +9,7 @@ on the machine meanwhile.
 
     python benchmarks/learning.py NAME --table
 
-prints the table of a result.
+prints the table of a result. Several processes may store different learners in one result at a time.
 
     python benchmarks/learning.py NAME --ablation --data DIR --iterations 800 --volume 32 48 40 --spacing 1 1 1
 
@@ -41,16 +41,15 @@ def main():
     """Runs what is missing, and prints the table."""
     arguments = parse()
     path = RESULTS / ("ablation" if arguments.ablation else "") / f"{arguments.name}.json"
-    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": []}
     try:
         if not arguments.table:
-            complete = run_missing(arguments, path, content)
+            complete = run_missing(arguments, path)
             if not complete:
                 return 130
     except (InputError, InputErrors) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print("\n".join(table(content["runs"])))
+    print("\n".join(table(stored(path)["runs"])))
     return 0
 
 
@@ -82,9 +81,15 @@ def parse():
     return arguments
 
 
-def run_missing(arguments, path, content):
+def stored(path):
+    """A result, or an empty one."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": []}
+
+
+def run_missing(arguments, path):
     """Trains what a result lacks, and stores it after each training; returns whether everything was done."""
-    done = {(run["learner"], run["seed"]) for run in content["runs"]}
+    done = {(run["learner"], run["seed"]) for run in stored(path)["runs"]}
+    place = {name: index for index, name in enumerate(ABLATION if arguments.ablation else LEARNERS)}
     length = {"iterations": arguments.iterations} if arguments.iterations else {"minutes": arguments.seconds / 60}
     given = {
         "data": arguments.data, "binary": arguments.binary, **length,
@@ -102,8 +107,12 @@ def run_missing(arguments, path, content):
             if learned is None:
                 return False
             words = ["python", *(Path(word).name if word == arguments.data else word for word in sys.argv)]
+            # another process may have stored other learners meanwhile
+            content = stored(path)
             content["about"] = provenance() | {"command": without_folders(shlex.join(words))}
             content["runs"].append({"learner": name, "seed": seed, **plain(dataclasses.asdict(learned))})
+            # the recipe itself first
+            content["runs"].sort(key=lambda run: (place.get(run["learner"], len(place)), run["seed"]))
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(content, indent=1) + "\n")
     return True

@@ -4,6 +4,8 @@ import itertools
 import json
 import statistics
 
+from benchmarks import tables
+
 # this project's learners are blue
 OURS = "vnet_fast"
 BLUES, COLOURS = ("#0072B2", "#56B4E9"), ("#D55E00", "#009E73", "#CC79A7", "#000000")
@@ -31,12 +33,39 @@ def section(results):
     return "\n".join(paragraphs)
 
 
+def highlights(results):
+    """Markdown of the README: each result's Dice alone.
+
+    Args:
+        results: returned by `load`.
+    """
+    paragraphs = []
+    for name, content in results.items():
+        about, runs = content["about"], content["runs"]
+        minutes = statistics.median(run["seconds"] for run in runs) / 60
+        rows = [
+            {"network": learner, "seeds": len(of_learner)}
+            | {f"Dice, {region}": _over_seeds(of_learner, region, "dice", 3) for region in runs[0]["metrics"]}
+            for learner, of_learner in by_learner(runs).items()
+        ]
+        caption = (
+            f"{name.capitalize()}, {cases_of(content)} cases that were not trained on, after about {minutes:.0f} "
+            f"minutes of training on {about['processor']}, {about['device']} (mean over the seeds, and their range):"
+        )
+        paragraphs.append("\n".join((caption, "", *tables.lines(rows))))
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def cases_of(content):
+    """How many cases a result was measured on."""
+    return len(content["runs"][0]["metrics"]["whole"]["dice"])
+
+
 def _caption(content):
-    about, run = content["about"], content["runs"][0]
-    cases = len(run["metrics"]["whole"]["dice"])
+    about = content["about"]
     return (
-        f"`{about['command']}`: {cases} cases that were not trained on, on {about['processor']}, {about['device']}, "
-        f"torch {about['torch']}, {about['date']}. Dice on the files' own grids:"
+        f"`{about['command']}`: {cases_of(content)} cases that were not trained on, on {about['processor']}, "
+        f"{about['device']}, torch {about['torch']}, {about['date']}. Dice on the files' own grids:"
     )
 
 

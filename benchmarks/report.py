@@ -26,6 +26,7 @@ same cases, and as many iterations.
 
 """
 NOT_MEASURED = "Not measured yet on a {}."
+NOTHING_YET = "Not measured yet.\n"
 # the tables of each section, with a caption for each where there are several
 SECTIONS = {
     "step": {"step": None},
@@ -51,7 +52,7 @@ def write(root):
     contents = stored.load(results)
     learned = learning_table.load(results / "learning")
     texts = {
-        root / "README.md": {"benchmarks": highlights(contents)},
+        root / "README.md": {"benchmarks": highlights(contents), "learning": learning_highlights(learned)},
         root / "benchmarks" / "RESULTS.md": sections(contents, learned, results / "losses"),
     }
     written = {path: with_sections(path, content) for path, content in texts.items()}
@@ -81,7 +82,7 @@ def sections(contents, learned, losses):
         **markdown,
         "kernels": kernels_section(contents),
         "learning": learning_section(learned),
-        "losses": loss_table.section(losses) or "Not measured yet.\n",
+        "losses": loss_table.section(losses) or NOTHING_YET,
     }
 
 
@@ -153,8 +154,16 @@ def kernels_section(contents):
 def learning_section(learned):
     """Markdown of what networks learned, with the picture."""
     if not learned:
-        return "Not measured yet.\n"
+        return NOTHING_YET
     return f"![Dice over the seconds of training](results/{CURVES})\n\n{learning_table.section(learned)}"
+
+
+def learning_highlights(learned):
+    """Markdown of the README: what networks learned, in short."""
+    if not learned:
+        return NOTHING_YET
+    picture_of = f"![Dice over the seconds of training](benchmarks/results/{CURVES})"
+    return f"{picture_of}\n\n{learning_table.highlights(learned)}"
 
 
 def ablation_text(folder):

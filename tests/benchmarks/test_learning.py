@@ -54,6 +54,15 @@ def test_every_learner_is_measured_on_the_same_cases(cases, tmp_path, monkeypatc
     assert "| other | 1 |" in capsys.readouterr().out
 
 
+def test_an_unknown_learner_ends_before_anything_is_trained(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["learning.py", "some", "--data", "nowhere", "--learners", "nobody"])
+    with pytest.raises(SystemExit) as stopped:
+        learning.main()
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "there is no 'nobody'. Give some of: 'vnet_fast, fast', " in error
+
+
 def entry(name, seed, dice, curve=()):
     metrics = {"whole": {"dice": dice, "hausdorff_95_mm": [1.0, None]}}
     numbers = {"seconds": 480.2, "iterations": 100, "precision": "x"}
@@ -82,6 +91,9 @@ def test_the_section_and_the_picture(tmp_path):
     text = learning_table.section(results)
     assert "`python learning.py some`: 2 cases that were not trained on, on Some CPU, CPU, 2 threads, torch" in text
     assert "\n| a | 2 |" in text
+    in_short = learning_table.highlights(results)
+    assert in_short.startswith("Some, 2 cases that were not trained on, after about 8 minutes of training on Some CPU")
+    assert "\n| a | 2 | 0.875 (0.850–0.900) |" in in_short
     runs = learning_table.by_learner(ENTRIES)
     assert learning_table.curve(runs["a"]) == [(1.5, 0.55, 0.5, 0.6), (3.0, 0.75, 0.7, 0.8)]
     images = []

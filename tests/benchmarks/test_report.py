@@ -11,7 +11,7 @@ from benchmarks.measure import Row
 from benchmarks.stored import ReportError
 
 RESULTS = ["ceilings", *report.SECTIONS, "kernels", "learning", "losses"]
-SECTIONS = {"README.md": ["benchmarks"], "benchmarks/RESULTS.md": RESULTS}
+SECTIONS = {"README.md": ["benchmarks", "learning"], "benchmarks/RESULTS.md": RESULTS}
 ABOUT = {
     "device": "CPU, 2 threads",
     "processor": "Some CPU",
@@ -211,7 +211,8 @@ def test_files_show_what_the_results_say(name):
     results = report.ROOT / "benchmarks" / "results"
     contents, learned = stored.load(results), learning_table.load(results / "learning")
     sections = report.sections(contents, learned, results / "losses")
-    markdown = {"benchmarks": highlights(contents)} if name == "README.md" else sections
+    in_short = {"benchmarks": highlights(contents), "learning": report.learning_highlights(learned)}
+    markdown = in_short if name == "README.md" else sections
     path = report.ROOT / name
     assert report.with_sections(path, markdown) == path.read_text(encoding="utf-8")
 
