@@ -43,6 +43,12 @@ def real_data():
     return SHARED_DATA
 
 
+@pytest.fixture(scope="session")
+def triton_cache(tmp_path_factory):
+    """Triton's cache of compiled kernels: what several tests launch is compiled once."""
+    return tmp_path_factory.mktemp("triton")
+
+
 @pytest.fixture
 def cases(tmp_path):
     """A folder of six small cases in PROMISE12's layout."""

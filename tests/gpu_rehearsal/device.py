@@ -88,14 +88,16 @@ def headers():
 
 
 class Stub:
-    """The stub, compiled into a folder, which holds Triton's cache too.
+    """The stub, compiled into a folder.
 
     Args:
         folder: an empty one.
+        cache: Triton's, of compiled kernels; a folder within the other by default.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder, cache=None):
         self.folder = Path(folder)
+        self.cache = cache or self.folder / "cache"
         self.library = self.folder / "libcuda.so.1"
         # by its soname, the loader takes it for the real library wherever one is asked for
         options = ["-shared", "-fPIC", "-O1", f"-I{headers()}", f"-Wl,-soname,{self.library.name}"]
@@ -116,7 +118,7 @@ class Stub:
             subprocess.CompletedProcess, with stdout and stderr as text.
         """
         variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-        variables |= {"OMP_NUM_THREADS": "1", "TRITON_CACHE_DIR": str(self.folder / "cache")}
+        variables |= {"OMP_NUM_THREADS": "1", "TRITON_CACHE_DIR": str(self.cache)}
         variables |= {LIBRARY_VARIABLE: str(self.library)} | (environment or {})
         variables = {name: value for name, value in variables.items() if value is not None}
         command = [sys.executable, "-c", PRELUDE.format(capability=capability, kernels=kernels) + code]

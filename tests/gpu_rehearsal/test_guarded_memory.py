@@ -26,10 +26,12 @@ WITHIN = {
     ("dice", "tl.store(partial_ptr + 3 * stride, first"),
     ("dice", "tl.load(grad_sums_ptr + stride"),
 }
-PRELUDE = """\
+PRELUDE = f"""\
 import json, torch
 torch.set_num_threads(1)
 from tests.gpu_rehearsal import guarded, guarded_cases
+# each case is forked from this process: without this line it would load Triton itself
+for module in {MODULES}: guarded_cases.kernels(module)
 """
 
 

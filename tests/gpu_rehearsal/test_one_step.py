@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.gpu_rehearsal import configurations, device, expected
+from tests.gpu_rehearsal import configurations, expected
 from tests.ops.test_kernel_compilation import narrow
 
 pytestmark = pytest.mark.exhaustive
@@ -17,11 +17,8 @@ rehearse.main({network.name: lambda: configurations.train(network)}, (9, 0), dis
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    reason = device.missing()
-    if reason:
-        pytest.skip(reason)
-    result = device.Stub(tmp_path_factory.mktemp("stub")).run(CODE, timeout=300)
+def found(stub):
+    result = stub.run(CODE, timeout=300)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 

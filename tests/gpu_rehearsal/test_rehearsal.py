@@ -24,14 +24,6 @@ KERNELS = device.ROOT / "kernels"
 
 
 @pytest.fixture(scope="session")
-def stub(tmp_path_factory):
-    reason = device.missing()
-    if reason:
-        pytest.skip(reason)
-    return device.Stub(tmp_path_factory.mktemp("stub"))
-
-
-@pytest.fixture(scope="session")
 def found(stub):
     """{(part, capability): what `rehearse.rehearse` returned in a process of its own}."""
 

@@ -49,7 +49,7 @@ KERNELS = {*WIDE_SHARE, *WIDE_ACCESSES}
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory):
+def compiled(triton_cache):
     """Runs the script: returns a function from its arguments to its rows."""
     # Triton must not be imported here: other tests decide whether it interprets
     found = importlib.util.find_spec("triton")
@@ -59,7 +59,7 @@ def compiled(tmp_path_factory):
     for tool in ("cuobjdump", "nvdisasm"):
         if not (tools / tool).is_file():
             pytest.skip(f"this Triton comes without {tool} ({tools})")
-    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
+    environment = os.environ | {"TRITON_CACHE_DIR": str(triton_cache)}
 
     def run(*arguments):
         command = [sys.executable, str(SCRIPT), *map(str, arguments)]
