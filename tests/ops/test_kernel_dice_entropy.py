@@ -7,8 +7,7 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from tests.ops.kernels import DEVICE, MARKS, TYPES, surrounded
-from tests.ops.test_kernel_dice import (
+from tests.ops.dice_checks import (
     LAYOUTS,
     _poisoned_lanes,
     check,
@@ -21,6 +20,7 @@ from tests.ops.test_kernel_dice import (
     name_of,
     shape_of,
 )
+from tests.ops.kernels import DEVICE, MARKS, TYPES, surrounded
 from vnet_fast.kernels import dice
 from vnet_fast.ops.dice import DiceOptions, dice_sums, dice_sums_definition
 

@@ -1,15 +1,15 @@
+"""The runs of `train`: what they leave, which settings reach them, and their progress."""
+
 import csv
 import fcntl
 import json
 import math
 import os
 import pty
-import signal
 import struct
 import subprocess
 import sys
 import termios
-import time
 from pathlib import Path
 
 import pytest
@@ -19,13 +19,12 @@ import vnet_fast
 from tests.volumes import write_case
 from vnet_fast import evaluate, predict, train
 from vnet_fast.data import training_data
-from vnet_fast.errors import InputError
 from vnet_fast.nn.dice_ce import DiceCELoss
 from vnet_fast.nn.losses import DiceLoss, WeightedCrossEntropy
 from vnet_fast.run import checkpoint, configuration
 from vnet_fast.run.configuration import Config
 from vnet_fast.run.configure import configure
-from vnet_fast.training import optimizer, signals, trainer
+from vnet_fast.training import optimizer, trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--volume", 16, 16, 16, "--spacing", 1.5, 1.5, 2, "--base-channels", 2, "--device", "cpu", "--seed", 1]
@@ -79,30 +78,6 @@ def test_best_is_the_best_validation(cases, tmp_path, run_verb):
     assert content["best"]["dice"] == pytest.approx(max(validated.values()), abs=1e-6)
     last = checkpoint.load(run / "last.pt")
     assert last["iteration"] == 6
-
-
-def weights_after(run):
-    return checkpoint.load(run / "last.pt")["model"]
-
-
-def test_same_seed_same_weights_and_resuming_changes_nothing(cases, tmp_path, run_verb):
-    arguments = ["--data", cases, *TINY, "--folds", 3, "--val-every", 2, "--learning-rate", 0.01]
-    whole, again, parts, other = (tmp_path / name for name in ("whole", "again", "parts", "other"))
-    for run in (whole, again):
-        assert run_verb(train, *arguments, "--output", run, "--iterations", 6)[0] == 0
-    assert run_verb(train, *arguments, "--output", parts, "--iterations", 4)[0] == 0
-    code, out, _ = run_verb(train, "--resume", parts, "--iterations", 6)
-    assert code == 0
-    assert "resuming at iteration 4" in out
-    assert [int(row["iteration"]) for row in rows_of(parts)] == [1, 2, 3, 4, 5, 6]
-    assert [row["loss"] for row in rows_of(parts)] == [row["loss"] for row in rows_of(whole)]
-    for weights in zip(*(weights_after(run).values() for run in (whole, again, parts)), strict=True):
-        assert torch.equal(weights[0], weights[1])
-        assert torch.equal(weights[0], weights[2])
-    assert run_verb(train, *arguments, "--output", other, "--iterations", 6, "--seed", 2)[0] == 0
-    assert any(
-        not torch.equal(a, b) for a, b in zip(weights_after(whole).values(), weights_after(other).values(), strict=True)
-    )
 
 
 def test_phantoms_without_data(tmp_path, run_verb):
@@ -255,187 +230,6 @@ def test_whole_chain(cases, tmp_path, run_verb):
     assert "mean ± SD" in out
 
 
-@pytest.mark.parametrize(
-    ("number", "workers"),
-    [
-        pytest.param(signal.SIGINT, 1, marks=pytest.mark.exhaustive, id="SIGINT-1"),
-        pytest.param(signal.SIGTERM, 0, id="SIGTERM-0"),
-        pytest.param(signal.SIGINT, 0, marks=pytest.mark.exhaustive, id="SIGINT-0"),
-        pytest.param(signal.SIGTERM, 1, marks=pytest.mark.exhaustive, id="SIGTERM-1"),
-    ],
-)
-def test_a_signal_saves_and_says_how_to_resume(cases, tmp_path, number, workers):
-    arguments = ["--data", cases, "--output", tmp_path / "run", *TINY, "--folds", 3, "--iterations", 100_000]
-    arguments += ["--workers", workers]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vnet_fast.train", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 100
-    while not (tmp_path / "run" / "log.csv").exists() or len(rows_of(tmp_path / "run")) < 10:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    # the whole group, workers too, as a terminal and job managers do
-    os.killpg(process.pid, number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    assert "Traceback" not in err
-    stopped = checkpoint.load(tmp_path / "run" / "last.pt")["iteration"]
-    assert f"stopped at iteration {stopped}. Resume with: python -m vnet_fast.train --resume" in out
-    assert int(rows_of(tmp_path / "run")[-1]["iteration"]) == stopped
-
-
-def test_a_run_is_not_overwritten(cases, tmp_path, run_verb):
-    arguments = ["--data", cases, "--output", tmp_path / "run", *ON_DATA]
-    assert run_verb(train, *arguments)[0] == 0
-    before = (tmp_path / "run" / "last.pt").read_bytes()
-    code, _, err = run_verb(train, *arguments)
-    assert code == 2
-    assert "holds a run already" in err
-    assert (tmp_path / "run" / "last.pt").read_bytes() == before
-
-
-def in_header(path, old, new):
-    """Changes message of a header that must be there."""
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
-
-
-def write_image_of(folder, name, other):
-    """Replaces the image of one case by that of another."""
-    for suffix in (".mhd", ".zraw"):
-        (folder / f"{name}{suffix}").write_bytes(
-            (folder / f"{other}{suffix}").read_bytes().replace(other.encode(), name.encode())
-        )
-
-
-BAD_DATA = {
-    "missing data": (lambda f: (f / "Case02.zraw").unlink(), "Case02.mhd: its data file Case02.zraw is missing"),
-    "truncated": (
-        lambda f: (f / "Case02.zraw").write_bytes(b"x" * 9),
-        "Case02.zraw: truncated: 9 compressed bytes can't hold the 11520",
-    ),
-    "no mask": (lambda f: (f / "Case02_segmentation.mhd").unlink(), "Case02.mhd: no mask for this image"),
-    "mask of another place": (
-        lambda f: in_header(f / "Case02_segmentation.mhd", "Offset = 0 0 0", "Offset = 0 5 0"),
-        "Case02_segmentation.mhd: its origin is 0 5 0, that of Case02.mhd is 0 0 0",
-    ),
-    "mask of another size": (
-        lambda f: write_case(f, "Case02", size=(18, 18, 18)) and write_image_of(f, "Case02", "Case03"),
-        "Case02_segmentation.mhd: its size is 18 18 18, that of Case02.mhd is 20 18 16",
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", BAD_DATA)
-def test_bad_data_is_one_line(cases, tmp_path, run_verb, kind):
-    change, message = BAD_DATA[kind]
-    change(cases)
-    code, _, err = run_verb(train, "--data", cases, "--output", tmp_path / "run", *ON_DATA)
-    assert code == 2
-    assert message in err
-    assert err.count("\n") == 1
-    assert err.startswith("error: ")
-    assert not (tmp_path / "run").exists()
-
-
-def test_bad_data_without_debug_shows_no_traceback(cases, tmp_path, run_verb):
-    (cases / "Case02.zraw").unlink()
-    for arguments, shown in (([], False), (["--debug"], True)):
-        _, _, err = run_verb(train, "--data", cases, "--output", tmp_path / "run", *ON_DATA, *arguments)
-        assert ("Traceback" in err) == shown
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--iterations", "0"], "argument --iterations: must be a whole number above 0; got '0'"),
-        (["--learning-rate", "nan"], "argument --learning-rate: must be a number above 0; got 'nan'"),
-        (["--learning-rate", "inf"], "must be a number above 0; got 'inf'"),
-        (["--volume", "64", "-1", "64"], "argument --volume"),
-        (["--levels", "5", "--volume", "64", "8", "64"], "--volume: must be at least 16 along each axis; got 64 8 64"),
-        (["--volume", "64", "4", "64", "--levels", "4"], "--volume: must be at least 8 along each axis; got 64 4 64"),
-        (["--levels", "6"], "argument --levels: invalid choice: 6"),
-        (["--norm", "layer"], "argument --norm: invalid choice: 'layer'"),
-        (["--spacing", "1", "0", "1"], "argument --spacing"),
-        (["--fold", "5"], "--fold: must be below --folds (5); got 5"),
-        (["--fold", "each"], "argument --fold: must be all or a whole number, 0 or more; got 'each'"),
-        (["--folds", "1"], "--folds: must be at least 2; got 1"),
-        (["--momentum", "1"], "--momentum: must be below 1; got 1.0"),
-        (["--topology", "unet"], "argument --topology: invalid choice: 'unet'"),
-        (["--amp", "fp8"], "argument --amp: invalid choice: 'fp8'"),
-        (["--iteration", "5"], "unrecognized arguments: --iteration 5"),
-        (["--labels", "x"], "--labels: given without --data"),
-        (["--data", ""], "argument --data: must be a path; got ''"),
-        (["--seed", "99999999999999999999999"], "--seed: must be below 2^63"),
-        (["--folds", "150", "--fold", "120"], "the phantoms: 100 cases for 150 folds. Give --folds 100 or less"),
-        (["--data", "/nowhere"], "/nowhere: no such folder"),
-        (["--resume", "/nowhere"], "/nowhere/config.json: no such file"),
-        (["--device", "cuda"], "--device: no CUDA device is available. Use --device cpu"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_wrong_options_are_one_line(tmp_path, run_verb, arguments, message):
-    if "cuda" in arguments and torch.cuda.is_available():
-        pytest.skip("there is a CUDA device")
-    code, _, err = run_verb(train, *arguments, "--output", tmp_path / "run")
-    assert code == 2
-    assert message in err
-    assert err.count("\n") == 1
-    assert not (tmp_path / "run").exists()
-
-
-def test_output_that_cannot_be_written(tmp_path, run_verb):
-    (tmp_path / "file").write_text("x")
-    code, _, err = run_verb(train, "--output", tmp_path / "file" / "run", *TINY)
-    assert code == 2
-    assert "can't be made (Not a directory). Choose another --output" in err
-
-
-def test_fewer_cases_than_folds(cases, tmp_path, run_verb):
-    code, _, err = run_verb(train, "--data", cases, "--output", tmp_path / "run", *TINY, "--folds", 7)
-    assert code == 2
-    assert "6 cases for 7 folds. Give --folds 6 or less, or add cases" in err
-
-
-# in the first ring, test_checkpoint.py has the running means
-@pytest.mark.exhaustive
-def test_resuming_with_batch_norm_changes_nothing(cases, tmp_path, run_verb):
-    arguments = ["--data", cases, *TINY, "--folds", 3, "--val-every", 2, "--norm", "batch", "--levels", 3]
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert run_verb(train, *arguments, "--output", whole, "--iterations", 4)[0] == 0
-    assert run_verb(train, *arguments, "--output", parts, "--iterations", 2)[0] == 0
-    assert run_verb(train, "--resume", parts, "--iterations", 4)[0] == 0
-    expected, found = weights_after(whole), weights_after(parts)
-    assert any("running_var" in name for name in expected)
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
-
-
-def test_resume_refuses_what_would_make_another_run(cases, tmp_path, run_verb):
-    run = tmp_path / "run"
-    assert run_verb(train, "--data", cases, "--output", run, *ON_DATA)[0] == 0
-    for arguments, message in (
-        (["--topology", "caffe"], "--topology: is caffe here and paper in"),
-        (["--base-channels", 4], "--base-channels: is 4 here and 2 in"),
-        (["--norm", "batch"], "--norm: is batch here and none in"),
-        ([], "is at iteration 6 of 6. Give more --iterations"),
-    ):
-        code, _, err = run_verb(train, "--resume", run, *arguments)
-        assert code == 2
-        assert message in err
-    for name in ("last.pt", "previous.pt"):
-        (run / name).write_bytes(b"nonsense")
-    code, _, err = run_verb(train, "--resume", run, "--iterations", 9)
-    assert code == 2
-    assert "last.pt: damaged, or not a checkpoint" in err
-
-
 def test_defaults_with_data_are_the_papers():
     config = configure({"data": "somewhere", "output": "run"})
     # a test of devices has the precision
@@ -444,19 +238,6 @@ def test_defaults_with_data_are_the_papers():
     assert (config.optimizer, config.learning_rate, config.momentum) == ("sgd", 1e-4, 0.99)
     assert (config.weight_decay, config.lr_step, config.batch_size) == (5e-4, 25_000, 2)
     assert (config.base_channels, config.topology, config.loss) == (16, "paper", "dice")
-
-
-def test_workers_and_resume_give_the_same_run(cases, tmp_path, run_verb):
-    """Batches made ahead, by other processes and from the middle of a run on, are those made in the step."""
-    common = ["--data", cases, *TINY, "--folds", 3, "--iterations", 6]
-    assert run_verb(train, *common, "--output", tmp_path / "inside")[0] == 0
-    code, out, err = run_verb(train, *common, "--output", tmp_path / "ahead", "--workers", 2, "--iterations", 3)
-    assert code == 0, err
-    assert "augmented by 2 processes ahead of the step" in out
-    code, _, err = run_verb(train, "--resume", tmp_path / "ahead", "--iterations", 6, "--workers", 1)
-    assert code == 0, err
-    losses = [[row["loss"] for row in rows_of(tmp_path / name)] for name in ("inside", "ahead")]
-    assert losses[0] == losses[1]
 
 
 def test_no_workers_are_left(cases, tmp_path, run_verb):
@@ -469,13 +250,6 @@ def test_no_workers_are_left(cases, tmp_path, run_verb):
     assert multiprocessing.active_children() == []
 
 
-def test_a_second_signal_ends_at_once():
-    stop = signals.StopSignal()
-    os.kill(os.getpid(), signal.SIGINT)
-    assert stop.number == signal.SIGINT
-    assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
-
-
 def test_losses_by_name():
     assert isinstance(configuration.LOSSES["dice"](), DiceLoss)
     assert isinstance(configuration.LOSSES["weighted-ce"](), WeightedCrossEntropy)
@@ -483,72 +257,6 @@ def test_losses_by_name():
     assert isinstance(loss, DiceCELoss)
     assert loss.dice.batch
     assert not loss.dice.include_background
-
-
-def test_resume_refuses_other_cases(cases, tmp_path, run_verb):
-    run = tmp_path / "run"
-    assert run_verb(train, "--data", cases, "--output", run, *ON_DATA)[0] == 0
-    before = (run / "config.json").read_bytes()
-    write_case(cases, "Case03b", seed=9)
-    code, _, err = run_verb(train, "--resume", run, "--iterations", 9)
-    assert code == 2
-    assert "its cases have changed: Case03b. Restore them, or start a new run" in err
-    assert (run / "config.json").read_bytes() == before
-
-
-def test_resume_in_another_precision(cases, tmp_path, run_verb):
-    run = tmp_path / "run"
-    assert run_verb(train, "--data", cases, "--output", run, *ON_DATA)[0] == 0
-    for iterations, amp in ((7, "fp16"), (8, "bf16"), (9, "off")):
-        code, _, err = run_verb(train, "--resume", run, "--iterations", iterations, "--amp", amp)
-        assert code == 0, err
-
-
-def test_a_run_stopped_at_its_end_is_finished_by_resuming(cases, tmp_path, run_verb):
-    run = tmp_path / "run"
-    assert run_verb(train, "--data", cases, "--output", run, *ON_DATA)[0] == 0
-    (run / "summary.json").unlink()
-    assert run_verb(train, "--resume", run)[0] == 0
-    assert json.loads((run / "summary.json").read_text())["iterations"] == 6
-
-
-def test_resume_takes_no_other_output(cases, tmp_path, run_verb):
-    run = tmp_path / "run"
-    assert run_verb(train, "--data", cases, "--output", run, *ON_DATA)[0] == 0
-    code, _, err = run_verb(train, "--resume", run, "--output", tmp_path / "other", "--iterations", 9)
-    assert code == 2
-    assert "--output: given with --resume" in err
-
-
-@pytest.mark.parametrize("change", [{"volume": 5}, {"topology": "unet"}, {"seed": -1}, {"learning_rate": "x"}], ids=str)
-def test_a_config_changed_by_hand(cases, tmp_path, run_verb, change):
-    run = tmp_path / "run"
-    assert run_verb(train, "--data", cases, "--output", run, *ON_DATA)[0] == 0
-    stored = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps({**stored, **change}))
-    code, _, err = run_verb(train, "--resume", run, "--iterations", 9)
-    assert code == 2
-    assert "config.json: not what a run stores" in err
-
-
-def test_a_damaged_log(cases, tmp_path, run_verb):
-    run = tmp_path / "run"
-    assert run_verb(train, "--data", cases, "--output", run, *ON_DATA)[0] == 0
-    (run / "log.csv").write_text("nonsense\n1\n")
-    code, _, err = run_verb(train, "--resume", run, "--iterations", 9)
-    assert code == 2
-    assert "log.csv: not a log" in err
-    (run / "log.csv").unlink()
-    (run / "log.csv").mkdir()
-    code, _, err = run_verb(train, "--resume", run, "--iterations", 9)
-    assert code == 2
-    assert "log.csv: Is a directory" in err
-
-
-def test_resumed_config_must_be_readable(tmp_path):
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(InputError, match=r"config.json: can't be read"):
-        configure({"resume": str(tmp_path)})
 
 
 def test_options_are_documented(capsys):
