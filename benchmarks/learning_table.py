@@ -95,13 +95,12 @@ def ablation(results):
         learners = by_learner(content["runs"])
         unchanged, *_ = dice = {name: _regions(runs) for name, runs in learners.items()}
         regions = list(dice[unchanged])
-        headings = ["", "seconds an iteration", *regions, "difference of the regions' mean"]
+        headings = ["", *regions, "difference of the regions' mean"]
         lines = [f"| {' | '.join(headings)} |", f"| --- |{' ---: |' * (len(headings) - 1)}"]
         base = statistics.mean(dice[unchanged].values())
         for name, means in sorted(dice.items(), key=lambda item: -statistics.mean(item[1].values())):
-            each = statistics.mean(run["seconds"] / run["iterations"] for run in learners[name])
             difference = "" if name == unchanged else f"{statistics.mean(means.values()) - base:+.4f}"
-            cells = [name, f"{each:.3f}", *(f"{means[region]:.4f}" for region in regions), difference]
+            cells = [name, *(f"{means[region]:.4f}" for region in regions), difference]
             lines.append(f"| {' | '.join(cells)} |")
         seeds = len(learners[unchanged])
         paragraphs.append(f"{_caption(content)[:-1]}, {seeds} seed{'' if seeds == 1 else 's'}:\n\n" + "\n".join(lines))

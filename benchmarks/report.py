@@ -22,7 +22,7 @@ ABLATION = "ablation.md"
 ABLATION_INTRODUCTION = """# What each setting of the fast recipe gains
 
 Written by `python benchmarks/report.py`. Each row is the fast recipe with one setting changed, the best first: the
-same cases, and as many iterations.
+same cases, and as many iterations, whatever time they take. Means differ by up to 0.002 from seed to seed.
 
 """
 NOT_MEASURED = "Not measured yet on a {}."
