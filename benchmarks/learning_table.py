@@ -20,6 +20,11 @@ def load(folder):
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
 
 
+def comparisons(results):
+    """Those of the results in which there are several learners."""
+    return {name: content for name, content in results.items() if len(by_learner(content["runs"])) > 1}
+
+
 def section(results):
     """Markdown of results.
 
@@ -34,13 +39,13 @@ def section(results):
 
 
 def highlights(results):
-    """Markdown of the README: each result's Dice alone.
+    """Markdown of the README: the Dice of each comparison.
 
     Args:
         results: returned by `load`.
     """
     paragraphs = []
-    for name, content in results.items():
+    for name, content in comparisons(results).items():
         about, runs = content["about"], content["runs"]
         minutes = statistics.median(run["seconds"] for run in runs) / 60
         rows = [
@@ -147,14 +152,15 @@ def curve(runs):
 
 
 def draw(results, path):
-    """Draws the Dice of validations over the seconds of training, a panel for each result.
+    """Draws the Dice of validations over the seconds of training, a panel for each comparison.
 
     Args:
-        results: returned by `load`, at least one.
+        results: returned by `load`, at least one comparison.
         path: of the SVG.
     """
     import matplotlib
 
+    results = comparisons(results)
     matplotlib.use("agg")
     # fixed, so that the same results make the same file
     matplotlib.rcParams.update({"svg.hashsalt": "learning", "font.size": 9})

@@ -59,7 +59,7 @@ def write(root):
     panels = panels_of(contents)
     if panels:
         picture.draw(panels, results / PICTURE)
-    if learned:
+    if learning_table.comparisons(learned):
         learning_table.draw(learned, results / CURVES)
     written |= ablation_text(results / "learning")
     for path, text in written.items():
@@ -155,12 +155,13 @@ def learning_section(learned):
     """Markdown of what networks learned, with the picture."""
     if not learned:
         return NOTHING_YET
-    return f"![Dice over the seconds of training](results/{CURVES})\n\n{learning_table.section(learned)}"
+    curves = f"![Dice over the seconds of training](results/{CURVES})\n\n"
+    return (curves if learning_table.comparisons(learned) else "") + learning_table.section(learned)
 
 
 def learning_highlights(learned):
     """Markdown of the README: what networks learned, in short."""
-    if not learned:
+    if not learning_table.comparisons(learned):
         return NOTHING_YET
     picture_of = f"![Dice over the seconds of training](benchmarks/results/{CURVES})"
     return f"{picture_of}\n\n{learning_table.highlights(learned)}"

@@ -87,7 +87,11 @@ def test_the_section_and_the_picture(tmp_path):
     about = {"command": "python learning.py some", "processor": "Some CPU", "device": "CPU, 2 threads"}
     about |= {"torch": "2.13", "date": "2026-01-01"}
     (tmp_path / "some.json").write_text(json.dumps({"about": about, "runs": ENTRIES}))
+    # no comparison, and so in the section alone
+    (tmp_path / "short.json").write_text(json.dumps({"about": about, "runs": ENTRIES[:2]}))
     results = learning_table.load(tmp_path)
+    assert list(learning_table.comparisons(results)) == ["some"]
+    assert "Short" not in learning_table.highlights(results)
     text = learning_table.section(results)
     assert "`python learning.py some`: 2 cases that were not trained on, on Some CPU, CPU, 2 threads, torch" in text
     assert "\n| a | 2 |" in text
