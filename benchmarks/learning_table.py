@@ -53,9 +53,11 @@ def highlights(results):
             | {f"Dice, {region}": _over_seeds(of_learner, region, "dice", 3) for region in runs[0]["metrics"]}
             for learner, of_learner in by_learner(runs).items()
         ]
+        several = any(row["seeds"] > 1 for row in rows)
         caption = (
             f"{name.capitalize()}, {cases_of(content)} cases that were not trained on, after about {minutes:.0f} "
-            f"minutes of training on {about['processor']}, {about['device']} (mean over the seeds, and their range):"
+            f"minutes of training on {about['processor']}, {about['device']}"
+            f"{' (mean over the seeds, and their range)' if several else ''}:"
         )
         paragraphs.append("\n".join((caption, "", *tables.lines(rows))))
     return "\n\n".join(paragraphs) + "\n"

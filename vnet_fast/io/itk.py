@@ -1,6 +1,7 @@
 """SimpleITK's readers, with errors that name the file and the cause."""
 
 import contextlib
+import ctypes
 import locale
 import threading
 from collections.abc import Iterator
@@ -75,3 +76,9 @@ def read_file(path: Path, image_io: str) -> sitk.Image:
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise InputError(path, f"can't be read ({reason})", COPY_AGAIN) from None
+
+
+def return_freed_memory() -> None:
+    """Returns the memory that readers have freed to the system, which glibc may keep beside what is allocated next."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -10,9 +10,11 @@ from vnet_fast.io import dicom, formats
 from vnet_fast.io.grid import GEOMETRY_TOLERANCE, Grid
 from vnet_fast.io.header import check_agreement, check_placement, format_numbers, scalar_volume_error
 from vnet_fast.io.integrity import check_regular
-from vnet_fast.io.itk import read_file
+from vnet_fast.io.itk import read_file, return_freed_memory
 
 MAX_LABEL = 255
+# voxels of a volume beside which freed copies of it count; beside smaller ones they stay for the network
+LARGE = 1 << 26
 
 
 def read_image(path: str | Path) -> sitk.Image:
@@ -30,6 +32,7 @@ def read_image(path: str | Path) -> sitk.Image:
     image = _read(Path(path))
     # ITK would copy an image of the same pixel type
     if image.GetPixelID() != sitk.sitkFloat32:
+        return_memory_beside(image.GetNumberOfPixels())
         image = sitk.Cast(image, sitk.sitkFloat32)
     nans = infinite = 0
     # slice by slice, because what is computed of the whole volume at once takes a large share of its memory
@@ -40,6 +43,12 @@ def read_image(path: str | Path) -> sitk.Image:
     if nans or infinite:
         raise InputError(path, f"{nans} voxels are NaN and {infinite} infinite", "Export it again without them")
     return image
+
+
+def return_memory_beside(voxels: int) -> None:
+    """Returns to the system what was freed beside a volume of so many voxels, if it is large."""
+    if voxels >= LARGE:
+        return_freed_memory()
 
 
 def read_mask(path: str | Path, image: sitk.Image | None = None, image_path: str | Path | None = None) -> sitk.Image:

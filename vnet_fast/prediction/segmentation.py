@@ -121,6 +121,7 @@ def segment(
             network's grid, or makes the network overflow.
     """
     values, grid, own_grid, window, is_larger = _read(path, spacing, size, covering=overlap is not None)
+    volumes.return_memory_beside(math.prod(own_grid.size))
     share = OVERLAP if overlap is None else overlap
     try:
         probabilities = predict_probabilities(
