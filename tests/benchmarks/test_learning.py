@@ -54,6 +54,22 @@ def test_every_learner_is_measured_on_the_same_cases(cases, tmp_path, monkeypatc
     assert "| other | 1 |" in capsys.readouterr().out
 
 
+def test_what_another_process_stored_meanwhile_is_kept(tmp_path, monkeypatch, small_learners):
+    """And the learners are in the order of their table."""
+    learned = learners.Learned(1.0, 1, "float32", (8, 8, 8), {"whole": {key: [0.5] for key in learners.METRICS}}, [])
+    path = tmp_path / "results" / "some.json"
+
+    def learn(learner, given, output):
+        path.parent.mkdir()
+        path.write_text(json.dumps({"runs": [entry("other", 0, [0.5])]}))
+        return learned
+
+    monkeypatch.setattr(learning, "learn", learn)
+    code, content = run(monkeypatch, tmp_path, f"--data nowhere {SMALL} --learners ours")
+    assert code == 0
+    assert [stored["learner"] for stored in content["runs"]] == ["ours", "other"]
+
+
 def test_an_unknown_learner_ends_before_anything_is_trained(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["learning.py", "some", "--data", "nowhere", "--learners", "nobody"])
     with pytest.raises(SystemExit) as stopped:
