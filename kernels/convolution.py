@@ -47,7 +47,8 @@ def _stack_kernel(
     for tap in tl.static_range(TAPS):
         shift = tap - TAPS // 2
         there = (z + shift >= 0) & (z + shift < depth)
-        source = x_ptr + (first_row + shift * plane.to(tl.int64)) * CHANNELS
+        # a plane of one voxel is a constant of the compilation, which has no `to`
+        source = x_ptr + (first_row + shift * tl.cast(plane, tl.int64)) * CHANNELS
         value = tl.load(source + offset, mask=inside & there[:, None], other=0)
         target = stacked_ptr + first_row * (TAPS * CHANNELS) + tap * CHANNELS
         tl.store(target + stacked_offset, value, mask=inside)

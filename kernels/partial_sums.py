@@ -30,8 +30,9 @@ def _column_sums(partials_ptr, num_partials, width, TILE: tl.constexpr):
 
 
 @triton.jit
-def _sum_partials_kernel(partials_ptr, slope_ptr, bias_ptr, num_partials, width, channels, TILE: tl.constexpr):
-    width = tl.multiple_of(width, 8)
+def _sum_partials_kernel(partials_ptr, slope_ptr, bias_ptr, num_partials, tiles, channels, TILE: tl.constexpr):
+    # Triton takes no hint about an argument: what it shall know of the width, it must compute
+    width = tiles * TILE[1]
     first = tl.program_id(0) * TILE[1]
     # (2, partials, width): slope, then bias
     partials_ptr += tl.program_id(1) * num_partials * width + first
@@ -65,9 +66,10 @@ def sum_partials(partials, channels):
     """
     slope, bias = (torch.empty(channels, dtype=torch.float32, device=partials.device) for _ in range(2))
     _, num_partials, width = partials.shape
+    tiles = width // PARTIAL_TILE[1]
     with on_device_of(partials):
-        _sum_partials_kernel[(width // PARTIAL_TILE[1], 2)](
-            partials, slope, bias, num_partials, width, channels, PARTIAL_TILE, num_warps=PARTIAL_WARPS
+        _sum_partials_kernel[(tiles, 2)](
+            partials, slope, bias, num_partials, tiles, channels, PARTIAL_TILE, num_warps=PARTIAL_WARPS
         )
     return slope, bias
 

@@ -3,6 +3,7 @@
 import locale
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,10 @@ def pytest_make_collect_report(collector):
     missing = re.search(rf"ModuleNotFoundError: .*\b({'|'.join(OFTEN_MISSING)})\b", str(report.longrepr))
     if report.failed and missing:
         report.outcome, report.longrepr = "skipped", (str(collector.path), 0, f"{missing[1]} is not installed")
+        # half a module is left there, from which another file of tests would import
+        for name, module in list(sys.modules.items()):
+            if getattr(module, "__file__", None) == str(collector.path):
+                del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

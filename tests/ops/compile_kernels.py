@@ -134,6 +134,8 @@ def add_prelu_launches():
         (4, 256, torch.bfloat16, "residual", 2),
         (0, 16, torch.bfloat16, "into a slice", 2),
         (0, 16, torch.float32, "one-channel residual", 3),
+        # partial sums whose rows are no multiple of 16
+        (0, 24, torch.bfloat16, "one-channel residual", 1),
         # base_channels of 48 and 96
         (0, 48, torch.bfloat16, "one-channel residual", 3),
         (4, 768, torch.bfloat16, "residual", 2),
@@ -310,7 +312,10 @@ def convolution_launches():
             assert convolution.supports(x, 5)
             name = f"{channels} channels of {str(dtype).removeprefix('torch.')}"
             launches += record(convolution, name, lambda x=x: convolution.stack(x, 5))
-    return launches
+    # a plane of one voxel, which is compiled in
+    column = torch.empty((BATCH, 64, 8, 1, 1), dtype=torch.bfloat16, device="meta")
+    assert convolution.supports(column, 5)
+    return launches + record(convolution, "planes of one voxel", lambda: convolution.stack(column, 5))
 
 
 def distinct(launches):
