@@ -18,7 +18,7 @@ folder=${1:-benchmarks/results/first_day}
 shift $(($# ? 1 : 0))
 python=${PYTHON:-python}
 limit=${LIMIT:-540}
-all=(doctor tests layers kernels step peers training inference promise12)
+all=(doctor step layers inference tests kernels training peers compiled promise12)
 parts=("${@:-${all[@]}}")
 mkdir -p "$folder" || exit 2
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
@@ -31,12 +31,19 @@ benchmark() {
 }
 
 part_doctor() { "$python" -m vnet_fast.doctor; }
-part_tests() { "$python" -m pytest tests -m gpu -p no:cacheprovider -rs --durations 20; }
+part_tests() {
+    local parallel=()
+    # with pytest-xdist three minutes on 16 cores; most of it is Triton's compiler
+    "$python" -c "import xdist" 2>/dev/null && parallel=(-n auto) && export OMP_NUM_THREADS=1
+    "$python" -m pytest tests -m gpu -p no:cacheprovider -rs --durations 20 "${parallel[@]}"
+}
 part_layers() { benchmark layers benchmarks/bench_layers.py; }
 part_kernels() { benchmark kernels benchmarks/bench_dice.py benchmarks/bench_dice_ce.py benchmarks/bench_add_prelu.py benchmarks/bench_norm_prelu.py benchmarks/bench_sgd.py benchmarks/bench_augment.py; }
-# ours first, so that a slow compiler of another provider costs only its own part
-part_step() { benchmark step benchmarks/bench_step.py -k vnet_fast; }
-part_peers() { benchmark peers benchmarks/bench_step.py -k "not vnet_fast"; }
+# The paper's batch of 2 first, of all providers in one run; cuDNN's search takes the others half a minute each. A slow
+# compiler of another provider costs only its own part.
+part_step() { benchmark step benchmarks/bench_step.py -k "2- and not compile"; }
+part_peers() { benchmark peers benchmarks/bench_step.py -k "not 2- and not compile"; }
+part_compiled() { benchmark compiled benchmarks/bench_step.py -k compile; }
 part_training() { benchmark training benchmarks/bench_training.py; }
 part_inference() { benchmark inference benchmarks/bench_inference.py; }
 part_promise12() {

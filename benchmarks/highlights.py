@@ -1,4 +1,4 @@
-"""The few figures of the README: vnet_fast beside plain PyTorch and MONAI, on one machine."""
+"""The few figures of the README: vnet_fast beside plain PyTorch and MONAI, on a GPU and on a CPU."""
 
 from benchmarks import stored, tables
 from benchmarks.stored import MACHINES, machine
@@ -26,15 +26,17 @@ def highlights(contents):
     Args:
         contents: returned by `stored.load`.
     """
-    results = results_of_one_machine(contents)
-    if not results:
-        return NOT_MEASURED
+    paragraphs = [_of_machine(results) for kind in MACHINES if (results := results_of_one_machine(contents, kind))]
+    return "\n".join(paragraphs) or NOT_MEASURED
+
+
+def _of_machine(results):
     times = {}
     # larger volumes first
     for content in sorted(results, key=voxels, reverse=True):
         for table, column, name in MEASUREMENTS:
-            measured = times_of(content, table, column)
-            if measured:
+            if compares(content, table, column):
+                measured = times_of(content, table, column)
                 times[f"{name}, {stored.provenance_of(content)['volume']}"] = measured
     providers = [name for name in PROVIDERS[machine(results[0])] if any(name in column for column in times.values())]
     rows = [
@@ -48,16 +50,24 @@ def highlights(contents):
     return f"{caption}\n\n" + "\n".join(tables.lines(rows)) + "\n"
 
 
-def results_of_one_machine(contents):
-    """The results of a GPU if a step was measured on one, or else of a CPU; of several, the one with most results."""
-    for kind in MACHINES:
-        by_title = {}
-        for content in contents:
-            if machine(content) == kind and any(times_of(content, *names[:2]) for names in MEASUREMENTS):
-                by_title.setdefault(stored.title(content), []).append(content)
-        if by_title:
-            return max(by_title.values(), key=len)
-    return []
+def results_of_one_machine(contents, kind):
+    """The results of a GPU or of a CPU that compare; of several machines of the kind, those of the one with the most.
+
+    Args:
+        contents: returned by `stored.load`.
+        kind: one of MACHINES.
+    """
+    by_title = {}
+    for content in contents:
+        if machine(content) == kind and any(compares(content, *names[:2]) for names in MEASUREMENTS):
+            by_title.setdefault(stored.title(content), []).append(content)
+    return max(by_title.values(), key=len, default=[])
+
+
+def compares(content, table, column):
+    """Whether a run measured both plain PyTorch and vnet_fast: a ratio is of one run."""
+    times = times_of(content, table, column)
+    return BASELINE in times and any(name.startswith("vnet_fast") for name in times)
 
 
 def times_of(content, table, column):

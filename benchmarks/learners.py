@@ -80,6 +80,7 @@ def monai_vnet(num_classes):
 
 LEARNERS = {
     "vnet_fast, fast": Learner({"recipe": "fast"}),
+    "vnet_fast, fast, 16 channels": Learner({"recipe": "fast", "base_channels": 16}),
     "vnet_fast, paper": Learner({"recipe": "paper"}),
     "MONAI UNet": Learner({"recipe": "fast"}, unet, 16),
     "MONAI DynUNet": Learner({"recipe": "fast"}, dynunet, 16),

@@ -28,52 +28,12 @@ import torch
 import triton
 import triton.language as tl
 
+from vnet_fast.kernels.dice_blocks import load_tile, store_tile
 from vnet_fast.kernels.dice_entropy import LOG2_E, classes_of, entropies, entropy_gradient, softmax_parts
 from vnet_fast.kernels.dice_layouts import LAUNCH, plan_of, supports
 from vnet_fast.kernels.launch import on_device_of
 
 __all__ = ["dice_sums", "dice_sums_backward", "plan_of", "supports"]
-
-
-@triton.jit
-def _offsets(remaining, voxels, FORM: tl.constexpr):
-    """Where the logits of a block lie, from its first one on, and which of them exist."""
-    if FORM.channels_last and FORM.classes == FORM.padded:
-        # one run, because Triton loads a (block, 2) tile of pointers two elements at a time
-        offset = tl.arange(0, FORM.block * FORM.classes)
-        mask = offset < remaining * FORM.classes
-    else:
-        voxel, classes = tl.expand_dims(tl.arange(0, FORM.block), FORM.axis), classes_of(FORM)
-        offset = voxel * FORM.step + classes * (1 if FORM.channels_last else voxels)
-        mask = (voxel < remaining) & (classes < FORM.classes)
-    return offset, mask
-
-
-@triton.jit
-def _cropped_offsets(start, crop, FORM: tl.constexpr):
-    """Where the logits of a block lie in a cropped volume, from the volume's first one on."""
-    width, height, stride_class, stride_slice, stride_row = crop
-    if FORM.channels_last and FORM.classes == FORM.padded:
-        run = tl.arange(0, FORM.block * FORM.classes)
-        voxel, classes = run // FORM.classes, run % FORM.classes
-    else:
-        voxel, classes = tl.expand_dims(tl.arange(0, FORM.block), FORM.axis), classes_of(FORM)
-    voxel += tl.cast(start, tl.int32)
-    row = voxel // width
-    slice = row // height
-    within_row = (voxel - row * width) * FORM.step
-    within_volume = slice.to(tl.int64) * stride_slice + (row - slice * height).to(tl.int64) * stride_row + within_row
-    return within_volume + classes.to(tl.int64) * (1 if FORM.channels_last else stride_class)
-
-
-@triton.jit
-def _load(pointer, start, remaining, voxels, crop, FORM: tl.constexpr):
-    offset, mask = _offsets(remaining, voxels, FORM)
-    if crop is None:
-        pointer += start * FORM.step
-    else:
-        offset = _cropped_offsets(start, crop, FORM)
-    return tl.reshape(tl.load(pointer + offset, mask=mask, other=0).to(tl.float32), (FORM.rows, FORM.columns))
 
 
 @triton.jit
@@ -103,11 +63,11 @@ def _activate(x, FORM: tl.constexpr):
 def _load_block(input_ptr, target_ptr, start, remaining, voxels, crop, FORM: tl.constexpr):
     """The logits and the target of a block, and ones where a voxel counts, else zeros."""
     counted = tl.arange(0, FORM.block) < remaining
-    logits = _load(input_ptr, start, remaining, voxels, crop, FORM)
+    logits = load_tile(input_ptr, start, remaining, voxels, crop, FORM)
     if FORM.labels:
         target, counted = _load_labels(target_ptr + start, counted, FORM)
     else:
-        target = _load(target_ptr, start, remaining, voxels, None, FORM)
+        target = load_tile(target_ptr, start, remaining, voxels, None, FORM)
     # numbers and not flags, so that NaN stays NaN where it does not count, as in the definition
     counted = tl.expand_dims(tl.where(counted, 1.0, 0.0), FORM.axis)
     return logits, target, counted
@@ -222,9 +182,7 @@ def _write_block(a, b, c, s, input_ptr, target_ptr, grad_input_ptr, start, remai
         d = p * (1 - p) * d
     if FORM.sums > 3:
         d += entropy_gradient(c, s, logits, g, counted, FORM)
-    offset, mask = _offsets(remaining, voxels, FORM)
-    grad = tl.reshape(d.to(grad_input_ptr.dtype.element_ty), offset.shape)
-    tl.store(grad_input_ptr + start * FORM.step + offset, grad, mask=mask)
+    store_tile(grad_input_ptr, d.to(grad_input_ptr.dtype.element_ty), start, remaining, voxels, FORM)
 
 
 @triton.jit(do_not_specialize=CROP)

@@ -23,6 +23,9 @@ MAX_ENTROPY_TILES = (2048, 1024)
 MIN_BLOCKS = 4
 # most programs of a volume: four times what 132 multiprocessors hold, so that few are idle at the end
 MAX_PROGRAMS = 8192
+# Of channels-last logits whose number of classes is no power of two, and the voxels of a thread: adjacent logits can't
+# be loaded at once, since they begin anywhere.
+MAX_SPLIT_CLASSES, SPLIT_VOXELS = 8, 4
 # all classes of a voxel are kept in registers
 MAX_CLASSES = 32
 # How a kernel is compiled, by whether it has an entropy: left to itself, ptxas spills a few registers of some of those
@@ -52,6 +55,7 @@ class Form:
     axis: int  # of the classes in a tile
     step: int  # elements from a voxel to the next
     channels_last: bool
+    split: bool  # whether each class is loaded on its own
     activation: str
     labels: bool
     first_class: int
@@ -160,7 +164,11 @@ def _form(classes, dtype, target_dtype, options, channels_last):
     padded = triton.next_power_of_2(classes)
     row = ROW_BYTES // dtype.itemsize
     max_tile = MAX_TILE if options.entropy == "none" else MAX_ENTROPY_TILES[padded > 4]
-    block = row // padded if channels_last else min(row, max_tile // padded)
+    split = channels_last and classes != padded and padded <= MAX_SPLIT_CLASSES
+    if split:
+        block = min(SPLIT_VOXELS * 32 * NUM_WARPS, max_tile // padded)
+    else:
+        block = row // padded if channels_last else min(row, max_tile // padded)
     terms = "squared" if options.squared else "soft" if options.soft else "plain"
     ignore_index = options.ignore_index
     if ignore_index is not None and target_dtype in INTEGER_TYPES:
@@ -168,7 +176,7 @@ def _form(classes, dtype, target_dtype, options, channels_last):
         limits = torch.iinfo(target_dtype)
         ignore_index = (ignore_index - limits.min) % (limits.max - limits.min + 1) + limits.min
     rows, columns, axis, step = (block, padded, 1, classes) if channels_last else (padded, block, 0, 1)
-    tile = classes, padded, block, rows, columns, axis, step, channels_last
+    tile = classes, padded, block, rows, columns, axis, step, channels_last, split
     chosen = options.activation, options.labels, options.first_class, terms, ignore_index
     sums = SUMS[options.entropy] + (options.entropy == "softmax" and options.smoothed)
     return Form(*tile, *chosen, options.entropy, options.gamma, sums)

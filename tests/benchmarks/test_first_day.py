@@ -9,6 +9,8 @@ import pytest
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "first_day.sh"
 # stands for Python: notes its arguments, and does what the file `behaviour` says for the part
 FAKE = """#!/bin/sh
+# no package is there
+test "$1" = -c && exit 1
 echo "$*" >> "$(dirname "$0")/calls"
 echo "last line"
 . "$(dirname "$0")/behaviour"
@@ -74,4 +76,4 @@ def test_training_takes_the_data_and_is_resumed(first_day, tmp_path):
 def test_an_unknown_part_is_one_line(first_day):
     code, out, calls = first_day("nonsense")
     assert (code, calls) == (2, [])
-    assert out.startswith("error: nonsense: no such part. Choose from doctor tests layers")
+    assert out.startswith("error: nonsense: no such part. Choose from doctor step layers")

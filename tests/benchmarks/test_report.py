@@ -149,27 +149,40 @@ def test_highlights_compare_with_plain_pytorch():
     plain, ours = "plain PyTorch, float32", "vnet_fast, AMP"
     small["benchmarks"] = table_of((plain, 300.0), ("common V-Net, float32", 1.0), (ours, 150.0))
     full["benchmarks"] = table_of((ours, 1000.0), (plain, 2500.0))
-    full["benchmarks"] += table_of((plain, 700.0), name="inference", column="latency, ms")
+    full["benchmarks"] += table_of((plain, 700.0), (ours, 350.0), name="inference", column="latency, ms")
     heading, *lines = highlights([small, full]).rstrip().split("\n")
     assert heading.startswith("Milliseconds for one volume on Some CPU, 2 threads (torch 2.13, 2026-01-01)")
     assert lines[1:] == [
         "| provider | training step, 128 x 128 x 64 | forward pass, 128 x 128 x 64 | training step, 64 x 64 x 32 |",
         "| --- | --- | --- | --- |",
         "| plain PyTorch, float32 | 2500 | 700 | 300 |",
-        "| vnet_fast, AMP | 1000 (2.50×) | - | 150 (2.00×) |",
+        "| vnet_fast, AMP | 1000 (2.50×) | 350 (2.00×) | 150 (2.00×) |",
     ]
 
 
-def test_highlights_are_of_one_machine():
-    cpu, gpu = result({}), result(GPU)
-    gpu["benchmarks"] = table_of(("vnet_fast, AMP, graph", 9.0))
-    assert "Some CPU" in highlights([cpu])
+def both(about):
+    """A result that compares: plain PyTorch and vnet_fast."""
+    content = result(about)
+    content["benchmarks"] = table_of(("plain PyTorch, float32", 20.0), ("vnet_fast, AMP", 10.0))
+    return content
+
+
+def test_highlights_are_of_a_gpu_and_of_a_cpu():
+    cpu, gpu, other = both({}), both(GPU), both({"processor": "Other CPU"})
     text = highlights([cpu, gpu, cpu])
-    assert "Some GPU" in text
-    assert "Some CPU" not in text
+    assert 0 < text.index("on Some GPU") < text.index("on Some CPU")
+    assert text.count("| vnet_fast, AMP | 10.0 (2.00×) |") == 2
     # of two processors the one with more results
-    other = result({"processor": "Other CPU"})
-    assert "Other CPU" in highlights([cpu, other, other])
+    text = highlights([cpu, other, other])
+    assert "Other CPU" in text
+    assert "Some CPU" not in text
+
+
+def test_highlights_are_ratios_of_one_run():
+    alone = result(GPU)
+    alone["benchmarks"] = table_of(("vnet_fast, AMP, graph", 9.0))
+    assert highlights([alone]) == "Not measured yet.\n"
+    assert "Some GPU" not in highlights([alone, both({})])
 
 
 @pytest.mark.parametrize("missing", ["<!-- benchmarks: begin -->", "<!-- step: begin -->", "<!-- inference: end -->"])

@@ -140,10 +140,21 @@ def test_no_kernel_of_a_step_changes_the_layout_on_a_gpu(autocast, monkeypatch):
     with Copies() as copies:
         step(*batch)
     assert copies.found == []
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities, record_shapes=True) as profile:
         step(*batch)
         torch.cuda.synchronize()
-    kernels = [event.name for event in profile.events()]
-    assert any("add_prelu" in name for name in kernels)
+    launched = [(kernel.name, event) for event in profile.events() for kernel in event.kernels]
+    assert any("cudnn" in name or "xmma" in name for name, _ in launched)
     message = ("nchwtonhwc", "nhwctonchw", "nchwtonchw", "tensortransform", "transpose")
-    assert [name for name in kernels if any(word in name.lower() for word in message)] == []
+    conversions = [
+        (name, event.name, event.input_shapes)
+        for name, event in launched
+        if any(word in name.lower() for word in message) and not has_few_channels(event)
+    ]
+    assert conversions == []
+
+
+def has_few_channels(event):
+    """Whether a convolution's volume or its weights have fewer channels than tensor cores take, which cuDNN pads."""
+    return any(len(shape) == 5 and shape[1] < 8 for shape in event.input_shapes)

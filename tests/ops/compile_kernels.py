@@ -223,6 +223,9 @@ def dice_launches():
     cases += [
         (bf16, last, uint8, 0, CLASSES, both, "cross-entropy"),
         (bf16, last, uint8, 3, CLASSES, both, "cross-entropy"),
+        (bf16, last, uint8, 0, 3, both, "cross-entropy"),
+        (bf16, last, uint8, 3, 3, paper, ""),
+        (bf16, last, uint8, 0, 6, smoothed, "smoothed"),
         (torch.float32, last, uint8, 0, CLASSES, both, "cross-entropy"),
         (torch.float32, contiguous, uint8, 0, 4, smoothed, "smoothed"),
         (bf16, contiguous, uint8, 0, 16, smoothed, "smoothed"),
@@ -314,6 +317,7 @@ def convolution_launches():
             launches += record(convolution, name, lambda x=x: convolution.stack(x, 5))
     # a plane of one voxel, which is compiled in
     column = torch.empty((BATCH, 64, 8, 1, 1), dtype=torch.bfloat16, device="meta")
+    column = column.to(memory_format=torch.channels_last_3d)
     assert convolution.supports(column, 5)
     return launches + record(convolution, "planes of one voxel", lambda: convolution.stack(column, 5))
 

@@ -43,8 +43,8 @@ ENTROPIES = ("cross-entropy", "smoothed", "focal", "focal of a softmax")
 # numbers of a tensor's last block are read one by one.
 WIDE_ACCESSES = {"augment_kernel": (1, 1), "transform_kernel": (1, 1), "sgd_kernel": (8, 8)}
 # The rows of a cropped volume begin anywhere, and those of 2 channels have 4 bytes. Each channel reads the statistics
-# of its group, which are in the cache.
-NARROW = ("cropped", "_kernel: 2 x", " 8 groups")
+# of its group, which are in the cache. Of 3 and 6 classes each is read on its own, the next thread's beside it.
+NARROW = ("cropped", "_kernel: 2 x", " 8 groups", ": 3 classes", ": 6 classes")
 KERNELS = {*WIDE_SHARE, *WIDE_ACCESSES}
 
 
