@@ -9,7 +9,7 @@ from benchmarks import tables
 from benchmarks.augmentations import CPU, by_definition
 from benchmarks.graph_time import TimedReplays
 from benchmarks.measure import CHOICE, DEVICE, ON_GPU, SHAPE, synchronize, time_of
-from benchmarks.providers import EAGER, FASTEST, HALF, OurTraining, PlainTraining, Provider
+from benchmarks.providers import EAGER, FASTEST, HALF, LEARNING_RATE, OurTraining, PlainTraining, Provider
 from benchmarks.volumes import new_volumes, training_cases
 from vnet_fast.devices import keep_freed_memory
 from vnet_fast.ops.augment import augments_by_kernel
@@ -44,8 +44,8 @@ def our_training(make_source, augmented=True):
 
     def run(iterations):
         for _ in range(iterations):
-            training.step.set_learning_rate(1e-4)
-            losses.add(training.step(*source.inputs(next(iteration))))
+            training.step.set_learning_rate(LEARNING_RATE)
+            losses.add(training.step(*source.inputs(next(iteration))), LEARNING_RATE)
             if losses.full:
                 losses.read()
 

@@ -55,7 +55,7 @@ OPTIONS = list(itertools.product(ENTROPIES, LAYOUTS, ("softmax", "sigmoid", "non
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize(("options", "target"), zip(OPTIONS, itertools.cycle(TARGETS), strict=False), ids=str)
+@pytest.mark.parametrize(("options", "target"), list(zip(OPTIONS, itertools.cycle(TARGETS), strict=False)), ids=str)
 def test_options(options, target):
     """Every entropy with every form of the Dice sums; what does not depend on each other varies together."""
     (entropy, layout, activation, terms), (labels, ignore_index) = options, target
