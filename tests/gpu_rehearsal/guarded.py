@@ -31,6 +31,8 @@ PAGE = mmap.PAGESIZE
 # NaN in every floating point type, 255, or -1
 PATTERN = 0xFF
 PLACEMENTS = ("end", "start")
+# modules of kernels whose functions are compiled into those of another
+PARTS_OF = {"dice_blocks": "dice"}
 
 
 class GuardedMemory(TorchFunctionMode):
@@ -160,6 +162,8 @@ def load_without_mask(module, index):
     sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules[name])
     setattr(importlib.import_module("vnet_fast.kernels"), module, sys.modules[name])
+    if module in PARTS_OF:
+        importlib.reload(importlib.import_module(f"vnet_fast.kernels.{PARTS_OF[module]}"))
 
 
 def _source(module):

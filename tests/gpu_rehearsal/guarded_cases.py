@@ -212,6 +212,15 @@ def dice_cases():
             yield name, functools.partial(dice_case, channels, shape, dtype, layout, option, target, cropped)
 
 
+def dice_blocks_cases():
+    """Runs of all classes, of each class, and classes one by one; the last block is ragged."""
+    option = DiceOptions("softmax", True, entropy="softmax")
+    for channels, layout in itertools.product((2, 3, 5), (torch.channels_last_3d, torch.contiguous_format)):
+        name = f"{channels} classes, {layout}"
+        case = functools.partial(dice_case, channels, SHAPES[1], torch.float32, layout, option, torch.uint8, False)
+        yield name, case
+
+
 def augment_cases():
     """Slices smaller than a tile, and a little larger than one."""
     dtypes = itertools.cycle(FLOATS)
@@ -258,6 +267,7 @@ CASES = {
     "norm_prelu_sums": norm_prelu_sums_cases,
     "partial_sums": partial_sums_cases,
     "dice": dice_cases,
+    "dice_blocks": dice_blocks_cases,
     "augment": augment_cases,
     "transform": transform_cases,
     "sgd": sgd_cases,

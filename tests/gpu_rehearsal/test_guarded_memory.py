@@ -15,10 +15,11 @@ from tests.gpu_rehearsal import guarded
 from tests.gpu_rehearsal.device import ROOT
 
 MODULES = (
-    "add_prelu", "norm_prelu", "norm_prelu_sums", "partial_sums", "dice", "augment", "transform", "sgd", "convolution",
+    "add_prelu", "norm_prelu", "norm_prelu_sums", "partial_sums", "dice", "dice_blocks", "augment", "transform", "sgd",
+    "convolution",
 )  # fmt: skip
 # a load and a store of kernels that every step launches
-SOME_MASKS = [("dice", "tl.load(pointer + offset"), ("add_prelu", "tl.store(y_ptr")]
+SOME_MASKS = [("dice_blocks", "tl.load(pointer + offset"), ("add_prelu", "tl.store(y_ptr")]
 # Without their masks these stay within the tensor, where they meet another sum. Tests of the sums find it.
 WITHIN = {
     ("add_prelu", "tl.store(partials_ptr + partial, grad_slope"),
