@@ -191,7 +191,7 @@ def _draw_panel(panel, title, learners, colours):
     panel.set_ylim(bottom=max(LOWEST, panel.get_ylim()[0]))
     panel.set_xlim(left=0)
     panel.set_xlabel("seconds of training")
-    panel.set_ylabel("Dice of cases not trained on, mean over classes")
+    panel.set_ylabel("Dice of cases not trained on")
     panel.set_title(title, loc="left", fontsize=10)
     panel.spines[["top", "right"]].set_visible(False)
     panel.grid(alpha=0.3)
