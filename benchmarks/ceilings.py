@@ -21,6 +21,7 @@ import torch
 
 from benchmarks.measure import DEVICE, ON_GPU, device_time
 from benchmarks.provenance import without_folders
+from vnet_fast.devices import cpu_has_convolutions
 
 # sides of the matrices, and of the convolution's output: large enough to reach the machine's rate
 MATRICES, VOLUME_SIDE = ((4096, 8192, 16384), 64) if ON_GPU else ((1024, 2048), 32)
@@ -93,8 +94,8 @@ def _matrix_products(dtype, side):
     """Products of two square matrices: list of (name, FLOPs, function)."""
     a, b = (torch.randn(side, side, device=DEVICE).to(dtype) for _ in range(2))
     products = {"torch.mm": lambda: torch.mm(a, b)}
-    # torch.mm calls MKL, whose float32 product is slow on some processors
-    if not ON_GPU and torch.backends.mkldnn.is_available():
+    # torch.mm calls MKL, whose float32 product is slow on some processors; oneDNN lacks half precision on others
+    if not ON_GPU and torch.backends.mkldnn.is_available() and cpu_has_convolutions(dtype):
         packed = torch.ops.mkldnn._reorder_linear_weight(b, side)
         products["oneDNN's linear"] = lambda: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
         products["oneDNN's linear, packed"] = lambda: torch.ops.mkldnn._linear_pointwise(

@@ -230,6 +230,16 @@ def cpu_has_fp16() -> bool:
     return bool(_cpu_capabilities() & {"amx_fp16", "avx512_fp16"})
 
 
+@torch.compiler.assume_constant_result
+def cpu_has_convolutions(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has convolutions of a type on this CPU. PyTorch's own take hundreds of times as long."""
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if dtype == torch.float16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return True
+
+
 def _cpu_capabilities() -> set[str]:
     """The names of the CPU's instruction sets, as PyTorch knows them; none before PyTorch 2.9."""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
