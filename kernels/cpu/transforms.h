@@ -1,0 +1,213 @@
+// The tiles of a block: from the volume to points of the transform, and back with the epilogue.
+#pragma once
+#include "blocks.h"
+#include "toom_cook.h"
+
+// `threads` threads share the work on a block; each has its number and its own memory for a column. It keeps the
+// largest absolute input that it has seen and the sum of the absolute ones.
+struct Worker {
+    int64_t number, threads;
+    float* column;
+    double largest = 0, sum = 0;
+};
+
+// The largest absolute value and the sum of the absolute values of what is seen, for each lane.
+template <int L> struct Extent {
+    Float<L> largest{}, sum{};
+
+    inline __attribute__((always_inline)) void see(Float<L> value) {
+        Float<L> size = value < 0.f ? -value : value;
+        // NaN is not larger
+        largest = size > largest ? size : largest;
+        sum += size;
+    }
+
+    void add_to(Worker& worker) const {
+        for (int i = 0; i < L; i++) {
+            worker.largest = std::max<double>(worker.largest, largest[i]);
+            worker.sum += sum[i];
+        }
+    }
+};
+
+// B^T of the 8x8 inputs of a tile of one slice, into 64 points; (h, w) of its first input may be outside. The 4x4 inputs
+// in its middle, which no other tile has there, are seen by `extent`, if there is one.
+template <int L, class T>
+INLINE void plane_transform(const T* slice, const Layer& layer, int64_t h, int64_t w, int64_t channel, Float<L>* out,
+                            Extent<L>* extent) {
+    Float<L> half[PLANE_POINTS];
+    bool inside = w >= 0 && w + TILE_INPUT <= layer.w;
+    for (int i = 0; i < TILE_INPUT; i++) {
+        if (h + i < 0 || h + i >= layer.h) {
+            UNROLL for (int j = 0; j < TILE_INPUT; j++) half[i * TILE_INPUT + j] = Float<L>{};
+            continue;
+        }
+        const T* row = slice + (h + i) * layer.w * layer.c + channel;
+        Float<L> values[TILE_INPUT];
+        if (inside) {
+            UNROLL for (int j = 0; j < TILE_INPUT; j++) values[j] = load<L>(row + (w + j) * layer.c);
+        } else {
+            for (int j = 0; j < TILE_INPUT; j++)
+                values[j] = w + j >= 0 && w + j < layer.w ? load<L>(row + (w + j) * layer.c) : Float<L>{};
+        }
+        if (extent && i >= PADDING && i < PADDING + TILE)
+            UNROLL for (int j = PADDING; j < PADDING + TILE; j++) extent->see(values[j]);
+        input_transform<TILE>(values, 1, half + i * TILE_INPUT, 1);
+    }
+    UNROLL for (int j = 0; j < TILE_INPUT; j++) input_transform<TILE>(half + j, TILE_INPUT, out + j, TILE_INPUT);
+}
+
+// The transformed inputs of a block: points x rows (depth, tile) x C.
+template <int DEPTH, int L, class T>
+static void transform_input(const Blocks<DEPTH>& blocks, const Block& block, float* out, Worker& worker) {
+    const Layer& layer = blocks.layer;
+    Extent<L> seen;
+    // slices beyond those of the block's outputs are seen by its neighbours
+    auto extent_of = [&](int64_t d) { return d >= block.first_d && d < block.first_d + layer.block_d ? &seen : nullptr; };
+    const int64_t tiles = block.tiles(), groups = layer.c / L, plane = layer.h * layer.w * layer.c;
+    const T* x = (const T*)layer.x + block.n * layer.d * plane;
+    auto h_of = [&](int64_t tile) { return (block.first_h + tile / block.wide) * TILE - PADDING; };
+    auto w_of = [&](int64_t tile) { return (block.first_w + tile % block.wide) * TILE - PADDING; };
+    if constexpr (DEPTH == 1) {
+        for (int64_t item = worker.number; item < block.slices * tiles; item += worker.threads) {
+            int64_t d = block.first_d - PADDING + item / tiles, tile = item % tiles;
+            float* row = out + item * layer.c;
+            if (d < 0 || d >= layer.d) {
+                for (int p = 0; p < PLANE_POINTS; p++) memset(row + p * blocks.input_stride, 0, layer.c * 4);
+                continue;
+            }
+            for (int64_t channel = 0; channel < layer.c; channel += L) {
+                Float<L> points[PLANE_POINTS];
+                plane_transform<L>(x + d * plane, layer, h_of(tile), w_of(tile), channel, points, extent_of(d));
+                UNROLL for (int p = 0; p < PLANE_POINTS; p++)
+                    store<L>(row + p * blocks.input_stride + channel, points[p]);
+            }
+        }
+    } else {
+        Float<L>* column = (Float<L>*)worker.column;
+        for (int64_t item = worker.number; item < tiles * groups; item += worker.threads) {
+            int64_t tile = item / groups, channel = item % groups * L;
+            for (int64_t slice = 0; slice < block.slices; slice++) {
+                int64_t d = block.first_d - PADDING + slice;
+                Float<L>* points = column + slice * PLANE_POINTS;
+                if (d < 0 || d >= layer.d)
+                    memset((void*)points, 0, PLANE_POINTS * sizeof(Float<L>));
+                else
+                    plane_transform<L>(x + d * plane, layer, h_of(tile), w_of(tile), channel, points, extent_of(d));
+            }
+            for (int64_t z = 0; z < block.deep; z++) {
+                float* row = out + (z * tiles + tile) * layer.c + channel;
+                for (int p = 0; p < PLANE_POINTS; p++) {
+                    Float<L> points[DEPTH_POINTS<DEPTH>];
+                    input_transform<DEPTH>(column + z * DEPTH * PLANE_POINTS + p, PLANE_POINTS, points, 1);
+                    UNROLL for (int q = 0; q < DEPTH_POINTS<DEPTH>; q++)
+                        store<L>(row + (q * PLANE_POINTS + p) * blocks.input_stride, points[q]);
+                }
+            }
+        }
+    }
+    seen.add_to(worker);
+}
+
+// Adds bias and residual to an output, applies PReLU, and stores it, with the bits of values that are not positive.
+template <int L, class T>
+INLINE void finish(const Layer& layer, int64_t voxel, int64_t channel, Float<L> z, Float<L> bias, Float<L> slope) {
+    int64_t offset = voxel * layer.k + channel;
+    z += bias;
+    if (layer.residual) {
+        const T* residual = (const T*)layer.residual;
+        z += layer.residual_channels == 1 ? broadcast<L>(widened(residual[voxel])) : load<L>(residual + offset);
+    }
+    if (layer.slope) {
+        auto positive = z > 0.f;
+        if (layer.negative) store_bits<L>(layer.negative + offset / 8, ~positive);
+        z = positive ? z : z * slope;
+    }
+    store<L>((T*)layer.y + offset, z);
+}
+
+// A^T of 64 points into 4x4 outputs
+template <int L> INLINE void plane_outputs(const Float<L>* points, Float<L>* out) {
+    Float<L> half[TILE_INPUT * TILE];
+    UNROLL for (int i = 0; i < TILE_INPUT; i++)
+        output_transform<TILE>(points + i * TILE_INPUT, 1, half + i * TILE, 1);
+    UNROLL for (int j = 0; j < TILE; j++) output_transform<TILE>(half + j, TILE, out + j, TILE);
+}
+
+// The outputs of a block from its products: points x rows (depth, tile) x K.
+template <int DEPTH, int L, class T>
+static void transform_output(const Blocks<DEPTH>& blocks, const Block& block, const float* products,
+                             const Worker& worker) {
+    const Layer& layer = blocks.layer;
+    const int64_t tiles = block.tiles(), groups = layer.k / L;
+    for (int64_t item = worker.number; item < block.deep * tiles * groups; item += worker.threads) {
+        int64_t row = item / groups, channel = item % groups * L, tile = row % tiles;
+        int64_t h = (block.first_h + tile / block.wide) * TILE, w = (block.first_w + tile % block.wide) * TILE;
+        int64_t d = block.first_d + row / tiles * DEPTH;
+        const float* from = products + row * layer.k + channel;
+        Float<L> bias = layer.bias ? load<L>(layer.bias + channel) : Float<L>{};
+        Float<L> slope = layer.slope ? load<L>(layer.slope + channel) : Float<L>{};
+        int64_t high = std::min<int64_t>(TILE, layer.h - h), wide = std::min<int64_t>(TILE, layer.w - w);
+        int64_t deep = std::min<int64_t>(DEPTH, layer.d - d);
+        Float<L> planes[DEPTH * PLANE_POINTS];
+        for (int p = 0; p < PLANE_POINTS; p++) {
+            Float<L> points[DEPTH_POINTS<DEPTH>];
+            UNROLL for (int q = 0; q < DEPTH_POINTS<DEPTH>; q++)
+                points[q] = load<L>(from + (q * PLANE_POINTS + p) * blocks.product_stride);
+            if constexpr (DEPTH > 1)
+                output_transform<DEPTH>(points, 1, planes + p, PLANE_POINTS);
+            else
+                planes[p] = points[0];
+        }
+        for (int64_t slice = 0; slice < deep; slice++) {
+            Float<L> out[TILE * TILE];
+            plane_outputs<L>(planes + slice * PLANE_POINTS, out);
+            for (int64_t i = 0; i < high; i++) {
+                int64_t voxel = ((block.n * layer.d + d + slice) * layer.h + h + i) * layer.w + w;
+                for (int64_t j = 0; j < wide; j++)
+                    finish<L, T>(layer, voxel + j, channel, out[i * TILE + j], bias, slope);
+            }
+        }
+    }
+}
+
+// The transformed gradients of a block's outputs (A dy; `y` of the layer is dy): points x rows (depth, tile) x K.
+template <int DEPTH, int L, class T>
+static void transform_gradient(const Blocks<DEPTH>& blocks, const Block& block, float* out, const Worker& worker) {
+    const Layer& layer = blocks.layer;
+    const int64_t tiles = block.tiles(), groups = layer.k / L;
+    for (int64_t item = worker.number; item < block.deep * tiles * groups; item += worker.threads) {
+        int64_t row = item / groups, channel = item % groups * L, tile = row % tiles;
+        int64_t h = (block.first_h + tile / block.wide) * TILE, w = (block.first_w + tile % block.wide) * TILE;
+        int64_t d = block.first_d + row / tiles * DEPTH;
+        Float<L> planes[DEPTH * PLANE_POINTS];
+        for (int slice = 0; slice < DEPTH; slice++) {
+            Float<L>* plane = planes + slice * PLANE_POINTS;
+            if (d + slice >= layer.d) {
+                memset((void*)plane, 0, PLANE_POINTS * sizeof(Float<L>));
+                continue;
+            }
+            Float<L> half[TILE * TILE_INPUT];
+            for (int i = 0; i < TILE; i++) {
+                Float<L> values[TILE];
+                int64_t voxel = ((block.n * layer.d + d + slice) * layer.h + h + i) * layer.w + w;
+                const T* from = (const T*)layer.y + voxel * layer.k + channel;
+                for (int j = 0; j < TILE; j++)
+                    values[j] = h + i < layer.h && w + j < layer.w ? load<L>(from + j * layer.k) : Float<L>{};
+                output_transposed<TILE>(values, 1, half + i * TILE_INPUT, 1);
+            }
+            UNROLL for (int j = 0; j < TILE_INPUT; j++)
+                output_transposed<TILE>(half + j, TILE_INPUT, plane + j, TILE_INPUT);
+        }
+        float* to = out + row * layer.k + channel;
+        for (int p = 0; p < PLANE_POINTS; p++) {
+            Float<L> points[DEPTH_POINTS<DEPTH>];
+            if constexpr (DEPTH > 1)
+                output_transposed<DEPTH>(planes + p, PLANE_POINTS, points, 1);
+            else
+                points[0] = planes[p];
+            UNROLL for (int q = 0; q < DEPTH_POINTS<DEPTH>; q++)
+                store<L>(to + (q * PLANE_POINTS + p) * blocks.product_stride, points[q]);
+        }
+    }
+}

@@ -1,0 +1,284 @@
+"""Convolutions 5x5x5 on CPUs with a tenth of the multiplications, with bias, residual and PReLU in the same pass.
+
+Those of up to four channels to many, as of the image, are direct sums.
+
+Formula, of stride 1 with zeros beyond the volume, for C channels to K:
+
+    y[v, k] = Σ_t Σ_c x[v + t, c] · w[k, t, c] + bias_k + residual[v, k]       t: 125 taps, -2 to 2 along each axis
+
+    and then PReLU as in `add_prelu.py`
+
+Derivative:
+
+    grad_x[v, c] = Σ_t Σ_k g[v - t, k] · w[k, t, c]                            the same with the taps mirrored
+    grad_w[k, t, c] = Σ_v x[v + t, c] · g[v, k]
+
+Minimal filtering (Toom, Cook, Winograd), nested along the axes: tiles of 4x4 outputs along H and W need 8x8 products
+for each pair of channels where the sum above needs 400. Along the depth, `depth` outputs of a tile need depth + 4:
+
+    depth    multiplications, of the sum's      transformed weight, of the weight's size
+    1        1 / 6.25   (depth as in the sum)   2.6
+    2        1 / 10.4                           3.1
+    4        1 / 15.6                           4.1
+
+A block of tiles is transformed into memory that stays in the cache, multiplied point by point with the transformed
+weight, and transformed back. `cpu/` has the source: `toom_cook.h` the transforms, `transforms.h` the tiles,
+`products.h` the products, `weights.h` the weights, `first_layer.h` the direct sums.
+
+Precision: arithmetic is float32, whatever the memory. For normally distributed values the error is 4, 5 and 10 times
+that of a direct sum with a depth of 1, 2 and 4: 5e-6 to 1e-5 of the result. A common offset does no harm. A single
+value R times as large as the others does: up to 7 voxels from it, beyond the reach of the sum, the error is 2e-7 R of
+the others' results. `convolve` therefore returns R, the largest absolute value of x over the mean of all.
+
+Layout: channels-last volumes and weights; channels in multiples of 8, or up to four to multiples of 8.
+
+Bytes moved: x is read up to 6 times, mostly from the cache; y and the residual once; the transformed weight once for
+each block.
+
+The same bits for the same number of threads.
+
+Source:
+    Lavin, Gray 2016, arXiv 1509.09308, for two axes and 3x3 taps.
+"""
+
+import ctypes
+import functools
+
+import torch
+
+# of channels
+MULTIPLE = 8
+MAX_FEW_CHANNELS = 4
+DEPTHS = (1, 2, 4)
+# with which each thread has blocks of its own; a transformed weight of 64 to 64 channels has 8 MB
+MAX_OWN_CHANNELS = 64
+# so that no thread waits long for the last one
+BLOCKS_A_THREAD = 3
+TAPS = 5
+MEMORY_FORMAT = torch.channels_last_3d
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+class _Layer(ctypes.Structure):
+    """`Layer` of cpu/blocks.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "residual", "slope", "y", "negative", "extent")),
+        *((name, ctypes.c_int64) for name in ("n", "d", "h", "w", "c", "k", "residual_channels")),
+        *((name, ctypes.c_int64) for name in ("block_d", "block_h", "block_w", "shared", "threads")),
+    )
+
+
+@functools.cache
+def _function(library, name):
+    pointer, number, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    function = getattr(library, f"vnet_fast_{name}")
+    function.argtypes = {
+        "transform_weight": (pointer, pointer, number, number, number, flag, number),
+        "convolve": (pointer, number, flag),
+        "weight_gradient": (pointer, pointer, number, flag),
+        "first_layer": (pointer, flag),
+        "first_layer_gradient": (pointer, pointer, flag),
+        "gather": (pointer, flag),
+        "scatter": (pointer, flag),
+        "strided_weight_gradient": (pointer, pointer, flag),
+    }[name]
+    return function
+
+
+def supports(x, weight):
+    """Whether the kernels can run a convolution.
+
+    Args:
+        x: (N, C, D, H, W).
+        weight: (K, C, d, h, w).
+    """
+    k, c, *taps = weight.shape
+    return (
+        x.device.type == weight.device.type == "cpu"
+        and x.dtype in DTYPES
+        and weight.dtype == torch.float32
+        and taps == [TAPS] * 3
+        and k % MULTIPLE == 0
+        and (c % MULTIPLE == 0 or has_few_channels(weight))
+        and x.numel() > 0
+    )
+
+
+def has_few_channels(weight):
+    """Whether a convolution with a weight (K, C, d, h, w) is a direct sum."""
+    return weight.shape[1] <= MAX_FEW_CHANNELS
+
+
+def block_of(c, k, volumes, shape, depth, threads, gradient=False):
+    """How volumes are cut into blocks: output slices, tiles along H and W, and whether all threads share a block.
+
+    With few channels a block and its transformed values stay in the cache of one core. With many, the transformed
+    weight is larger than the cache, and all threads together read it once for a large block.
+
+    Args:
+        c, k: channels.
+        volumes: N.
+        shape: (D, H, W).
+        depth: of DEPTHS.
+        threads: how many there are.
+        gradient: whether it is for the gradient of the weight, which is read and written for each block.
+    """
+    d, h, w = shape
+    deep, high, wide = 8 if d > 4 else 4, -(-h // 4), -(-w // 4)
+    widest = max(c, k)
+    if widest > MAX_OWN_CHANNELS:
+        return deep, min(4, high), min(4, wide), True
+    tiles = [min(4 if gradient else 2, high), min(4 if gradient or widest <= 32 else 2, wide)]
+
+    def count():
+        return volumes * -(-d // deep) * -(-high // tiles[0]) * -(-wide // tiles[1])
+
+    while threads > 1 and count() < BLOCKS_A_THREAD * threads:
+        if max(tiles) > 1:
+            tiles[tiles.index(max(tiles))] //= 2
+        elif deep > 4:
+            deep = 4
+        else:
+            return 8 if d > 4 else 4, min(4, high), min(4, wide), True
+    return deep, *tiles, False
+
+
+def weight_size(c, k, depth):
+    """The number of elements of a transformed weight of C to K channels."""
+    return 64 * (depth + 4 if depth > 1 else TAPS) * c * k
+
+
+def transform_weight(library, weight, depth, mirrored=False, out=None):
+    """A weight as the products read it.
+
+    Args:
+        library: of the kernels.
+        weight: (K, C, 5, 5, 5), float32, channels-last.
+        depth: of DEPTHS.
+        mirrored: for the gradient of the input.
+        out: None, or memory of that size.
+
+    Returns:
+        a flat tensor, float32.
+    """
+    k, c = weight.shape[:2]
+    out = torch.empty(weight_size(c, k, depth)) if out is None else out
+    call(library, "transform_weight", weight.data_ptr(), out.data_ptr(), c, k, depth, mirrored, _threads())
+    return out
+
+
+def convolve(library, x, weight, channels, depth, bias=None, residual=None, slope=None, negative=None):
+    """A convolution, or the gradient of its input.
+
+    Args:
+        library: of the kernels.
+        x: (N, C, D, H, W), channels-last, of a type that `supports` accepts.
+        weight: of `transform_weight`, for C to `channels`.
+        channels: K.
+        depth: of DEPTHS.
+        bias: None or (K,), float32.
+        residual: None, (N, K, D, H, W) or (N, 1, D, H, W), as x.
+        slope: None or (K,), float32: applies PReLU.
+        negative: None or uint8 (N D H W K / 8), for the bits of values that are not positive.
+
+    Returns:
+        (N, K, D, H, W), channels-last, the type of x; and how many times the mean absolute value of x its largest is.
+    """
+    n, c, *shape = x.shape
+    y = torch.empty((n, channels, *shape), dtype=x.dtype, memory_format=MEMORY_FORMAT)
+    extent = torch.zeros((_threads(), 2), dtype=torch.float64)
+    operands = (x, weight, bias, residual, slope, y, negative, extent)
+    layer = layer_of(operands, (n, *shape, c, channels), block_of(c, channels, n, shape, depth, _threads()))
+    call(library, "convolve", ctypes.addressof(layer), depth, x.dtype == torch.bfloat16)
+    largest = max(float(most) for most, _ in extent.tolist())
+    mean = sum(float(total) for _, total in extent.tolist()) / x.numel()
+    return y, largest / mean if mean > 0 else 0.0
+
+
+def weight_gradient(library, x, grad_y, depth):
+    """The gradient of the weight.
+
+    Args:
+        library: of the kernels.
+        x: (N, C, D, H, W), channels-last.
+        grad_y: (N, K, D, H, W), as x.
+        depth: of DEPTHS.
+
+    Returns:
+        (K, C, 5, 5, 5), channels-last, float32.
+    """
+    n, c, *shape = x.shape
+    k = grad_y.shape[1]
+    grad = torch.empty((k, c, TAPS, TAPS, TAPS), memory_format=MEMORY_FORMAT)
+    block = block_of(c, k, n, shape, depth, _threads(), gradient=True)
+    layer = layer_of((x, None, None, None, None, grad_y, None, None), (n, *shape, c, k), block)
+    call(library, "weight_gradient", ctypes.addressof(layer), grad.data_ptr(), depth, x.dtype == torch.bfloat16)
+    return grad
+
+
+def first_layer(library, x, weight, bias=None, residual=None, slope=None, negative=None):
+    """A convolution of few channels.
+
+    Args:
+        library: of the kernels.
+        x: (N, C, D, H, W), channels-last, of a type that `supports` accepts.
+        weight: (K, C, 5, 5, 5), float32, channels-last.
+        bias, residual, slope, negative: as for `convolve`.
+
+    Returns:
+        (N, K, D, H, W), channels-last, the type of x.
+    """
+    n, c, *shape = x.shape
+    y = torch.empty((n, len(weight), *shape), dtype=x.dtype, memory_format=MEMORY_FORMAT)
+    operands = (x, weight, bias, residual, slope, y, negative, None)
+    layer = layer_of(operands, (n, *shape, c, len(weight)))
+    call(library, "first_layer", ctypes.addressof(layer), x.dtype == torch.bfloat16)
+    return y
+
+
+def first_layer_gradient(library, x, grad_y):
+    """The gradient of the weight of a convolution of few channels.
+
+    Args:
+        library: of the kernels.
+        x: (N, C, D, H, W), channels-last.
+        grad_y: (N, K, D, H, W), as x.
+
+    Returns:
+        (K, C, 5, 5, 5), channels-last, float32.
+    """
+    n, c, *shape = x.shape
+    grad = torch.empty((grad_y.shape[1], c, TAPS, TAPS, TAPS), memory_format=MEMORY_FORMAT)
+    operands = (x, None, None, None, None, grad_y, None, None)
+    layer = layer_of(operands, (n, *shape, c, grad_y.shape[1]))
+    call(library, "first_layer_gradient", ctypes.addressof(layer), grad.data_ptr(), x.dtype == torch.bfloat16)
+    return grad
+
+
+def layer_of(operands, lengths, block=(0, 0, 0, False)):
+    """The `Layer` of a call.
+
+    Args:
+        operands: x, weight, bias, residual, slope, y, negative and extent; tensors that live as long as the call, or
+            None.
+        lengths: n, d, h, w, c and k.
+        block: of `block_of`, where blocks are used.
+    """
+    pointers = (None if tensor is None else tensor.data_ptr() for tensor in operands)
+    residual = operands[3]
+    return _Layer(*pointers, *lengths, 0 if residual is None else residual.shape[1], *block, _threads())
+
+
+def _threads():
+    return torch.get_num_threads()
+
+
+def call(library, name, *arguments):
+    """Calls a function of the library.
+
+    Raises:
+        torch.OutOfMemoryError: if it has no memory.
+    """
+    if _function(library, name)(*arguments):
+        raise torch.OutOfMemoryError("no memory for the transform of a convolution")

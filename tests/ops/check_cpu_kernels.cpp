@@ -1,0 +1,154 @@
+// Runs the CPU's kernels on tensors that end where their memory ends, for the sanitizers, and compares them with sums.
+#include <cmath>
+#include <cstdio>
+#include <memory>
+#include <random>
+
+#include "library.cpp"
+
+struct Tensor {
+    int64_t n, d, h, w, c;
+    // of its exact size, so that nothing beyond it is accessible
+    std::unique_ptr<float[]> data;
+
+    Tensor(int64_t n, int64_t d, int64_t h, int64_t w, int64_t c)
+        : n(n), d(d), h(h), w(w), c(c), data(new float[size()]) {}
+    int64_t size() const { return n * d * h * w * c; }
+    float at(int64_t i, int64_t z, int64_t y, int64_t x, int64_t channel) const {
+        bool inside = z >= 0 && z < d && y >= 0 && y < h && x >= 0 && x < w;
+        return inside ? data[(((i * d + z) * h + y) * w + x) * c + channel] : 0;
+    }
+};
+
+static std::mt19937 generator(0);
+
+static void fill(float* data, int64_t size) {
+    std::normal_distribution<float> normal;
+    for (int64_t i = 0; i < size; i++) data[i] = normal(generator);
+}
+
+static bool is_near(const float* found, const std::vector<double>& exact) {
+    double error = 0, norm = 0;
+    for (size_t i = 0; i < exact.size(); i++) {
+        error += (found[i] - exact[i]) * (found[i] - exact[i]);
+        norm += exact[i] * exact[i];
+    }
+    return error <= 1e-8 * norm;
+}
+
+// whether output and gradient of the weight of a layer are those of the sums; a depth of 0 is the first layer
+static bool is_right(int64_t d, int64_t h, int64_t w, int64_t c, int64_t k, int64_t depth, bool shared) {
+    Tensor x(2, d, h, w, c), y(2, d, h, w, k), weight(k, 5, 5, 5, c), grad(k, 5, 5, 5, c);
+    fill(x.data.get(), x.size());
+    fill(weight.data.get(), weight.size());
+    std::unique_ptr<float[]> transformed(new float[depth ? vnet_fast_weight_size(c, k, depth) : 1]), bias(new float[k]);
+    std::unique_ptr<uint8_t[]> negative(new uint8_t[y.size() / 8]);
+    std::unique_ptr<double[]> extent(new double[6]());
+    fill(bias.get(), k);
+    if (depth) vnet_fast_transform_weight(weight.data.get(), transformed.get(), c, k, depth, 0, 3);
+    std::vector<double> exact(y.size()), exact_grad(grad.size());
+    Layer layer{x.data.get(), depth ? transformed.get() : weight.data.get(), bias.get(), nullptr, bias.get(), y.data.get(), negative.get(),
+                extent.get(), 2, d, h, w, c, k, 0, 4, 2, 1, shared, 3};
+    bool right = (depth ? vnet_fast_convolve(&layer, depth, 0) : vnet_fast_first_layer(&layer, 0)) == 0;
+    for (int64_t i = 0, at = 0; i < 2; i++)
+        for (int64_t z = 0; z < d; z++)
+            for (int64_t row = 0; row < h; row++)
+                for (int64_t column = 0; column < w; column++)
+                    for (int64_t output = 0; output < k; output++, at++) {
+                        double sum = bias[output];
+                        for (int64_t tap = 0; tap < 125; tap++)
+                            for (int64_t channel = 0; channel < c; channel++) {
+                                double value = x.at(i, z + tap / 25 - 2, row + tap / 5 % 5 - 2, column + tap % 5 - 2, channel);
+                                sum += value * weight.data[(output * 125 + tap) * c + channel];
+                                exact_grad[(output * 125 + tap) * c + channel] += value * y.data[at];
+                            }
+                        exact[at] = sum > 0 ? sum : sum * bias[output];
+                    }
+    right = right && is_near(y.data.get(), exact);
+    // of the output itself as the gradient
+    right = right && (depth ? vnet_fast_weight_gradient(&layer, grad.data.get(), depth, 0)
+                            : vnet_fast_first_layer_gradient(&layer, grad.data.get(), 0)) == 0;
+    return right && is_near(grad.data.get(), exact_grad);
+}
+
+// whether both directions of stride 2 and the gradient of their weight are those of the sums
+static bool is_right_strided(int64_t d, int64_t h, int64_t w, int64_t c, int64_t k) {
+    Tensor fine(2, 2 * d, 2 * h, 2 * w, c), coarse(2, d, h, w, k), weight(k, 2, 2, 2, c), grad(k, 2, 2, 2, c);
+    Tensor gathered(2, d, h, w, k), scattered(2, 2 * d, 2 * h, 2 * w, c);
+    for (Tensor* tensor : {&fine, &coarse, &weight}) fill(tensor->data.get(), tensor->size());
+    std::vector<double> exact(gathered.size()), exact_fine(scattered.size()), exact_grad(grad.size());
+    for (int64_t i = 0; i < 2 * d * h * w; i++)
+        for (int64_t corner = 0; corner < 8; corner++) {
+            int64_t z = i / w / h * 2 + corner / 4, y = i / w % h * 2 + corner / 2 % 2, x = i % w * 2 + corner % 2;
+            int64_t voxel = (z * 2 * h + y) * 2 * w + x;
+            for (int64_t output = 0; output < k; output++)
+                for (int64_t channel = 0; channel < c; channel++) {
+                    int64_t at = (output * 8 + corner) * c + channel;
+                    double value = fine.data[voxel * c + channel], other = coarse.data[i * k + output];
+                    exact[i * k + output] += value * weight.data[at];
+                    exact_fine[voxel * c + channel] += other * weight.data[at];
+                    exact_grad[at] += value * other;
+                }
+        }
+    auto layer = [&](const Tensor& x, const Tensor& y) {
+        return Layer{x.data.get(), weight.data.get(), nullptr, nullptr, nullptr, y.data.get(), nullptr, nullptr,
+                     2, d, h, w, c, k, 0, 0, 0, 0, 0, 3};
+    };
+    Layer down = layer(fine, gathered), up = layer(coarse, scattered), outer = layer(fine, coarse);
+    return vnet_fast_gather(&down, 0) == 0 && vnet_fast_scatter(&up, 0) == 0 &&
+           vnet_fast_strided_weight_gradient(&outer, grad.data.get(), 0) == 0 && is_near(gathered.data.get(), exact) &&
+           is_near(scattered.data.get(), exact_fine) && is_near(grad.data.get(), exact_grad);
+}
+
+// whether the activation of channels that lie between others, and its gradients, are those of the formula
+static bool is_right_activation(int64_t voxels, int64_t c) {
+    Tensor x(2, 1, 1, voxels, c), wide(2, 1, 1, voxels, 2 * c), grad_z(2, 1, 1, voxels, c), slope(1, 1, 1, 1, c);
+    fill(x.data.get(), x.size());
+    fill(wide.data.get(), wide.size());
+    fill(slope.data.get(), c);
+    std::unique_ptr<double[]> sums(new double[2 * 3 * c]);
+    std::vector<double> exact(x.size()), exact_sums(2 * 3 * c);
+    for (int64_t i = 0; i < x.size(); i++) {
+        int64_t voxel = i / c, channel = i % c, sum = voxel / voxels * 3 * c + channel;
+        double z = x.data[i], grad = wide.data[voxel * 2 * c + channel];
+        exact[i] = z > 0 ? grad : grad * slope.data[channel];
+        exact_sums[sum] += exact[i];
+        exact_sums[sum + c] += exact[i] * z;
+        exact_sums[sum + 2 * c] += z > 0 ? 0 : grad * z;
+    }
+    Activation layer{};
+    layer.x = x.data.get(), layer.grad_y = wide.data.get(), layer.slope = slope.data.get();
+    layer.grad_z = grad_z.data.get(), layer.sums = sums.get();
+    layer.n = 2, layer.voxels = voxels, layer.c = c, layer.y_stride = 2 * c, layer.threads = 3;
+    if (vnet_fast_activate_backward(&layer, 0) || !is_near(grad_z.data.get(), exact)) return false;
+    for (int64_t i = 0; i < 2 * 3 * c; i++)
+        if (std::abs(sums[i] - exact_sums[i]) > 1e-3) return false;
+    layer.y = wide.data.get();
+    return vnet_fast_activate(&layer, 0) == 0 && vnet_fast_statistics(&layer, 0) == 0;
+}
+
+int main() {
+    int cases = 0;
+    const int64_t sizes[][3] = {{1, 1, 1}, {3, 5, 7}, {5, 4, 9}}, channels[][2] = {{8, 16}, {16, 8}, {32, 24}, {1, 16}, {3, 8}};
+    for (auto [d, h, w] : sizes)
+        for (auto [c, k] : channels)
+            for (int64_t depth : {0, 1, 2, 4})
+                for (bool shared : {false, true}) {
+                    if ((depth == 0) != (c < 8)) continue;
+                    if (!is_right(d, h, w, c, k, depth, shared)) {
+                        fprintf(stderr, "%ldx%ldx%ld, %ld to %ld, %ld slices\n", d, h, w, c, k, depth);
+                        return 1;
+                    }
+                    cases++;
+                }
+    for (auto [d, h, w] : sizes)
+        for (auto [c, k] : channels)
+            if (c >= 8) {
+                if (!is_right_strided(d, h, w, c, k) || !is_right_activation(d * h * w * 13, c)) {
+                    fprintf(stderr, "%ldx%ldx%ld, %ld and %ld\n", d, h, w, c, k);
+                    return 1;
+                }
+                cases++;
+            }
+    printf("%d cases\n", cases);
+}

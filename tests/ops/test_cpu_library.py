@@ -1,0 +1,133 @@
+"""The library of the CPU's kernels: found, compiled at its first use, or missing with one line that says so."""
+
+import ctypes
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from vnet_fast.kernels import cpu_library as compiled
+from vnet_fast.ops import cpu_library
+
+needs_compiler = pytest.mark.skipif(compiled.find_compiler() is None, reason="no C++ compiler")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_remembered(monkeypatch, tmp_path):
+    cpu_library._library.cache_clear()
+    monkeypatch.setattr(cpu_library, "FOLDER", tmp_path / "cache")
+    yield
+    cpu_library._library.cache_clear()
+
+
+@pytest.fixture
+def not_built(monkeypatch, tmp_path):
+    """There is no library beside the package, and compiling one is quick; what was compiled."""
+    names = []
+    monkeypatch.setattr(compiled, "file_name", lambda target: f"lib{target}-of-a-test.so")
+
+    def compile_library(target, path):
+        names.append(target)
+        compiled.subprocess.run(
+            [*compiled.find_compiler(), "-shared", "-fPIC", "-x", "c++", "-", "-o", str(path)],
+            input=f'extern "C" const char* vnet_fast_digest() {{ return "{compiled.digest()}"; }}',
+            text=True,
+            check=True,
+        )
+
+    monkeypatch.setattr(compiled, "compile_library", compile_library)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("capability", "machine", "expected"),
+    [
+        ("AVX512", "x86_64", "avx512"),
+        ("AVX2", "AMD64", "avx2"),
+        ("DEFAULT", "x86_64", "portable"),
+        ("DEFAULT", "aarch64", "portable"),
+        ("SVE256", "aarch64", "portable"),
+    ],
+)
+def test_no_instruction_runs_that_the_processor_lacks(monkeypatch, capability, machine, expected):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(compiled.platform, "machine", lambda: machine)
+    assert cpu_library.target() == expected
+
+
+@needs_compiler
+def test_compiled_once_at_the_first_use(not_built, caplog):
+    caplog.set_level("INFO", "vnet_fast")
+    for _ in range(2):
+        assert isinstance(cpu_library.library(), ctypes.CDLL)
+    # as another process
+    cpu_library._library.cache_clear()
+    assert cpu_library.library() is not None
+    assert not_built == [cpu_library.target()]
+    assert caplog.messages == ["compiling the kernels of the CPU, once"]
+
+
+@needs_compiler
+def test_a_library_of_other_sources_is_not_used(tmp_path, monkeypatch):
+    path = tmp_path / "lib.so"
+    subprocess.run(
+        [*compiled.find_compiler(), "-shared", "-fPIC", "-x", "c++", "-", "-o", str(path)],
+        input='extern "C" const char* vnet_fast_digest() { return "of other sources"; }',
+        text=True,
+        check=True,
+    )
+    assert compiled.open_library(path) is None
+    (tmp_path / "text.so").write_text("no library")
+    assert compiled.open_library(tmp_path / "text.so") is None
+    assert compiled.open_library(tmp_path / "missing.so") is None
+
+
+def test_without_a_compiler_one_line_says_what_to_install(monkeypatch, caplog):
+    monkeypatch.setattr(compiled, "file_name", lambda target: "missing.so")
+    monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
+    assert cpu_library.library() is None
+    assert cpu_library.library() is None
+    (message,) = caplog.messages
+    assert message == (
+        "the CPU's kernels are missing (no C++ compiler (g++, c++, clang++) was found), so oneDNN runs, which is "
+        "slower. Install a C++ compiler such as g++"
+    )
+
+
+@pytest.mark.parametrize("cause", ["compiler", "folder"])
+def test_what_keeps_it_from_being_compiled_is_said(monkeypatch, caplog, tmp_path, cause):
+    monkeypatch.setattr(compiled, "file_name", lambda target: "missing.so")
+    if cause == "compiler":
+        monkeypatch.setenv("CXX", "false")
+        expected = "false failed: exit code 1"
+    else:
+        (tmp_path / "file").touch()
+        monkeypatch.setattr(cpu_library, "FOLDER", tmp_path / "file" / "cache")
+        expected = "can't be made"
+    assert cpu_library.library() is None
+    (message,) = caplog.messages
+    assert expected in message
+    assert not list(tmp_path.rglob(".*missing*"))
+
+
+@needs_compiler
+def test_the_compiler_of_the_environment_is_taken(monkeypatch):
+    monkeypatch.setenv("CXX", "ccache g++ -pthread")
+    monkeypatch.setattr(compiled.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert compiled.find_compiler() == ["ccache", "g++", "-pthread"]
+
+
+def test_pytorchs_threads_are_shared():
+    """Two runtimes of OpenMP would both keep threads that spin."""
+    if cpu_library.library() is None or sys.platform != "linux":
+        pytest.skip("the CPU's kernels are not compiled")
+    code = """
+import torch
+from vnet_fast.ops import cpu_library
+assert cpu_library.library() is not None
+print(len({line.split()[-1] for line in open("/proc/self/maps") if "gomp" in line}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ)
+    assert done.stdout == "1\n", done.stderr
