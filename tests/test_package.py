@@ -11,6 +11,7 @@ import torch
 
 import vnet_fast
 from vnet_fast import __main__
+from vnet_fast.kernels import cpu_library
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -92,7 +93,7 @@ def wheel(tmp_path_factory):
     """The wheel of a copy of the checkout, unpacked."""
     copy, folder = tmp_path_factory.mktemp("checkout"), tmp_path_factory.mktemp("wheel")
     for name in ("vnet_fast", "kernels"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*.so.0"))
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", folder, copy]
@@ -106,7 +107,11 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_has_every_file(wheel):
     expected = {path.relative_to(ROOT) for path in (ROOT / "vnet_fast").rglob("*") if "__pycache__" not in path.parts}
-    expected |= {Path("vnet_fast") / path.relative_to(ROOT) for path in (ROOT / "kernels").glob("*.py")}
+    kernels = ROOT / "kernels"
+    sources = [*kernels.glob("*.py"), *kernels.glob("cpu/*.h"), *kernels.glob("cpu/*.cpp")]
+    libraries = [kernels / cpu_library.file_name(target) for target in cpu_library.targets()]
+    sources += libraries if cpu_library.find_compiler() else []
+    expected |= {Path("vnet_fast") / path.relative_to(ROOT) for path in sources}
     files = {path for path in expected if path.suffix}
     assert Path("vnet_fast/py.typed") in files
     assert Path("vnet_fast/kernels/dice.py") in files
@@ -126,6 +131,29 @@ def test_every_module_of_the_wheel_can_be_imported(wheel, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(wheel / "vnet_fast" / "__init__.py")
+
+
+def test_the_wheel_needs_no_compiler(wheel, tmp_path):
+    """It serves all versions of Python on one kind of processor, and says which kernels run."""
+    if cpu_library.find_compiler() is None:
+        pytest.skip("no C++ compiler")
+    (tag,) = re.findall(r"^Tag: (.*)$", next(wheel.glob("*.dist-info/WHEEL")).read_text(), re.MULTILINE)
+    assert tag.startswith("py3-none-")
+    assert not tag.endswith("-any")
+    code = f"""
+import sys; sys.path.insert(0, {str(wheel)!r})
+import torch
+from vnet_fast.ops import cpu_convolution_choice, cpu_library
+print(cpu_library.library()._name)
+print(cpu_convolution_choice.description(torch.device("cpu")))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"CXX": "no-compiler", "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    library, description = done.stdout.splitlines()
+    assert Path(library).parent == wheel / "vnet_fast" / "kernels"
+    assert description.startswith(", convolutions by the kernels for ")
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"]], ids=["none", "help"])

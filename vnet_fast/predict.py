@@ -10,6 +10,7 @@ from vnet_fast.devices import choose_precision, device_name, find_device, keep_f
 from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.files import make_folder
 from vnet_fast.io.writing import sweep_unfinished
+from vnet_fast.ops.cpu_convolution_choice import description
 from vnet_fast.prediction.inference import LEFT_RIGHT, NO_FLIP
 from vnet_fast.prediction.networks import load_networks
 from vnet_fast.prediction.plan import plan
@@ -70,7 +71,7 @@ def main(given: dict[str, Any]) -> int:
     sweep_unfinished(folder)
     autocast, precision = choose_precision(config.amp, networks.device)
     together = f", {len(config.checkpoint)} networks averaged" if len(config.checkpoint) > 1 else ""
-    print(f"device: {device_name(networks.device)}, {precision}{together}")
+    print(f"device: {device_name(networks.device)}, {precision}{description(networks.device)}{together}")
     segment_one = partial(
         segment,
         networks.model,

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vnet_fast.devices import cpu_has_convolutions
 from vnet_fast.nn.convolution import convolve
 
 
@@ -59,7 +60,11 @@ def test_autocast_is_followed(size):
         y, _ = convolve(convolution, x)
         expected = F.conv3d(x, convolution.weight, convolution.bias, 1, 2)
     assert y.dtype == expected.dtype == torch.bfloat16
-    assert torch.equal(y, expected)
+    if cpu_has_convolutions(torch.bfloat16):
+        assert torch.equal(y, expected)
+    else:
+        # ours is computed in float32 and rounded once
+        assert (y - expected).norm() <= 2 * torch.finfo(y.dtype).eps * expected.norm()
     assert [grad.dtype for grad in gradients(y, x, convolution)] == [torch.float32] * 3
 
 

@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vnet_fast import DiceLoss, VNet
+from vnet_fast.ops import cpu_library
 from vnet_fast.training.optimizer import make_optimizer
 from vnet_fast.training.step import Step
 
@@ -100,8 +101,10 @@ def test_no_operator_copies_into_another_layout_within_itself():
     copies = [
         (event.name, event.input_shapes[0]) for event in inside if event.name in ("aten::contiguous", "aten::clone")
     ]
-    # the gradient of an up-convolution is half of a joined volume's, and becomes dense in the same layout
-    halves = [[BATCH, 8 * 2**level, *(length // 2**level for length in SIZE)] for level in range(4)]
+    # the gradient of an up-convolution is half of a joined volume's, which our kernels read where it is; without them
+    # it becomes dense in the same layout
+    levels = range(0 if cpu_library.library() else 4)
+    halves = [[BATCH, 8 * 2**level, *(length // 2**level for length in SIZE)] for level in levels]
     assert sorted(copies) == sorted((name, half) for name in ("aten::contiguous", "aten::clone") for half in halves)
     outside = [event for event in volumes if event not in inside]
     assert "aten::contiguous" in {event.name for event in outside}

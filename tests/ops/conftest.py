@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.ops.kernels import DEVICE, INTERPRETED
-from vnet_fast.nn import vnet
+from vnet_fast.nn import convolution
 from vnet_fast.ops import dispatch
 
 
@@ -47,10 +47,7 @@ def through_kernels(monkeypatch):
         pytest.skip("Triton's interpreter is off where there is a CUDA device")
     monkeypatch.setattr(dispatch, "can_run_kernels", lambda tensor: tensor.dtype != torch.float64)
     # PyTorch's own convolution, which it takes for small volumes, leaves the layout; cuDNN keeps it
-    original = vnet.convolve
-
-    def convolve(convolution, x, norm=None):
-        y, bias = original(convolution, x, norm)
-        return y.contiguous(memory_format=torch.channels_last_3d), bias
-
-    monkeypatch.setattr(vnet, "convolve", convolve)
+    original = convolution._by_pytorch
+    monkeypatch.setattr(
+        convolution, "_by_pytorch", lambda *given: original(*given).contiguous(memory_format=torch.channels_last_3d)
+    )

@@ -69,6 +69,7 @@ def rewritten(monkeypatch):
         names.append(choices[len(names) % len(choices)])
         return run(REWRITES[names[-1]])
 
+    monkeypatch.setenv("VNET_FAST_CPU_CONV", "onednn")
     monkeypatch.setattr(convolution_choice, "can_rewrite", lambda x: True)
     monkeypatch.setattr(convolution_choice, "compute", compute)
     return names
@@ -92,6 +93,7 @@ def test_a_network_of_rewritten_convolutions_is_the_same(rewritten, monkeypatch,
     found, gradients = run()
     assert {"zstack", "pack2", "pack4", "pack8", "cudnn"} <= set(rewritten)
     monkeypatch.undo()
+    monkeypatch.setenv("VNET_FAST_CPU_CONV", "onednn")
     assert not convolution_choice.can_rewrite(image)
     expected, wanted = run()
     tolerance = 1e-4 if dtype == torch.float32 else 5e-2

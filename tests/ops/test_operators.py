@@ -11,7 +11,7 @@ from torch.library import opcheck
 import vnet_fast
 from vnet_fast import DiceLoss, VNet
 from vnet_fast.compat import nnunet
-from vnet_fast.nn import vnet
+from vnet_fast.nn import convolution, vnet
 from vnet_fast.ops import dispatch
 from vnet_fast.ops.add_prelu import add_prelu, add_prelu_join
 from vnet_fast.ops.dice import DiceOptions
@@ -245,7 +245,7 @@ def test_the_kernels_take_every_activation_of_a_network(monkeypatch, base_channe
         widths.append(x.shape[1])
         return x if skip is None else torch.cat([x, skip], 1).contiguous(memory_format=torch.channels_last_3d)
 
-    monkeypatch.setattr(vnet, "add_prelu", activation)
+    monkeypatch.setattr(convolution, "add_prelu", activation)
     monkeypatch.setattr(vnet, "add_prelu_join", lambda x, slope, bias, skip: activation(x, slope, bias, skip=skip))
     with torch.device("meta"):
         network = VNet(base_channels=base_channels)

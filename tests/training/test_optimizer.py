@@ -64,6 +64,8 @@ def test_adamw_does_not_warn_of_iterations_before_the_capture(monkeypatch):
 def by_kernel(monkeypatch, rounded_to_nearest):  # noqa: F811
     """Keeps half-precision weights on a CPU, and updates them by the kernel, in Triton's interpreter."""
     pytest.importorskip("triton", reason="Triton is not installed")
+    # which take float32 weights
+    monkeypatch.setenv("VNET_FAST_CPU_CONV", "onednn")
     for where in (module, operator):
         monkeypatch.setattr(where, "kernels_for", lambda name, tensor: load_kernels(name))
 

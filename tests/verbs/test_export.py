@@ -70,7 +70,7 @@ LOAD_ELSEWHERE = """
 """
 
 
-def test_pt2_runs_without_vnet_fast(tmp_path, trained, run_verb):
+def test_pt2_runs_without_vnet_fast(tmp_path, trained, run_verb, monkeypatch):
     inputs = [volumes(1), volumes(3)]
     torch.save(inputs, tmp_path / "volumes.pt")
     models = {}
@@ -82,6 +82,8 @@ def test_pt2_runs_without_vnet_fast(tmp_path, trained, run_verb):
         assert out.startswith(f"{output}: input (N, 1, 16, 16, 20) float32, logits ")
         assert err == ""
     subprocess.run([sys.executable, "-I", "-c", textwrap.dedent(LOAD_ELSEWHERE), tmp_path], check=True)
+    # the program has PyTorch's convolutions
+    monkeypatch.setenv("VNET_FAST_CPU_CONV", "onednn")
     for topology, model in models.items():
         result = torch.load(tmp_path / f"{topology}.out")
         for ours, x in zip(result["logits"], inputs, strict=True):

@@ -12,7 +12,7 @@ from vnet_fast.devices import HOST, choose_precision, describe_float32, is_out_o
 from vnet_fast.diagnostics import machine, speed
 from vnet_fast.nn.losses import DiceLoss
 from vnet_fast.nn.vnet import VNet
-from vnet_fast.ops import convolution_choice, device_store, trials
+from vnet_fast.ops import convolution_choice, cpu_convolution_choice, cpu_library, device_store, trials
 from vnet_fast.ops.dispatch import load_kernels
 from vnet_fast.ops.trial_cases import TRIALS
 from vnet_fast.training.optimizer import make_optimizer
@@ -58,7 +58,9 @@ def examine(device: torch.device) -> Findings:
 
 def _check_kernels(device: torch.device, found: Findings) -> None:
     if device == HOST:
-        found.lines.append("kernels: plain PyTorch runs on a CPU; the kernels need a GPU")
+        found.lines.append(f"kernels{cpu_convolution_choice.description(device)}; Triton's need a GPU")
+        if cpu_library.library() is None and cpu_convolution_choice.mode() != cpu_convolution_choice.ONEDNN:
+            found.problems.append(f"the CPU's kernels are missing, so that it is slower. {cpu_library.INSTALL}")
         return
     found.lines.append(f"kernels on {device}:")
     width = max(map(len, TRIALS))
@@ -126,6 +128,9 @@ def _check_step(device: torch.device, found: Findings) -> None:
     if not all(map(math.isfinite, losses)):
         found.problems.append(f"a training step of {size} voxels gives {losses}. {REPORT}")
     found.lines.append(f"training: {len(losses)} iterations of {size} voxels, {precision}; loss {losses[-1]:.3f}")
+    if device == HOST:
+        found.lines.append(f"filtered convolutions: {cpu_convolution_choice.summary()}")
+        found.lines += [f"  {layer}: {name}" for layer, name in cpu_convolution_choice.chosen()]
     if device.type == "cuda":
         found.lines.append("the step is one CUDA graph" if refusal is None else f"no CUDA graph: {refusal}")
         found.lines.append(f"rewritten convolutions: {convolution_choice.summary(device)}")

@@ -1,5 +1,5 @@
-"""Convolutions of the network: PyTorch's own, except for a gradient that is wrong or slow on a CPU, and for rewrites
-that are faster on a GPU.
+"""Convolutions of the network: PyTorch's own, except where kernels or rewrites are faster, and where PyTorch's are
+wrong or hundreds of times as slow.
 """
 
 from collections.abc import Callable
@@ -10,9 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from vnet_fast.devices import cpu_has_convolutions
 from vnet_fast.nn.norm import Norm
-from vnet_fast.ops import convolution_choice, dispatch
+from vnet_fast.ops import convolution_choice, cpu_convolution, cpu_strided, dispatch
+from vnet_fast.ops.add_prelu import add_prelu
 from vnet_fast.ops.convolution import forward, grad_input, grad_weight
+from vnet_fast.ops.onednn import gathered_weight_gradient
 
 
 def convolve(
@@ -30,9 +33,7 @@ def convolve(
     Returns:
         (N, C', D', H', W'), and None or the bias (C',).
     """
-    weight, bias = _weight(convolution), convolution.bias
-    if norm is not None:
-        weight, bias = norm.folded(convolution, weight)
+    weight, bias = _folded(convolution, norm)
     if dispatch.kernels_for("add_prelu", x) is None:
         return _convolve(convolution, x, weight, bias), None
     return _convolve(convolution, x, weight, None), bias
@@ -44,7 +45,73 @@ def _weight(convolution: nn.Conv3d | nn.ConvTranspose3d) -> Tensor:
     return convolution.weight if copy is None else copy
 
 
+def convolve_prelu(
+    convolution: nn.Conv3d | nn.ConvTranspose3d,
+    x: Tensor,
+    slope: Tensor,
+    norm: Norm | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """PReLU of a convolution + residual, in one pass where a kernel does it.
+
+    Args:
+        convolution, x, norm: as for `convolve`.
+        slope: (C',).
+        residual: None, (N, C', D', H', W'), or (N, 1, D', H', W') for every channel.
+
+    Returns:
+        (N, C', D', H', W').
+    """
+    if not torch.is_grad_enabled():
+        weight, bias = _folded(convolution, norm)
+        if _is_filtered(convolution, x):
+            return cpu_convolution.predict(_narrow(x), weight, bias, slope, residual)
+        if residual is None and _is_strided(convolution, x):
+            transposed = isinstance(convolution, nn.ConvTranspose3d)
+            return cpu_strided.convolve(_narrow(x), weight, bias, transposed, slope)
+    y, bias = convolve(convolution, x, norm)
+    return add_prelu(y, slope, bias, residual)
+
+
+def _folded(convolution: nn.Conv3d | nn.ConvTranspose3d, norm: Norm | None) -> tuple[Tensor, Tensor | None]:
+    weight = _weight(convolution)
+    return (weight, convolution.bias) if norm is None else norm.folded(convolution, weight)
+
+
+def _is_filtered(convolution: nn.Conv3d | nn.ConvTranspose3d, x: Tensor) -> bool:
+    """Whether the CPU's kernels are for a convolution."""
+    fits = isinstance(convolution, nn.Conv3d) and convolution.stride[0] == 1 and x.device.type == "cpu"
+    return fits and cpu_convolution.takes(_narrow(x), _weight(convolution))
+
+
+def _is_strided(convolution: nn.Conv3d | nn.ConvTranspose3d, x: Tensor) -> bool:
+    """Whether the CPU's kernels of stride 2 are for a convolution."""
+    transposed = isinstance(convolution, nn.ConvTranspose3d)
+    fits = convolution.stride == convolution.kernel_size and not any(convolution.padding) and x.device.type == "cpu"
+    return fits and cpu_strided.takes(_narrow(x), _weight(convolution), transposed)
+
+
+def _narrow(x: Tensor) -> Tensor:
+    return x.to(torch.get_autocast_dtype("cpu")) if torch.is_autocast_enabled("cpu") else x
+
+
 def _convolve(convolution: nn.Conv3d | nn.ConvTranspose3d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if _is_filtered(convolution, x):
+        run = cpu_convolution.convolve if torch.is_grad_enabled() else cpu_convolution.predict
+        return run(_narrow(x), weight, bias)
+    if _is_strided(convolution, x):
+        return cpu_strided.convolve(_narrow(x), weight, bias, isinstance(convolution, nn.ConvTranspose3d))
+    if x.device.type == "cpu" and cpu_convolution.sees_operators(x):
+        narrow = _narrow(x).dtype
+        if not cpu_has_convolutions(narrow):
+            # of the same rounded numbers
+            x, weight = x.to(narrow).float(), weight.to(narrow).float()
+            with torch.autocast("cpu", enabled=False):
+                return _by_pytorch(convolution, x, weight, None if bias is None else bias.to(narrow).float()).to(narrow)
+    return _by_pytorch(convolution, x, weight, bias)
+
+
+def _by_pytorch(convolution: nn.Conv3d | nn.ConvTranspose3d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if isinstance(convolution, nn.ConvTranspose3d):
         return F.conv_transpose3d(x, weight, bias, convolution.stride)
     if convolution.stride[0] == 1:
@@ -108,9 +175,7 @@ class Convolution(nn.Conv3d):
 class _CoarseConvolution(torch.autograd.Function):
     """A convolution of stride 1 that keeps the shape, for volumes smaller than its kernel, on a CPU.
 
-    The weight's gradient is a matrix product of grad_y and of x, gathered for every tap. oneDNN's gradient (torch
-    2.13, AVX-512 BF16) is partly unwritten in bfloat16, which shows as errors of 70 % of its norm, or NaN. In float32
-    it is right, but takes up to ten times as long.
+    See `gathered_weight_gradient` for why.
     """
 
     @staticmethod
@@ -131,19 +196,7 @@ class _CoarseConvolution(torch.autograd.Function):
                 grad_y, x, weight, None, ones, ctx.padding, ones, False, [0, 0, 0], 1, [True, False, False]
             )
         if ctx.needs_input_grad[1]:
-            grad_weight = _weight_gradient(x, grad_y, weight.shape, ctx.padding)
+            grad_weight = gathered_weight_gradient(x, grad_y, weight.shape)
         if ctx.has_bias:
             grad_bias = grad_y.sum((0, 2, 3, 4))
         return grad_x, grad_weight, grad_bias
-
-
-def _weight_gradient(x: Tensor, grad_y: Tensor, shape: torch.Size, padding: list[int]) -> Tensor:
-    # channels last, so that only the gathered taps are copied and the result has the weight's layout
-    d, h, w = padding
-    x = F.pad(x.permute(0, 2, 3, 4, 1), (0, 0, w, w, h, h, d, d))
-    for axis, length in enumerate(shape[2:], start=1):
-        x = x.unfold(axis, length, 1)
-    rows = grad_y.permute(0, 2, 3, 4, 1).flatten(0, 3)
-    # (voxels, taps * C)
-    taps = x.permute(0, 1, 2, 3, 5, 6, 7, 4).flatten(0, 3).flatten(1)
-    return (rows.T @ taps).view(shape[0], *shape[2:], shape[1]).permute(0, 4, 1, 2, 3)

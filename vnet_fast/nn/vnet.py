@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vnet_fast.nn.convolution import Convolution, convolve
+from vnet_fast.nn.convolution import Convolution, convolve, convolve_prelu
 from vnet_fast.nn.norm import KINDS, Norm
-from vnet_fast.ops.add_prelu import add_prelu, add_prelu_join
+from vnet_fast.ops.add_prelu import add_prelu_join
 
 # of the paper's convolutions
 KERNEL_SIZE = 5
@@ -86,10 +86,10 @@ class Activated(nn.Module):
         """PReLU(norm(convolution(x)) + residual); if `skip` is given, it is concatenated along the channels."""
         if self.norm is not None and not self.norm.is_fixed:
             return cast(Tensor, self.norm(convolve(self.convolution, x)[0], self.activation.weight, residual, skip))
+        if skip is None:
+            return convolve_prelu(self.convolution, x, self.activation.weight, self.norm, residual)
         x, bias = convolve(self.convolution, x, self.norm)
-        if skip is not None:
-            return add_prelu_join(x, self.activation.weight, bias, skip)
-        return add_prelu(x, self.activation.weight, bias, residual)
+        return add_prelu_join(x, self.activation.weight, bias, skip)
 
 
 class Stage(nn.Module):

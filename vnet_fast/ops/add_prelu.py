@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vnet_fast.ops import cpu_activation
 from vnet_fast.ops.add_prelu_direct import add_prelu_directly, add_prelu_join_directly, join_by_kernels, new_joined
 from vnet_fast.ops.channels_last import add_channels, has_rows
 from vnet_fast.ops.dispatch import kernels_for, load_kernels
@@ -66,9 +67,14 @@ def add_prelu_definition(x: Tensor, slope: Tensor, bias: Tensor | None, residual
     return F.prelu(_add(x, bias, residual), slope.to(x.dtype))
 
 
-def _add_prelu_on_host(x: Tensor, slope: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
-    """The definition's bits, faster on channels-last volumes of a CPU."""
-    return prelu(_add(x, bias, residual), slope.to(x.dtype))
+def _add_prelu_on_host(
+    x: Tensor, slope: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor | None = None
+) -> Tensor:
+    """The definition by the CPU's kernels, or by operations that are fast on channels-last volumes of a CPU."""
+    if cpu_activation.takes(x):
+        return cpu_activation.add_prelu(x, slope, bias, residual, out)
+    y = prelu(_add(x, bias, residual), slope.to(x.dtype))
+    return y if out is None else out.copy_(y)
 
 
 def add_prelu_gradients_definition(
@@ -122,7 +128,7 @@ def _add_prelu_join(x: Tensor, slope: Tensor, bias: Tensor | None, skip: Tensor)
         joined, negative, _ = join_by_kernels(kernels, x, slope, bias, skip)
         return joined, negative
     joined = new_joined(x, skip)
-    joined[:, : x.shape[1]] = _add_prelu_on_host(x, slope, bias, None)
+    _add_prelu_on_host(x, slope, bias, None, joined[:, : x.shape[1]])
     joined[:, x.shape[1] :] = skip
     return joined, x.new_empty((0,), dtype=torch.uint8)
 
@@ -148,6 +154,26 @@ def _(grad_y: Tensor, y: Tensor, negative: Tensor, slope: Tensor) -> tuple[Tenso
     grad_x = torch.empty(y.shape, dtype=y.dtype, device=y.device, memory_format=last)
     grad_slope, grad_bias = (torch.empty(y.shape[1], dtype=torch.float32, device=y.device) for _ in range(2))
     return grad_x, grad_slope, grad_bias
+
+
+@torch.library.custom_op("vnet_fast::add_prelu_host_backward", mutates_args=())
+def _add_prelu_host_backward(
+    grad_y: Tensor, x: Tensor, slope: Tensor, bias: Tensor | None, residual: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, slope and bias; an empty one without a bias."""
+    by_kernels = cpu_activation.takes(x)
+    gradients = cpu_activation.add_prelu_gradients if by_kernels else add_prelu_gradients_definition
+    grad_x, grad_slope, grad_bias = gradients(grad_y, x, slope, bias, residual)
+    return grad_x, grad_slope, x.new_empty((0,)) if bias is None or grad_bias is None else grad_bias
+
+
+@_add_prelu_host_backward.register_fake
+def _(
+    grad_y: Tensor, x: Tensor, slope: Tensor, bias: Tensor | None, residual: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    wide = torch.promote_types(x.dtype, torch.float32)
+    grad_slope = x.new_empty((x.shape[1],), dtype=wide)
+    return torch.empty_like(x), grad_slope, x.new_empty((0,)) if bias is None else torch.empty_like(grad_slope)
 
 
 def _save_add_prelu(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -192,7 +218,12 @@ def _add_prelu_gradients(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         grad_x, grad_slope, grad_bias = torch.ops.vnet_fast.add_prelu_backward(grad_y, y, negative, slope)
     else:
         slope, x, bias, residual = ctx.saved_tensors
-        grad_x, grad_slope, grad_bias = add_prelu_gradients_definition(grad_y, x, slope, bias, residual)
+        if torch.is_grad_enabled():
+            # a graph of the backward pass is made
+            grad_x, grad_slope, grad_bias = add_prelu_gradients_definition(grad_y, x, slope, bias, residual)
+        else:
+            operands = grad_y, x, slope, bias, residual
+            grad_x, grad_slope, grad_bias = torch.ops.vnet_fast.add_prelu_host_backward(*operands)
     slope_type, bias_type, residual_type = ctx.types
     grad_residual = None
     if residual_type is not None and ctx.needs_input_grad[3]:

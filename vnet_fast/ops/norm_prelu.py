@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vnet_fast.ops import cpu_activation
 from vnet_fast.ops.add_prelu_direct import new_joined
 from vnet_fast.ops.dispatch import kernels_for
 from vnet_fast.ops.norm_prelu_definition import (
@@ -71,8 +72,23 @@ def _norm_prelu(
     if kernels is not None:
         y, mean, variance = kernels.norm_prelu(x, weight, bias, slope, residual, sets)
         return y, mean, variance
-    found = statistics(x, sets)
-    return normalise_and_activate(x, weight, bias, slope, residual, found, sets), *found
+    found = _statistics_on_host(x, sets)
+    return _norm_prelu_on_host(x, weight, bias, slope, residual, found, sets), *found
+
+
+def _statistics_on_host(x: Tensor, sets: Sets) -> Statistics:
+    return cpu_activation.statistics(x, sets) if cpu_activation.takes(x) else statistics(x, sets)
+
+
+def _norm_prelu_on_host(
+    x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor, residual: Tensor | None, found: Statistics, sets: Sets,
+    out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """By the CPU's kernels, or by operations that are fast on channels-last volumes of a CPU."""
+    if cpu_activation.takes(x):
+        return cpu_activation.norm_prelu(x, weight, bias, slope, residual, found, sets, out)
+    y = normalise_and_activate(x, weight, bias, slope, residual, found, sets)
+    return y if out is None else out.copy_(y)
 
 
 @_norm_prelu.register_fake
@@ -94,8 +110,8 @@ def _norm_prelu_join(
     if kernels is not None:
         found = kernels.norm_prelu(x, weight, bias, slope, None, sets, joined[:, : x.shape[1]])[1:]
     else:
-        found = statistics(x, sets)
-        joined[:, : x.shape[1]] = normalise_and_activate(x, weight, bias, slope, None, found, sets)
+        found = _statistics_on_host(x, sets)
+        _norm_prelu_on_host(x, weight, bias, slope, None, found, sets, joined[:, : x.shape[1]])
     joined[:, x.shape[1] :] = skip
     return joined, *found
 
@@ -129,6 +145,8 @@ def _norm_prelu_backward(
     kernels = _kernels(x, weight, bias, slope, residual, sets) if by_kernels else None
     if kernels is not None:
         found = kernels.norm_prelu_backward(grad_y, x, weight, bias, slope, residual, mean, variance, sets)
+    elif cpu_activation.takes(x):
+        found = cpu_activation.norm_prelu_gradients(grad_y, x, weight, bias, slope, residual, (mean, variance), sets)
     else:
         found = norm_prelu_gradients_definition(grad_y, x, weight, bias, slope, residual, (mean, variance), sets)
     grad_x, grad_z, grad_weight, grad_bias, grad_slope = found

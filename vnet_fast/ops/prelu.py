@@ -23,7 +23,8 @@ def prelu_gradients(grad_y: Tensor, z: Tensor, slope: Tensor) -> tuple[Tensor, T
         grad_z: in the dtype of `z`.
         grad_slope: (C,), in float32 or wider.
     """
-    if channels_last.has_rows(z):
+    # which write in place, so that they have no derivative
+    if channels_last.has_rows(z) and not torch.is_grad_enabled():
         grad_y = grad_y.contiguous(memory_format=torch.channels_last_3d)
         grad_z, products = channels_last.prelu_gradients(grad_y, z, slope)
     else:

@@ -15,6 +15,7 @@ from vnet_fast.devices import choose_precision, device_name, find_device, make_d
 from vnet_fast.distributed import Processes
 from vnet_fast.errors import InputError
 from vnet_fast.nn.vnet import VNet
+from vnet_fast.ops.cpu_convolution_choice import description
 from vnet_fast.progress import track
 from vnet_fast.run import checkpoint
 from vnet_fast.run.configuration import Config
@@ -77,7 +78,7 @@ class Trainer(AbstractContextManager["Trainer"]):
         self.config = replace(config, output=self.processes.first(config.output))
         self.autocast, precision = choose_precision(config.amp, self.device)
         together = f", {self.processes.count} processes" if self.processes.several else ""
-        print(f"device: {device_name(self.device)}{together}, {precision}")
+        print(f"device: {device_name(self.device)}{together}, {precision}{description(self.device)}")
         self.data = load_data_once(self.config, self.processes)
         if self.processes.is_first:
             self.folder = RunFolder(self.config.output, resume=bool(config.resume))

@@ -1,0 +1,185 @@
+"""Which form of a 5x5x5 convolution runs in each pass on a CPU: the fastest by timing, or one by a rule.
+
+The first time that a pass of a layer is met, its forms are timed once, each checked against oneDNN's result, and the
+fastest is kept, in memory and on disk. A rule decides for layers that take milliseconds, and where results must be the
+same bits every time.
+
+The environment variable VNET_FAST_CPU_CONV is `auto`, `winograd` for the kernels wherever they can run, by the rule, or
+`onednn` for oneDNN's convolutions everywhere.
+"""
+
+import functools
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vnet_fast.errors import InputError
+from vnet_fast.kernels import cpu_convolution as kernels
+from vnet_fast.ops import cpu_library, device_store
+from vnet_fast.ops.convolution_choice import Layer, Trial
+
+VARIABLE = "VNET_FAST_CPU_CONV"
+AUTO, WINOGRAD, ONEDNN = MODES = ("auto", "winograd", "onednn")
+STORE = "cpu-convolutions"
+# output slices of a tile by the name of a form; oneDNN has no tiles
+FORMS = {ONEDNN: 0, "winograd-1": 1, "winograd-2": 2, "winograd-4": 4}
+# of a convolution of few channels, as of the image
+DIRECT = "direct"
+FEW_FORMS = {ONEDNN: 0, DIRECT: 1}
+# of each form; oneDNN runs once if that takes more than this times as long as the fastest
+RUNS, HOPEFUL = 3, 1.5
+# of the norm, between two orders of the same sums
+TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 2e-2}
+# smaller volumes consist of edges
+MIN_VOXELS = 64
+# smaller layers take milliseconds, which other processes disturb more than the forms differ
+TIMED_OPERATIONS = 1e9
+# of a batch: from so many on, a form with more points, or any points, is worth the transform of the weight
+FEW_VOXELS, MANY_VOXELS = 256, 1024
+CPU = torch.device("cpu")
+
+# what was timed, by the number of threads; and what ran last
+_chosen: dict[tuple[int, Layer], str] = {}
+_met: dict[Layer, str] = {}
+
+
+def mode() -> str:
+    """The value of VNET_FAST_CPU_CONV.
+
+    Raises:
+        InputError: if it is none of MODES.
+    """
+    value = os.environ.get(VARIABLE, AUTO) or AUTO
+    if value not in MODES:
+        raise InputError(VARIABLE, f"must be {', '.join(MODES)}; got {value}", "Set it to one of them, or unset it")
+    return value
+
+
+def compute(layer: Layer, run: Callable[[int], Tensor]) -> Tensor:
+    """Runs a pass in the form that is chosen for it.
+
+    Args:
+        layer: the pass; its `which` may be `prediction` too, a forward pass with a transformed weight that is kept.
+        run: the pass by the output slices of a tile, 0 for oneDNN and 1 for a direct sum; it returns memory of its own.
+    """
+    name = _met[layer] = _choose(layer, run)
+    return run(forms(layer)[name])
+
+
+def forms(layer: Layer) -> dict[str, int]:
+    """The forms that a pass may have, by name."""
+    return FEW_FORMS if layer.volume[1] < kernels.MULTIPLE else FORMS
+
+
+def _choose(layer: Layer, run: Callable[[int], Tensor]) -> str:
+    # what was timed may be another form in the next run
+    if mode() == WINOGRAD or torch.are_deterministic_algorithms_enabled() or operations(layer) < TIMED_OPERATIONS:
+        return ruled(layer)
+    key = torch.get_num_threads(), layer
+    name = _chosen.get(key) or _stored(layer)
+    if name is None:
+        trial = try_all(layer, run)
+        if trial.fastest is None:
+            return ONEDNN
+        name = trial.fastest
+        device_store.save(_store(), CPU, {str(layer): name})
+    _chosen[key] = name
+    return name
+
+
+def operations(layer: Layer) -> int:
+    """Multiplications and additions of a pass as direct sums."""
+    volumes, channels, *shape = layer.volume
+    return 2 * volumes * math.prod(shape) * channels * layer.out_channels * math.prod(layer.kernel)
+
+
+def _store() -> str:
+    return f"{STORE}-{cpu_library.target()}-{torch.get_num_threads()}"
+
+
+def _stored(layer: Layer) -> str | None:
+    name = _stored_names(_store(), device_store.FOLDER.expanduser()).get(str(layer))
+    return name if name in forms(layer) else None
+
+
+@functools.lru_cache(maxsize=16)
+def _stored_names(store: str, folder: Any) -> dict[str, Any]:
+    """What other processes stored before this one asked first."""
+    return device_store.load(store, CPU)
+
+
+def try_all(layer: Layer, run: Callable[[int], Tensor]) -> Trial:
+    """Compares the results of all forms, and times those that are right.
+
+    Args:
+        layer: the pass.
+        run: the pass by the output slices of a tile, as for `compute`.
+    """
+    times: dict[str, float] = {}
+    others = {name: form for name, form in forms(layer).items() if name != ONEDNN}
+    expected, times[ONEDNN] = _timed(run, 0)
+    norm = torch.linalg.vector_norm(expected, dtype=torch.float32)
+    if not norm.isfinite():
+        return Trial(None, False)
+    for name, form in others.items():
+        # the first run of a form may transform a weight that is kept
+        found, _ = _timed(run, form)
+        if torch.linalg.vector_norm(found.sub_(expected), dtype=torch.float32) <= TOLERANCE[layer.dtype] * norm:
+            times[name] = min(_timed(run, form)[1] for _ in range(RUNS))
+        del found
+    del expected
+    if times[ONEDNN] <= HOPEFUL * min(times.values()):
+        times[ONEDNN] = min(times[ONEDNN], *(_timed(run, 0)[1] for _ in range(RUNS)))
+    return Trial(min(times, key=lambda name: times[name]), True)
+
+
+def _timed(run: Callable[[int], Tensor], form: int) -> tuple[Tensor, float]:
+    began = time.perf_counter()
+    result = run(form)
+    return result, time.perf_counter() - began
+
+
+def ruled(layer: Layer) -> str:
+    """The form of a pass by a rule, which was the fastest or nearly so with AVX2 and with AVX-512.
+
+    What the transform of a weight costs, a training step pays once for all voxels.
+    """
+    volumes, channels, *shape = layer.volume
+    if channels < kernels.MULTIPLE:
+        return DIRECT
+    voxels = volumes * math.prod(shape)
+    if layer.which != "prediction" and voxels < MANY_VOXELS:
+        return "winograd-1" if voxels >= FEW_VOXELS else ONEDNN
+    return "winograd-4" if shape[0] > 2 else "winograd-1"
+
+
+def description(device: torch.device) -> str:
+    """What runs the 5x5x5 convolutions of a CPU, for the log; empty for another device.
+
+    Raises:
+        InputError: if VNET_FAST_CPU_CONV has another value than it may have.
+    """
+    if device.type != "cpu":
+        return ""
+    if mode() == ONEDNN or cpu_library.library() is None:
+        return ", convolutions by oneDNN"
+    return f", convolutions by the kernels for {cpu_library.NAMES[cpu_library.target()]}"
+
+
+def chosen() -> list[tuple[str, str]]:
+    """The passes that ran in this process, each with its form, in the order in which they were met."""
+    return [(str(layer), name) for layer, name in _met.items()]
+
+
+def summary() -> str:
+    """How many of the passes run in which form: `20 of 24 passes: 12 winograd-4, 8 winograd-2`."""
+    names = [name for _, name in chosen()]
+    counts = Counter(name for name in names if name != ONEDNN)
+    parts = ", ".join(f"{count} {name}" for name, count in counts.most_common())
+    return f"{counts.total()} of {len(names)} passes" + (f": {parts}" if parts else "")
