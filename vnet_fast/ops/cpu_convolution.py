@@ -10,7 +10,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from vnet_fast.kernels import cpu_convolution as kernels
 from vnet_fast.ops import cpu_convolution_choice as choice
-from vnet_fast.ops import onednn
+from vnet_fast.ops import dispatch, onednn
 from vnet_fast.ops.convolution_choice import Layer
 from vnet_fast.ops.cpu_library import library
 from vnet_fast.ops.prelu import prelu
@@ -38,9 +38,11 @@ def takes(x: Tensor, weight: Tensor) -> bool:
 
 
 def sees_operators(x: Tensor) -> bool:
-    """Whether what is done with a tensor may be an operator of this package: not where a graph is exported, which has
-    to run without it, nor under a transformation that operators have no rules for.
+    """Whether what is done with a tensor may be an operator of CPUs: not where Triton's kernels run, where a graph is
+    exported, which has to run without this package, nor under a transformation that operators have no rules for.
     """
+    if dispatch.can_run_kernels(x):
+        return False
     if torch.compiler.is_compiling():
         return not torch.compiler.is_exporting()
     return not torch._C._are_functorch_transforms_active() and torch._C._get_tracing_state() is None
