@@ -96,6 +96,8 @@ def supports(x, weight):
     k, c, *taps = weight.shape
     return (
         x.device.type == weight.device.type == "cpu"
+        and x.ndim == 5
+        and x.shape[1] == c
         and x.dtype in DTYPES
         and weight.dtype == torch.float32
         and taps == [TAPS] * 3

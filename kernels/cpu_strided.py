@@ -38,6 +38,8 @@ def supports(x, weight, transposed):
     k, c, *taps = weight.shape
     return (
         x.device.type == weight.device.type == "cpu"
+        and x.ndim == 5
+        and x.shape[1] == (k if transposed else c)
         and x.dtype in DTYPES
         and weight.dtype == torch.float32
         and taps == [LENGTH] * 3

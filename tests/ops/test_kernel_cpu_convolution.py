@@ -268,6 +268,9 @@ def test_what_is_supported():
     assert not kernels.supports(x[:, :5], weight[:, :5])
     assert not kernels.supports(x, weight[..., :3, :3, :3])
     assert not kernels.supports(x[:0], weight)
+    # which PyTorch refuses, and ours would read beyond
+    assert not kernels.supports(x[:, :8], weight)
+    assert not kernels.supports(x[0], weight)
     assert not kernels.supports(x.to("meta"), weight)
 
 

@@ -125,6 +125,8 @@ def test_what_is_supported():
     assert kernels.supports(coarse, weight, True)
     assert not kernels.supports(fine[:, :, 1:], weight, False)
     assert not kernels.supports(fine.half(), weight, False)
+    assert not kernels.supports(coarse, weight, False)
+    assert not kernels.supports(fine, weight, True)
     assert not kernels.supports(fine, weight.bfloat16(), False)
     assert not kernels.supports(fine[:, :4], weight[:, :4], False)
     assert not kernels.supports(fine, weight[..., :1], False)

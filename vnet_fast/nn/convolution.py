@@ -63,12 +63,11 @@ def convolve_prelu(
         (N, C', D', H', W').
     """
     if not torch.is_grad_enabled():
-        weight, bias = _folded(convolution, norm)
         if _is_filtered(convolution, x):
-            return cpu_convolution.predict(_narrow(x), weight, bias, slope, residual)
+            return cpu_convolution.predict(_narrow(x), *_folded(convolution, norm), slope, residual)
         if residual is None and _is_strided(convolution, x):
             transposed = isinstance(convolution, nn.ConvTranspose3d)
-            return cpu_strided.convolve(_narrow(x), weight, bias, transposed, slope)
+            return cpu_strided.convolve(_narrow(x), *_folded(convolution, norm), transposed, slope)
     y, bias = convolve(convolution, x, norm)
     return add_prelu(y, slope, bias, residual)
 
@@ -81,6 +80,8 @@ def _folded(convolution: nn.Conv3d | nn.ConvTranspose3d, norm: Norm | None) -> t
 def _is_filtered(convolution: nn.Conv3d | nn.ConvTranspose3d, x: Tensor) -> bool:
     """Whether the CPU's kernels are for a convolution."""
     fits = isinstance(convolution, nn.Conv3d) and convolution.stride[0] == 1 and x.device.type == "cpu"
+    # keeps the shape
+    fits = fits and convolution.padding[0] == convolution.kernel_size[0] // 2
     return fits and cpu_convolution.takes(_narrow(x), _weight(convolution))
 
 
