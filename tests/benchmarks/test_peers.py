@@ -4,12 +4,14 @@ from benchmarks.peers import PlainVNet, dice_loss
 from vnet_fast import DiceLoss, VNet
 
 
-def test_plain_networks_are_ours():
+def test_plain_networks_are_ours(monkeypatch):
+    # minimal filtering has a rounding error of its own, which its own tests bound; here both convolve alike
+    monkeypatch.setenv("VNET_FAST_CPU_CONV", "onednn")
     torch.manual_seed(0)
     model, plain = VNet(), PlainVNet()
     plain.take_weights(model)
     image, target = torch.randn(1, 1, 16, 16, 16), (torch.rand(1, 1, 16, 16, 16) > 0.5).to(torch.uint8)
     with torch.no_grad():
         logits = model(image)
-        torch.testing.assert_close(plain(image), logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(plain(image), logits, rtol=1e-5, atol=2e-5)
     torch.testing.assert_close(dice_loss(logits, target), DiceLoss.paper()(logits, target))
