@@ -16,7 +16,7 @@ SPEC.loader.exec_module(cpu_library)
 
 def target_of(name):
     """The set of instructions of an extension."""
-    return name.rpartition(".cpu_")[2] if "." in name else name.removeprefix("cpu_")
+    return name.rpartition("cpu_")[2]
 
 
 class BuildKernels(build_ext):

@@ -1,5 +1,9 @@
-"""The forward pass on the device alone, and the prediction of a volume from file to file."""
+"""The forward pass on the device alone, and the prediction of a volume from file to file.
 
+Before each round of a provider the baseline runs once: the ratio of both is of the same minutes.
+"""
+
+import functools
 import math
 import time
 
@@ -9,47 +13,65 @@ from benchmarks import tables
 from benchmarks.ceilings import ceilings_of
 from benchmarks.floor import floor_of
 from benchmarks.measure import NETWORK_ROUNDS, ON_GPU, SHAPE, SIZE, peak_memory, synchronize, time_of
-from benchmarks.providers import BASELINE, EAGER, FASTEST, check_logits, exactly, fixed_batch, meta_model, predictor_of
+from benchmarks.providers import (
+    BASELINE,
+    EAGER,
+    FASTEST,
+    RUNTIMES,
+    Beside,
+    check_logits,
+    exactly,
+    fixed_batch,
+    limit_cells,
+    meta_model,
+    predictor_of,
+)
 from benchmarks.volumes import SPACING
 from vnet_fast.data.phantom import phantom
 from vnet_fast.devices import keep_freed_memory
 
 BATCHES = (1, 2)
+PROVIDERS = EAGER if ON_GPU else {**EAGER, **RUNTIMES}
 LATENCY = "latency, ms"
 FILE_PROVIDERS = {
     BASELINE: EAGER[BASELINE],
     "vnet_fast": EAGER["vnet_fast, float32"],
     "vnet_fast, --amp": EAGER["vnet_fast, AMP"],
 }
-FILE_ROUNDS = 5 if ON_GPU else 2
-# median seconds of the baseline's forward pass, for each batch size
-baseline = {}
+if not ON_GPU:
+    FILE_PROVIDERS |= {name: provider for name, provider in RUNTIMES.items() if provider.runtime}
+FILE_ROUNDS = 5 if ON_GPU else 3
 
 
-@pytest.mark.parametrize("name", EAGER)
+@functools.cache
+def baseline(batch):
+    """A function of no arguments that runs the baseline's forward pass."""
+    predict, (image, _) = predictor_of(EAGER[BASELINE]), fixed_batch(batch)
+    return lambda: predict(image)
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
 @pytest.mark.parametrize("batch", BATCHES)
 def bench_inference(benchmark, batch, name):
     """Checks and times a provider's forward pass."""
-    provider = EAGER[name]
+    provider = PROVIDERS[name]
     provider.require()
     benchmark.group = f"forward pass, batch of {batch}"
+    beside = Beside(None if name == BASELINE else baseline(batch))
     cells = {"batch": batch, "provider": name}
     with tables.failure_as_row("inference", cells, LATENCY, provider.ours):
         keep_freed_memory(provider.ours)
         predict, (image, _) = predictor_of(provider), fixed_batch(batch)
         with exactly(provider.autocast):
             check_logits(provider, predict(image))
-        seconds = time_of(benchmark, lambda: predict(image), NETWORK_ROUNDS, warm_up=1).median
-        if name == BASELINE:
-            baseline[batch] = seconds
+        seconds = time_of(benchmark, lambda: predict(image), NETWORK_ROUNDS, 1, beside).median
         least = floor_of(meta_model(provider.network), (batch, 1, *SHAPE), FASTEST, ceilings_of(FASTEST)).forward
         cells |= {
             LATENCY: 1e3 * seconds,
             "volumes/s": batch / seconds,
             "extra memory, GB": peak_memory(lambda: predict(image)) / 1e9 if ON_GPU else None,
-            "floor, ms": 1e3 * least,
-            "share of floor, %": 100 * least / seconds,
-            "times plain float32": baseline[batch] / seconds if batch in baseline else None,
+            **limit_cells(provider, seconds, least),
+            "times plain float32": beside.ratio(seconds, 1),
         }
         tables.keep(benchmark, "inference", cells)
 

@@ -1,4 +1,4 @@
-"""Each pass of every convolution of the paper's network, alone; on a GPU, by each of its rewrites too."""
+"""Each pass of every convolution of the paper's network, alone; by PyTorch and by each rewrite or kernel of ours."""
 
 import collections
 import math
@@ -13,8 +13,8 @@ from benchmarks.ceilings import ceilings_of
 from benchmarks.floor import PASSES, convolutions
 from benchmarks.measure import DEVICE, ON_GPU, SHAPE, device_time, synchronize, time_of
 from benchmarks.parts import device_seconds, profiled
-from benchmarks.providers import FASTEST, as_ours, exactly, meta_model
-from vnet_fast.ops import convolution, convolution_choice
+from benchmarks.providers import FASTEST, TIMES_DIRECT, as_ours, exactly, meta_model
+from vnet_fast.ops import convolution, convolution_choice, cpu_convolution, cpu_convolution_choice, cpu_strided
 
 BATCH = 2 if ON_GPU else 1
 # a CPU without fast bfloat16 has float32 only
@@ -23,6 +23,8 @@ ROUNDS = 10 if ON_GPU else 3
 # the largest error of a half-precision result against float32, relative to its norm
 TOLERANCE = 0.02
 TIME = "time, µs"
+# by whom a pass is computed on a CPU, and what our kernels of stride 2 are
+ONEDNN, OURS, PRODUCT = "oneDNN", "vnet_fast", "matrix product"
 
 # how often each convolution is in the network, in the order of the forward pass
 LAYERS = collections.Counter(convolutions(meta_model("vnet_fast"), (BATCH, 1, *SHAPE))[0])
@@ -31,9 +33,11 @@ PROGRAM_NAMES = dict(zip(PASSES, ("forward", "grad_input", "grad_weight"), stric
 
 
 def rewrites_of(layer, pass_name):
-    """The names of a pass's rewrites that the program would try on a GPU, `cudnn` first."""
+    """The names of a pass's rewrites that the program would try on a GPU, `cudnn` first; on a CPU ONEDNN and OURS."""
+    if not ON_GPU:
+        return [ONEDNN, OURS]
     keeps_shape = not layer.transposed and max(layer.stride) == 1
-    if not (ON_GPU and keeps_shape):
+    if not keeps_shape:
         return [convolution_choice.CUDNN]
     described = convolution_choice.Layer(
         PROGRAM_NAMES[pass_name], FASTEST, layer.input, layer.weight[0], layer.weight[2:]
@@ -63,9 +67,11 @@ def tensors(layer, dtype):
     ]
 
 
-def run_of(layer, pass_name, x, weight, grad, rewrite=convolution_choice.CUDNN):
-    """A function of no arguments that runs one pass."""
-    if rewrite != convolution_choice.CUDNN:
+def run_of(layer, pass_name, x, weight, grad, rewrite=None):
+    """A function of no arguments that runs one pass; without a rewrite PyTorch's."""
+    if rewrite == OURS:
+        return _our_run(layer, pass_name, x, weight.float(), grad)
+    if rewrite not in (None, ONEDNN, convolution_choice.CUDNN):
         chosen = convolution.REWRITES[rewrite]
         return {
             "forward": lambda: convolution.forward(chosen, x, weight),
@@ -79,6 +85,31 @@ def run_of(layer, pass_name, x, weight, grad, rewrite=convolution_choice.CUDNN):
     wanted = [pass_name == name for name in PASSES[1:]] + [False]
     place = wanted.index(True)
     return lambda: torch.ops.aten.convolution_backward(grad, x, weight, None, *settings, wanted)[place]
+
+
+def _our_run(layer, pass_name, x, weight, grad):
+    of_x, of_weight = (pass_name == name for name in PASSES[1:])
+    if layer.transposed or max(layer.stride) > 1:
+        if not cpu_strided.takes(x, weight, layer.transposed):
+            pytest.skip("no kernel of ours is for it")
+        if pass_name == "forward":
+            return lambda: cpu_strided.convolve(x, weight, None, layer.transposed)
+        operator = torch.ops.vnet_fast.cpu_strided_backward
+        return lambda: operator(grad, x, weight, layer.transposed, of_x, of_weight)[of_weight]
+    if not cpu_convolution.takes(x, weight):
+        pytest.skip("no kernel of ours is for it")
+    if pass_name == "forward":
+        return lambda: cpu_convolution.convolve(x, weight, None)
+    operator = torch.ops.vnet_fast.cpu_convolution_backward
+    return lambda: operator(grad, x, weight, of_x, of_weight)[of_weight]
+
+
+def _our_kernel(layer, pass_name, x, weight):
+    """The name of the form in which a pass of ours ran."""
+    if layer.transposed or max(layer.stride) > 1:
+        return PRODUCT
+    met = convolution_choice.Layer.of(PROGRAM_NAMES[pass_name], x, weight.float())
+    return dict(cpu_convolution_choice.chosen())[str(met)]
 
 
 def check(layer, pass_name, inputs, result):
@@ -96,8 +127,7 @@ def bench_layers(benchmark, layer, pass_name, rewrite, dtype):
     """Checks and times one pass of a convolution."""
     benchmark.group = f"{pass_name}, {dtype}"
     cells = {"layer": str(layer), "in the network": LAYERS[layer], "pass": pass_name, "precision": dtype}
-    if ON_GPU:
-        cells["rewrite"] = rewrite
+    cells["rewrite" if ON_GPU else "by"] = rewrite
     with as_ours(), tables.failure_as_row("layers", cells, TIME):
         inputs = tensors(layer, DTYPES[dtype])
         run = run_of(layer, pass_name, *inputs, rewrite)
@@ -105,16 +135,26 @@ def bench_layers(benchmark, layer, pass_name, rewrite, dtype):
         seconds = time_of(benchmark, run, ROUNDS, warm_up=1).median
         if ON_GPU:
             seconds = device_time(lambda: run)
-        ceilings = ceilings_of(DTYPES[dtype])
-        cells |= {
-            TIME: 1e6 * seconds,
-            "in a step, ms": 1e3 * seconds * LAYERS[layer],
-            "TFLOP/s": layer.flops / seconds / 1e12,
-            "share of peak, %": 100 * layer.flops / seconds / ceilings.flops,
-            "share of floor, %": 100 * layer.floor(DTYPES[dtype], ceilings) / seconds,
-            "kernel": (_longest_kernel if ON_GPU else _onednn_kernel)(run),
-        }
+        cells |= {TIME: 1e6 * seconds, "in a step, ms": 1e3 * seconds * LAYERS[layer]}
+        if rewrite == OURS:
+            cells["kernel"] = _our_kernel(layer, pass_name, *inputs[:2])
+        else:
+            cells["kernel"] = (_longest_kernel if ON_GPU else _onednn_kernel)(run)
+        cells |= limits(layer, DTYPES[dtype], seconds, cells["kernel"])
         tables.keep(benchmark, "layers", cells)
+
+
+def limits(layer, dtype, seconds, kernel):
+    """The cells that compare a layer's time with what the machine allows for direct sums."""
+    ceilings = ceilings_of(dtype)
+    floor = layer.floor(dtype, ceilings)
+    if kernel in cpu_convolution_choice.FILTERED:
+        return {TIMES_DIRECT: floor / seconds}
+    return {
+        "TFLOP/s": layer.flops / seconds / 1e12,
+        "share of peak, %": 100 * layer.flops / seconds / ceilings.flops,
+        "share of floor, %": 100 * floor / seconds,
+    }
 
 
 def _longest_kernel(run):

@@ -1,4 +1,7 @@
-"""A training step (forward, loss, backward, update) on a fixed batch: ours, plain PyTorch, MONAI's and others'."""
+"""A training step (forward, loss, backward, update) on a fixed batch: ours, plain PyTorch, MONAI's and others'.
+
+Before each round of a provider the baseline runs once: the ratio of both is of the same minutes.
+"""
 
 import functools
 import gc
@@ -12,7 +15,20 @@ from benchmarks.ceilings import ceilings_of
 from benchmarks.floor import floor_of
 from benchmarks.measure import NETWORK_ROUNDS, ON_GPU, SHAPE, synchronize, time_of
 from benchmarks.parts import step_by_parts
-from benchmarks.providers import BASELINE, EAGER, FASTEST, Provider, check_logits, fixed_batch, meta_model, training_of
+from benchmarks.providers import (
+    BASELINE,
+    COMPILED_PLAIN,
+    EAGER,
+    FASTEST,
+    RUNTIMES,
+    Beside,
+    Provider,
+    check_logits,
+    fixed_batch,
+    limit_cells,
+    meta_model,
+    training_of,
+)
 from vnet_fast.devices import keep_freed_memory
 
 BATCHES = (1, 2, 4) if ON_GPU else (1,)
@@ -25,7 +41,7 @@ if ON_GPU:
         for mode in ("default", "max-autotune")
     }
 else:
-    COMPILED = {"plain PyTorch, float32, torch.compile default": Provider("plain", compiled="default")}
+    COMPILED = {COMPILED_PLAIN: RUNTIMES[COMPILED_PLAIN]}
 # compiled networks for one batch size only, because a compiler takes a minute or two for every shape
 MEASURED = [(batch, name) for batch in BATCHES for name in EAGER] + [(min(BATCHES[-1], 2), name) for name in COMPILED]
 # iterations after the first one until a step takes its final time: our graph is captured in the fourth, and on a CPU
@@ -33,8 +49,14 @@ MEASURED = [(batch, name) for batch in BATCHES for name in EAGER] + [(min(BATCHE
 WARM_UP = 4 if ON_GPU else 1
 TIME = "step, ms"
 
-# median seconds of a step of the baseline, for each batch size
-baseline = {}
+
+@functools.cache
+def baseline(batch):
+    """A function of no arguments that makes a step of the baseline, after its first one."""
+    image, target = fixed_batch(batch)
+    training = training_of(EAGER[BASELINE])
+    training(image, target)
+    return lambda: training(image, target)
 
 
 @functools.cache
@@ -50,25 +72,29 @@ def bench_step(benchmark, batch, name):
     provider.require()
     benchmark.group = f"step, batch of {batch}"
     cells = {"batch": batch, "provider": name}
+    beside = Beside(None if name == BASELINE else baseline(batch))
     with tables.failure_as_row("step", cells, TIME, provider.ours):
-        memory, stats, seconds = measured(benchmark, provider, batch)
-        if name == BASELINE:
-            baseline[batch] = stats.median
+        memory, stats, seconds = measured(benchmark, provider, batch, beside)
         least = floor(provider.network, batch).step
         cells |= {
             TIME: 1e3 * stats.median,
             "quartiles, ms": f"{tables.shown(1e3 * stats.q1)} to {tables.shown(1e3 * stats.q3)}",
             "volumes/s": batch / stats.median,
             "memory, GB": memory,
-            "floor, ms": 1e3 * least,
-            "share of floor, %": 100 * least / stats.median,
-            "times plain float32": baseline[batch] / stats.median if batch in baseline else None,
+            **limit_cells(provider, stats.median, least),
+            "times plain float32": beside.ratio(stats.median, 0),
         }
         tables.keep(benchmark, "step", cells, parts={part: 1e3 * value for part, value in seconds.items()})
 
 
-def measured(benchmark, provider, batch):
+def measured(benchmark, provider, batch, beside):
     """Checks a provider, then times it.
+
+    Args:
+        benchmark: pytest-benchmark's fixture.
+        provider: that is measured.
+        batch: the number of volumes.
+        beside: what runs before each round.
 
     Returns:
         GB at the peak of a step, statistics of its seconds, and the seconds of its parts.
@@ -93,7 +119,7 @@ def measured(benchmark, provider, batch):
     def step():
         training(image, target)
 
-    stats = time_of(benchmark, step, NETWORK_ROUNDS)
+    stats = time_of(benchmark, step, NETWORK_ROUNDS, before=beside)
     return memory, stats, step_by_parts(step, stats.median)
 
 

@@ -3,9 +3,16 @@
 from benchmarks import stored, tables
 from benchmarks.stored import MACHINES, machine
 
-# the rows of each machine, five at most
+# the rows of each machine, six at most
 PROVIDERS = {
-    "CPU": ("plain PyTorch, float32", "MONAI VNet as shipped", "vnet_fast, float32", "vnet_fast, AMP"),
+    "CPU": (
+        "plain PyTorch, float32",
+        "MONAI VNet as shipped",
+        "OpenVINO, float32",
+        "OpenVINO, bfloat16",
+        "vnet_fast, float32",
+        "vnet_fast, AMP",
+    ),
     "GPU": (
         "plain PyTorch, float32",
         "plain PyTorch, AMP, channels-last",
@@ -18,6 +25,8 @@ BASELINE = "plain PyTorch, float32"
 # (table, column of the time, name in the README)
 MEASUREMENTS = (("step", "step, ms", "training step"), ("inference", "latency, ms", "forward pass"))
 NOT_MEASURED = "Not measured yet.\n"
+# the picture of a CPU's forward passes, in the folder of the results
+FORWARD = "forward.svg"
 
 
 def highlights(contents):
@@ -47,7 +56,26 @@ def _of_machine(results):
         f"Milliseconds for one volume on {stored.title(results[0])} (torch {provenance['torch']}, "
         f"{provenance['date']}), and the speed relative to plain PyTorch:"
     )
+    if forward_passes(results):
+        caption = f"![Milliseconds of a forward pass, by provider](benchmarks/results/{FORWARD})\n\n{caption}"
     return f"{caption}\n\n" + "\n".join(tables.lines(rows)) + "\n"
+
+
+def forward_passes(contents):
+    """The title and the times of the picture of forward passes: of a CPU, the largest volumes, and the most providers.
+
+    Args:
+        contents: returned by `stored.load`.
+
+    Returns:
+        a text, and dict from provider to milliseconds; None if no run compares.
+    """
+    results = [c for c in results_of_one_machine(contents, "CPU") if compares(c, "inference", "latency, ms")]
+    if not results:
+        return None
+    chosen = max(results, key=lambda content: (voxels(content), len(times_of(content, "inference", "latency, ms"))))
+    volume = stored.provenance_of(chosen)["volume"]
+    return f"Forward pass of {volume} voxels, {stored.title(chosen)}", times_of(chosen, "inference", "latency, ms")
 
 
 def results_of_one_machine(contents, kind):

@@ -93,14 +93,21 @@ def measure(benchmark, group, provider, make, traffic):
     benchmark.extra_info.update(provider=provider, row=dataclasses.asdict(row))
 
 
-def time_of(benchmark, run, rounds, warm_up=0):
-    """Statistics of the wall seconds of `run()`, including the device's work."""
+def time_of(benchmark, run, rounds, warm_up=0, before=None):
+    """Statistics of the wall seconds of `run()`, including the device's work.
+
+    Args:
+        benchmark: pytest-benchmark's fixture.
+        run: a function of no arguments.
+        rounds, warm_up: how often it runs, and how often before that without being timed.
+        before: None, or a function that is called before each round, not timed.
+    """
 
     def run_and_wait():
         run()
         synchronize()
 
-    benchmark.pedantic(run_and_wait, rounds=rounds, warmup_rounds=warm_up)
+    benchmark.pedantic(run_and_wait, setup=before, rounds=rounds, warmup_rounds=warm_up)
     return benchmark.stats.stats
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import ON_GPU, SIZE
+from vnet_fast.devices import processor
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("triton", "numpy", "monai", "SimpleITK")
-CPU_INFO = Path("/proc/cpuinfo")
+PACKAGES = ("triton", "numpy", "monai", "SimpleITK", "openvino", "onnxruntime")
 
 
 def provenance():
@@ -34,23 +34,11 @@ def provenance():
         "command": without_folders(" ".join(["pytest", *sys.argv[1:]])),
         "volume": " x ".join(map(str, SIZE)),
         "kernels": {
-            path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in sorted(ROOT.glob("kernels/*.py"))
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+            for pattern in ("*.py", "cpu/*")
+            for path in sorted(ROOT.glob(f"kernels/{pattern}"))
         },
     }
-
-
-def processor():
-    """The CPU's name with its family and model, because virtual machines cut the name to that of its maker."""
-    try:
-        text = CPU_INFO.read_text()
-    except OSError:
-        return platform.machine()
-    name, family, model = (
-        re.search(rf"^{field}\s*:\s*(.+)$", text, re.MULTILINE) for field in ("model name", "cpu family", "model")
-    )
-    if not name:
-        return platform.machine()
-    return f"{name[1]} (family {family[1]}, model {model[1]})" if family and model else name[1]
 
 
 def version(package):

@@ -2,16 +2,20 @@
 
 import contextlib
 import functools
+import statistics
+import time
 from dataclasses import dataclass
 
 import pytest
 import torch
 import torch._functorch.config
 
+from benchmarks import runtimes
 from benchmarks.measure import DEVICE, ON_GPU, SHAPE, synchronize, time_limit
 from benchmarks.peers import CommonVNet, PlainVNet, dice_loss
 from vnet_fast import DiceLoss, VNet
 from vnet_fast.devices import choose_precision, mixed_precision, prepare_gpu
+from vnet_fast.ops import cpu_convolution_choice
 from vnet_fast.training.optimizer import make_optimizer
 from vnet_fast.training.step import Step
 
@@ -23,6 +27,8 @@ FASTEST = HALF or torch.float32
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.05}
 # seconds that torch.compile may take for one provider
 COMPILE_LIMIT = 120
+# the heading of how many times faster a provider is than any that computes direct sums could be on the machine
+TIMES_DIRECT = "times the direct limit"
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class Provider:
         channels_last: whether its layout is channels-last; vnet_fast's always is.
         compiled: None, or a mode of `torch.compile`.
         graph: whether a step is one CUDA graph, for vnet_fast only.
+        runtime: None, or a name of `runtimes.MODULES`: the program that runs the network, for prediction on a CPU.
     """
 
     network: str
@@ -42,11 +49,17 @@ class Provider:
     channels_last: bool = False
     compiled: str | None = None
     graph: bool = False
+    runtime: str | None = None
 
     @property
     def ours(self):
         """Whether it is vnet_fast."""
         return self.network == "vnet_fast"
+
+    @property
+    def saves_products(self):
+        """Whether its convolutions need fewer products than direct sums, for which a floor is the least time."""
+        return self.ours and not ON_GPU and cpu_convolution_choice.kernels_run()
 
     @property
     def autocast(self):
@@ -57,11 +70,15 @@ class Provider:
         """Skips the benchmark with a reason if the provider can't run."""
         if self.network == "MONAI":
             pytest.importorskip("monai", reason="MONAI is not installed")
+        if self.runtime:
+            runtimes.require(self.runtime)
         if self.amp and HALF is None:
             pytest.skip(PRECISION)
 
     def model(self):
         """The network with its initial weights, which are always the same."""
+        if self.runtime:
+            return runtimes.Runtime(self.runtime, self.autocast or torch.float32)
         torch.manual_seed(0)
         model = NETWORKS[self.network]()
         if self.ours:
@@ -107,6 +124,14 @@ EAGER = {
     "MONAI VNet, AMP, channels-last": Provider("MONAI", amp=True, channels_last=True),
     "vnet_fast, float32": Provider("vnet_fast"),
     "vnet_fast, AMP": Provider("vnet_fast", amp=True),
+}
+COMPILED_PLAIN = "plain PyTorch, float32, torch.compile default"
+# of prediction on a CPU
+RUNTIMES = {
+    "ONNX Runtime, float32": Provider("plain", runtime=runtimes.ONNX_RUNTIME),
+    "OpenVINO, float32": Provider("plain", runtime=runtimes.OPENVINO),
+    "OpenVINO, bfloat16": Provider("plain", runtime=runtimes.OPENVINO, amp=True),
+    COMPILED_PLAIN: Provider("plain", compiled="default"),
 }
 
 
@@ -206,13 +231,59 @@ def training_of(provider):
 def predictor_of(provider, model=None):
     """A function from images to logits without gradients, of the provider's network or of `model`."""
     model = (provider.model() if model is None else model).eval()
+    forward = model
+    if provider.compiled:
+        torch._dynamo.reset()
+        forward = torch.compile(model, mode=provider.compiled)
 
     @torch.inference_mode()
     def predict(image):
         with as_ours(provider.ours), mixed_precision(DEVICE, provider.autocast):
-            return model(image)
+            return forward(image)
 
     return predict
+
+
+class Beside:
+    """Runs and times the baseline before each round of another provider, so that both meet the same state of a machine.
+
+    Args:
+        run: the baseline, a function of no arguments; None is the baseline itself, and beside it nothing runs.
+    """
+
+    def __init__(self, run):
+        self.run, self.seconds = run, []
+
+    def __call__(self):
+        """Runs the baseline once."""
+        if self.run is None:
+            return
+        began = time.perf_counter()
+        self.run()
+        synchronize()
+        self.seconds.append(time.perf_counter() - began)
+
+    def ratio(self, median, warm_up):
+        """How many times as long the baseline takes.
+
+        Args:
+            median: seconds of the provider.
+            warm_up: the number of rounds at the start that do not count.
+        """
+        return statistics.median(self.seconds[warm_up:]) / median if self.run else 1.0
+
+
+def limit_cells(provider, seconds, least):
+    """The cells of a row that compare a time with the least time of direct sums on this machine.
+
+    Args:
+        provider: that was measured.
+        seconds: that it takes.
+        least: seconds of `floor`.
+    """
+    if provider.saves_products:
+        return {"floor, ms": 1e3 * least, TIMES_DIRECT: least / seconds}
+    return {"floor, ms": 1e3 * least, "share of floor, %": 100 * least / seconds}
 
 
 @functools.cache

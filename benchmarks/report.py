@@ -1,4 +1,4 @@
-"""Writes the tables of `benchmarks/RESULTS.md`, the README's few figures, and the pictures of steps and of learning.
+"""Writes the tables of `benchmarks/RESULTS.md`, the README's few figures, and the pictures.
 
     python benchmarks/report.py
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import learning_table, loss_table, picture, stored, tables  # noqa: E402
-from benchmarks.highlights import highlights  # noqa: E402
+from benchmarks.highlights import FORWARD, forward_passes, highlights  # noqa: E402
 from benchmarks.measure import Row, table  # noqa: E402
 from benchmarks.stored import MACHINES, ReportError, machine  # noqa: E402
 
@@ -59,6 +59,8 @@ def write(root):
     panels = panels_of(contents)
     if panels:
         picture.draw(panels, results / PICTURE)
+    if passes := forward_passes(contents):
+        picture.draw_forward(*passes, results / FORWARD)
     if learning_table.comparisons(learned):
         learning_table.draw(learned, results / CURVES)
     written |= ablation_text(results / "learning")

@@ -6,8 +6,11 @@ import re
 from benchmarks import tables
 
 MACHINES = ("GPU", "CPU")
+PACKAGES = ("cuda", "cudnn", "triton", "monai", "openvino", "onnxruntime")
 # columns that are worked out from the machine's ceilings
-OF_CEILINGS = re.compile(r"floor, ms|TFLOP/s|share of (floor|peak|its floor|a matrix product), %")
+OF_CEILINGS = re.compile(
+    r"floor, ms|TFLOP/s|times the direct limit|share of (floor|peak|its floor|a matrix product), %"
+)
 
 
 class ReportError(Exception):
@@ -53,7 +56,11 @@ def heading(content):
     """What a result depends on, in a line."""
     provenance, commit = provenance_of(content), content.get("commit_info", {})
     items = [title(content), f"{provenance['volume']} voxels", f"torch {provenance['torch']}"]
-    items += [f"{name} {provenance[name]}" for name in ("cuda", "cudnn", "triton", "monai") if provenance.get(name)]
+    items += [
+        f"{name} {provenance[name]}"
+        for name in ("cuda", "cudnn", "triton", "monai", "openvino", "onnxruntime")
+        if provenance.get(name)
+    ]
     if commit.get("id"):
         items.append(f"commit {commit['id'][:10]}" + (" with changes" if commit.get("dirty") else ""))
     return ", ".join([*items, provenance["date"]])

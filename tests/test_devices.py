@@ -1,4 +1,5 @@
 import os
+import platform
 import subprocess
 import sys
 
@@ -206,3 +207,25 @@ def test_a_failed_allocation_is_counted():
         torch.empty(2**50, dtype=torch.uint8, device="cuda")
     assert devices.is_out_of_memory(RuntimeError(NO_ENGINE))
     assert not devices.is_out_of_memory(RuntimeError(NO_ENGINE))
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (["model name : AMD EPYC", "cpu family : 25", "model : 17"], "AMD EPYC (family 25, model 17)"),
+        (["model name : Some CPU"], "Some CPU"),
+        (["Features : fp asimd"], platform.machine()),
+        (None, platform.machine()),
+    ],
+)
+def test_a_processor_has_its_family(tmp_path, monkeypatch, lines, expected):
+    path = tmp_path / "cpuinfo"
+    if lines is not None:
+        path.write_text("".join(f"{line}\n" for line in lines))
+    monkeypatch.setattr(devices, "CPU_INFO", path)
+    assert devices.processor() == expected
+
+
+def test_a_constant_is_marked_as_pytorch_marks_it():
+    ours, theirs = devices.constant_when_compiled(lambda: 1), torch.compiler.assume_constant_result(lambda: 1)
+    assert vars(ours) == vars(theirs) != {}

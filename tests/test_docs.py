@@ -82,7 +82,7 @@ def arguments_of(command):
 def test_every_example_is_known():
     """No example is added that no test here runs."""
     # the README's second command is the one that runs this test
-    known = rf"{VERBS}|^torchrun |^pytest |^python -m venv .*pytest$"
+    known = rf"{VERBS}|^torchrun |^pytest |^python -m venv .*pytest -n auto --dist loadfile$"
     assert [command for command in COMMANDS if not re.search(known, command)] == []
     assert {kind for _, kind, _ in FENCES} == {"python", "toml"}
     assert sum(text.count("```") for text in PAGES.values()) == 2 * len(FENCES)

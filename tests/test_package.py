@@ -51,6 +51,12 @@ def test_imports_without(absent, tmp_path):
     assert result.returncode == 0, result.stderr
 
 
+def test_a_start_does_not_import_the_compiler(tmp_path):
+    """It takes longer than all else that a command imports beside PyTorch."""
+    result = python("import sys, vnet_fast.train, vnet_fast.predict; print('torch._dynamo' in sys.modules)", tmp_path)
+    assert (result.returncode, result.stdout) == (0, "False\n"), result.stderr
+
+
 def test_kernels_belong_to_the_package(tmp_path):
     for folder in (ROOT, tmp_path):
         result = python("import vnet_fast.kernels as k; print(list(k.__path__))", folder)
@@ -85,7 +91,7 @@ def test_readme_commands_are_those_of_ci():
     commands = re.findall(r"^    (python -m venv .*)$", readme, re.MULTILINE)
     assert len(commands) == 2
     assert commands[0].endswith("python -m vnet_fast.train --amp")
-    assert commands[1].endswith("python -m pytest")
+    assert commands[1].endswith("python -m pytest -n auto --dist loadfile")
 
 
 @pytest.fixture(scope="module")

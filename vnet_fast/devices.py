@@ -4,11 +4,17 @@ import contextlib
 import ctypes
 import gc
 import os
+import platform
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
 from vnet_fast.errors import InputError
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 HOST = torch.device("cpu")
 # messages of the CPU's allocator and of CUDA's libraries, whose errors have no type of their own
 OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
@@ -20,6 +26,7 @@ LITTLE_MEMORY = 512 << 20
 KEEP_FREED = {-4: 0, -1: -1, -2: 1 << 28}
 GLIBC_DEFAULTS = {-4: 65536, -1: 128 << 10, -2: 128 << 10}
 CGROUP_QUOTA = "/sys/fs/cgroup/cpu.max"
+CPU_INFO = Path("/proc/cpuinfo")
 # the first GPUs with TF32, and the error of a convolution that tells it from float32
 TF32_CAPABILITY = (8, 0)
 TF32_ERROR = 2e-5
@@ -68,6 +75,20 @@ def available_cores() -> int:
     except (OSError, ValueError):
         # there is no control group, or it has no quota
         return cores
+
+
+def processor() -> str:
+    """The CPU's name with its family and model, because virtual machines cut the name to that of its maker."""
+    try:
+        text = CPU_INFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.machine()
+    name, family, model = (
+        re.search(rf"^{field}\s*:\s*(.+)$", text, re.MULTILINE) for field in ("model name", "cpu family", "model")
+    )
+    if not name:
+        return platform.machine()
+    return f"{name[1]} (family {family[1]}, model {model[1]})" if family and model else name[1]
 
 
 def use_all_cores() -> None:
@@ -230,7 +251,16 @@ def cpu_has_fp16() -> bool:
     return bool(_cpu_capabilities() & {"amx_fp16", "avx512_fp16"})
 
 
-@torch.compiler.assume_constant_result
+def constant_when_compiled(function: Function) -> Function:
+    """Marks a function whose result `torch.compile` takes as a constant.
+
+    It is `torch.compiler.assume_constant_result` without its import of the compiler, which takes a second.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant_when_compiled
 def cpu_has_convolutions(dtype: torch.dtype) -> bool:
     """Whether oneDNN has convolutions of a type on this CPU. PyTorch's own take hundreds of times as long."""
     if dtype == torch.bfloat16:

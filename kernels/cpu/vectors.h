@@ -93,12 +93,3 @@ template <int L> INLINE void store_bits(uint8_t* p, typename Vector<L>::Mask mas
     }
 }
 
-// the lanes whose bits are set, 0 or -1
-template <int L> INLINE typename Vector<L>::Mask load_bits(const uint8_t* p) {
-    typedef typename Vector<L>::Mask Mask;
-    int bits = 0;
-    memcpy(&bits, p, L / 8);
-    Mask lane;
-    UNROLL for (int i = 0; i < L; i++) lane[i] = 1 << i;
-    return ((Mask{} + bits) & lane) != 0;
-}

@@ -1,10 +1,8 @@
 import json
 import platform
 
-import pytest
-
-from benchmarks import conftest, provenance
-from benchmarks.provenance import processor, without_folders
+from benchmarks import conftest
+from benchmarks.provenance import without_folders
 
 
 def test_no_folder_of_the_machine_is_kept():
@@ -20,20 +18,3 @@ def test_no_name_of_the_machine_is_kept():
     commit_info = {"id": "ab", "dirty": False, "project": "folder", "branch": "mine"}
     conftest.pytest_benchmark_update_commit_info(None, commit_info)
     assert commit_info == {"id": "ab", "dirty": False}
-
-
-@pytest.mark.parametrize(
-    ("lines", "expected"),
-    [
-        (["model name : AMD EPYC", "cpu family : 25", "model : 17"], "AMD EPYC (family 25, model 17)"),
-        (["model name : Some CPU"], "Some CPU"),
-        (["Features : fp asimd"], platform.machine()),
-        (None, platform.machine()),
-    ],
-)
-def test_a_processor_has_its_family(tmp_path, monkeypatch, lines, expected):
-    path = tmp_path / "cpuinfo"
-    if lines is not None:
-        path.write_text("".join(f"{line}\n" for line in lines))
-    monkeypatch.setattr(provenance, "CPU_INFO", path)
-    assert processor() == expected

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from benchmarks import learning_table, parts, report, stored
-from benchmarks.highlights import highlights
+from benchmarks.highlights import forward_passes, highlights
 from benchmarks.measure import Row
 from benchmarks.stored import ReportError
 
@@ -150,7 +150,8 @@ def test_highlights_compare_with_plain_pytorch():
     small["benchmarks"] = table_of((plain, 300.0), ("common V-Net, float32", 1.0), (ours, 150.0))
     full["benchmarks"] = table_of((ours, 1000.0), (plain, 2500.0))
     full["benchmarks"] += table_of((plain, 700.0), (ours, 350.0), name="inference", column="latency, ms")
-    heading, *lines = highlights([small, full]).rstrip().split("\n")
+    picture, _, heading, *lines = highlights([small, full]).rstrip().split("\n")
+    assert picture.startswith("![Milliseconds of a forward pass")
     assert heading.startswith("Milliseconds for one volume on Some CPU, 2 threads (torch 2.13, 2026-01-01)")
     assert lines[1:] == [
         "| provider | training step, 128 x 128 x 64 | forward pass, 128 x 128 x 64 | training step, 64 x 64 x 32 |",
@@ -158,6 +159,24 @@ def test_highlights_compare_with_plain_pytorch():
         "| plain PyTorch, float32 | 2500 | 700 | 300 |",
         "| vnet_fast, AMP | 1000 (2.50×) | 350 (2.00×) | 150 (2.00×) |",
     ]
+
+
+def test_the_picture_of_forward_passes_is_of_a_cpu_and_its_largest_volumes(folder):
+    small, full = both({}), both({"volume": "128 x 128 x 64"})
+    for content, ours in ((small, 3.0), (full, 40.0)):
+        times = ("plain PyTorch, float32", 100.0), ("OpenVINO, float32", 50.0), ("vnet_fast, float32", ours)
+        content["benchmarks"] += table_of(*times, name="inference", column="latency, ms")
+    sections, _ = written(folder, full=full, gpu=both(GPU), small=small)
+    picture = "![Milliseconds of a forward pass, by provider](benchmarks/results/forward.svg)"
+    assert sections["benchmarks"].count(picture) == 1
+    assert sections["benchmarks"].index("Some GPU") < sections["benchmarks"].index(picture)
+    assert "| OpenVINO, float32 | - | 50.0 (2.00×) | - | 50.0 (2.00×) |" in sections["benchmarks"]
+    title, times = forward_passes([small, full])
+    assert title == "Forward pass of 128 x 128 x 64 voxels, Some CPU, 2 threads"
+    assert times == {"plain PyTorch, float32": 100.0, "OpenVINO, float32": 50.0, "vnet_fast, float32": 40.0}
+    image = (folder / "benchmarks" / "results" / "forward.svg").read_text()
+    assert image.count('<g id="patch_') >= 4
+    assert forward_passes([both(GPU)]) is None
 
 
 def both(about):

@@ -182,7 +182,7 @@ def test_single_channel_warns_as_monai(name):
 WRONG_ARGUMENTS = [
     *((name, {"other_act": 1}, TypeError) for name in NAMES),
     *((name, {"sigmoid": True, "softmax": True}, ValueError) for name in NAMES),
-    *((name, {"softmax": True, "other_act": torch.tanh}, ValueError) for name in NAMES),
+    *((name, {"softmax": True, "other_act": torch.nn.Tanh()}, ValueError) for name in NAMES),
     *((name, {"reduction": "median"}, ValueError) for name in NAMES),
     ("DiceCELoss", {"reduction": "none"}, ValueError),
     ("DiceCELoss", {"lambda_dice": -1.0}, ValueError),

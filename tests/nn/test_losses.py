@@ -149,7 +149,7 @@ def test_single_channel_warns_as_monai():
     [
         ({"other_act": 1}, TypeError),
         ({"sigmoid": True, "softmax": True}, ValueError),
-        ({"sigmoid": True, "other_act": torch.tanh}, ValueError),
+        ({"sigmoid": True, "other_act": torch.nn.Tanh()}, ValueError),
         ({"reduction": "median"}, ValueError),
     ],
     ids=str,

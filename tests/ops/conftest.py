@@ -1,12 +1,13 @@
-"""What the kernels are tested under: memory that shows what was never written, and right rounding."""
+"""What the kernels are tested under: memory that shows what was never written, right rounding, and each library."""
 
 import numpy as np
 import pytest
 import torch
 
 from tests.ops.kernels import DEVICE, INTERPRETED
+from vnet_fast.kernels import cpu_library as compiled
 from vnet_fast.nn import convolution
-from vnet_fast.ops import dispatch
+from vnet_fast.ops import cpu_library, dispatch
 
 
 @pytest.fixture
@@ -51,3 +52,43 @@ def through_kernels(monkeypatch):
     monkeypatch.setattr(
         convolution, "_by_pytorch", lambda *given: original(*given).contiguous(memory_format=torch.channels_last_3d)
     )
+
+
+@pytest.fixture(scope="session")
+def libraries(tmp_path_factory):
+    """Finds the library of a set of instructions, or compiles it, or skips."""
+    if compiled.find_compiler() is None:
+        pytest.skip("no C++ compiler")
+    names = list(compiled.targets())
+    usable, folder = names[names.index(cpu_library.target()) :], tmp_path_factory.mktemp("libraries")
+
+    def find(target):
+        if target not in usable:
+            pytest.skip(f"this processor does not run {target}")
+        found = compiled.open_library(compiled.SOURCES.parent / compiled.file_name(target))
+        if found is None:
+            path = folder / compiled.file_name(target)
+            if not path.exists():
+                compiled.compile_library(target, path)
+            found = compiled.open_library(path)
+        return found
+
+    return find
+
+
+@pytest.fixture(params=["avx512", "avx2", "portable"])
+def library(request, libraries):
+    return libraries(request.param)
+
+
+@pytest.fixture
+def widest(libraries):
+    return libraries(cpu_library.target())
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of threads for a test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

@@ -168,7 +168,7 @@ def test_what_is_not_taken(monkeypatch):
     monkeypatch.setenv("VNET_FAST_CPU_CONV", "onednn")
     assert not cpu_convolution.takes(x, weight)
     monkeypatch.setenv("VNET_FAST_CPU_CONV", "winograd")
-    monkeypatch.setattr(cpu_convolution, "library", lambda: None)
+    monkeypatch.setattr(cpu_library, "library", lambda: None)
     assert not cpu_convolution.takes(x, weight)
 
 

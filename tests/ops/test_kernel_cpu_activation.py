@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from tests.ops.test_kernel_cpu_convolution import libraries, library, threads, widest  # noqa: F401
 from vnet_fast.kernels import cpu_activation as kernels
 from vnet_fast.ops import cpu_activation, cpu_library
 from vnet_fast.ops.add_prelu import add_prelu, add_prelu_definition, add_prelu_join
@@ -108,7 +107,7 @@ def test_a_join_is_written_in_place_and_its_gradient_read_there(norm):
 
 
 @pytest.mark.parametrize("offset", [0, 1e4])
-def test_statistics_are_as_exact_as_the_spread_allows(widest, offset):  # noqa: F811
+def test_statistics_are_as_exact_as_the_spread_allows(widest, offset):
     generator = torch.Generator().manual_seed(0)
     x = (torch.randn(2, 16, 16, 40, 40, generator=generator) + offset).contiguous(memory_format=LAST)
     mean, squares = kernels.statistics(widest, x)
@@ -128,7 +127,7 @@ def test_normalising_a_large_mean_loses_no_more_than_its_rounding():
     assert (y - exact).abs().max() <= 1.1 * rounding
 
 
-def test_all_builds_give_the_same_within_rounding(library):  # noqa: F811
+def test_all_builds_give_the_same_within_rounding(library):
     x, grad, slope, bias, added = volumes((2, 24, 3, 20, 21), torch.float32)
     shift = bias.expand(2, -1).contiguous()
     y = kernels.activate(library, x, slope, shift=shift, residual=added)
@@ -142,7 +141,7 @@ def test_all_builds_give_the_same_within_rounding(library):  # noqa: F811
     assert error(sums, torch.stack([each.sum((2, 3, 4)) for each in wanted], 1)) <= 1e-5
 
 
-def test_the_same_bits_for_any_number_of_threads(widest, threads):  # noqa: F811
+def test_the_same_bits_for_any_number_of_threads(widest, threads):
     x, grad, slope, _, added = volumes((2, 16, 9, 20, 21), torch.float32)
     results = []
     for count in (1, 2, 5):
@@ -154,7 +153,7 @@ def test_the_same_bits_for_any_number_of_threads(widest, threads):  # noqa: F811
         assert all(torch.equal(*pair) for pair in zip(other, results[0], strict=True))
 
 
-def test_nan_is_not_lost(widest):  # noqa: F811
+def test_nan_is_not_lost(widest):
     x, grad, slope, _, _ = volumes((1, 16, 3, 5, 7), torch.float32)
     x[0, 3, 1, 1, 1] = float("nan")
     assert kernels.activate(widest, x, slope)[0, 3, 1, 1, 1].isnan()

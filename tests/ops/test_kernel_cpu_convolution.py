@@ -29,46 +29,6 @@ SHAPES = [
 FEW = [SHAPES[1], SHAPES[5]]
 
 
-@pytest.fixture(scope="session")
-def libraries(tmp_path_factory):
-    """Finds the library of a set of instructions, or compiles it, or skips."""
-    if compiled.find_compiler() is None:
-        pytest.skip("no C++ compiler")
-    names = list(compiled.targets())
-    usable, folder = names[names.index(cpu_library.target()) :], tmp_path_factory.mktemp("libraries")
-
-    def find(target):
-        if target not in usable:
-            pytest.skip(f"this processor does not run {target}")
-        found = compiled.open_library(compiled.SOURCES.parent / compiled.file_name(target))
-        if found is None:
-            path = folder / compiled.file_name(target)
-            if not path.exists():
-                compiled.compile_library(target, path)
-            found = compiled.open_library(path)
-        return found
-
-    return find
-
-
-@pytest.fixture(params=["avx512", "avx2", "portable"])
-def library(request, libraries):
-    return libraries(request.param)
-
-
-@pytest.fixture
-def widest(libraries):
-    return libraries(cpu_library.target())
-
-
-@pytest.fixture
-def threads():
-    """Sets the number of threads for a test."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def case(shape, dtype=torch.float32):
     n, c, k, *size = shape
     generator = torch.Generator().manual_seed(0)

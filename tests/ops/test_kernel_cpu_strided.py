@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from torch.library import opcheck
 
-from tests.ops.test_kernel_cpu_convolution import libraries, library, threads, widest  # noqa: F401
 from vnet_fast.kernels import cpu_strided as kernels
 from vnet_fast.nn import convolution as nn_convolution
 from vnet_fast.ops import cpu_library, cpu_strided
@@ -40,7 +39,7 @@ def slope_of(bias):
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_both_directions_and_the_weights_gradient(library, shape, dtype):  # noqa: F811
+def test_both_directions_and_the_weights_gradient(library, shape, dtype):
     fine, coarse, weight, bias, fine_bias = case(shape, dtype)
     tolerance = 1e-6 if dtype == torch.float32 else 4e-3
     exact = fine.double(), coarse.double(), weight.double()
@@ -110,7 +109,7 @@ def test_a_layer_is_taken_and_its_activation_with_it(transposed, monkeypatch):
     assert [given is not None for given in ran] == [False, True]
 
 
-def test_the_same_bits_for_the_same_threads(widest, threads):  # noqa: F811
+def test_the_same_bits_for_the_same_threads(widest, threads):
     fine, coarse, weight, *_ = case((1, 16, 32, 5, 6, 7))
     for count in (1, 2, 5):
         threads(count)

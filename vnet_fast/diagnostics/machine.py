@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from vnet_fast.devices import available_cores, cpu_has_fast_bf16
+from vnet_fast.devices import available_cores, cpu_has_fast_bf16, processor
 from vnet_fast.versions import versions
 
-CPU_INFO, MEMORY_INFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")
+MEMORY_INFO = Path("/proc/meminfo")
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 GIB = 1 << 30
 
@@ -38,12 +38,11 @@ def cudnn_version(number: int) -> str:
 
 def describe_cpu() -> str:
     """The CPU with its cores, its memory, and whether it multiplies bfloat16 in hardware."""
-    name = _field(CPU_INFO, "model name") or platform.processor() or platform.machine()
     memory = _field(MEMORY_INFO, "MemTotal")
     amount = f", {int(memory.split()[0]) * 1024 / GIB:.1f} GiB of memory" if memory else ""
     bfloat16 = "with" if cpu_has_fast_bf16() else "without"
     cores = f"{available_cores()} of {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    return f"CPU: {name}, {cores}{amount}, {bfloat16} bfloat16 in hardware"
+    return f"CPU: {processor()}, {cores}{amount}, {bfloat16} bfloat16 in hardware"
 
 
 def describe_gpu(device: torch.device) -> str:

@@ -15,7 +15,7 @@ _FORMAT = torch.channels_last_3d
 
 def takes(x: Tensor) -> bool:
     """Whether the kernels are for a volume (N, C, D, H, W)."""
-    return kernels.supports(x) and choice.mode() != choice.ONEDNN and library() is not None
+    return kernels.supports(x) and choice.kernels_run()
 
 
 def add_prelu(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from vnet_fast.devices import constant_when_compiled
 from vnet_fast.kernels import cpu_convolution as kernels
 from vnet_fast.ops import cpu_convolution_choice as choice
 from vnet_fast.ops import dispatch, onednn
@@ -48,10 +49,10 @@ def sees_operators(x: Tensor) -> bool:
     return not torch._C._are_functorch_transforms_active() and torch._C._get_tracing_state() is None
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_when_compiled
 def are_there() -> bool:
     """Whether the CPU's kernels can run, and are wanted."""
-    return choice.mode() != choice.ONEDNN and library() is not None
+    return choice.kernels_run()
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -28,7 +28,8 @@ VARIABLE = "VNET_FAST_CPU_CONV"
 AUTO, WINOGRAD, ONEDNN = MODES = ("auto", "winograd", "onednn")
 STORE = "cpu-convolutions"
 # output slices of a tile by the name of a form; oneDNN has no tiles
-FORMS = {ONEDNN: 0, "winograd-1": 1, "winograd-2": 2, "winograd-4": 4}
+FILTERED = {"winograd-1": 1, "winograd-2": 2, "winograd-4": 4}
+FORMS = {ONEDNN: 0, **FILTERED}
 # of a convolution of few channels, as of the image
 DIRECT = "direct"
 FEW_FORMS = {ONEDNN: 0, DIRECT: 1}
@@ -159,6 +160,15 @@ def ruled(layer: Layer) -> str:
     return "winograd-4" if shape[0] > 2 else "winograd-1"
 
 
+def kernels_run() -> bool:
+    """Whether the kernels are there and may run.
+
+    Raises:
+        InputError: if VNET_FAST_CPU_CONV has another value than it may have.
+    """
+    return mode() != ONEDNN and cpu_library.library() is not None
+
+
 def description(device: torch.device) -> str:
     """What runs the 5x5x5 convolutions of a CPU, for the log; empty for another device.
 
@@ -167,7 +177,7 @@ def description(device: torch.device) -> str:
     """
     if device.type != "cpu":
         return ""
-    if mode() == ONEDNN or cpu_library.library() is None:
+    if not kernels_run():
         return ", convolutions by oneDNN"
     return f", convolutions by the kernels for {cpu_library.NAMES[cpu_library.target()]}"
 

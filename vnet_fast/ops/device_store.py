@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
+from vnet_fast.devices import processor
 from vnet_fast.errors import InputError
 from vnet_fast.files import make_folder, write_text
 from vnet_fast.versions import versions
 
 FOLDER = Path("~/.cache/vnet_fast/devices")
-CPU_INFO = Path("/proc/cpuinfo")
 
 
 @functools.cache
@@ -24,20 +24,12 @@ def fingerprint(device: torch.device) -> str:
     facts: dict[str, Any] = {"versions": versions(), "machine": platform.machine(), "device": str(device.type)}
     if device.type == "cpu":
         # a home folder may be of several machines
-        facts["device"] = _processor()
+        facts["device"] = processor()
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         facts["device"] = [properties.name, properties.major, properties.minor, properties.multi_processor_count]
         facts["libraries"] = [torch.version.cuda, torch.version.hip, torch.backends.cudnn.version(), _driver()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def _driver() -> int | None:

@@ -1,0 +1,47 @@
+import pytest
+import torch
+
+from benchmarks import measure, providers, runtimes
+from benchmarks.providers import RUNTIMES, TIMES_DIRECT, Beside, Provider, limit_cells
+
+
+def test_the_baseline_runs_before_each_round(monkeypatch):
+    ticks = iter([0.0, 5.0, 10.0, 12.0, 20.0, 23.0, 30.0, 34.0])
+    monkeypatch.setattr(providers.time, "perf_counter", lambda: next(ticks))
+    ran = []
+    beside = Beside(lambda: ran.append("baseline"))
+    for _ in range(4):
+        beside()
+        ran.append("provider")
+    assert ran == ["baseline", "provider"] * 4
+    # of 2, 3 and 4 s: the first round does not count
+    assert beside.ratio(1.5, 1) == 2.0
+    alone = Beside(None)
+    alone()
+    assert alone.ratio(7.0, 1) == 1.0
+
+
+def test_times_are_compared_with_the_direct_limit_where_products_are_saved(monkeypatch):
+    assert limit_cells(Provider("plain"), 2.0, 1.0) == {"floor, ms": 1e3, "share of floor, %": 50.0}
+    monkeypatch.setattr(providers, "ON_GPU", False)
+    monkeypatch.setattr(providers.cpu_convolution_choice, "kernels_run", lambda: True)
+    assert limit_cells(Provider("vnet_fast"), 0.5, 1.0) == {"floor, ms": 1e3, TIMES_DIRECT: 2.0}
+    monkeypatch.setattr(providers.cpu_convolution_choice, "kernels_run", lambda: False)
+    assert "share of floor, %" in limit_cells(Provider("vnet_fast"), 2.0, 1.0)
+
+
+@pytest.mark.skipif(measure.ON_GPU, reason="the other programs run on a CPU")
+@pytest.mark.parametrize("name", [name for name, provider in RUNTIMES.items() if provider.runtime])
+def test_other_programs_run_the_same_network(name, monkeypatch):
+    monkeypatch.setattr(runtimes, "SIZE", (16, 16, 16))
+    runtimes.content.cache_clear()
+    provider = RUNTIMES[name]
+    provider.require()
+    image = torch.randn(2, 1, 16, 16, 16)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        expected = Provider("plain").model()(image)
+        logits = provider.model()(image)
+    runtimes.content.cache_clear()
+    error = (logits - expected).norm() / expected.norm()
+    assert error <= providers.TOLERANCE[provider.autocast or torch.float32]
