@@ -44,7 +44,8 @@ INLINE void sum_taps(const Padded& padded, const float* in, const float* weight,
         for (int kd = 0; kd < TAPS; kd++)
             for (int kh = 0; kh < TAPS; kh++) {
                 const float* from = in + channel * padded.volume + kd * padded.plane + kh * padded.row;
-                UNROLL for (int kw = 0; kw < TAPS; kw++, weight += weight_row) {
+                NO_UNROLL for (int kw = 0; kw < TAPS; kw++, weight += weight_row) {
+                    FORGET_LOADS;
                     Float<L> columns[N];
                     UNROLL for (int n = 0; n < N; n++) columns[n] = load<L>(weight + n * L);
                     UNROLL for (int r = 0; r < R; r++) {
@@ -67,13 +68,17 @@ static void first_layer_row(const Padded& padded, const float* in, const float* 
         for (int64_t w = 0; w < layer.w; w += R) {
             Float<L> sum[R][N] = {};
             sum_taps<R, N, L>(padded, line + w, weight + k, layer.k, sum);
+            // an array that is indexed by a variable is not in registers
+            float values[R][N * L];
+            UNROLL for (int r = 0; r < R; r++)
+                UNROLL for (int i = 0; i < N; i++) store<L>(values[r] + i * L, sum[r][i]);
             int64_t wide = std::min<int64_t>(R, layer.w - w);
             for (int vector = 0; vector < N; vector++) {
                 int64_t channel = k + vector * L;
                 Float<L> bias = layer.bias ? load<L>(layer.bias + channel) : Float<L>{};
                 Float<L> slope = layer.slope ? load<L>(layer.slope + channel) : Float<L>{};
                 for (int64_t r = 0; r < wide; r++)
-                    finish<L, T>(layer, voxel + w + r, channel, sum[r][vector], bias, slope);
+                    finish<L, T>(layer, voxel + w + r, channel, load<L>(values[r] + vector * L), bias, slope);
             }
         }
 }

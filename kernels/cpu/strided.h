@@ -24,10 +24,15 @@ struct Coarse {
     int64_t chunks() const { return (voxels() + VOXELS - 1) / VOXELS; }
     int64_t count(int64_t chunk) const { return std::min(VOXELS, voxels() - chunk * VOXELS); }
 
-    // the fine voxel of the first corner
-    int64_t fine(int64_t voxel) const {
-        int64_t w = voxel % layer.w, h = voxel / layer.w % layer.h, slice = voxel / layer.w / layer.h;
-        return (slice * 2 * layer.h * 2 + h * 2) * layer.w * 2 + w * 2;
+    // calls function(i, count, corner) for each run of voxels of a chunk in one row: the number of the first, how many
+    // there are, and the fine voxel of the first corner; those of the others follow in steps of 2
+    template <class F> inline __attribute__((always_inline)) void for_each_run(int64_t chunk, F function) const {
+        const int64_t wide = layer.w, high = layer.h, voxels = count(chunk), first = chunk * VOXELS;
+        for (int64_t i = 0, run; i < voxels; i += run) {
+            int64_t w = (first + i) % wide, line = (first + i) / wide, h = line % high, slice = line / high;
+            run = std::min(voxels - i, wide - w);
+            function(i, run, (slice * 2 * high * 2 + h * 2) * wide * 2 + w * 2);
+        }
     }
     // from the first corner to the first of each pair along W
     int64_t pair(int i) const { return (i / 2 * layer.h * 2 + i % 2) * layer.w * 2; }
@@ -39,12 +44,13 @@ template <int L, class T> INLINE void widen(const T* from, int64_t size, float* 
 
 // the eight fine voxels of each voxel of a chunk: voxels x 8 x C
 template <class T> static void load_fine(const Coarse& coarse, const T* fine, int64_t chunk, float* out) {
-    const int64_t c = coarse.layer.c;
-    for (int64_t i = 0; i < coarse.count(chunk); i++) {
-        const T* corner = fine + coarse.fine(chunk * VOXELS + i) * c;
-        for (int pair = 0; pair < 4; pair++)
-            widen<8>(corner + coarse.pair(pair) * c, 2 * c, out + (i * CORNERS + pair * 2) * c);
-    }
+    const int64_t c = coarse.layer.c, pairs[] = {0, coarse.pair(1) * c, coarse.pair(2) * c, coarse.pair(3) * c};
+    coarse.for_each_run(chunk, [&](int64_t first, int64_t count, int64_t corner) {
+        float* to = out + first * CORNERS * c;
+        for (int64_t i = 0; i < count; i++)
+            for (int pair = 0; pair < 4; pair++, to += 2 * c)
+                widen<8>(fine + (corner + 2 * i) * c + pairs[pair], 2 * c, to);
+    });
 }
 
 template <class T> static void load_coarse(const Coarse& coarse, const T* volume, int64_t chunk, float* out) {
@@ -72,20 +78,87 @@ static void multiply_panels(const float* in, int64_t count, int64_t rows, const 
     });
 }
 
+// out (R x N L) = start + sum over pieces of in, `length` each and at an offset, times a panel
+template <int R, int N, int L>
+static __attribute__((noinline)) void multiply_pieces(const float* in, int64_t row, const int64_t* offsets,
+                                                      int64_t pieces, int64_t length, const float* panel,
+                                                      const float* start, float* out, int64_t out_row) {
+    Float<L> sum[R][N] = {};
+    if (start)
+        UNROLL for (int r = 0; r < R; r++)
+            UNROLL for (int n = 0; n < N; n++) sum[r][n] = load<L>(start + n * L);
+    for (int64_t piece = 0; piece < pieces; piece++) {
+        const float* from = in + offsets[piece];
+        for (int64_t i = 0; i < length; i++, panel += N * L) {
+            Float<L> columns[N];
+            UNROLL for (int n = 0; n < N; n++) columns[n] = load<L>(panel + n * L);
+            UNROLL for (int r = 0; r < R; r++) {
+                Float<L> value = broadcast<L>(from[r * row + i]);
+                UNROLL for (int n = 0; n < N; n++) sum[r][n] += value * columns[n];
+            }
+        }
+    }
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int n = 0; n < N; n++) store<L>(out + r * out_row + n * L, sum[r][n]);
+}
+
+// The coarse voxels of a chunk from fine float32 ones where they lie, into `out`.
+static void gather_chunk(const Coarse& coarse, const float* fine, int64_t chunk, const float* panels, float* out) {
+    const int64_t c = coarse.layer.c, k = coarse.layer.k, rows = CORNERS * c;
+    const int64_t pairs[] = {0, coarse.pair(1) * c, coarse.pair(2) * c, coarse.pair(3) * c};
+    with_panel(k, [&](auto vectors, auto lanes) {
+        constexpr int N = vectors.value, L = lanes.value;
+        coarse.for_each_run(chunk, [&](int64_t voxel, int64_t count, int64_t corner) {
+            for_each_piece<MAX_ROWS<N>>(count, [&](int64_t first, auto size) {
+                const float* from = fine + (corner + 2 * first) * c;
+                for (int64_t column = 0; column < k; column += N * L)
+                    multiply_pieces<decltype(size)::value, N, L>(from, 2 * c, pairs, 4, 2 * c, panels + column * rows,
+                                                                 nullptr, out + (voxel + first) * k + column, k);
+            });
+        });
+    });
+}
+
+// The fine float32 voxels of a chunk of coarse ones, where they belong. `bias`: null, or twice the channels' biases.
+static void scatter_chunk(const Coarse& coarse, const float* in, int64_t chunk, const float* panels, const float* bias,
+                          float* fine) {
+    const int64_t c = coarse.layer.c, k = coarse.layer.k, pair = 2 * c, here = 0;
+    with_panel(CORNERS * c, [&](auto vectors, auto lanes) {
+        constexpr int N = vectors.value, L = lanes.value;
+        coarse.for_each_run(chunk, [&](int64_t voxel, int64_t count, int64_t corner) {
+            for (int64_t column = 0; column < CORNERS * c; column += N * L) {
+                float* to = fine + (corner + coarse.pair(column / pair)) * c + column % pair;
+                const float *panel = panels + column * k, *start = bias ? bias + column % pair : bias;
+                for_each_piece<MAX_ROWS<N>>(count, [&](int64_t first, auto size) {
+                    multiply_pieces<decltype(size)::value, N, L>(in + (voxel + first) * k, k, &here, 1, k, panel, start,
+                                                                 to + first * pair, pair);
+                });
+            }
+        });
+    });
+}
+
 static int64_t panel_width(int64_t columns) {
     int64_t width = 0;
     with_panel(columns, [&](auto vectors, auto lanes) { width = vectors.value * lanes.value; });
     return width;
 }
 
-// Adds the bias to the channels of a voxel, applies PReLU and stores it.
-template <class T> static void finish_voxel(const Layer& layer, int64_t voxel, const float* values) {
-    with_lanes(layer.k, [&](auto lanes) {
+// Adds the bias to the channels of `count` voxels one after the other, applies PReLU and stores them.
+template <class T> static void finish_voxels(const Layer& layer, int64_t voxel, int64_t count, const float* values) {
+    const int64_t k = layer.k;
+    if (!layer.bias && !layer.slope) {
+        T* to = (T*)layer.y + voxel * k;
+        for (int64_t i = 0; i < count * k; i += 8) store<8>(to + i, load<8>(values + i));
+        return;
+    }
+    with_lanes(k, [&](auto lanes) {
         constexpr int L = lanes.value;
-        for (int64_t channel = 0; channel < layer.k; channel += L) {
+        for (int64_t channel = 0; channel < k; channel += L) {
             Float<L> bias = layer.bias ? load<L>(layer.bias + channel) : Float<L>{};
             Float<L> slope = layer.slope ? load<L>(layer.slope + channel) : Float<L>{};
-            finish<L, T>(layer, voxel, channel, load<L>(values + channel), bias, slope);
+            for (int64_t i = 0; i < count; i++)
+                finish<L, T>(layer, voxel + i, channel, load<L>(values + i * k + channel), bias, slope);
         }
     });
 }
@@ -100,10 +173,13 @@ template <class T> static void gather(const Layer& layer) {
 #pragma omp parallel for schedule(static) num_threads(layer.threads)
     for (int64_t chunk = 0; chunk < coarse.chunks(); chunk++) {
         float *in = places + omp_get_thread_num() * place, *out = in + VOXELS * rows;
-        load_fine(coarse, (const T*)layer.x, chunk, in);
-        multiply_panels(in, coarse.count(chunk), rows, panels, columns, out);
-        for (int64_t i = 0; i < coarse.count(chunk); i++)
-            finish_voxel<T>(layer, chunk * VOXELS + i, out + i * columns);
+        if constexpr (sizeof(T) == 4) {
+            gather_chunk(coarse, (const T*)layer.x, chunk, panels, out);
+        } else {
+            load_fine(coarse, (const T*)layer.x, chunk, in);
+            multiply_panels(in, coarse.count(chunk), rows, panels, columns, out);
+        }
+        finish_voxels<T>(layer, chunk * VOXELS, coarse.count(chunk), out);
     }
 }
 
@@ -113,19 +189,29 @@ template <class T> static void scatter(const Layer& layer) {
     Layer fine = layer;
     fine.k = layer.c;
     const int64_t rows = layer.k, columns = CORNERS * layer.c, place = VOXELS * (rows + columns);
-    float *panels = scratch((rows * columns + layer.threads * place) * 4), *places = panels + rows * columns;
+    float* panels = scratch((rows * columns + 2 * layer.c + layer.threads * place) * 4);
+    float *biases = panels + rows * columns, *places = biases + 2 * layer.c;
     pack_panels(rows, columns, panel_width(columns), panels,
                 [&](int64_t row, int64_t column) { return layer.weight[row * columns + column]; });
+    for (int64_t i = 0; layer.bias && i < 2 * layer.c; i++) biases[i] = layer.bias[i % layer.c];
 #pragma omp parallel for schedule(static) num_threads(layer.threads)
     for (int64_t chunk = 0; chunk < coarse.chunks(); chunk++) {
         float *in = places + omp_get_thread_num() * place, *out = in + VOXELS * rows;
+        if constexpr (sizeof(T) == 4) {
+            if (!layer.slope) {
+                scatter_chunk(coarse, (const T*)layer.x + chunk * VOXELS * rows, chunk, panels,
+                              layer.bias ? biases : nullptr, (T*)layer.y);
+                continue;
+            }
+        }
         load_coarse(coarse, (const T*)layer.x, chunk, in);
         multiply_panels(in, coarse.count(chunk), rows, panels, columns, out);
-        for (int64_t i = 0; i < coarse.count(chunk); i++)
-            for (int corner = 0; corner < CORNERS; corner++) {
-                int64_t voxel = coarse.fine(chunk * VOXELS + i) + coarse.pair(corner / 2) + corner % 2;
-                finish_voxel<T>(fine, voxel, out + (i * CORNERS + corner) * layer.c);
-            }
+        coarse.for_each_run(chunk, [&](int64_t first, int64_t count, int64_t corner) {
+            for (int64_t i = 0; i < count; i++)
+                for (int pair = 0; pair < 4; pair++)
+                    finish_voxels<T>(fine, corner + 2 * i + coarse.pair(pair), 2,
+                                     out + ((first + i) * CORNERS + pair * 2) * fine.k);
+        });
     }
 }
 

@@ -12,9 +12,14 @@
 #define INLINE static inline __attribute__((always_inline))
 #ifdef __clang__
 #define UNROLL _Pragma("unroll")
+#define NO_UNROLL _Pragma("nounroll")
 #else
 #define UNROLL _Pragma("GCC unroll 64")
+#define NO_UNROLL _Pragma("GCC unroll 1")
 #endif
+// Before it nothing is loaded for what comes after it. Between the turns of a loop that share inputs, it keeps the
+// compiler from carrying these in registers, of which there are too few.
+#define FORGET_LOADS asm volatile("" ::: "memory")
 
 // floats of the widest vector that is used, and how many of these the registers hold
 #if defined(__AVX512F__)

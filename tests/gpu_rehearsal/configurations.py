@@ -64,21 +64,37 @@ class Network:
         )
 
 
+# of a network, with every number at several values
+NUMBERS = (
+    {},
+    {"batch": 1, "shape": (16, 16, 16), "optimizer": "adamw"},
+    {"base_channels": 8, "classes": 3, "batch": 3, "shape": (35, 50, 33)},
+    {"base_channels": 1, "classes": 5, "shape": (32, 16, 48), "loss": "weighted-ce"},
+    {"base_channels": 2, "classes": 4, "batch": 1, "shape": (17, 33, 20), "in_channels": 3},
+    {"base_channels": 48, "shape": (16, 32, 32)},
+)
+
+
 def networks():
-    """Both topologies in three precisions, with every number at several values."""
+    """Both topologies in three precisions, with all NUMBERS."""
     return [
-        dataclasses.replace(Network(topology, precision), **changes)
-        for changes in (
-            {},
-            {"batch": 1, "shape": (16, 16, 16), "optimizer": "adamw"},
-            {"base_channels": 8, "classes": 3, "batch": 3, "shape": (35, 50, 33)},
-            {"base_channels": 1, "classes": 5, "shape": (32, 16, 48), "loss": "weighted-ce"},
-            {"base_channels": 2, "classes": 4, "batch": 1, "shape": (17, 33, 20), "in_channels": 3},
-            {"base_channels": 48, "shape": (16, 32, 32)},
-        )
+        dataclasses.replace(Network(topology, precision), **numbers)
+        for numbers in NUMBERS
         for topology in TOPOLOGIES
         for precision in PRECISIONS
     ]
+
+
+def some_networks(share):
+    """Of `networks`, one with each of NUMBERS, so that each topology meets each precision.
+
+    Args:
+        share: 0 or 1, two choices without a common network.
+    """
+    kinds = list(itertools.product(TOPOLOGIES, PRECISIONS))
+    order = [3 * (place % 2) + place % 3 for place in range(share, share + len(NUMBERS))]
+    chosen = [(*kinds[kind], numbers) for kind, numbers in zip(order, NUMBERS, strict=True)]
+    return [dataclasses.replace(Network(topology, precision), **numbers) for topology, precision, numbers in chosen]
 
 
 def normalised_networks():
@@ -212,6 +228,22 @@ def stacks():
         for dtype in FLOATS
         for shape in ((2, 32, 64, 128, 128), (2, 256, 4, 8, 8), (1, 48, 7, 11, 13), (3, 16, 1, 1, 3))
     }
+
+
+def called(part, share):
+    """What is rehearsed on a device: {name: function}.
+
+    Args:
+        part: `steps` or `operators`.
+        share: None for all, or 0 or 1 for less, which still has every kernel, topology, precision and number.
+    """
+    functions = {"steps": steps, "operators": operators}[part]()
+    if share is None:
+        return functions
+    of_networks = {network.name for network in networks()}
+    chosen = [network.name for network in some_networks(share)] if part == "steps" else []
+    others = [name for name in functions if part == "operators" or name not in of_networks]
+    return {name: functions[name] for name in chosen + others[share::4]}
 
 
 def operators():
