@@ -32,11 +32,13 @@ def clock(monkeypatch):
     return seconds, now
 
 
-def runner(clock, ran, wrong=(), value=1.0):
+def runner(clock, ran, wrong=(), value=1.0, too_large=()):
     seconds, now = clock
 
     def run(form):
         ran.append(NAMES[form])
+        if ran[-1] in too_large:
+            raise torch.OutOfMemoryError("no memory")
         now[0] += seconds[ran[-1]]
         return torch.full((8,), value * (1.01 if ran[-1] in wrong else 1))
 
@@ -63,6 +65,19 @@ def test_the_fastest_is_kept_in_memory_and_on_disk(clock, monkeypatch):
         ran.clear()
         choice.compute(LARGE, runner(clock, ran))
         assert ran == ["winograd-2"]
+
+
+def test_a_form_that_memory_does_not_suffice_for_is_not_taken(clock):
+    ran = []
+    choice.compute(LARGE, runner(clock, ran, too_large=["winograd-2"]))
+    assert ran[-1] == "winograd-4"
+    # nor later, when less memory is free than in the trial
+    ran.clear()
+    result = choice.compute(LARGE, runner(clock, ran, too_large=["winograd-4"]))
+    assert ran == ["winograd-4", "onednn"]
+    assert torch.equal(result, torch.ones(8))
+    with pytest.raises(torch.OutOfMemoryError):
+        choice.compute(LARGE, runner(clock, ran, too_large=["winograd-4", "onednn"]))
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,8 @@ def predict(
 
 @torch.library.custom_op("vnet_fast::cpu_convolution", mutates_args=(), device_types="cpu")
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    # no layer's weight is transformed twice in a training step, so that keeping them is of no use
+    forget(weight)
     x, weight = _laid_out(x, weight)
     ratios = [0.0]
 
@@ -103,8 +105,6 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         y, ratios[0] = _by_kernels(x, transformed, len(weight), depth, _wide(bias))
         return y
 
-    # no layer's weight is transformed twice in a training step, so that keeping them is of no use
-    forget(weight)
     y = choice.compute(Layer.of("forward", x, weight), run)
     return run(0) if _is_too_large(ratios[0]) else y
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vnet_fast.devices import is_out_of_memory
 from vnet_fast.errors import InputError
 from vnet_fast.kernels import cpu_convolution as kernels
 from vnet_fast.ops import cpu_library, device_store
@@ -70,7 +71,19 @@ def compute(layer: Layer, run: Callable[[int], Tensor]) -> Tensor:
         run: the pass by the output slices of a tile, 0 for oneDNN and 1 for a direct sum; it returns memory of its own.
     """
     name = _met[layer] = _choose(layer, run)
-    return run(forms(layer)[name])
+    result = _run_if_memory(run, forms(layer)[name])
+    # outside of the handler of an error, whose traceback keeps memory
+    return run(0) if result is None else result
+
+
+def _run_if_memory(run: Callable[[int], Tensor], form: int) -> Tensor | None:
+    """A pass, or None if memory does not suffice for another form than oneDNN's, which needs the least."""
+    try:
+        return run(form)
+    except RuntimeError as error:
+        if not form or not is_out_of_memory(error):
+            raise
+    return None
 
 
 def forms(layer: Layer) -> dict[str, int]:
@@ -130,7 +143,9 @@ def try_all(layer: Layer, run: Callable[[int], Tensor]) -> Trial:
         return Trial(None, False)
     for name, form in others.items():
         # the first run of a form may transform a weight that is kept
-        found, _ = _timed(run, form)
+        found = _run_if_memory(run, form)
+        if found is None:
+            continue
         if torch.linalg.vector_norm(found.sub_(expected), dtype=torch.float32) <= TOLERANCE[layer.dtype] * norm:
             times[name] = min(_timed(run, form)[1] for _ in range(RUNS))
         del found
