@@ -77,11 +77,11 @@ def compute(layer: Layer, run: Callable[[int], Tensor]) -> Tensor:
 
 
 def _run_if_memory(run: Callable[[int], Tensor], form: int) -> Tensor | None:
-    """A pass, or None if memory does not suffice for another form than oneDNN's, which needs the least."""
+    """A pass, or None if memory does not suffice for its form. oneDNN's needs the least."""
     try:
         return run(form)
     except RuntimeError as error:
-        if not form or not is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
     return None
 
