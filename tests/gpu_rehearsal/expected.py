@@ -31,9 +31,9 @@ OF_A_STACK = {"_stack_kernel": 1}
 MAX_CLASSES = 32
 # kernels that are compiled for each of the devices
 COMPILATIONS = {
-    ("steps", (8, 0)): 321,
+    ("steps", (8, 0)): 290,
     ("steps", (9, 0)): 539,
-    ("steps", (10, 0)): 344,
+    ("steps", (10, 0)): 310,
     ("operators", (8, 0)): 63,
     ("operators", (9, 0)): 244,
     ("operators", (10, 0)): 61,
