@@ -3,6 +3,7 @@
 Before each round of a provider the baseline runs once: the ratio of both is of the same minutes.
 """
 
+import contextlib
 import functools
 import math
 import time
@@ -12,12 +13,14 @@ import pytest
 from benchmarks import tables
 from benchmarks.ceilings import ceilings_of
 from benchmarks.floor import floor_of
-from benchmarks.measure import NETWORK_ROUNDS, ON_GPU, SHAPE, SIZE, peak_memory, synchronize, time_of
+from benchmarks.measure import NETWORK_ROUNDS, ON_GPU, SHAPE, SIZE, peak_memory, synchronize, time_limit, time_of
 from benchmarks.providers import (
     BASELINE,
+    COMPILE_LIMIT,
+    COMPILED_ON_CPU,
     EAGER,
     FASTEST,
-    RUNTIMES,
+    OTHER_PROGRAMS,
     Beside,
     check_logits,
     exactly,
@@ -31,7 +34,7 @@ from vnet_fast.data.phantom import phantom
 from vnet_fast.devices import keep_freed_memory
 
 BATCHES = (1, 2)
-PROVIDERS = EAGER if ON_GPU else {**EAGER, **RUNTIMES}
+PROVIDERS = EAGER if ON_GPU else {**EAGER, **OTHER_PROGRAMS, **COMPILED_ON_CPU}
 LATENCY = "latency, ms"
 FILE_PROVIDERS = {
     BASELINE: EAGER[BASELINE],
@@ -39,7 +42,7 @@ FILE_PROVIDERS = {
     "vnet_fast, --amp": EAGER["vnet_fast, AMP"],
 }
 if not ON_GPU:
-    FILE_PROVIDERS |= {name: provider for name, provider in RUNTIMES.items() if provider.runtime}
+    FILE_PROVIDERS |= OTHER_PROGRAMS
 FILE_ROUNDS = 5 if ON_GPU else 3
 
 
@@ -57,13 +60,15 @@ def bench_inference(benchmark, batch, name):
     provider = PROVIDERS[name]
     provider.require()
     benchmark.group = f"forward pass, batch of {batch}"
-    beside = Beside(None if name == BASELINE else baseline(batch))
+    beside = Beside(None if name == BASELINE else functools.partial(baseline, batch))
     cells = {"batch": batch, "provider": name}
     with tables.failure_as_row("inference", cells, LATENCY, provider.ours):
         keep_freed_memory(provider.ours)
         predict, (image, _) = predictor_of(provider), fixed_batch(batch)
-        with exactly(provider.autocast):
-            check_logits(provider, predict(image))
+        limit = time_limit(COMPILE_LIMIT) if provider.compiled else contextlib.nullcontext()
+        with exactly(provider.autocast), limit:
+            logits = predict(image)
+        check_logits(provider, logits)
         seconds = time_of(benchmark, lambda: predict(image), NETWORK_ROUNDS, 1, beside).median
         least = floor_of(meta_model(provider.network), (batch, 1, *SHAPE), FASTEST, ceilings_of(FASTEST)).forward
         cells |= {

@@ -20,8 +20,8 @@ BATCH = 2 if ON_GPU else 1
 # a CPU without fast bfloat16 has float32 only
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in ((FASTEST,) if ON_GPU else (torch.float32, FASTEST))}
 ROUNDS = 10 if ON_GPU else 3
-# the largest error of a half-precision result against float32, relative to its norm
-TOLERANCE = 0.02
+# the largest error of a result against float32, relative to its norm; of float32, in another order of the sums
+TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 0.02, torch.float16: 0.02}
 TIME = "time, µs"
 # by whom a pass is computed on a CPU, and what our kernels of stride 2 are
 ONEDNN, OURS, PRODUCT = "oneDNN", "vnet_fast", "matrix product"
@@ -118,7 +118,7 @@ def check(layer, pass_name, inputs, result):
         expected = run_of(layer, pass_name, *(tensor.float() for tensor in inputs))()
     assert result.isfinite().all(), "its result is not finite"
     error = ((result.float() - expected).norm() / expected.norm()).item()
-    assert error <= TOLERANCE, f"its result is wrong by {100 * error:.2g} % of its norm"
+    assert error <= TOLERANCE[inputs[0].dtype], f"its result is wrong by {100 * error:.2g} % of its norm"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

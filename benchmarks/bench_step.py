@@ -17,10 +17,9 @@ from benchmarks.measure import NETWORK_ROUNDS, ON_GPU, SHAPE, synchronize, time_
 from benchmarks.parts import step_by_parts
 from benchmarks.providers import (
     BASELINE,
-    COMPILED_PLAIN,
+    COMPILED_ON_CPU,
     EAGER,
     FASTEST,
-    RUNTIMES,
     Beside,
     Provider,
     check_logits,
@@ -41,7 +40,7 @@ if ON_GPU:
         for mode in ("default", "max-autotune")
     }
 else:
-    COMPILED = {COMPILED_PLAIN: RUNTIMES[COMPILED_PLAIN]}
+    COMPILED = COMPILED_ON_CPU
 # compiled networks for one batch size only, because a compiler takes a minute or two for every shape
 MEASURED = [(batch, name) for batch in BATCHES for name in EAGER] + [(min(BATCHES[-1], 2), name) for name in COMPILED]
 # iterations after the first one until a step takes its final time: our graph is captured in the fourth, and on a CPU
@@ -72,7 +71,7 @@ def bench_step(benchmark, batch, name):
     provider.require()
     benchmark.group = f"step, batch of {batch}"
     cells = {"batch": batch, "provider": name}
-    beside = Beside(None if name == BASELINE else baseline(batch))
+    beside = Beside(None if name == BASELINE else functools.partial(baseline, batch))
     with tables.failure_as_row("step", cells, TIME, provider.ours):
         memory, stats, seconds = measured(benchmark, provider, batch, beside)
         least = floor(provider.network, batch).step

@@ -35,7 +35,7 @@ def provenance():
         "volume": " x ".join(map(str, SIZE)),
         "kernels": {
             path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-            for pattern in ("*.py", "cpu/*")
+            for pattern in ("*.py", "cpu/*.h", "cpu/*.cpp")
             for path in sorted(ROOT.glob(f"kernels/{pattern}"))
         },
     }

@@ -125,13 +125,12 @@ EAGER = {
     "vnet_fast, float32": Provider("vnet_fast"),
     "vnet_fast, AMP": Provider("vnet_fast", amp=True),
 }
-COMPILED_PLAIN = "plain PyTorch, float32, torch.compile default"
+COMPILED_ON_CPU = {"plain PyTorch, float32, torch.compile default": Provider("plain", compiled="default")}
 # of prediction on a CPU
-RUNTIMES = {
+OTHER_PROGRAMS = {
     "ONNX Runtime, float32": Provider("plain", runtime=runtimes.ONNX_RUNTIME),
     "OpenVINO, float32": Provider("plain", runtime=runtimes.OPENVINO),
     "OpenVINO, bfloat16": Provider("plain", runtime=runtimes.OPENVINO, amp=True),
-    COMPILED_PLAIN: Provider("plain", compiled="default"),
 }
 
 
@@ -248,29 +247,37 @@ class Beside:
     """Runs and times the baseline before each round of another provider, so that both meet the same state of a machine.
 
     Args:
-        run: the baseline, a function of no arguments; None is the baseline itself, and beside it nothing runs.
+        make: returns the baseline, a function of no arguments; None beside the baseline itself, where nothing runs.
     """
 
-    def __init__(self, run):
-        self.run, self.seconds = run, []
+    def __init__(self, make):
+        self.make, self.seconds, self.failed = make, [], False
 
     def __call__(self):
-        """Runs the baseline once."""
-        if self.run is None:
+        """Runs the baseline once, unless it failed."""
+        if self.make is None or self.failed:
             return
-        began = time.perf_counter()
-        self.run()
-        synchronize()
-        self.seconds.append(time.perf_counter() - began)
+        try:
+            run = self.make()
+            began = time.perf_counter()
+            run()
+            synchronize()
+        except Exception:
+            # its own row says why
+            self.failed = True
+        else:
+            self.seconds.append(time.perf_counter() - began)
 
     def ratio(self, median, warm_up):
-        """How many times as long the baseline takes.
+        """How many times as long the baseline takes; None if it failed.
 
         Args:
             median: seconds of the provider.
             warm_up: the number of rounds at the start that do not count.
         """
-        return statistics.median(self.seconds[warm_up:]) / median if self.run else 1.0
+        if self.failed:
+            return None
+        return statistics.median(self.seconds[warm_up:]) / median if self.make else 1.0
 
 
 def limit_cells(provider, seconds, least):

@@ -147,7 +147,7 @@ def kernels_section(contents):
         if not rows or machine(content) == "CPU":
             continue
         provenance = stored.provenance_of(content)
-        hashes = ", ".join(f"{name} {digest}" for name, digest in provenance["kernels"].items())
+        hashes = ", ".join(f"{name} {digest}" for name, digest in provenance["kernels"].items() if name.endswith(".py"))
         caption = f"{provenance['device']}, torch {provenance['torch']}, Triton {provenance['triton']} ({hashes}):"
         paragraphs += [f"{caption}\n", "\n".join(table(rows)) + "\n"]
     return "\n".join(paragraphs) or NOT_MEASURED.format("GPU") + "\n"

@@ -56,11 +56,7 @@ def heading(content):
     """What a result depends on, in a line."""
     provenance, commit = provenance_of(content), content.get("commit_info", {})
     items = [title(content), f"{provenance['volume']} voxels", f"torch {provenance['torch']}"]
-    items += [
-        f"{name} {provenance[name]}"
-        for name in ("cuda", "cudnn", "triton", "monai", "openvino", "onnxruntime")
-        if provenance.get(name)
-    ]
+    items += [f"{name} {provenance[name]}" for name in PACKAGES if provenance.get(name)]
     if commit.get("id"):
         items.append(f"commit {commit['id'][:10]}" + (" with changes" if commit.get("dirty") else ""))
     return ", ".join([*items, provenance["date"]])

@@ -10,7 +10,8 @@ import pytest
 
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     # several processes of tests share the cores; PyTorch reads this when it is imported
-    share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = cores // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
 import torch

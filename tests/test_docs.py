@@ -138,11 +138,11 @@ def test_command_of_benchmarks(command, tmp_path):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("name", ["step", "training"])
+@pytest.mark.parametrize("name", ["step", "training", "inference"])
 def test_benchmarks_of_the_program_itself(name, tmp_path):
     """What the program's own parts are called by, on the smallest volumes; failures of others are rows of the table."""
-    command = [sys.executable, "-m", "pytest", f"benchmarks/bench_{name}.py", "--benchmark-only", "-k", "vnet_fast"]
-    command += ["--benchmark-json", str(tmp_path / "result.json"), "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", f"benchmarks/bench_{name}.py", "--benchmark-only"]
+    command += ["-k", "vnet_fast or ONNX", "--benchmark-json", str(tmp_path / "result.json"), "-p", "no:cacheprovider"]
     environment = os.environ | {"VNET_FAST_BENCHMARK_SIZE": "tiny"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout

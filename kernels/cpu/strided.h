@@ -65,10 +65,10 @@ template <class F> static void pack_panels(int64_t rows, int64_t columns, int64_
             for (int64_t i = 0; i < width; i++) *out++ = at(row, panel + i);
 }
 
-// out (count x columns) = in (count x rows) times a matrix in panels
+// out (count x columns) = in (count x rows) times a matrix in the panels of `part` columns
 static void multiply_panels(const float* in, int64_t count, int64_t rows, const float* panels, int64_t columns,
-                            float* out) {
-    with_panel(columns, [&](auto vectors, auto lanes) {
+                            int64_t part, float* out) {
+    with_panel(part, [&](auto vectors, auto lanes) {
         constexpr int N = vectors.value, L = lanes.value;
         for (int64_t column = 0; column < columns; column += N * L)
             for_each_piece<MAX_ROWS<N>>(count, [&](int64_t first, auto size) {
@@ -123,7 +123,7 @@ static void gather_chunk(const Coarse& coarse, const float* fine, int64_t chunk,
 static void scatter_chunk(const Coarse& coarse, const float* in, int64_t chunk, const float* panels, const float* bias,
                           float* fine) {
     const int64_t c = coarse.layer.c, k = coarse.layer.k, pair = 2 * c, here = 0;
-    with_panel(CORNERS * c, [&](auto vectors, auto lanes) {
+    with_panel(pair, [&](auto vectors, auto lanes) {
         constexpr int N = vectors.value, L = lanes.value;
         coarse.for_each_run(chunk, [&](int64_t voxel, int64_t count, int64_t corner) {
             for (int64_t column = 0; column < CORNERS * c; column += N * L) {
@@ -177,7 +177,7 @@ template <class T> static void gather(const Layer& layer) {
             gather_chunk(coarse, (const T*)layer.x, chunk, panels, out);
         } else {
             load_fine(coarse, (const T*)layer.x, chunk, in);
-            multiply_panels(in, coarse.count(chunk), rows, panels, columns, out);
+            multiply_panels(in, coarse.count(chunk), rows, panels, columns, columns, out);
         }
         finish_voxels<T>(layer, chunk * VOXELS, coarse.count(chunk), out);
     }
@@ -188,12 +188,13 @@ template <class T> static void scatter(const Layer& layer) {
     const Coarse coarse(layer);
     Layer fine = layer;
     fine.k = layer.c;
-    const int64_t rows = layer.k, columns = CORNERS * layer.c, place = VOXELS * (rows + columns);
-    float* panels = scratch((rows * columns + 2 * layer.c + layer.threads * place) * 4);
-    float *biases = panels + rows * columns, *places = biases + 2 * layer.c;
-    pack_panels(rows, columns, panel_width(columns), panels,
+    // a panel belongs to one pair of fine voxels
+    const int64_t rows = layer.k, part = 2 * layer.c, columns = CORNERS * layer.c, place = VOXELS * (rows + columns);
+    float* panels = scratch((rows * columns + part + layer.threads * place) * 4);
+    float *biases = panels + rows * columns, *places = biases + part;
+    pack_panels(rows, columns, panel_width(part), panels,
                 [&](int64_t row, int64_t column) { return layer.weight[row * columns + column]; });
-    for (int64_t i = 0; layer.bias && i < 2 * layer.c; i++) biases[i] = layer.bias[i % layer.c];
+    for (int64_t i = 0; layer.bias && i < part; i++) biases[i] = layer.bias[i % layer.c];
 #pragma omp parallel for schedule(static) num_threads(layer.threads)
     for (int64_t chunk = 0; chunk < coarse.chunks(); chunk++) {
         float *in = places + omp_get_thread_num() * place, *out = in + VOXELS * rows;
@@ -205,7 +206,7 @@ template <class T> static void scatter(const Layer& layer) {
             }
         }
         load_coarse(coarse, (const T*)layer.x, chunk, in);
-        multiply_panels(in, coarse.count(chunk), rows, panels, columns, out);
+        multiply_panels(in, coarse.count(chunk), rows, panels, columns, part, out);
         coarse.for_each_run(chunk, [&](int64_t first, int64_t count, int64_t corner) {
             for (int64_t i = 0; i < count; i++)
                 for (int pair = 0; pair < 4; pair++)

@@ -21,8 +21,8 @@
 // compiler from carrying these in registers, of which there are too few.
 #define FORGET_LOADS asm volatile("" ::: "memory")
 
-// floats of the widest vector that is used, and how many of these the registers hold
-#if defined(__AVX512F__)
+// floats of the widest vector that is used, and how many of these the registers hold; a test asks for those of AVX-512
+#if defined(__AVX512F__) || defined(VNET_FAST_AS_AVX512)
 constexpr int LANES = 16, REGISTERS = 32;
 #elif defined(__AVX2__)
 constexpr int LANES = 8, REGISTERS = 16;
@@ -97,4 +97,3 @@ template <int L> INLINE void store_bits(uint8_t* p, typename Vector<L>::Mask mas
         p[byte] = (uint8_t)bits;
     }
 }
-

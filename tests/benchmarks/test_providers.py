@@ -1,21 +1,44 @@
+import types
+
 import pytest
 import torch
 
 from benchmarks import measure, providers, runtimes
-from benchmarks.providers import RUNTIMES, TIMES_DIRECT, Beside, Provider, limit_cells
+from benchmarks.providers import OTHER_PROGRAMS, TIMES_DIRECT, Beside, Provider, limit_cells
+
+
+class Fixture:
+    """Calls what pytest-benchmark's fixture would time."""
+
+    stats = types.SimpleNamespace(stats=None)
+
+    def pedantic(self, run, setup, rounds, warmup_rounds):
+        for _ in range(warmup_rounds + rounds):
+            setup()
+            run()
+
+
+def test_a_baseline_that_fails_costs_the_others_only_their_ratio():
+    def fails():
+        raise RuntimeError("no memory")
+
+    for make in (fails, lambda: fails):
+        beside = Beside(make)
+        beside()
+        beside()
+        assert beside.ratio(1.0, 0) is None
 
 
 def test_the_baseline_runs_before_each_round(monkeypatch):
     ticks = iter([0.0, 5.0, 10.0, 12.0, 20.0, 23.0, 30.0, 34.0])
     monkeypatch.setattr(providers.time, "perf_counter", lambda: next(ticks))
     ran = []
-    beside = Beside(lambda: ran.append("baseline"))
-    for _ in range(4):
-        beside()
-        ran.append("provider")
+    beside = Beside(lambda: lambda: ran.append("baseline"))
+    measure.time_of(Fixture(), lambda: ran.append("provider"), 3, 1, beside)
     assert ran == ["baseline", "provider"] * 4
     # of 2, 3 and 4 s: the first round does not count
     assert beside.ratio(1.5, 1) == 2.0
+    monkeypatch.undo()
     alone = Beside(None)
     alone()
     assert alone.ratio(7.0, 1) == 1.0
@@ -31,11 +54,11 @@ def test_times_are_compared_with_the_direct_limit_where_products_are_saved(monke
 
 
 @pytest.mark.skipif(measure.ON_GPU, reason="the other programs run on a CPU")
-@pytest.mark.parametrize("name", [name for name, provider in RUNTIMES.items() if provider.runtime])
+@pytest.mark.parametrize("name", OTHER_PROGRAMS)
 def test_other_programs_run_the_same_network(name, monkeypatch):
     monkeypatch.setattr(runtimes, "SIZE", (16, 16, 16))
     runtimes.content.cache_clear()
-    provider = RUNTIMES[name]
+    provider = OTHER_PROGRAMS[name]
     provider.require()
     image = torch.randn(2, 1, 16, 16, 16)
     torch.manual_seed(0)

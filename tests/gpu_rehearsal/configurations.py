@@ -92,7 +92,10 @@ def some_networks(share):
         share: 0 or 1, two choices without a common network.
     """
     kinds = list(itertools.product(TOPOLOGIES, PRECISIONS))
-    order = [3 * (place % 2) + place % 3 for place in range(share, share + len(NUMBERS))]
+    order = [
+        len(PRECISIONS) * (place % len(TOPOLOGIES)) + place % len(PRECISIONS)
+        for place in range(share, share + len(NUMBERS))
+    ]
     chosen = [(*kinds[kind], numbers) for kind, numbers in zip(order, NUMBERS, strict=True)]
     return [dataclasses.replace(Network(topology, precision), **numbers) for topology, precision, numbers in chosen]
 
@@ -242,7 +245,7 @@ def called(part, share):
         return functions
     of_networks = {network.name for network in networks()}
     chosen = [network.name for network in some_networks(share)] if part == "steps" else []
-    others = [name for name in functions if part == "operators" or name not in of_networks]
+    others = [name for name in functions if name not in of_networks]
     return {name: functions[name] for name in chosen + others[share::4]}
 
 

@@ -110,12 +110,15 @@ def test_a_layer_is_taken_and_its_activation_with_it(transposed, monkeypatch):
 
 
 def test_the_same_bits_for_the_same_threads(widest, threads):
-    fine, coarse, weight, *_ = case((1, 16, 32, 5, 6, 7))
+    fine, coarse, weight, _, bias = case((1, 16, 32, 5, 6, 7))
+    outputs = []
     for count in (1, 2, 5):
         threads(count)
         runs = [kernels.weight_gradient(widest, fine, coarse) for _ in range(3)]
         assert all(torch.equal(run, runs[0]) for run in runs)
-        assert torch.equal(kernels.gather(widest, fine, weight), kernels.gather(widest, fine, weight))
+        outputs.append((kernels.gather(widest, fine, weight), kernels.scatter(widest, coarse, weight, bias)))
+    # of an output the sums are those of one thread
+    assert all(torch.equal(*pair) for output in outputs for pair in zip(output, outputs[0], strict=True))
 
 
 def test_what_is_supported():

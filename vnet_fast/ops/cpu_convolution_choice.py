@@ -9,6 +9,7 @@ The environment variable VNET_FAST_CPU_CONV is `auto`, `winograd` for the kernel
 """
 
 import functools
+import logging
 import math
 import os
 import time
@@ -45,6 +46,8 @@ TIMED_OPERATIONS = 1e9
 # of a batch: from so many on, a form with more points, or any points, is worth the transform of the weight
 FEW_VOXELS, MANY_VOXELS = 256, 1024
 CPU = torch.device("cpu")
+LOG = logging.getLogger("vnet_fast")
+_has_said = False
 
 # what was timed, by the number of threads; and what ran last
 _chosen: dict[tuple[int, Layer], str] = {}
@@ -70,20 +73,30 @@ def compute(layer: Layer, run: Callable[[int], Tensor]) -> Tensor:
         layer: the pass; its `which` may be `prediction` too, a forward pass with a transformed weight that is kept.
         run: the pass by the output slices of a tile, 0 for oneDNN and 1 for a direct sum; it returns memory of its own.
     """
-    name = _met[layer] = _choose(layer, run)
-    result = _run_if_memory(run, forms(layer)[name])
-    # outside of the handler of an error, whose traceback keeps memory
-    return run(0) if result is None else result
+    name = _choose(layer, run)
+    result = run(0) if name == ONEDNN else _run_if_memory(run, forms(layer)[name])
+    if result is None:
+        _say_that_memory_is_short()
+        name, result = ONEDNN, run(0)
+    _met[layer] = name
+    return result
 
 
 def _run_if_memory(run: Callable[[int], Tensor], form: int) -> Tensor | None:
-    """A pass, or None if memory does not suffice for its form. oneDNN's needs the least."""
+    """A pass; None if memory does not suffice, of which it is free again then."""
     try:
         return run(form)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
     return None
+
+
+def _say_that_memory_is_short() -> None:
+    global _has_said
+    if not _has_said:
+        LOG.warning("memory does not suffice for the CPU's kernels, so oneDNN runs some convolutions, which is slower")
+    _has_said = True
 
 
 def forms(layer: Layer) -> dict[str, int]:
@@ -102,7 +115,8 @@ def _choose(layer: Layer, run: Callable[[int], Tensor]) -> str:
         if trial.fastest is None:
             return ONEDNN
         name = trial.fastest
-        device_store.save(_store(), CPU, {str(layer): name})
+        if trial.complete:
+            device_store.save(_store(), CPU, {str(layer): name})
     _chosen[key] = name
     return name
 
@@ -137,7 +151,9 @@ def try_all(layer: Layer, run: Callable[[int], Tensor]) -> Trial:
     """
     times: dict[str, float] = {}
     others = {name: form for name, form in forms(layer).items() if name != ONEDNN}
-    expected, times[ONEDNN] = _timed(run, 0)
+    began = time.perf_counter()
+    expected = run(0)
+    times[ONEDNN] = time.perf_counter() - began
     norm = torch.linalg.vector_norm(expected, dtype=torch.float32)
     if not norm.isfinite():
         return Trial(None, False)
@@ -145,20 +161,22 @@ def try_all(layer: Layer, run: Callable[[int], Tensor]) -> Trial:
         # the first run of a form may transform a weight that is kept
         found = _run_if_memory(run, form)
         if found is None:
+            times[name] = math.inf
             continue
-        if torch.linalg.vector_norm(found.sub_(expected), dtype=torch.float32) <= TOLERANCE[layer.dtype] * norm:
-            times[name] = min(_timed(run, form)[1] for _ in range(RUNS))
+        is_right = torch.linalg.vector_norm(found.sub_(expected), dtype=torch.float32) <= TOLERANCE[layer.dtype] * norm
         del found
+        if is_right:
+            times[name] = min(_seconds(run, form) for _ in range(RUNS))
     del expected
     if times[ONEDNN] <= HOPEFUL * min(times.values()):
-        times[ONEDNN] = min(times[ONEDNN], *(_timed(run, 0)[1] for _ in range(RUNS)))
-    return Trial(min(times, key=lambda name: times[name]), True)
+        times[ONEDNN] = min(times[ONEDNN], *(_seconds(run, 0) for _ in range(RUNS)))
+    return Trial(min(times, key=lambda name: times[name]), math.inf not in times.values())
 
 
-def _timed(run: Callable[[int], Tensor], form: int) -> tuple[Tensor, float]:
+def _seconds(run: Callable[[int], Tensor], form: int) -> float:
+    """Seconds of a pass; infinity if memory does not suffice."""
     began = time.perf_counter()
-    result = run(form)
-    return result, time.perf_counter() - began
+    return math.inf if _run_if_memory(run, form) is None else time.perf_counter() - began
 
 
 def ruled(layer: Layer) -> str:
