@@ -118,6 +118,12 @@ def test_command_of_several_processes(command, folder, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def environment_of_benchmarks():
+    """Small volumes; and nothing of a process of pytest-xdist, in which pytest-benchmark measures nothing."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    return environment | {"VNET_FAST_BENCHMARK_SIZE": "tiny"}
+
+
 @pytest.mark.exhaustive
 @commands(r"^pytest ")
 def test_command_of_benchmarks(command, tmp_path):
@@ -131,8 +137,7 @@ def test_command_of_benchmarks(command, tmp_path):
         "-p",
         "no:cacheprovider",
     ]
-    environment = os.environ | {"VNET_FAST_BENCHMARK_SIZE": "tiny"}
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, cwd=ROOT, env=environment_of_benchmarks(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout
     assert re.search(r"\d+ passed", done.stdout)
 
@@ -143,8 +148,9 @@ def test_benchmarks_of_the_program_itself(name, tmp_path):
     """What the program's own parts are called by, on the smallest volumes; failures of others are rows of the table."""
     command = [sys.executable, "-m", "pytest", f"benchmarks/bench_{name}.py", "--benchmark-only"]
     command += ["-k", "vnet_fast or ONNX", "--benchmark-json", str(tmp_path / "result.json"), "-p", "no:cacheprovider"]
-    environment = os.environ | {"VNET_FAST_BENCHMARK_SIZE": "tiny"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment_of_benchmarks(), capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stdout
     assert json.loads((tmp_path / "result.json").read_text())["failures"] == []
 
