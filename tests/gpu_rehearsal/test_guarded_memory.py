@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from tests import cores
 from tests.gpu_rehearsal import guarded
 from tests.gpu_rehearsal.device import ROOT
 
@@ -56,7 +57,7 @@ def outcomes():
         cases = f"[case for module in {MODULES} for case in guarded_cases.cases_of(module).items()][{part}::2]"
         return run(f"{{' at the '.join(key): value for key, value in guarded.outcomes(dict({cases})).items()}}")
 
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(min(2, cores.share())) as pool:
         first, second = pool.map(outcomes_of, range(2))
     assert not first.keys() & second.keys()
     return first | second
@@ -70,7 +71,7 @@ def without_masks(accesses):
 
     # two processes share them
     parts = accesses[::2], accesses[1::2]
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(min(2, cores.share())) as pool:
         found = list(pool.map(outcomes_of, parts))
     return [
         (module, guarded.masked_accesses(module)[index][1], outcome)

@@ -4,11 +4,11 @@ arguments go through Triton's launcher.
 
 import ast
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests import cores
 from tests.gpu_rehearsal import configurations, device, expected
 
 PARTS = ("steps", "operators")
@@ -34,7 +34,7 @@ def found(stub):
         return json.loads(result.stdout)
 
     jobs = [(part, capability) for part in PARTS for capability in device.DEVICES]
-    with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(2, cores.share())) as pool:
         return dict(zip(jobs, pool.map(rehearse, jobs), strict=True))
 
 
