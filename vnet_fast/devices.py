@@ -256,7 +256,7 @@ def constant_when_compiled(function: Function) -> Function:
 
     It is `torch.compiler.assume_constant_result` without its import of the compiler, which takes a second.
     """
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]  # an attribute of functions
     return function
 
 
