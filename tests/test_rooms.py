@@ -17,6 +17,7 @@ SMALL = {
     "plotting",
     "text_table",
     "averages",
+    "interrupts",
     "streams",
     "stored",
     "progress",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from vnet_fast.errors import InputError, InputErrors
+from vnet_fast.interrupts import repeated_interrupts
 from vnet_fast.streams import tolerant_streams
 
 EXIT_BAD_INPUT = 2
@@ -144,15 +145,19 @@ def run(
     Bad input becomes one line on stderr and exit code 2. Unexpected exceptions are not caught. A closed stdout or
     stderr, or one that lacks a character, is no error.
     """
-    with tolerant_streams():
-        given = vars(parser.parse_args(arguments))
-        code = _run(main, given, debug=given.pop("debug", False))
+    with tolerant_streams(), repeated_interrupts():
+        code = _run(main, parser, arguments)
     sys.exit(code)
 
 
-def _run(main: Callable[[dict[str, Any]], int], given: dict[str, Any], debug: bool) -> int:
+def _run(
+    main: Callable[[dict[str, Any]], int], parser: argparse.ArgumentParser, arguments: Sequence[str] | None
+) -> int:
     """Calls `main`; returns its exit code, or that of its exception, which is printed."""
+    debug = False
     try:
+        given = vars(parser.parse_args(arguments))
+        debug = given.pop("debug", False)
         code = main(given)
         sys.stdout.flush()
         return code

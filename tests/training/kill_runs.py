@@ -9,6 +9,7 @@ import random
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -23,20 +24,28 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 
 def start(arguments, log, verb=train):
     """Forks a program; returns its process id."""
+    # what comes before the program has begun waits for it
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     child = os.fork()
     if child:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         return child
     for number in (1, 2):
         os.dup2(log.fileno(), number)
     # what is printed before a kill is there too
     sys.stdout.reconfigure(line_buffering=True)
     try:
-        command_line.run(verb.main, command_line.parser_of(verb.Config, verb.__name__), arguments)
+        command_line.run(partial(_interruptible, verb), command_line.parser_of(verb.Config, verb.__name__), arguments)
     except SystemExit as stopped:
         sys.stdout.flush()
         os._exit(stopped.code)
     finally:
         os._exit(99)
+
+
+def _interruptible(verb, given):
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    return verb.main(given)
 
 
 def began(folder):
