@@ -1,10 +1,10 @@
-"""Convolutions 5x5x5 on CPUs with a tenth of the multiplications, with bias, residual and PReLU in the same pass.
+"""Convolutions 5x5x5 and 3x3x3 on CPUs with few multiplications, with bias, residual and PReLU in the same pass.
 
 Those of up to four channels to many, as of the image, are direct sums.
 
 Formula, of stride 1 with zeros beyond the volume, for C channels to K:
 
-    y[v, k] = Σ_t Σ_c x[v + t, c] · w[k, t, c] + bias_k + residual[v, k]       t: 125 taps, -2 to 2 along each axis
+    y[v, k] = Σ_t Σ_c x[v + t, c] · w[k, t, c] + bias_k + residual[v, k]       t: taps, -2 to 2 along each axis, or -1 to 1
 
     and then PReLU as in `add_prelu.py`
 
@@ -13,13 +13,17 @@ Derivative:
     grad_x[v, c] = Σ_t Σ_k g[v - t, k] · w[k, t, c]                            the same with the taps mirrored
     grad_w[k, t, c] = Σ_v x[v + t, c] · g[v, k]
 
-Minimal filtering (Toom, Cook, Winograd), nested along the axes: tiles of 4x4 outputs along H and W need 8x8 products
-for each pair of channels where the sum above needs 400. Along the depth, `depth` outputs of a tile need depth + 4:
+Minimal filtering (Toom, Cook, Winograd), nested along the axes: tiles of 4x4 outputs along H and W, 6x6 of 3x3x3
+taps, need 8x8 products for each pair of channels where the sum above needs 400, or 324. Along the depth, `depth`
+outputs of a tile need depth + taps - 1:
 
-    depth    multiplications, of the sum's      transformed weight, of the weight's size
-    1        1 / 6.25   (depth as in the sum)   2.6
-    2        1 / 10.4                           3.1
-    4        1 / 15.6                           4.1
+    taps    depth    multiplications, of the sum's      transformed weight, of the weight's size
+    5       1        1 / 6.25   (depth as in the sum)   2.6
+    5       2        1 / 10.4                           3.1
+    5       4        1 / 15.6                           4.1
+    3       1        1 / 5.06                           7.1
+    3       2        1 / 7.59                           9.5
+    3       4        1 / 10.1                           14.2
 
 A block of tiles is transformed into memory that stays in the cache, multiplied point by point with the transformed
 weight, and transformed back. `cpu/` has the source: `toom_cook.h` the transforms, `transforms.h` the tiles,
@@ -54,7 +58,10 @@ DEPTHS = (1, 2, 4)
 MAX_OWN_CHANNELS = 64
 # so that no thread waits long for the last one
 BLOCKS_A_THREAD = 3
-TAPS = 5
+# along each axis
+TAPS = (3, 5)
+# of the transform along H and W
+POINTS = 8
 MEMORY_FORMAT = torch.channels_last_3d
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -74,11 +81,11 @@ def _function(library, name):
     pointer, number, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     function = getattr(library, f"vnet_fast_{name}")
     function.argtypes = {
-        "transform_weight": (pointer, pointer, number, number, number, flag, number),
-        "convolve": (pointer, number, flag),
-        "weight_gradient": (pointer, pointer, number, flag),
-        "first_layer": (pointer, flag),
-        "first_layer_gradient": (pointer, pointer, flag),
+        "transform_weight": (pointer, pointer, number, number, number, number, flag, number),
+        "convolve": (pointer, number, number, flag),
+        "weight_gradient": (pointer, pointer, number, number, flag),
+        "first_layer": (pointer, number, flag),
+        "first_layer_gradient": (pointer, pointer, number, flag),
         "gather": (pointer, flag),
         "scatter": (pointer, flag),
         "strided_weight_gradient": (pointer, pointer, flag),
@@ -100,7 +107,7 @@ def supports(x, weight):
         and x.shape[1] == c
         and x.dtype in DTYPES
         and weight.dtype == torch.float32
-        and taps == [TAPS] * 3
+        and taps in [[length] * 3 for length in TAPS]
         and k % MULTIPLE == 0
         and (c % MULTIPLE == 0 or has_few_channels(weight))
         and x.numel() > 0
@@ -112,7 +119,7 @@ def has_few_channels(weight):
     return weight.shape[1] <= MAX_FEW_CHANNELS
 
 
-def block_of(c, k, volumes, shape, depth, threads, gradient=False):
+def block_of(c, k, volumes, shape, taps, depth, threads, gradient=False):
     """How volumes are cut into blocks: output slices, tiles along H and W, and whether all threads share a block.
 
     With few channels a block and its transformed values stay in the cache of one core. With many, the transformed
@@ -122,12 +129,13 @@ def block_of(c, k, volumes, shape, depth, threads, gradient=False):
         c, k: channels.
         volumes: N.
         shape: (D, H, W).
-        depth: of DEPTHS.
+        taps, depth: of TAPS and DEPTHS.
         threads: how many there are.
         gradient: whether it is for the gradient of the weight, which is read and written for each block.
     """
     d, h, w = shape
-    deep, high, wide = 8 if d > 4 else 4, -(-h // 4), -(-w // 4)
+    outputs = POINTS - taps + 1
+    deep, high, wide = 8 if d > 4 else 4, -(-h // outputs), -(-w // outputs)
     widest = max(c, k)
     if widest > MAX_OWN_CHANNELS:
         return deep, min(4, high), min(4, wide), True
@@ -146,9 +154,9 @@ def block_of(c, k, volumes, shape, depth, threads, gradient=False):
     return deep, *tiles, False
 
 
-def weight_size(c, k, depth):
+def weight_size(c, k, taps, depth):
     """The number of elements of a transformed weight of C to K channels."""
-    return 64 * (depth + 4 if depth > 1 else TAPS) * c * k
+    return POINTS**2 * (depth + taps - 1 if depth > 1 else taps) * c * k
 
 
 def transform_weight(library, weight, depth, mirrored=False, out=None):
@@ -156,7 +164,7 @@ def transform_weight(library, weight, depth, mirrored=False, out=None):
 
     Args:
         library: of the kernels.
-        weight: (K, C, 5, 5, 5), float32, channels-last.
+        weight: (K, C, t, t, t), t of TAPS, float32, channels-last.
         depth: of DEPTHS.
         mirrored: for the gradient of the input.
         out: None, or memory of that size.
@@ -164,13 +172,13 @@ def transform_weight(library, weight, depth, mirrored=False, out=None):
     Returns:
         a flat tensor, float32.
     """
-    k, c = weight.shape[:2]
-    out = torch.empty(weight_size(c, k, depth)) if out is None else out
-    call(library, "transform_weight", weight.data_ptr(), out.data_ptr(), c, k, depth, mirrored, _threads())
+    k, c, taps = weight.shape[:3]
+    out = torch.empty(weight_size(c, k, taps, depth)) if out is None else out
+    call(library, "transform_weight", weight.data_ptr(), out.data_ptr(), c, k, taps, depth, mirrored, _threads())
     return out
 
 
-def convolve(library, x, weight, channels, depth, bias=None, residual=None, slope=None, negative=None):
+def convolve(library, x, weight, channels, taps, depth, bias=None, residual=None, slope=None, negative=None):
     """A convolution, or the gradient of its input.
 
     Args:
@@ -178,7 +186,7 @@ def convolve(library, x, weight, channels, depth, bias=None, residual=None, slop
         x: (N, C, D, H, W), channels-last, of a type that `supports` accepts.
         weight: of `transform_weight`, for C to `channels`.
         channels: K.
-        depth: of DEPTHS.
+        taps, depth: of TAPS and DEPTHS.
         bias: None or (K,), float32.
         residual: None, (N, K, D, H, W) or (N, 1, D, H, W), as x.
         slope: None or (K,), float32: applies PReLU.
@@ -191,31 +199,31 @@ def convolve(library, x, weight, channels, depth, bias=None, residual=None, slop
     y = torch.empty((n, channels, *shape), dtype=x.dtype, memory_format=MEMORY_FORMAT)
     extent = torch.zeros((_threads(), 2), dtype=torch.float64)
     operands = (x, weight, bias, residual, slope, y, negative, extent)
-    layer = layer_of(operands, (n, *shape, c, channels), block_of(c, channels, n, shape, depth, _threads()))
-    call(library, "convolve", ctypes.addressof(layer), depth, x.dtype == torch.bfloat16)
+    layer = layer_of(operands, (n, *shape, c, channels), block_of(c, channels, n, shape, taps, depth, _threads()))
+    call(library, "convolve", ctypes.addressof(layer), taps, depth, x.dtype == torch.bfloat16)
     largest = max(float(most) for most, _ in extent.tolist())
     mean = sum(float(total) for _, total in extent.tolist()) / x.numel()
     return y, largest / mean if mean > 0 else 0.0
 
 
-def weight_gradient(library, x, grad_y, depth):
+def weight_gradient(library, x, grad_y, taps, depth):
     """The gradient of the weight.
 
     Args:
         library: of the kernels.
         x: (N, C, D, H, W), channels-last.
         grad_y: (N, K, D, H, W), as x.
-        depth: of DEPTHS.
+        taps, depth: of TAPS and DEPTHS.
 
     Returns:
-        (K, C, 5, 5, 5), channels-last, float32.
+        (K, C, taps, taps, taps), channels-last, float32.
     """
     n, c, *shape = x.shape
     k = grad_y.shape[1]
-    grad = torch.empty((k, c, TAPS, TAPS, TAPS), memory_format=MEMORY_FORMAT)
-    block = block_of(c, k, n, shape, depth, _threads(), gradient=True)
+    grad = torch.empty((k, c, taps, taps, taps), memory_format=MEMORY_FORMAT)
+    block = block_of(c, k, n, shape, taps, depth, _threads(), gradient=True)
     layer = layer_of((x, None, None, None, None, grad_y, None, None), (n, *shape, c, k), block)
-    call(library, "weight_gradient", ctypes.addressof(layer), grad.data_ptr(), depth, x.dtype == torch.bfloat16)
+    call(library, "weight_gradient", ctypes.addressof(layer), grad.data_ptr(), taps, depth, x.dtype == torch.bfloat16)
     return grad
 
 
@@ -225,7 +233,7 @@ def first_layer(library, x, weight, bias=None, residual=None, slope=None, negati
     Args:
         library: of the kernels.
         x: (N, C, D, H, W), channels-last, of a type that `supports` accepts.
-        weight: (K, C, 5, 5, 5), float32, channels-last.
+        weight: (K, C, t, t, t), t of TAPS, float32, channels-last.
         bias, residual, slope, negative: as for `convolve`.
 
     Returns:
@@ -235,26 +243,27 @@ def first_layer(library, x, weight, bias=None, residual=None, slope=None, negati
     y = torch.empty((n, len(weight), *shape), dtype=x.dtype, memory_format=MEMORY_FORMAT)
     operands = (x, weight, bias, residual, slope, y, negative, None)
     layer = layer_of(operands, (n, *shape, c, len(weight)))
-    call(library, "first_layer", ctypes.addressof(layer), x.dtype == torch.bfloat16)
+    call(library, "first_layer", ctypes.addressof(layer), weight.shape[2], x.dtype == torch.bfloat16)
     return y
 
 
-def first_layer_gradient(library, x, grad_y):
+def first_layer_gradient(library, x, grad_y, taps):
     """The gradient of the weight of a convolution of few channels.
 
     Args:
         library: of the kernels.
         x: (N, C, D, H, W), channels-last.
         grad_y: (N, K, D, H, W), as x.
+        taps: of TAPS.
 
     Returns:
-        (K, C, 5, 5, 5), channels-last, float32.
+        (K, C, taps, taps, taps), channels-last, float32.
     """
     n, c, *shape = x.shape
-    grad = torch.empty((grad_y.shape[1], c, TAPS, TAPS, TAPS), memory_format=MEMORY_FORMAT)
+    grad = torch.empty((grad_y.shape[1], c, taps, taps, taps), memory_format=MEMORY_FORMAT)
     operands = (x, None, None, None, None, grad_y, None, None)
     layer = layer_of(operands, (n, *shape, c, grad_y.shape[1]))
-    call(library, "first_layer_gradient", ctypes.addressof(layer), grad.data_ptr(), x.dtype == torch.bfloat16)
+    call(library, "first_layer_gradient", ctypes.addressof(layer), grad.data_ptr(), taps, x.dtype == torch.bfloat16)
     return grad
 
 

@@ -8,15 +8,17 @@
 #endif
 #include "vectors.h"
 
-// outputs of a tile along H and W, and inputs that it needs
-constexpr int TILE = 4, TILE_INPUT = 8, PLANE_POINTS = TILE_INPUT * TILE_INPUT;
-constexpr int TAPS = 5, PADDING = 2;
+// points of the transform along H and W, and in a plane: as many inputs as a tile has
+constexpr int TILE_INPUT = 8, PLANE_POINTS = TILE_INPUT * TILE_INPUT;
 
-// Output slices of a tile are DEPTH. Along the depth there are the points of F(DEPTH, 5); with one slice the depth is
-// direct: five taps, which the product sums.
-template <int DEPTH> constexpr int DEPTH_POINTS = DEPTH > 1 ? DEPTH + 4 : 1;
-template <int DEPTH> constexpr int POINTS = DEPTH_POINTS<DEPTH> * PLANE_POINTS;
-template <int DEPTH> constexpr int DEPTH_TAPS = DEPTH > 1 ? 1 : TAPS;
+// The tiles of a filter of TAPS taps along each axis: TILE x TILE outputs along H and W, and DEPTH output slices. Along
+// the depth there are the points of F(DEPTH, TAPS); with one slice the depth is direct: taps, which the product sums.
+template <int TAPS_, int DEPTH_> struct Tiles {
+    static constexpr int TAPS = TAPS_, DEPTH = DEPTH_, PADDING = TAPS / 2, CUBE = TAPS * TAPS * TAPS;
+    static constexpr int TILE = TILE_INPUT - TAPS + 1;
+    static constexpr int DEPTH_POINTS = DEPTH > 1 ? DEPTH + TAPS - 1 : 1, POINTS = DEPTH_POINTS * PLANE_POINTS;
+    static constexpr int DEPTH_TAPS = DEPTH > 1 ? 1 : TAPS;
+};
 
 // A convolution of (N, C, D, H, W) to (N, K, D, H, W), all channels-last. See cpu_convolution.py.
 struct Layer {
@@ -42,19 +44,19 @@ struct Block {
     int64_t tiles() const { return high * wide; }
 };
 
-template <int DEPTH> struct Blocks {
+template <class S> struct Blocks {
     const Layer& layer;
     int64_t along_d, along_h, along_w, tiles_h, tiles_w, input_rows, product_rows, input_stride, product_stride;
 
     explicit Blocks(const Layer& layer) : layer(layer) {
-        tiles_h = (layer.h + TILE - 1) / TILE;
-        tiles_w = (layer.w + TILE - 1) / TILE;
+        tiles_h = (layer.h + S::TILE - 1) / S::TILE;
+        tiles_w = (layer.w + S::TILE - 1) / S::TILE;
         along_d = (layer.d + layer.block_d - 1) / layer.block_d;
         along_h = (tiles_h + layer.block_h - 1) / layer.block_h;
         along_w = (tiles_w + layer.block_w - 1) / layer.block_w;
         int64_t tiles = layer.block_h * layer.block_w;
-        product_rows = layer.block_d / DEPTH * tiles;
-        input_rows = DEPTH > 1 ? product_rows : (layer.block_d + 2 * PADDING) * tiles;
+        product_rows = layer.block_d / S::DEPTH * tiles;
+        input_rows = S::DEPTH > 1 ? product_rows : (layer.block_d + 2 * S::PADDING) * tiles;
         // points that lie a power of two apart would share the few places of one set of the cache
         input_stride = input_rows * layer.c + 16;
         product_stride = product_rows * layer.k + 16;
@@ -73,15 +75,15 @@ template <int DEPTH> struct Blocks {
         block.wide = std::min(layer.block_w, tiles_w - block.first_w);
         block.high = std::min(layer.block_h, tiles_h - block.first_h);
         int64_t there = std::min(layer.block_d, layer.d - block.first_d);
-        block.deep = (there + DEPTH - 1) / DEPTH;
-        block.slices = block.deep * DEPTH + 2 * PADDING;
+        block.deep = (there + S::DEPTH - 1) / S::DEPTH;
+        block.slices = block.deep * S::DEPTH + 2 * S::PADDING;
         return block;
     }
 
     // floats: transformed inputs, products, and the planes of one column of tiles
-    int64_t input_size() const { return POINTS<DEPTH> * input_stride; }
-    int64_t product_size() const { return POINTS<DEPTH> * product_stride; }
-    int64_t column_size() const { return DEPTH > 1 ? (layer.block_d + 2 * PADDING) * PLANE_POINTS * LANES : 0; }
+    int64_t input_size() const { return S::POINTS * input_stride; }
+    int64_t product_size() const { return S::POINTS * product_stride; }
+    int64_t column_size() const { return S::DEPTH > 1 ? (layer.block_d + 2 * S::PADDING) * PLANE_POINTS * LANES : 0; }
 };
 
 constexpr int64_t HUGE_PAGE = 2 << 20;

@@ -1,4 +1,4 @@
-// Convolutions 5x5x5 by nested minimal filtering, and of few channels directly. cpu_convolution.py says what they do.
+// Convolutions 3x3x3 and 5x5x5 by nested minimal filtering, and of few channels directly. cpu_convolution.py says what they do.
 #pragma once
 #include <omp.h>
 
@@ -6,18 +6,21 @@
 #include "lanes.h"
 #include "weights.h"
 
-// calls function with the output slices of a tile as a constant
-template <class F> static void with_depth(int64_t depth, F function) {
+// calls function with the Tiles of a filter and of a number of output slices
+template <int TAPS, class F> static void with_depth(int64_t depth, F function) {
     if (depth == 1)
-        function(std::integral_constant<int, 1>{});
+        function(Tiles<TAPS, 1>{});
     else if (depth == 2)
-        function(std::integral_constant<int, 2>{});
+        function(Tiles<TAPS, 2>{});
     else
-        function(std::integral_constant<int, 4>{});
+        function(Tiles<TAPS, 4>{});
+}
+template <class F> static void with_tiles(int64_t taps, int64_t depth, F function) {
+    taps == 3 ? with_depth<3>(depth, function) : with_depth<5>(depth, function);
 }
 
-template <int DEPTH, class T> static void convolve(const Layer& layer) {
-    const Blocks<DEPTH> blocks(layer);
+template <class S, class T> static void convolve(const Layer& layer) {
+    const Blocks<S> blocks(layer);
     const int64_t size = blocks.input_size() + blocks.product_size(), column = blocks.column_size();
     const int64_t threads = layer.threads, places = layer.shared ? 1 : threads;
     // whole lines of the cache for each thread
@@ -26,17 +29,17 @@ template <int DEPTH, class T> static void convolve(const Layer& layer) {
     auto run = [&](int64_t index, float* in, Worker& worker) {
         float* out = in + blocks.input_size();
         Block block = blocks[index];
-        with_lanes(layer.c, [&](auto lanes) { transform_input<DEPTH, lanes.value, T>(blocks, block, in, worker); });
+        with_lanes(layer.c, [&](auto lanes) { transform_input<S, lanes.value, T>(blocks, block, in, worker); });
         if (worker.threads > 1) {
 #pragma omp barrier
         }
         with_panel(layer.k, [&](auto vectors, auto lanes) {
-            multiply<DEPTH, vectors.value, lanes.value>(blocks, block, in, out, worker.number, worker.threads);
+            multiply<S, vectors.value, lanes.value>(blocks, block, in, out, worker.number, worker.threads);
         });
         if (worker.threads > 1) {
 #pragma omp barrier
         }
-        with_lanes(layer.k, [&](auto lanes) { transform_output<DEPTH, lanes.value, T>(blocks, block, out, worker); });
+        with_lanes(layer.k, [&](auto lanes) { transform_output<S, lanes.value, T>(blocks, block, out, worker); });
         // the next block's inputs are not read by the outputs of this one
     };
 #pragma omp parallel num_threads(threads)
@@ -54,9 +57,9 @@ template <int DEPTH, class T> static void convolve(const Layer& layer) {
     }
 }
 
-template <int DEPTH, class T> static void weight_gradient(const Layer& layer, float* grad_weight) {
-    const Blocks<DEPTH> blocks(layer);
-    const int64_t grad_size = POINTS<DEPTH> * DEPTH_TAPS<DEPTH> * layer.c * layer.k, column = blocks.column_size();
+template <class S, class T> static void weight_gradient(const Layer& layer, float* grad_weight) {
+    const Blocks<S> blocks(layer);
+    const int64_t grad_size = S::POINTS * S::DEPTH_TAPS * layer.c * layer.k, column = blocks.column_size();
     const int64_t size = (grad_size + blocks.input_size() + blocks.product_size() + 15) / 16 * 16;
     // each place has the sums of its own blocks
     const int64_t threads = layer.threads, places = layer.shared ? 1 : std::min(threads, blocks.count());
@@ -64,13 +67,13 @@ template <int DEPTH, class T> static void weight_gradient(const Layer& layer, fl
     auto run = [&](int64_t index, bool first, float* grad, Worker& worker) {
         Block block = blocks[index];
         float *in = grad + grad_size, *dy = in + blocks.input_size();
-        with_lanes(layer.c, [&](auto lanes) { transform_input<DEPTH, lanes.value, T>(blocks, block, in, worker); });
-        with_lanes(layer.k, [&](auto lanes) { transform_gradient<DEPTH, lanes.value, T>(blocks, block, dy, worker); });
+        with_lanes(layer.c, [&](auto lanes) { transform_input<S, lanes.value, T>(blocks, block, in, worker); });
+        with_lanes(layer.k, [&](auto lanes) { transform_gradient<S, lanes.value, T>(blocks, block, dy, worker); });
         if (worker.threads > 1) {
 #pragma omp barrier
         }
         with_panel(layer.c, [&](auto vectors, auto lanes) {
-            accumulate<DEPTH, vectors.value, lanes.value>(blocks, block, in, dy, grad, first, worker.number,
+            accumulate<S, vectors.value, lanes.value>(blocks, block, in, dy, grad, first, worker.number,
                                                           worker.threads);
         });
         if (worker.threads > 1) {
@@ -92,12 +95,13 @@ template <int DEPTH, class T> static void weight_gradient(const Layer& layer, fl
     }
     sum_parts(memory, places, size, grad_size, threads);
     with_lanes(layer.c, [&](auto lanes) {
-        transform_weight_gradient<DEPTH, lanes.value>(memory, grad_weight, layer.c, layer.k, threads);
+        transform_weight_gradient<S, lanes.value>(memory, grad_weight, layer.c, layer.k, threads);
     });
 }
 
-template <class T> static void first_layer(const Layer& layer) {
-    const Padded padded(layer);
+template <int TAPS, class T> static void first_layer(const Layer& layer) {
+    constexpr int CUBE = TAPS * TAPS * TAPS;
+    const Padded<TAPS> padded(layer);
     float* weight = scratch((layer.c * CUBE * layer.k + padded.size()) * 4);
     float* in = weight + layer.c * CUBE * layer.k;
     for (int64_t i = 0; i < layer.c * CUBE * layer.k; i++) {
@@ -111,13 +115,14 @@ template <class T> static void first_layer(const Layer& layer) {
         with_panel(layer.k, [&](auto vectors, auto lanes) {
 #pragma omp for schedule(static)
             for (int64_t line = 0; line < layer.d * layer.h; line++)
-                first_layer_row<vectors.value, lanes.value, T>(padded, in, weight, n, line / layer.h, line % layer.h);
+                first_layer_row<TAPS, vectors.value, lanes.value, T>(padded, in, weight, n, line / layer.h, line % layer.h);
         });
     }
 }
 
-template <class T> static void first_layer_gradient(const Layer& layer, float* grad_weight) {
-    const Padded padded(layer);
+template <int TAPS, class T> static void first_layer_gradient(const Layer& layer, float* grad_weight) {
+    constexpr int CUBE = TAPS * TAPS * TAPS;
+    const Padded<TAPS> padded(layer);
     // for each thread, in whole lines of the cache
     const int64_t size = layer.c * CUBE * layer.k, part = (size + 15) / 16 * 16, lines = layer.d * layer.h;
     float* parts = scratch((layer.threads * part + padded.size()) * 4);
@@ -130,7 +135,7 @@ template <class T> static void first_layer_gradient(const Layer& layer, float* g
 #pragma omp for schedule(static)
             for (int64_t place = 0; place < layer.threads; place++)
                 for (int64_t line = lines * place / layer.threads; line < lines * (place + 1) / layer.threads; line++)
-                    first_layer_gradient_row<vectors.value, lanes.value, T>(padded, in, parts + place * part, n,
+                    first_layer_gradient_row<TAPS, vectors.value, lanes.value, T>(padded, in, parts + place * part, n,
                                                                             line / layer.h, line % layer.h);
         });
     }

@@ -1,4 +1,4 @@
-// Convolutions 5x5x5 of a few channels, such as the image, to many: direct sums, and the gradient of their weight.
+// Convolutions 3x3x3 and 5x5x5 of a few channels, such as the image, to many: direct sums, and the gradient of their weight.
 //
 // A copy of a volume, channel by channel, has zeros around it, so that no loop looks for the border. A row of outputs
 // is computed in registers: R voxels times N vectors of channels.
@@ -6,10 +6,10 @@
 #include "products.h"
 #include "transforms.h"
 
-constexpr int CUBE = TAPS * TAPS * TAPS;
-
-// A volume of C channels with zeros around it: C x (D + 4) x (H + 4) x `row` floats.
-struct Padded {
+// A volume of C channels with zeros around it, as a filter of TAPS taps reads it: C x (D + TAPS - 1) x (H + TAPS - 1) x
+// `row` floats.
+template <int TAPS> struct Padded {
+    static constexpr int PADDING = TAPS / 2;
     const Layer& layer;
     // beyond a row of outputs, the last of which may be computed with others that are not there
     int64_t row, plane, volume;
@@ -37,8 +37,8 @@ struct Padded {
 };
 
 // R outputs of a row, N vectors of their channels, from the padded input (channel, kd, kh) at the first output
-template <int R, int N, int L>
-INLINE void sum_taps(const Padded& padded, const float* in, const float* weight, int64_t weight_row,
+template <int TAPS, int R, int N, int L>
+INLINE void sum_taps(const Padded<TAPS>& padded, const float* in, const float* weight, int64_t weight_row,
                      Float<L> (&sum)[R][N]) {
     for (int64_t channel = 0; channel < padded.layer.c; channel++)
         for (int kd = 0; kd < TAPS; kd++)
@@ -56,9 +56,9 @@ INLINE void sum_taps(const Padded& padded, const float* in, const float* weight,
             }
 }
 
-// The outputs of one row of voxels (d, h) of volume n, with the epilogue. `weight`: C x 125 x K.
-template <int N, int L, class T>
-static void first_layer_row(const Padded& padded, const float* in, const float* weight, int64_t n, int64_t d,
+// The outputs of one row of voxels (d, h) of volume n, with the epilogue. `weight`: C x taps x K.
+template <int TAPS, int N, int L, class T>
+static void first_layer_row(const Padded<TAPS>& padded, const float* in, const float* weight, int64_t n, int64_t d,
                             int64_t h) {
     constexpr int R = MAX_ROWS<N>;
     const Layer& layer = padded.layer;
@@ -67,7 +67,7 @@ static void first_layer_row(const Padded& padded, const float* in, const float* 
     for (int64_t k = 0; k < layer.k; k += N * L)
         for (int64_t w = 0; w < layer.w; w += R) {
             Float<L> sum[R][N] = {};
-            sum_taps<R, N, L>(padded, line + w, weight + k, layer.k, sum);
+            sum_taps<TAPS, R, N, L>(padded, line + w, weight + k, layer.k, sum);
             // an array that is indexed by a variable is not in registers
             float values[R][N * L];
             UNROLL for (int r = 0; r < R; r++)
@@ -83,9 +83,9 @@ static void first_layer_row(const Padded& padded, const float* in, const float* 
         }
 }
 
-// Adds a row's part to the gradient of the weight, C x 125 x K: G rows of taps (kh) at a time.
-template <int G, int N, int L, class T>
-INLINE void add_taps(const Padded& padded, const float* in, const T* dy, int64_t k, float* grad) {
+// Adds a row's part to the gradient of the weight, C x taps x K: G rows of taps (kh) at a time.
+template <int TAPS, int G, int N, int L, class T>
+INLINE void add_taps(const Padded<TAPS>& padded, const float* in, const T* dy, int64_t k, float* grad) {
     Float<L> sum[G * TAPS][N];
     UNROLL for (int i = 0; i < G * TAPS; i++)
         UNROLL for (int n = 0; n < N; n++) sum[i][n] = load<L>(grad + i * k + n * L);
@@ -101,12 +101,12 @@ INLINE void add_taps(const Padded& padded, const float* in, const T* dy, int64_t
         UNROLL for (int n = 0; n < N; n++) store<L>(grad + i * k + n * L, sum[i][n]);
 }
 
-template <int N, int L, class T>
-static void first_layer_gradient_row(const Padded& padded, const float* in, float* grad, int64_t n, int64_t d,
+template <int TAPS, int N, int L, class T>
+static void first_layer_gradient_row(const Padded<TAPS>& padded, const float* in, float* grad, int64_t n, int64_t d,
                                      int64_t h) {
     const Layer& layer = padded.layer;
     const T* dy = (const T*)layer.y + ((n * layer.d + d) * layer.h + h) * layer.w * layer.k;
-    constexpr int G = std::max(1, (REGISTERS - N - 1) / (TAPS * N));
+    constexpr int G = std::min(TAPS, std::max(1, (REGISTERS - N - 1) / (TAPS * N)));
     for (int64_t k = 0; k < layer.k; k += N * L)
         for (int64_t channel = 0; channel < layer.c; channel++)
             for (int64_t kd = 0; kd < TAPS; kd++) {
@@ -114,8 +114,8 @@ static void first_layer_gradient_row(const Padded& padded, const float* in, floa
                 float* to = grad + ((channel * TAPS + kd) * TAPS * TAPS) * layer.k + k;
                 int kh = 0;
                 for (; kh + G <= TAPS; kh += G)
-                    add_taps<G, N, L>(padded, line + kh * padded.row, dy + k, layer.k, to + kh * TAPS * layer.k);
+                    add_taps<TAPS, G, N, L>(padded, line + kh * padded.row, dy + k, layer.k, to + kh * TAPS * layer.k);
                 for (; kh < TAPS; kh++)
-                    add_taps<1, N, L>(padded, line + kh * padded.row, dy + k, layer.k, to + kh * TAPS * layer.k);
+                    add_taps<TAPS, 1, N, L>(padded, line + kh * padded.row, dy + k, layer.k, to + kh * TAPS * layer.k);
             }
 }

@@ -29,50 +29,59 @@ extern "C" {
 const char* vnet_fast_digest() { return SOURCE_DIGEST; }
 
 // floats of a transformed weight
-int64_t vnet_fast_weight_size(int64_t c, int64_t k, int64_t depth) {
-    return PLANE_POINTS * (depth > 1 ? depth + 4 : TAPS) * c * k;
+int64_t vnet_fast_weight_size(int64_t c, int64_t k, int64_t taps, int64_t depth) {
+    return PLANE_POINTS * (depth > 1 ? depth + taps - 1 : taps) * c * k;
 }
 
-int vnet_fast_transform_weight(const float* weight, float* out, int64_t c, int64_t k, int64_t depth, int mirrored,
-                               int64_t threads) {
+int vnet_fast_transform_weight(const float* weight, float* out, int64_t c, int64_t k, int64_t taps, int64_t depth,
+                               int mirrored, int64_t threads) {
     return guarded([&] {
-        advise_huge_pages(out, vnet_fast_weight_size(c, k, depth) * 4);
-        with_depth(depth, [&](auto outputs) {
+        advise_huge_pages(out, vnet_fast_weight_size(c, k, taps, depth) * 4);
+        with_tiles(taps, depth, [&](auto tiles) {
+            using S = decltype(tiles);
             with_lanes(mirrored ? c : k, [&](auto lanes) {
-                transform_weight<outputs.value, lanes.value>(weight, out, c, k, mirrored, threads);
+                transform_weight<S, lanes.value>(weight, out, c, k, mirrored, threads);
             });
         });
     });
 }
 
-int vnet_fast_convolve(const Layer* layer, int64_t depth, int half) {
+int vnet_fast_convolve(const Layer* layer, int64_t taps, int64_t depth, int half) {
     return guarded([&] {
         advise_huge_pages(layer->y, layer->n * layer->d * layer->h * layer->w * layer->k * (half ? 2 : 4));
-        with_depth(depth, [&](auto outputs) {
-            half ? convolve<outputs.value, bfloat16>(*layer) : convolve<outputs.value, float>(*layer);
+        with_tiles(taps, depth, [&](auto tiles) {
+            using S = decltype(tiles);
+            half ? convolve<S, bfloat16>(*layer) : convolve<S, float>(*layer);
         });
     });
 }
 
-int vnet_fast_weight_gradient(const Layer* layer, float* grad_weight, int64_t depth, int half) {
+int vnet_fast_weight_gradient(const Layer* layer, float* grad_weight, int64_t taps, int64_t depth, int half) {
     return guarded([&] {
-        with_depth(depth, [&](auto outputs) {
-            half ? weight_gradient<outputs.value, bfloat16>(*layer, grad_weight)
-                 : weight_gradient<outputs.value, float>(*layer, grad_weight);
+        with_tiles(taps, depth, [&](auto tiles) {
+            using S = decltype(tiles);
+            half ? weight_gradient<S, bfloat16>(*layer, grad_weight) : weight_gradient<S, float>(*layer, grad_weight);
         });
     });
 }
 
-int vnet_fast_first_layer(const Layer* layer, int half) {
+int vnet_fast_first_layer(const Layer* layer, int64_t taps, int half) {
     return guarded([&] {
         advise_huge_pages(layer->y, layer->n * layer->d * layer->h * layer->w * layer->k * (half ? 2 : 4));
-        half ? first_layer<bfloat16>(*layer) : first_layer<float>(*layer);
+        with_tiles(taps, 1, [&](auto tiles) {
+            constexpr int TAPS = decltype(tiles)::TAPS;
+            half ? first_layer<TAPS, bfloat16>(*layer) : first_layer<TAPS, float>(*layer);
+        });
     });
 }
 
-int vnet_fast_first_layer_gradient(const Layer* layer, float* grad_weight, int half) {
+int vnet_fast_first_layer_gradient(const Layer* layer, float* grad_weight, int64_t taps, int half) {
     return guarded([&] {
-        half ? first_layer_gradient<bfloat16>(*layer, grad_weight) : first_layer_gradient<float>(*layer, grad_weight);
+        with_tiles(taps, 1, [&](auto tiles) {
+            constexpr int TAPS = decltype(tiles)::TAPS;
+            half ? first_layer_gradient<TAPS, bfloat16>(*layer, grad_weight)
+                 : first_layer_gradient<TAPS, float>(*layer, grad_weight);
+        });
     });
 }
 

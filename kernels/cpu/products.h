@@ -65,12 +65,12 @@ template <int MAX, class F> INLINE void for_each_piece(int64_t total, F function
 }
 
 // The products of a block, this worker's share of points and panels: points x rows x K.
-template <int DEPTH, int N, int L>
-static void multiply(const Blocks<DEPTH>& blocks, const Block& block, const float* in, float* out, int64_t worker,
+template <class S, int N, int L>
+static void multiply(const Blocks<S>& blocks, const Block& block, const float* in, float* out, int64_t worker,
                      int64_t workers) {
     const Layer& layer = blocks.layer;
-    const int64_t taps = DEPTH_TAPS<DEPTH>, panels = layer.k / (N * L), panel = taps * layer.c * N * L;
-    const int64_t items = POINTS<DEPTH> * panels, rows = block.deep * block.tiles(), tap = block.tiles() * layer.c;
+    const int64_t taps = S::DEPTH_TAPS, panels = layer.k / (N * L), panel = taps * layer.c * N * L;
+    const int64_t items = S::POINTS * panels, rows = block.deep * block.tiles(), tap = block.tiles() * layer.c;
     for (int64_t item = items * worker / workers; item < items * (worker + 1) / workers; item++) {
         const float* point = in + item / panels * blocks.input_stride;
         float* to = out + item / panels * blocks.product_stride + item % panels * (N * L);
@@ -82,12 +82,12 @@ static void multiply(const Blocks<DEPTH>& blocks, const Block& block, const floa
 }
 
 // Adds a block's part to the gradient of the transformed weight, this worker's share: points x taps x K x C.
-template <int DEPTH, int N, int L>
-static void accumulate(const Blocks<DEPTH>& blocks, const Block& block, const float* x, const float* dy, float* grad,
+template <class S, int N, int L>
+static void accumulate(const Blocks<S>& blocks, const Block& block, const float* x, const float* dy, float* grad,
                        bool first, int64_t worker, int64_t workers) {
     const Layer& layer = blocks.layer;
-    const int64_t taps = DEPTH_TAPS<DEPTH>, rows = block.deep * block.tiles(), panels = layer.c / (N * L);
-    const int64_t items = POINTS<DEPTH> * taps * panels;
+    const int64_t taps = S::DEPTH_TAPS, rows = block.deep * block.tiles(), panels = layer.c / (N * L);
+    const int64_t items = S::POINTS * taps * panels;
     for (int64_t item = items * worker / workers; item < items * (worker + 1) / workers; item++) {
         int64_t point = item / (taps * panels), tap = item / panels % taps, channel = item % panels * (N * L);
         const float* from = x + point * blocks.input_stride + tap * block.tiles() * layer.c + channel;

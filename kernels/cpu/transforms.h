@@ -30,9 +30,9 @@ template <int L> struct Extent {
     }
 };
 
-// B^T of the 8x8 inputs of a tile of one slice, into 64 points; (h, w) of its first input may be outside. The 4x4 inputs
+// B^T of the 8x8 inputs of a tile of one slice, into 64 points; (h, w) of its first input may be outside. The inputs
 // in its middle, which no other tile has there, are seen by `extent`, if there is one.
-template <int L, class T>
+template <class S, int L, class T>
 INLINE void plane_transform(const T* slice, const Layer& layer, int64_t h, int64_t w, int64_t channel, Float<L>* out,
                             Extent<L>* extent) {
     Float<L> half[PLANE_POINTS];
@@ -50,27 +50,27 @@ INLINE void plane_transform(const T* slice, const Layer& layer, int64_t h, int64
             for (int j = 0; j < TILE_INPUT; j++)
                 values[j] = w + j >= 0 && w + j < layer.w ? load<L>(row + (w + j) * layer.c) : Float<L>{};
         }
-        if (extent && i >= PADDING && i < PADDING + TILE)
-            UNROLL for (int j = PADDING; j < PADDING + TILE; j++) extent->see(values[j]);
-        input_transform<TILE>(values, 1, half + i * TILE_INPUT, 1);
+        if (extent && i >= S::PADDING && i < S::PADDING + S::TILE)
+            UNROLL for (int j = S::PADDING; j < S::PADDING + S::TILE; j++) extent->see(values[j]);
+        input_transform<TILE_INPUT>(values, 1, half + i * TILE_INPUT, 1);
     }
-    UNROLL for (int j = 0; j < TILE_INPUT; j++) input_transform<TILE>(half + j, TILE_INPUT, out + j, TILE_INPUT);
+    UNROLL for (int j = 0; j < TILE_INPUT; j++) input_transform<TILE_INPUT>(half + j, TILE_INPUT, out + j, TILE_INPUT);
 }
 
 // The transformed inputs of a block: points x rows (depth, tile) x C.
-template <int DEPTH, int L, class T>
-static void transform_input(const Blocks<DEPTH>& blocks, const Block& block, float* out, Worker& worker) {
+template <class S, int L, class T>
+static void transform_input(const Blocks<S>& blocks, const Block& block, float* out, Worker& worker) {
     const Layer& layer = blocks.layer;
     Extent<L> seen;
     // slices beyond those of the block's outputs are seen by its neighbours
     auto extent_of = [&](int64_t d) { return d >= block.first_d && d < block.first_d + layer.block_d ? &seen : nullptr; };
     const int64_t tiles = block.tiles(), groups = layer.c / L, plane = layer.h * layer.w * layer.c;
     const T* x = (const T*)layer.x + block.n * layer.d * plane;
-    auto h_of = [&](int64_t tile) { return (block.first_h + tile / block.wide) * TILE - PADDING; };
-    auto w_of = [&](int64_t tile) { return (block.first_w + tile % block.wide) * TILE - PADDING; };
-    if constexpr (DEPTH == 1) {
+    auto h_of = [&](int64_t tile) { return (block.first_h + tile / block.wide) * S::TILE - S::PADDING; };
+    auto w_of = [&](int64_t tile) { return (block.first_w + tile % block.wide) * S::TILE - S::PADDING; };
+    if constexpr (S::DEPTH == 1) {
         for (int64_t item = worker.number; item < block.slices * tiles; item += worker.threads) {
-            int64_t d = block.first_d - PADDING + item / tiles, tile = item % tiles;
+            int64_t d = block.first_d - S::PADDING + item / tiles, tile = item % tiles;
             float* row = out + item * layer.c;
             if (d < 0 || d >= layer.d) {
                 for (int p = 0; p < PLANE_POINTS; p++) memset(row + p * blocks.input_stride, 0, layer.c * 4);
@@ -78,7 +78,7 @@ static void transform_input(const Blocks<DEPTH>& blocks, const Block& block, flo
             }
             for (int64_t channel = 0; channel < layer.c; channel += L) {
                 Float<L> points[PLANE_POINTS];
-                plane_transform<L>(x + d * plane, layer, h_of(tile), w_of(tile), channel, points, extent_of(d));
+                plane_transform<S, L>(x + d * plane, layer, h_of(tile), w_of(tile), channel, points, extent_of(d));
                 UNROLL for (int p = 0; p < PLANE_POINTS; p++)
                     store<L>(row + p * blocks.input_stride + channel, points[p]);
             }
@@ -88,19 +88,19 @@ static void transform_input(const Blocks<DEPTH>& blocks, const Block& block, flo
         for (int64_t item = worker.number; item < tiles * groups; item += worker.threads) {
             int64_t tile = item / groups, channel = item % groups * L;
             for (int64_t slice = 0; slice < block.slices; slice++) {
-                int64_t d = block.first_d - PADDING + slice;
+                int64_t d = block.first_d - S::PADDING + slice;
                 Float<L>* points = column + slice * PLANE_POINTS;
                 if (d < 0 || d >= layer.d)
                     memset((void*)points, 0, PLANE_POINTS * sizeof(Float<L>));
                 else
-                    plane_transform<L>(x + d * plane, layer, h_of(tile), w_of(tile), channel, points, extent_of(d));
+                    plane_transform<S, L>(x + d * plane, layer, h_of(tile), w_of(tile), channel, points, extent_of(d));
             }
             for (int64_t z = 0; z < block.deep; z++) {
                 float* row = out + (z * tiles + tile) * layer.c + channel;
                 for (int p = 0; p < PLANE_POINTS; p++) {
-                    Float<L> points[DEPTH_POINTS<DEPTH>];
-                    input_transform<DEPTH>(column + z * DEPTH * PLANE_POINTS + p, PLANE_POINTS, points, 1);
-                    UNROLL for (int q = 0; q < DEPTH_POINTS<DEPTH>; q++)
+                    Float<L> points[S::DEPTH_POINTS];
+                    input_transform<S::DEPTH_POINTS>(column + z * S::DEPTH * PLANE_POINTS + p, PLANE_POINTS, points, 1);
+                    UNROLL for (int q = 0; q < S::DEPTH_POINTS; q++)
                         store<L>(row + (q * PLANE_POINTS + p) * blocks.input_stride, points[q]);
                 }
             }
@@ -126,87 +126,87 @@ INLINE void finish(const Layer& layer, int64_t voxel, int64_t channel, Float<L> 
     store<L>((T*)layer.y + offset, z);
 }
 
-// A^T of 64 points into 4x4 outputs
-template <int L> INLINE void plane_outputs(const Float<L>* points, Float<L>* out) {
-    Float<L> half[TILE_INPUT * TILE];
+// A^T of 64 points into the outputs of a tile
+template <class S, int L> INLINE void plane_outputs(const Float<L>* points, Float<L>* out) {
+    Float<L> half[TILE_INPUT * S::TILE];
     UNROLL for (int i = 0; i < TILE_INPUT; i++)
-        output_transform<TILE>(points + i * TILE_INPUT, 1, half + i * TILE, 1);
-    UNROLL for (int j = 0; j < TILE; j++) output_transform<TILE>(half + j, TILE, out + j, TILE);
+        output_transform<S::TILE, TILE_INPUT>(points + i * TILE_INPUT, 1, half + i * S::TILE, 1);
+    UNROLL for (int j = 0; j < S::TILE; j++) output_transform<S::TILE, TILE_INPUT>(half + j, S::TILE, out + j, S::TILE);
 }
 
 // The outputs of a block from its products: points x rows (depth, tile) x K.
-template <int DEPTH, int L, class T>
-static void transform_output(const Blocks<DEPTH>& blocks, const Block& block, const float* products,
+template <class S, int L, class T>
+static void transform_output(const Blocks<S>& blocks, const Block& block, const float* products,
                              const Worker& worker) {
     const Layer& layer = blocks.layer;
     const int64_t tiles = block.tiles(), groups = layer.k / L;
     for (int64_t item = worker.number; item < block.deep * tiles * groups; item += worker.threads) {
         int64_t row = item / groups, channel = item % groups * L, tile = row % tiles;
-        int64_t h = (block.first_h + tile / block.wide) * TILE, w = (block.first_w + tile % block.wide) * TILE;
-        int64_t d = block.first_d + row / tiles * DEPTH;
+        int64_t h = (block.first_h + tile / block.wide) * S::TILE, w = (block.first_w + tile % block.wide) * S::TILE;
+        int64_t d = block.first_d + row / tiles * S::DEPTH;
         const float* from = products + row * layer.k + channel;
         Float<L> bias = layer.bias ? load<L>(layer.bias + channel) : Float<L>{};
         Float<L> slope = layer.slope ? load<L>(layer.slope + channel) : Float<L>{};
-        int64_t high = std::min<int64_t>(TILE, layer.h - h), wide = std::min<int64_t>(TILE, layer.w - w);
-        int64_t deep = std::min<int64_t>(DEPTH, layer.d - d);
-        Float<L> planes[DEPTH * PLANE_POINTS];
+        int64_t high = std::min<int64_t>(S::TILE, layer.h - h), wide = std::min<int64_t>(S::TILE, layer.w - w);
+        int64_t deep = std::min<int64_t>(S::DEPTH, layer.d - d);
+        Float<L> planes[S::DEPTH * PLANE_POINTS];
         for (int p = 0; p < PLANE_POINTS; p++) {
-            Float<L> points[DEPTH_POINTS<DEPTH>];
-            UNROLL for (int q = 0; q < DEPTH_POINTS<DEPTH>; q++)
+            Float<L> points[S::DEPTH_POINTS];
+            UNROLL for (int q = 0; q < S::DEPTH_POINTS; q++)
                 points[q] = load<L>(from + (q * PLANE_POINTS + p) * blocks.product_stride);
-            if constexpr (DEPTH > 1)
-                output_transform<DEPTH>(points, 1, planes + p, PLANE_POINTS);
+            if constexpr (S::DEPTH > 1)
+                output_transform<S::DEPTH, S::DEPTH_POINTS>(points, 1, planes + p, PLANE_POINTS);
             else
                 planes[p] = points[0];
         }
         for (int64_t slice = 0; slice < deep; slice++) {
-            Float<L> out[TILE * TILE];
-            plane_outputs<L>(planes + slice * PLANE_POINTS, out);
+            Float<L> out[S::TILE * S::TILE];
+            plane_outputs<S, L>(planes + slice * PLANE_POINTS, out);
             for (int64_t i = 0; i < high; i++) {
                 int64_t voxel = ((block.n * layer.d + d + slice) * layer.h + h + i) * layer.w + w;
                 for (int64_t j = 0; j < wide; j++)
-                    finish<L, T>(layer, voxel + j, channel, out[i * TILE + j], bias, slope);
+                    finish<L, T>(layer, voxel + j, channel, out[i * S::TILE + j], bias, slope);
             }
         }
     }
 }
 
 // The transformed gradients of a block's outputs (A dy; `y` of the layer is dy): points x rows (depth, tile) x K.
-template <int DEPTH, int L, class T>
-static void transform_gradient(const Blocks<DEPTH>& blocks, const Block& block, float* out, const Worker& worker) {
+template <class S, int L, class T>
+static void transform_gradient(const Blocks<S>& blocks, const Block& block, float* out, const Worker& worker) {
     const Layer& layer = blocks.layer;
     const int64_t tiles = block.tiles(), groups = layer.k / L;
     for (int64_t item = worker.number; item < block.deep * tiles * groups; item += worker.threads) {
         int64_t row = item / groups, channel = item % groups * L, tile = row % tiles;
-        int64_t h = (block.first_h + tile / block.wide) * TILE, w = (block.first_w + tile % block.wide) * TILE;
-        int64_t d = block.first_d + row / tiles * DEPTH;
-        Float<L> planes[DEPTH * PLANE_POINTS];
-        for (int slice = 0; slice < DEPTH; slice++) {
+        int64_t h = (block.first_h + tile / block.wide) * S::TILE, w = (block.first_w + tile % block.wide) * S::TILE;
+        int64_t d = block.first_d + row / tiles * S::DEPTH;
+        Float<L> planes[S::DEPTH * PLANE_POINTS];
+        for (int slice = 0; slice < S::DEPTH; slice++) {
             Float<L>* plane = planes + slice * PLANE_POINTS;
             if (d + slice >= layer.d) {
                 memset((void*)plane, 0, PLANE_POINTS * sizeof(Float<L>));
                 continue;
             }
-            Float<L> half[TILE * TILE_INPUT];
-            for (int i = 0; i < TILE; i++) {
-                Float<L> values[TILE];
+            Float<L> half[S::TILE * TILE_INPUT];
+            for (int i = 0; i < S::TILE; i++) {
+                Float<L> values[S::TILE];
                 int64_t voxel = ((block.n * layer.d + d + slice) * layer.h + h + i) * layer.w + w;
                 const T* from = (const T*)layer.y + voxel * layer.k + channel;
-                for (int j = 0; j < TILE; j++)
+                for (int j = 0; j < S::TILE; j++)
                     values[j] = h + i < layer.h && w + j < layer.w ? load<L>(from + j * layer.k) : Float<L>{};
-                output_transposed<TILE>(values, 1, half + i * TILE_INPUT, 1);
+                output_transposed<S::TILE, TILE_INPUT>(values, 1, half + i * TILE_INPUT, 1);
             }
             UNROLL for (int j = 0; j < TILE_INPUT; j++)
-                output_transposed<TILE>(half + j, TILE_INPUT, plane + j, TILE_INPUT);
+                output_transposed<S::TILE, TILE_INPUT>(half + j, TILE_INPUT, plane + j, TILE_INPUT);
         }
         float* to = out + row * layer.k + channel;
         for (int p = 0; p < PLANE_POINTS; p++) {
-            Float<L> points[DEPTH_POINTS<DEPTH>];
-            if constexpr (DEPTH > 1)
-                output_transposed<DEPTH>(planes + p, PLANE_POINTS, points, 1);
+            Float<L> points[S::DEPTH_POINTS];
+            if constexpr (S::DEPTH > 1)
+                output_transposed<S::DEPTH, S::DEPTH_POINTS>(planes + p, PLANE_POINTS, points, 1);
             else
                 points[0] = planes[p];
-            UNROLL for (int q = 0; q < DEPTH_POINTS<DEPTH>; q++)
+            UNROLL for (int q = 0; q < S::DEPTH_POINTS; q++)
                 store<L>(to + (q * PLANE_POINTS + p) * blocks.product_stride, points[q]);
         }
     }

@@ -37,37 +37,40 @@ static bool is_near(const float* found, const std::vector<double>& exact) {
 }
 
 // whether output and gradient of the weight of a layer are those of the sums; a depth of 0 is the first layer
-static bool is_right(int64_t d, int64_t h, int64_t w, int64_t c, int64_t k, int64_t depth, bool shared) {
-    Tensor x(2, d, h, w, c), y(2, d, h, w, k), weight(k, 5, 5, 5, c), grad(k, 5, 5, 5, c);
+static bool is_right(int64_t d, int64_t h, int64_t w, int64_t c, int64_t k, int64_t taps, int64_t depth, bool shared) {
+    Tensor x(2, d, h, w, c), y(2, d, h, w, k), weight(k, taps, taps, taps, c), grad(k, taps, taps, taps, c);
+    const int64_t cube = taps * taps * taps, reach = taps / 2;
+    int64_t size = depth ? vnet_fast_weight_size(c, k, taps, depth) : 1;
     fill(x.data.get(), x.size());
     fill(weight.data.get(), weight.size());
-    std::unique_ptr<float[]> transformed(new float[depth ? vnet_fast_weight_size(c, k, depth) : 1]), bias(new float[k]);
+    std::unique_ptr<float[]> transformed(new float[size]), bias(new float[k]);
     std::unique_ptr<uint8_t[]> negative(new uint8_t[y.size() / 8]);
     std::unique_ptr<double[]> extent(new double[6]());
     fill(bias.get(), k);
-    if (depth) vnet_fast_transform_weight(weight.data.get(), transformed.get(), c, k, depth, 0, 3);
+    if (depth) vnet_fast_transform_weight(weight.data.get(), transformed.get(), c, k, taps, depth, 0, 3);
     std::vector<double> exact(y.size()), exact_grad(grad.size());
     Layer layer{x.data.get(), depth ? transformed.get() : weight.data.get(), bias.get(), nullptr, bias.get(), y.data.get(), negative.get(),
                 extent.get(), 2, d, h, w, c, k, 0, 4, 2, 1, shared, 3};
-    bool right = (depth ? vnet_fast_convolve(&layer, depth, 0) : vnet_fast_first_layer(&layer, 0)) == 0;
+    bool right = (depth ? vnet_fast_convolve(&layer, taps, depth, 0) : vnet_fast_first_layer(&layer, taps, 0)) == 0;
     for (int64_t i = 0, at = 0; i < 2; i++)
         for (int64_t z = 0; z < d; z++)
             for (int64_t row = 0; row < h; row++)
                 for (int64_t column = 0; column < w; column++)
                     for (int64_t output = 0; output < k; output++, at++) {
                         double sum = bias[output];
-                        for (int64_t tap = 0; tap < 125; tap++)
+                        for (int64_t tap = 0; tap < cube; tap++)
                             for (int64_t channel = 0; channel < c; channel++) {
-                                double value = x.at(i, z + tap / 25 - 2, row + tap / 5 % 5 - 2, column + tap % 5 - 2, channel);
-                                sum += value * weight.data[(output * 125 + tap) * c + channel];
-                                exact_grad[(output * 125 + tap) * c + channel] += value * y.data[at];
+                                double value = x.at(i, z + tap / taps / taps - reach, row + tap / taps % taps - reach,
+                                                    column + tap % taps - reach, channel);
+                                sum += value * weight.data[(output * cube + tap) * c + channel];
+                                exact_grad[(output * cube + tap) * c + channel] += value * y.data[at];
                             }
                         exact[at] = sum > 0 ? sum : sum * bias[output];
                     }
     right = right && is_near(y.data.get(), exact);
     // of the output itself as the gradient
-    right = right && (depth ? vnet_fast_weight_gradient(&layer, grad.data.get(), depth, 0)
-                            : vnet_fast_first_layer_gradient(&layer, grad.data.get(), 0)) == 0;
+    right = right && (depth ? vnet_fast_weight_gradient(&layer, grad.data.get(), taps, depth, 0)
+                            : vnet_fast_first_layer_gradient(&layer, grad.data.get(), taps, 0)) == 0;
     return right && is_near(grad.data.get(), exact_grad);
 }
 
@@ -148,11 +151,13 @@ int main() {
             for (int64_t depth : {0, 1, 2, 4})
                 for (bool shared : {false, true}) {
                     if ((depth == 0) != (c < 8)) continue;
-                    if (!is_right(d, h, w, c, k, depth, shared)) {
-                        fprintf(stderr, "%ldx%ldx%ld, %ld to %ld, %ld slices\n", d, h, w, c, k, depth);
-                        return 1;
+                    for (int64_t taps : {3, 5}) {
+                        if (!is_right(d, h, w, c, k, taps, depth, shared)) {
+                            fprintf(stderr, "%ldx%ldx%ld, %ld to %ld, %ld taps, %ld slices\n", d, h, w, c, k, taps, depth);
+                            return 1;
+                        }
+                        cases++;
                     }
-                    cases++;
                 }
     for (auto [d, h, w] : sizes)
         for (auto [c, k] : channels)

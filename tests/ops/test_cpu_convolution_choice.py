@@ -174,6 +174,29 @@ def test_the_rule(which, volume, form):
     assert choice.ruled(Layer(which, torch.float32, volume, 8, (5, 5, 5))) == form
 
 
+@pytest.mark.parametrize(
+    ("which", "volume", "channels", "form"),
+    [
+        ("forward", (1, 8, 4, 8, 8), 8, "onednn"),
+        ("forward", (2, 32, 4, 8, 8), 32, "winograd-1"),
+        ("grad_input", (2, 32, 4, 8, 8), 64, "onednn"),
+        ("grad_weight", (2, 32, 4, 8, 8), 64, "winograd-1"),
+        ("grad_input", (2, 64, 8, 12, 12), 64, "winograd-1"),
+        ("grad_weight", (2, 8, 16, 24, 24), 8, "winograd-4"),
+        ("grad_weight", (2, 8, 2, 96, 96), 8, "winograd-1"),
+        ("forward", (2, 1, 16, 24, 24), 8, "direct"),
+        ("forward", (2, 4, 16, 24, 24), 8, "onednn"),
+        ("grad_weight", (2, 4, 16, 24, 24), 8, "direct"),
+        ("prediction", (1, 128, 4, 8, 8), 128, "winograd-1"),
+        ("prediction", (1, 64, 8, 16, 16), 64, "winograd-2"),
+        ("prediction", (1, 16, 32, 32, 32), 16, "winograd-4"),
+        ("prediction", (1, 16, 2, 96, 96), 16, "winograd-1"),
+    ],
+)
+def test_the_rule_of_small_filters(which, volume, channels, form):
+    assert choice.ruled(Layer(which, torch.float32, volume, channels, (3, 3, 3))) == form
+
+
 def test_another_value_of_the_variable_is_refused(monkeypatch):
     monkeypatch.setenv("VNET_FAST_CPU_CONV", "fast")
     message = r"VNET_FAST_CPU_CONV: must be auto, winograd, onednn; got fast\. Set it to one of them, or unset it"

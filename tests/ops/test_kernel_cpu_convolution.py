@@ -29,20 +29,20 @@ SHAPES = [
 FEW = [SHAPES[1], SHAPES[5]]
 
 
-def case(shape, dtype=torch.float32):
+def case(shape, dtype=torch.float32, taps=5):
     n, c, k, *size = shape
     generator = torch.Generator().manual_seed(0)
     x, grad = (
         torch.randn(n, channels, *size, generator=generator).to(dtype).contiguous(memory_format=LAST)
         for channels in (c, k)
     )
-    weight = torch.randn(k, c, 5, 5, 5, generator=generator) * (2 / (125 * c)) ** 0.5
+    weight = torch.randn(k, c, *[taps] * 3, generator=generator) * (2 / (taps**3 * c)) ** 0.5
     return x, weight.contiguous(memory_format=LAST), grad
 
 
 def filtered(library, x, weight, depth, **operands):
     transformed = kernels.transform_weight(library, weight, depth)
-    return kernels.convolve(library, x, transformed, len(weight), depth, **operands)[0]
+    return kernels.convolve(library, x, transformed, *weight.shape[:3:2], depth, **operands)[0]
 
 
 def error(found, exact):
@@ -51,19 +51,22 @@ def error(found, exact):
 
 def exact_results(x, weight, grad):
     x, weight = x.double().requires_grad_(), weight.double().requires_grad_()
-    y = F.conv3d(x, weight, None, 1, 2)
+    y = F.conv3d(x, weight, None, 1, weight.shape[2] // 2)
     return y.detach(), *torch.autograd.grad(y, (x, weight), grad.double())
 
 
+def gradients(library, x, weight, grad, depth):
+    mirrored = kernels.transform_weight(library, weight, depth, True)
+    grad_x, _ = kernels.convolve(library, grad, mirrored, *weight.shape[1:3], depth)
+    return grad_x, kernels.weight_gradient(library, x, grad, weight.shape[2], depth)
+
+
 @pytest.mark.parametrize("depth", kernels.DEPTHS)
+@pytest.mark.parametrize("taps", kernels.TAPS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_output_and_gradients(library, shape, depth):
-    x, weight, grad = case(shape)
-    found = (
-        filtered(library, x, weight, depth),
-        kernels.convolve(library, grad, kernels.transform_weight(library, weight, depth, True), x.shape[1], depth)[0],
-        kernels.weight_gradient(library, x, grad, depth),
-    )
+def test_output_and_gradients(library, shape, taps, depth):
+    x, weight, grad = case(shape, taps=taps)
+    found = filtered(library, x, weight, depth), *gradients(library, x, weight, grad, depth)
     for result, exact in zip(found, exact_results(x, weight, grad), strict=True):
         assert result.shape == exact.shape
         assert result.is_contiguous(memory_format=LAST)
@@ -71,35 +74,34 @@ def test_output_and_gradients(library, shape, depth):
 
 
 @pytest.mark.parametrize("depth", kernels.DEPTHS)
+@pytest.mark.parametrize("taps", kernels.TAPS)
 @pytest.mark.parametrize("shape", FEW, ids=str)
-def test_half_precision_in_memory_is_rounded_once(library, shape, depth):
-    x, weight, grad = case(shape, torch.bfloat16)
+def test_half_precision_in_memory_is_rounded_once(library, shape, taps, depth):
+    x, weight, grad = case(shape, torch.bfloat16, taps)
     exact, exact_x, exact_weight = exact_results(x, weight, grad)
-    mirrored = kernels.transform_weight(library, weight, depth, True)
+    grad_x, grad_weight = gradients(library, x, weight, grad, depth)
     eps = torch.finfo(torch.bfloat16).eps
-    for result, wanted in (
-        (filtered(library, x, weight, depth), exact),
-        (kernels.convolve(library, grad, mirrored, x.shape[1], depth)[0], exact_x),
-    ):
+    for result, wanted in ((filtered(library, x, weight, depth), exact), (grad_x, exact_x)):
         assert result.dtype == torch.bfloat16
         # a result that is near the middle of two may go either way
         nearest = wanted.to(torch.bfloat16)
         assert (result != nearest).float().mean() < 0.01
         assert (result.double() - wanted).abs().max() <= eps * wanted.abs().max()
-    assert error(kernels.weight_gradient(library, x, grad, depth), exact_weight) <= BOUNDS[depth]
+    assert error(grad_weight, exact_weight) <= BOUNDS[depth]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("taps", kernels.TAPS)
 @pytest.mark.parametrize("shape", FEW, ids=str)
-def test_the_epilogue(library, shape, dtype):
+def test_the_epilogue(library, shape, taps, dtype):
     """Bias, residual and PReLU with positive, zero and negative slopes, and the bits of what is not positive."""
-    x, weight, residual = case(shape, dtype)
+    x, weight, residual = case(shape, dtype, taps)
     k = len(weight)
     bias, slope = torch.linspace(-1, 1, k), torch.linspace(-0.5, 0.5, k)
     slope[k // 2] = 0
     negative = torch.full((residual.numel() // 8,), 255, dtype=torch.uint8)
     y = filtered(library, x, weight, 4, bias=bias, residual=residual, slope=slope, negative=negative)
-    z = F.conv3d(x.double(), weight.double(), bias.double(), 1, 2) + residual.double()
+    z = F.conv3d(x.double(), weight.double(), bias.double(), 1, taps // 2) + residual.double()
     exact = torch.where(z > 0, z, z * slope.double().reshape(-1, 1, 1, 1))
     tolerance = BOUNDS[4] if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
     assert error(y, exact) <= tolerance
@@ -109,17 +111,18 @@ def test_the_epilogue(library, shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("taps", kernels.TAPS)
 @pytest.mark.parametrize(
     "shape", [(1, 1, 16, 5, 18, 11), (2, 1, 8, 3, 4, 37), (2, 2, 16, 1, 1, 1), (1, 3, 24, 4, 5, 40)], ids=str
 )
-def test_a_layer_of_few_channels(library, shape, dtype):
+def test_a_layer_of_few_channels(library, shape, taps, dtype):
     """Direct sums, within twice the error of PyTorch's."""
-    x, weight, grad = case(shape, dtype)
+    x, weight, grad = case(shape, dtype, taps)
     k = shape[2]
     bias, slope, residual = torch.linspace(-1, 1, k), torch.linspace(-0.5, 0.5, k), x[:, :1].contiguous()
     floor = 2 * torch.finfo(dtype).eps
     exact, _, exact_weight = exact_results(x, weight, grad)
-    plain = F.conv3d(x.float(), weight, None, 1, 2)
+    plain = F.conv3d(x.float(), weight, None, 1, taps // 2)
     y = kernels.first_layer(library, x, weight)
     assert y.dtype == dtype
     assert error(y, exact) <= 2 * error(plain, exact) + floor
@@ -130,14 +133,15 @@ def test_a_layer_of_few_channels(library, shape, dtype):
     assert error(found, activated) <= 2 * error(plain, exact) + floor
     bits = ((negative[:, None] >> torch.arange(8)) & 1).bool().reshape(x.shape[0], *x.shape[2:], k)
     assert ((bits.permute(0, 4, 1, 2, 3) != (z <= 0)) & (z.abs() > 1e-4)).sum() == 0
-    grad_weight = kernels.first_layer_gradient(library, x, grad)
+    grad_weight = kernels.first_layer_gradient(library, x, grad, taps)
     assert grad_weight.is_contiguous(memory_format=LAST)
     assert error(grad_weight, exact_weight) <= 2e-6
-    assert torch.equal(kernels.first_layer_gradient(library, x, grad), grad_weight)
+    assert torch.equal(kernels.first_layer_gradient(library, x, grad, taps), grad_weight)
 
 
 @pytest.mark.parametrize("depth", kernels.DEPTHS)
-def test_nothing_is_left_unwritten_and_nothing_else_is_written(widest, depth, monkeypatch):
+@pytest.mark.parametrize("taps", kernels.TAPS)
+def test_nothing_is_left_unwritten_and_nothing_else_is_written(widest, taps, depth, monkeypatch):
     """Memory is full of NaN before, and there are canaries on both sides of each result."""
     empty, kept = torch.empty, []
 
@@ -150,10 +154,10 @@ def test_nothing_is_left_unwritten_and_nothing_else_is_written(widest, depth, mo
             return memory[64:-64]
         return memory[64:-64].as_strided(size, empty(size, memory_format=memory_format).stride())
 
-    x, weight, grad = case((2, 16, 24, 6, 7, 9))
-    expected = filtered(widest, x, weight, depth), kernels.weight_gradient(widest, x, grad, depth)
+    x, weight, grad = case((2, 16, 24, 6, 7, 9), taps=taps)
+    expected = filtered(widest, x, weight, depth), kernels.weight_gradient(widest, x, grad, taps, depth)
     monkeypatch.setattr(kernels.torch, "empty", poisoned)
-    found = filtered(widest, x, weight, depth), kernels.weight_gradient(widest, x, grad, depth)
+    found = filtered(widest, x, weight, depth), kernels.weight_gradient(widest, x, grad, taps, depth)
     assert len(kept) == 3
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
     assert all((memory[:64] == 7).all() and (memory[-64:] == 7).all() for memory in kept)
@@ -167,7 +171,9 @@ def test_the_same_bits_for_the_same_threads(widest, threads, depth, channels):
     results = {}
     for count in (1, 2, 5):
         threads(count)
-        runs = [(filtered(widest, x, weight, depth), kernels.weight_gradient(widest, x, grad, depth)) for _ in range(3)]
+        runs = [
+            (filtered(widest, x, weight, depth), kernels.weight_gradient(widest, x, grad, 5, depth)) for _ in range(3)
+        ]
         assert all(torch.equal(run[0], runs[0][0]) and torch.equal(run[1], runs[0][1]) for run in runs)
         results[count] = runs[0]
     for count in (2, 5):
@@ -184,10 +190,11 @@ def test_callers_in_several_threads_do_not_disturb_each_other(widest):
 
 
 @pytest.mark.parametrize("depth", kernels.DEPTHS)
-def test_a_common_offset_does_no_harm(widest, depth):
-    x, weight, _ = case((1, 16, 16, 8, 12, 12))
-    exact = F.conv3d(x.double() + 1000, weight.double(), None, 1, 2)
-    plain = F.conv3d(x + 1000, weight, None, 1, 2)
+@pytest.mark.parametrize("taps", kernels.TAPS)
+def test_a_common_offset_does_no_harm(widest, taps, depth):
+    x, weight, _ = case((1, 16, 16, 8, 12, 12), taps=taps)
+    exact = F.conv3d(x.double() + 1000, weight.double(), None, 1, taps // 2)
+    plain = F.conv3d(x + 1000, weight, None, 1, taps // 2)
     assert error(filtered(widest, (x + 1000).contiguous(memory_format=LAST), weight, depth), exact) < 2 * error(
         plain, exact
     )
@@ -197,7 +204,7 @@ def test_a_common_offset_does_no_harm(widest, depth):
 def test_a_single_large_value_is_reported_and_harms_its_neighbours_as_documented(widest, ratio):
     x, weight, _ = case((1, 16, 16, 16, 24, 24))
     x[:, :, 8, 12, 12] = ratio
-    y, found = kernels.convolve(widest, x, kernels.transform_weight(widest, weight, 4), 16, 4)
+    y, found = kernels.convolve(widest, x, kernels.transform_weight(widest, weight, 4), 16, 5, 4)
     assert found == pytest.approx((x.abs().max() / x.double().abs().mean()).item(), rel=1e-4)
     difference = y.double() - F.conv3d(x.double(), weight.double(), None, 1, 2)
     # beyond the reach of the sum
@@ -211,7 +218,7 @@ def test_infinity_and_nan_are_not_lost(widest):
     x, weight, _ = case((1, 16, 16, 8, 12, 12))
     for value in (float("inf"), float("nan")):
         x[0, 3, 4, 5, 6] = value
-        y, _ = kernels.convolve(widest, x, kernels.transform_weight(widest, weight, 4), 16, 4)
+        y, _ = kernels.convolve(widest, x, kernels.transform_weight(widest, weight, 4), 16, 5, 4)
         # every voxel that the value reaches
         assert not y[0, :, 2:7, 3:8, 4:9].isfinite().any()
 
@@ -226,7 +233,9 @@ def test_what_is_supported():
     assert not kernels.supports(x, weight[:4])
     assert kernels.supports(x[:, :3], weight[:, :3])
     assert not kernels.supports(x[:, :5], weight[:, :5])
-    assert not kernels.supports(x, weight[..., :3, :3, :3])
+    assert kernels.supports(x, weight[..., :3, :3, :3])
+    assert not kernels.supports(x, weight[..., :4, :4, :4])
+    assert not kernels.supports(x, weight[..., :3, :, :])
     assert not kernels.supports(x[:0], weight)
     # which PyTorch refuses, and ours would read beyond
     assert not kernels.supports(x[:, :8], weight)
@@ -250,4 +259,4 @@ def test_sanitizers_find_nothing(tmp_path, lanes):
     subprocess.run(command, check=True, timeout=600)
     done = subprocess.run([program], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "120 cases\n"
+    assert done.stdout == "204 cases\n"

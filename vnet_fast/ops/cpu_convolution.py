@@ -1,4 +1,4 @@
-"""Convolutions 5x5x5 on a CPU: by the kernels of minimal filtering or by oneDNN, whichever is faster for a layer."""
+"""Convolutions 5x5x5 and 3x3x3 on a CPU: by minimal filtering or by oneDNN, whichever is faster for a layer."""
 
 import logging
 import threading
@@ -27,11 +27,11 @@ _memory = threading.local()
 
 
 def takes(x: Tensor, weight: Tensor) -> bool:
-    """Whether the operators below are for a convolution: 5x5x5 on a CPU, of channels in multiples of 8, or of few.
+    """Whether the operators below are for a convolution: 5x5x5 or 3x3x3 on a CPU, of channels in multiples of 8 or few.
 
     Args:
         x: (N, C, D, H, W), float32 or bfloat16.
-        weight: (K, C, 5, 5, 5), float32.
+        weight: (K, C, t, t, t), t of 3 and 5, float32.
     """
     if not kernels.supports(x, weight) or x.shape[2] * x.shape[3] * x.shape[4] < choice.MIN_VOXELS:
         return False
@@ -60,7 +60,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
     Args:
         x: (N, C, D, H, W) that `takes` accepts.
-        weight: (K, C, 5, 5, 5), float32.
+        weight: (K, C, t, t, t), t of 3 and 5, float32.
         bias: None or (K,).
 
     Returns:
@@ -102,7 +102,7 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if kernels.has_few_channels(weight):
             return _directly(x, weight, _wide(bias))
         transformed = _transformed(weight, depth, False)
-        y, ratios[0] = _by_kernels(x, transformed, len(weight), depth, _wide(bias))
+        y, ratios[0] = _by_kernels(x, transformed, len(weight), weight.shape[2], depth, _wide(bias))
         return y
 
     y = choice.compute(Layer.of("forward", x, weight), run)
@@ -125,7 +125,7 @@ def _predict(x: Tensor, weight: Tensor, bias: Tensor | None, slope: Tensor | Non
         if kernels.has_few_channels(weight):
             return _directly(x, weight, *operands)
         transformed = _kept_transform(given, weight, depth)
-        y, ratios[0] = _by_kernels(x, transformed, len(weight), depth, *operands)
+        y, ratios[0] = _by_kernels(x, transformed, len(weight), weight.shape[2], depth, *operands)
         return y
 
     y = choice.compute(Layer.of("prediction", x, weight), run)
@@ -138,20 +138,20 @@ def _backward(grad_y: Tensor, x: Tensor, weight: Tensor, of_x: bool, of_weight: 
     x, weight = _laid_out(x, weight)
     grad_y = grad_y.to(x.dtype).contiguous(memory_format=_FORMAT)
 
-    few = kernels.has_few_channels(weight)
+    few, taps = kernels.has_few_channels(weight), weight.shape[2]
 
     def gradient_of_x(depth: int) -> Tensor:
         if few or not depth:
             return onednn.grad_input(grad_y, x, weight)
         transformed = _transformed(weight, depth, True)
-        return _by_kernels(grad_y, transformed, x.shape[1], depth)[0]
+        return _by_kernels(grad_y, transformed, x.shape[1], taps, depth)[0]
 
     def gradient_of_weight(depth: int) -> Tensor:
         if not depth:
             return onednn.grad_weight(grad_y, x, weight)
         if few:
-            return _directly_backward(x, grad_y)
-        grad_weight: Tensor = kernels.weight_gradient(library(), x, grad_y, depth)
+            return _directly_backward(x, grad_y, taps)
+        grad_weight: Tensor = kernels.weight_gradient(library(), x, grad_y, taps, depth)
         return grad_weight
 
     grad_x, grad_weight = x.new_empty((0,)), weight.new_empty((0,))
@@ -218,8 +218,8 @@ def _directly(x: Tensor, weight: Tensor, *operands: Tensor | None) -> Tensor:
     return y
 
 
-def _directly_backward(x: Tensor, grad_y: Tensor) -> Tensor:
-    grad_weight: Tensor = kernels.first_layer_gradient(library(), x, grad_y)
+def _directly_backward(x: Tensor, grad_y: Tensor, taps: int) -> Tensor:
+    grad_weight: Tensor = kernels.first_layer_gradient(library(), x, grad_y, taps)
     return grad_weight
 
 
@@ -240,7 +240,7 @@ def _is_too_large(ratio: float) -> bool:
 
 def _transformed(weight: Tensor, depth: int, mirrored: bool) -> Tensor:
     """A transformed weight in memory that the next one overwrites."""
-    size = kernels.weight_size(*weight.shape[:2], depth)
+    size = kernels.weight_size(weight.shape[1], len(weight), weight.shape[2], depth)
     memory = getattr(_memory, "tensor", None)
     if memory is None or len(memory) < size:
         memory = _memory.tensor = torch.empty(size)

@@ -7,15 +7,16 @@ from torch import Tensor
 from vnet_fast.devices import cpu_has_convolutions
 from vnet_fast.ops.channels_last import add_channels, has_rows
 
-_ONES, _PADDING = [1, 1, 1], [2, 2, 2]
+_ONES = [1, 1, 1]
 _FORMAT = torch.channels_last_3d
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A convolution 5x5x5 of stride 1 that keeps the shape: (N, K, D, H, W), channels-last, the type of `x`."""
+    """A convolution of stride 1 that keeps the shape: (N, K, D, H, W), channels-last, the type of `x`."""
     dtype = _type_of(x)
     with torch.autocast("cpu", enabled=False):
-        y = F.conv3d(x.to(dtype), weight.to(dtype), None, 1, _PADDING).to(x.dtype).contiguous(memory_format=_FORMAT)
+        y = F.conv3d(x.to(dtype), weight.to(dtype), None, 1, _padding(weight)).to(x.dtype)
+        y = y.contiguous(memory_format=_FORMAT)
     return y if bias is None else add_channels(y, bias.to(y.dtype)) if has_rows(y) else y + bias.reshape(-1, 1, 1, 1)
 
 
@@ -47,7 +48,7 @@ def gathered_weight_gradient(x: Tensor, grad_y: Tensor, shape: torch.Size) -> Te
 def _gradients(grad_y: Tensor, x: Tensor, weight: Tensor, mask: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
     dtype = _type_of(x)
     gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
-        grad_y.to(dtype), x.to(dtype), weight.to(dtype), None, _ONES, _PADDING, _ONES, False, [0, 0, 0], 1, mask
+        grad_y.to(dtype), x.to(dtype), weight.to(dtype), None, _ONES, _padding(weight), _ONES, False, [0, 0, 0], 1, mask
     )
     return gradients
 
@@ -65,6 +66,10 @@ def grad_weight(grad_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     else:
         grad = _gradients(grad_y, x, weight, [False, True, False])[1]
     return grad.float().contiguous(memory_format=_FORMAT)
+
+
+def _padding(weight: Tensor) -> list[int]:
+    return [length // 2 for length in weight.shape[2:]]
 
 
 def _type_of(x: Tensor) -> torch.dtype:
