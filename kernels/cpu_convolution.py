@@ -4,7 +4,7 @@ Those of up to four channels to many, as of the image, are direct sums.
 
 Formula, of stride 1 with zeros beyond the volume, for C channels to K:
 
-    y[v, k] = Σ_t Σ_c x[v + t, c] · w[k, t, c] + bias_k + residual[v, k]       t: taps, -2 to 2 along each axis, or -1 to 1
+    y[v, k] = Σ_t Σ_c x[v + t, c] · w[k, t, c] + bias_k + residual[v, k]       t: taps, -2 to 2 or -1 to 1 along an axis
 
     and then PReLU as in `add_prelu.py`
 

@@ -1,4 +1,5 @@
-// Convolutions 3x3x3 and 5x5x5 by nested minimal filtering, and of few channels directly. cpu_convolution.py says what they do.
+// Convolutions 3x3x3 and 5x5x5 by nested minimal filtering, and of few channels directly. cpu_convolution.py says what
+// they do.
 #pragma once
 #include <omp.h>
 
@@ -74,7 +75,7 @@ template <class S, class T> static void weight_gradient(const Layer& layer, floa
         }
         with_panel(layer.c, [&](auto vectors, auto lanes) {
             accumulate<S, vectors.value, lanes.value>(blocks, block, in, dy, grad, first, worker.number,
-                                                          worker.threads);
+                                                      worker.threads);
         });
         if (worker.threads > 1) {
 #pragma omp barrier
@@ -115,7 +116,8 @@ template <int TAPS, class T> static void first_layer(const Layer& layer) {
         with_panel(layer.k, [&](auto vectors, auto lanes) {
 #pragma omp for schedule(static)
             for (int64_t line = 0; line < layer.d * layer.h; line++)
-                first_layer_row<TAPS, vectors.value, lanes.value, T>(padded, in, weight, n, line / layer.h, line % layer.h);
+                first_layer_row<TAPS, vectors.value, lanes.value, T>(padded, in, weight, n, line / layer.h,
+                                                                     line % layer.h);
         });
     }
 }
@@ -135,8 +137,8 @@ template <int TAPS, class T> static void first_layer_gradient(const Layer& layer
 #pragma omp for schedule(static)
             for (int64_t place = 0; place < layer.threads; place++)
                 for (int64_t line = lines * place / layer.threads; line < lines * (place + 1) / layer.threads; line++)
-                    first_layer_gradient_row<TAPS, vectors.value, lanes.value, T>(padded, in, parts + place * part, n,
-                                                                            line / layer.h, line % layer.h);
+                    first_layer_gradient_row<TAPS, vectors.value, lanes.value, T>(
+                        padded, in, parts + place * part, n, line / layer.h, line % layer.h);
         });
     }
     sum_parts(parts, layer.threads, part, part, layer.threads);

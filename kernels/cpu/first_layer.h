@@ -1,4 +1,5 @@
-// Convolutions 3x3x3 and 5x5x5 of a few channels, such as the image, to many: direct sums, and the gradient of their weight.
+// Convolutions 3x3x3 and 5x5x5 of a few channels, such as the image, to many: direct sums, and the gradient of their
+// weight.
 //
 // A copy of a volume, channel by channel, has zeros around it, so that no loop looks for the border. A row of outputs
 // is computed in registers: R voxels times N vectors of channels.

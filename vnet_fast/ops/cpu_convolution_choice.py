@@ -203,7 +203,7 @@ def _ruled_filter(which: str, channels: int, widest: int, voxels: int) -> str:
 
 
 def _ruled_small_filter(which: str, channels: int, widest: int, voxels: int) -> str:
-    """For 3x3x3, measured with AVX2. A sum has a fifth of the terms, and a transformed weight up to 14 times as many."""
+    """For 3x3x3, measured with AVX2. A transformed weight has up to 14 times as many terms as the sum."""
     if channels < kernels.MULTIPLE:
         return DIRECT if channels <= 2 or which == "grad_weight" else ONEDNN
     if which == "prediction":
