@@ -22,27 +22,49 @@ def dice_loss(logits, target):
 
 
 class PlainVNet(nn.Module):
-    """The network of `vnet_fast.VNet()` in plain PyTorch, as in figure 2 of the paper."""
+    """The network of `vnet_fast.VNet` in plain PyTorch, of the topology of the paper's figure 2.
 
-    def __init__(self):
+    Args:
+        num_classes, base_channels, norm, levels, kernel_size: as of `vnet_fast.VNet`; `norm` may be None or `batch`.
+    """
+
+    def __init__(self, num_classes=2, base_channels=16, norm=None, levels=5, kernel_size=5):
         super().__init__()
-        coarser, finest_last = WIDTHS[1:], WIDTHS[-2::-1]
+        widths = [base_channels * 2**level for level in range(levels)]
+        finest_last = widths[-2::-1]
+
+        def stage(in_channels, channels, count):
+            return nn.ModuleList(
+                activated(
+                    nn.Conv3d(
+                        in_channels if i == 0 else channels, channels, kernel_size, padding=kernel_size // 2,
+                        bias=norm is None,
+                    ),
+                    norm,
+                )
+                for i in range(count)
+            )  # fmt: skip
+
         self.left = nn.ModuleList(
-            plain_stage(1 if level == 0 else width, width, count)
-            for level, (width, count) in enumerate(zip(WIDTHS, (1, 2, 3, 3, 3), strict=True))
+            stage(1 if level == 0 else width, width, count)
+            for level, (width, count) in enumerate(zip(widths, (1, 2, 3, 3, 3), strict=False))
         )
-        self.down = nn.ModuleList(activated(nn.Conv3d(width // 2, width, 2, 2)) for width in coarser)
+        self.down = nn.ModuleList(
+            activated(nn.Conv3d(width // 2, width, 2, 2, bias=norm is None), norm) for width in widths[1:]
+        )
         # an up-convolution reads as many channels as the stage below it has
         self.up = nn.ModuleList(
-            activated(nn.ConvTranspose3d(min(4 * skip, WIDTHS[-1]), skip, 2, 2)) for skip in finest_last
+            activated(nn.ConvTranspose3d(min(4 * skip, widths[-1]), skip, 2, 2, bias=norm is None), norm)
+            for skip in finest_last
         )
         self.right = nn.ModuleList(
-            plain_stage(2 * skip, 2 * skip, count) for skip, count in zip(finest_last, (3, 3, 2, 1), strict=True)
+            stage(2 * skip, 2 * skip, count)
+            for skip, count in zip(finest_last, (3, 3, 2, 1)[1 - levels :], strict=True)
         )
-        self.head = nn.Conv3d(2 * WIDTHS[0], 2, 1)
+        self.head = nn.Conv3d(2 * base_channels, num_classes, 1)
 
     def forward(self, x):
-        """Logits (N, 2, D, H, W) of an image (N, 1, D, H, W)."""
+        """Logits (N, num_classes, D, H, W) of an image (N, 1, D, H, W)."""
         x = residual_stage(self.left[0], x, x)
         skips = []
         for down, stage in zip(self.down, self.left[1:], strict=True):
@@ -55,29 +77,28 @@ class PlainVNet(nn.Module):
         return self.head(x)
 
     def take_weights(self, model):
-        """Copies the weights of a `vnet_fast.VNet()`, which are in the same order."""
+        """Copies the weights of a `vnet_fast.VNet` of the same arguments, which are in the same order."""
         weights = model.state_dict().values()
-        self.load_state_dict(dict(zip(self.state_dict(), weights, strict=True)))
+        # PyTorch's batch norm counts batches too
+        names = [name for name in self.state_dict() if not name.endswith("num_batches_tracked")]
+        self.load_state_dict(dict(zip(names, weights, strict=True)), strict=False)
 
 
-def activated(convolution):
-    """A convolution and its PReLU."""
-    return nn.Sequential(convolution, nn.PReLU(convolution.out_channels))
-
-
-def plain_stage(in_channels, channels, convolutions):
-    """The convolutions and PReLUs of a stage of the plain network."""
-    return nn.ModuleList(
-        activated(nn.Conv3d(in_channels if i == 0 else channels, channels, 5, padding=2)) for i in range(convolutions)
-    )
+def activated(convolution, norm):
+    """A convolution, its batch norm if there is one, and its PReLU."""
+    channels = convolution.out_channels
+    norms = [] if norm is None else [nn.BatchNorm3d(channels)]
+    return nn.Sequential(convolution, *norms, nn.PReLU(channels))
 
 
 def residual_stage(layers, x, residual):
     """A stage of the plain network, with the residual added before the last activation."""
     for layer in layers[:-1]:
         x = layer(x)
-    convolution, activation = layers[-1]
-    return activation(convolution(x) + residual)
+    *last, activation = layers[-1]
+    for module in last:
+        x = module(x)
+    return activation(x + residual)
 
 
 class CommonVNet(nn.Module):

@@ -31,6 +31,7 @@ NOTHING_YET = "Not measured yet.\n"
 SECTIONS = {
     "step": {"step": None},
     "inference": {"inference": "The forward pass:", "files": "From file to file:"},
+    "fast": {"fast": None},
     "pipeline": {"augmentation": "Augmentation:", "training": "Training end to end:"},
     "layers": {"layers": None},
 }

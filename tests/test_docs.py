@@ -143,7 +143,7 @@ def test_command_of_benchmarks(command, tmp_path):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("name", ["step", "training", "inference"])
+@pytest.mark.parametrize("name", ["step", "training", "inference", "fast"])
 def test_benchmarks_of_the_program_itself(name, tmp_path):
     """What the program's own parts are called by, on the smallest volumes; failures of others are rows of the table."""
     command = [sys.executable, "-m", "pytest", f"benchmarks/bench_{name}.py", "--benchmark-only"]

@@ -51,8 +51,8 @@ class Norm(nn.Module):
 
     @property
     def is_fixed(self) -> bool:
-        """Whether it is the same affine map for every input: batch norm in evaluation mode."""
-        return self.kind == "batch" and not self.training
+        """Whether it is the same affine map for every input: batch norm in evaluation mode, or with frozen weights."""
+        return self.kind == "batch" and not (self.training and self.weight.requires_grad)
 
     def forward(self, x: Tensor, slope: Tensor, residual: Tensor | None, skip: Tensor | None) -> Tensor:
         """PReLU(normalised x + residual); if `skip` is given, it is concatenated along the channels instead."""

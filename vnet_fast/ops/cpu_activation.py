@@ -2,13 +2,17 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vnet_fast.kernels import cpu_activation as kernels
 from vnet_fast.ops import cpu_convolution_choice as choice
 from vnet_fast.ops.cpu_library import library
 from vnet_fast.ops.norm_prelu_definition import Sets
+
+Array = NDArray[np.float64]
 
 _FORMAT = torch.channels_last_3d
 
@@ -41,40 +45,41 @@ def add_prelu_gradients(
 
 
 class Numbers(NamedTuple):
-    """Mean, scale and shift of each volume and channel, (N, C) float32, and 1 / standard deviation, float64."""
+    """Mean, scale and shift of each volume and channel, (N, C) float32, and 1 / standard deviation, float64.
+
+    They are so few that NumPy computes them: PyTorch takes several times as long to dispatch an operation.
+    """
 
     mean: Tensor
     scale: Tensor
     shift: Tensor
-    rstd: Tensor
+    rstd: Array
 
 
 def _numbers(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, sets: Sets) -> Numbers:
-    repeats = x.shape[1] // sets.groups
-    means, rstd = (
-        values.double().repeat_interleave(repeats, 1).expand(x.shape[0], -1)
-        for values in (mean, (variance.double() + sets.eps).rsqrt())
-    )
-    scale = rstd * weight.double()
-    shift = bias.expand(x.shape[0], -1)
-    return Numbers(_wide(means), _wide(scale), _wide(shift), rstd)
+    shape = x.shape[0], x.shape[1]
+    repeats = shape[1] // sets.groups
+    means = np.broadcast_to(_doubles(mean).repeat(repeats, 1), shape)
+    rstd = np.broadcast_to((1 / np.sqrt(_doubles(variance) + sets.eps)).repeat(repeats, 1), shape)
+    shift = np.broadcast_to(_doubles(bias), shape)
+    return Numbers(_floats(means), _floats(rstd * _doubles(weight)), _floats(shift), rstd)
 
 
 def statistics(x: Tensor, sets: Sets) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each set, of the shape of the sets, float32."""
-    means, squares = kernels.statistics(library(), x)
+    found = kernels.statistics(library(), x)
     voxels = x.numel() // (x.shape[0] * x.shape[1])
     # (sets, channels and volumes of a set)
-    means, squares = (_by_set(values, sets) for values in (means, squares))
+    means, squares = (_by_set(_doubles(values), sets) for values in found)
     mean = means.mean(2)
-    variance = (squares / voxels + (means - mean[..., None]).square()).mean(2)
-    return mean.float(), variance.float()
+    variance = (squares / voxels + (means - mean[..., None]) ** 2).mean(2)
+    return _floats(mean), _floats(variance)
 
 
-def _by_set(values: Tensor, sets: Sets) -> Tensor:
+def _by_set(values: Array, sets: Sets) -> Array:
     """(N, C) as (N or 1, groups, channels of a group and volumes of a set)."""
-    groups: Tensor = values.unflatten(1, (sets.groups, -1))
-    return groups.movedim(0, 2).flatten(1)[None] if sets.across_samples else groups
+    groups = values.reshape(len(values), sets.groups, -1)
+    return groups.swapaxes(0, 1).reshape(1, sets.groups, -1) if sets.across_samples else groups
 
 
 def norm_prelu(
@@ -109,20 +114,29 @@ def norm_prelu_gradients(
         library(), _rows(grad_y, x), x, _wide(slope), *numbers[:3], residual=_laid_out(residual, x)
     )
     # Σ grad_z and Σ grad_z · normalised x
-    of_bias, of_weight, of_slope = sums[:, 0], sums[:, 1] * numbers.rstd, sums[:, 2]
-    means = (_mean_of_sets(values * weight.double(), x, sets) for values in (of_bias, of_weight))
+    of_bias, moments, of_slope = _doubles(sums).swapaxes(0, 1)
+    of_weight = moments * numbers.rstd
+    means = (_mean_of_sets(values * _doubles(weight), x, sets) for values in (of_bias, of_weight))
     shift, factor = (numbers.rstd * mean for mean in means)
     grad_x: Tensor = kernels.combine(
-        library(), grad_z, x, numbers.scale, _wide(-factor * numbers.rstd), numbers.mean, _wide(-shift)
+        library(), grad_z, x, numbers.scale, _floats(-factor * numbers.rstd), numbers.mean, _floats(-shift)
     )
-    grad_weight, grad_bias, grad_slope = (values.sum(0).float() for values in (of_weight, of_bias, of_slope))
+    grad_weight, grad_bias, grad_slope = (_floats(values.sum(0)) for values in (of_weight, of_bias, of_slope))
     return grad_x, grad_z, grad_weight, grad_bias, grad_slope
 
 
-def _mean_of_sets(values: Tensor, x: Tensor, sets: Sets) -> Tensor:
+def _mean_of_sets(values: Array, x: Tensor, sets: Sets) -> Array:
     """(N, C): for each volume and channel, the sum of its set's values over the number of the set's elements."""
     means = _by_set(values, sets).sum(2) / sets.size(x)
-    return means.repeat_interleave(x.shape[1] // sets.groups, 1).expand(x.shape[0], -1)
+    return np.broadcast_to(means.repeat(x.shape[1] // sets.groups, 1), values.shape)
+
+
+def _doubles(numbers: Tensor) -> Array:
+    return numbers.detach().double().numpy()
+
+
+def _floats(numbers: Array) -> Tensor:
+    return torch.from_numpy(np.array(numbers, np.float32, order="C"))
 
 
 def _wide(numbers: Tensor) -> Tensor:

@@ -204,12 +204,15 @@ def all_finite(model: nn.Module) -> bool:
     return all(bool(torch.isfinite(weight).all()) for weight in model.state_dict().values())
 
 
-def grid_of(content: dict[str, Any], path: str | Path) -> tuple[tuple[float, float, float], tuple[int, int, int]]:
+def grid_of(
+    content: dict[str, Any], path: str | Path, one_channel: bool = True
+) -> tuple[tuple[float, float, float], tuple[int, int, int]]:
     """The grid that a checkpoint's network works on.
 
     Args:
         content: what `load` returned.
         path: of the checkpoint, for messages.
+        one_channel: whether its network must have one input channel.
 
     Returns:
         spacing in mm and size in voxels, both x y z.
@@ -220,7 +223,7 @@ def grid_of(content: dict[str, Any], path: str | Path) -> tuple[tuple[float, flo
     """
     if not fields.GRID.keys() <= content.keys():
         raise InputError(path, "does not say its spacing and size", ANOTHER)
-    if content["architecture"]["in_channels"] != 1:
+    if one_channel and content["architecture"]["in_channels"] != 1:
         raise InputError(path, "is of a network for several input channels", ANOTHER)
     spacing, size = tuple(map(float, content["spacing"])), tuple(content["volume"])
     check_grid(size, path, ANOTHER)

@@ -28,6 +28,7 @@ from vnet_fast.nn.norm import KINDS
 from vnet_fast.nn.vnet import KERNEL_SIZE, KERNEL_SIZES, LEVELS, MIN_LEVELS, TOPOLOGIES, size_multiple
 from vnet_fast.run.augmentation import Augmentation, check_augmentation
 from vnet_fast.run.fields import MAX_SPACING, MIN_SPACING
+from vnet_fast.run.initial import NO_NORM, check_freeze
 from vnet_fast.run.memory import Load, check_grid, check_load
 from vnet_fast.run.recipes import PAPER, RECIPES
 from vnet_fast.stored import read_object, reason
@@ -38,8 +39,6 @@ LOSSES: dict[str, Callable[[], nn.Module]] = {
     "weighted-ce": WeightedCrossEntropy,
     "dice-ce": partial(DiceCELoss, include_background=False, to_onehot_y=True, softmax=True, batch=True),
 }
-# the value of --norm for a network without
-NO_NORM = "none"
 MAX_SEED = 2**63
 # more cases than any data set of this kind, and more processes than a machine has cores
 MAX_FOLDS, MAX_WORKERS = 10_000, 1024
@@ -104,6 +103,11 @@ class Config(Augmentation):
         "settings that are not given: the paper's, or those that learn fastest, best with --minutes",
         choices=tuple(RECIPES),
     )
+    init: str | None = option(
+        None, "checkpoint of another run, whose weights, network and grid the run starts with", type=path_text,
+        metavar="FILE",
+    )  # fmt: skip
+    freeze: int = option(0, "stages, from the first on, that keep the weights of --init", type=natural_int, metavar="N")
     topology: str = option(
         "paper", "the network of the paper's figure 2, or the one that its authors released", choices=tuple(TOPOLOGIES)
     )
@@ -231,6 +235,7 @@ def check_memory(config: Config) -> None:
 def check_settings(config: Config) -> None:
     """Raises an InputError if settings are out of range or contradict each other."""
     check_augmentation(config)
+    check_freeze(config.freeze, config.init, config.levels)
     if config.labels and not config.data:
         raise InputError("--labels", "given without --data", "Give the folder of the volumes too")
     if config.folds < 2:

@@ -8,6 +8,7 @@ from typing import Any
 from vnet_fast.devices import HOST, choose_precision, default_precision, find_device
 from vnet_fast.errors import InputError
 from vnet_fast.run.configuration import ALL, FREE_ON_RESUME, Config, check_memory, check_settings, stored_config
+from vnet_fast.run.initial import inherited_settings
 from vnet_fast.run.recipes import FAST, PAPER, demonstration, settings_of
 
 
@@ -39,6 +40,8 @@ def _new(given: dict[str, Any]) -> Config:
         if "minutes" in given:
             # of another length
             settings.pop("val_every", None)
+    if given.get("init"):
+        settings |= inherited_settings(given["init"], given)
     settings |= given
     volume = settings.get("volume", Config.volume)
     config = Config(**{**settings_of(settings["recipe"], volume, device), **settings})

@@ -165,7 +165,8 @@ def _number(dice: float) -> str:
 
 def recipe_text(config: Config) -> str:
     """The recipe of a run in a few words, such as `recipe: paper, dice, sgd, learning rate 0.0001, step`."""
-    parts = [config.loss, config.optimizer, f"learning rate {config.learning_rate:g}", config.schedule]
+    parts = [f"{config.freeze} stages frozen"] if config.freeze else []
+    parts += [config.loss, config.optimizer, f"learning rate {config.learning_rate:g}", config.schedule]
     parts += [f"warm-up of {config.warmup} iterations"] if config.warmup else []
     parts += [f"gradients clipped at {config.clip:g}"] if config.clip is not None else []
     parts += [f"weights averaged with {config.ema:g}"] if config.ema is not None else []

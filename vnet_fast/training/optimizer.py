@@ -190,7 +190,7 @@ def make_optimizer(
     reads. On a CPU, PyTorch's fused optimisers copy channels-last weights, and the plain loop takes half the time.
 
     Args:
-        model: its parameters are updated.
+        model: its parameters are updated, but for those that require no gradient.
         name: `sgd`, `nesterov` (SGD with Nesterov's momentum) or `adamw`.
         learning_rate: of the first iteration.
         momentum: of SGD.
@@ -198,8 +198,9 @@ def make_optimizer(
     """
     device = next(model.parameters()).device
     on_gpu = device.type == "cuda"
-    biases = [weight for key, weight in model.named_parameters() if key.endswith("bias")]
-    others = [weight for key, weight in model.named_parameters() if not key.endswith("bias")]
+    trained = {key: weight for key, weight in model.named_parameters() if weight.requires_grad}
+    biases = [weight for key, weight in trained.items() if key.endswith("bias")]
+    others = [weight for key, weight in trained.items() if not key.endswith("bias")]
     groups: list[dict[str, Any]] = [
         {"params": others, "weight_decay": weight_decay, "scale": 1.0},
         {"params": biases, "weight_decay": 0.0, "scale": 1.0 if name == "adamw" else 2.0},

@@ -28,6 +28,7 @@ from vnet_fast.versions import versions
 # the settings that a result names, which decide how fast a run learns
 RECIPE = (
     "recipe", "loss", "optimizer", "learning_rate", "schedule", "warmup", "clip", "ema", "minutes", "patience",
+    "init", "freeze",
 )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from vnet_fast.progress import track
 from vnet_fast.run import checkpoint
 from vnet_fast.run.configuration import Config
 from vnet_fast.run.folder import BEST, LOG, RunFolder, write_config
+from vnet_fast.run.initial import prepare
 from vnet_fast.run.log import Log, network_text, recipe_text
 from vnet_fast.training.batches import make_source
 from vnet_fast.training.divergence import check_losses, check_weights
@@ -101,7 +102,9 @@ class Trainer(AbstractContextManager["Trainer"]):
     def _make_network(self) -> None:
         config = self.config
         torch.manual_seed(config.seed)
-        self.model = self.make_network(config, self.data.num_classes).to(self.device)
+        self.model = self.make_network(config, self.data.num_classes)
+        prepare(self.model, config.init, config.freeze, resumes=bool(config.resume))
+        self.model.to(self.device)
         # several processes average their gradients between kernels, which the graph of one process can't hold
         self.step = make_training_step(self.model, config, self.autocast, graph=not self.processes.several)
 

@@ -1,0 +1,114 @@
+"""Fine-tuning: what a run takes from the checkpoint of another one that it starts from."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vnet_fast.devices import HOST
+from vnet_fast.errors import InputError
+from vnet_fast.nn.freezing import freeze
+from vnet_fast.nn.vnet import VNet
+from vnet_fast.run import checkpoint
+
+# of the network, which must be those of the checkpoint
+NETWORK = ("topology", "norm", "levels", "kernel_size", "base_channels")
+# the value of --norm for a network without
+NO_NORM = "none"
+FIRST_WEIGHT = "left.0.layers.0.convolution.weight"
+
+
+def inherited_settings(path: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run that starts from a checkpoint, where they are not given: its network and grid.
+
+    Args:
+        path: of the checkpoint.
+        given: dict from option to value, without the options that are not given.
+
+    Raises:
+        InputError: if the checkpoint can't be used, or options ask for another network than it has.
+    """
+    content = checkpoint.load(path)
+    settings = {name: content["architecture"][name] for name in NETWORK}
+    settings["norm"] = settings["norm"] or NO_NORM
+    for name, value in settings.items():
+        if given.get(name, value) != value:
+            flag = "--" + name.replace("_", "-")
+            raise InputError(flag, f"is {given[name]} here and {value} in {path}", "Leave it out")
+    # weights that are not numbers are found here, before anything is written
+    checkpoint.build_model(content, path, HOST)
+    spacing, volume = checkpoint.grid_of(content, path, one_channel=False)
+    return {**settings, "spacing": spacing, "volume": volume}
+
+
+def check_freeze(stages: int, init: str | None, levels: int) -> None:
+    """Raises an InputError if so many stages can't be frozen."""
+    if stages and not init:
+        raise InputError("--freeze", "given without --init", "Give a checkpoint, or leave it out")
+    if stages > levels:
+        raise InputError("--freeze", f"must be at most {levels}, the network's levels; got {stages}", "Give fewer")
+
+
+def start_from(model: VNet, path: str | Path) -> str:
+    """Gives a network the weights of a checkpoint.
+
+    Other classes have an output layer of their own, which keeps its weights. Of other input channels each has the mean
+    of the checkpoint's weights, as much smaller as the channels are more, so that their sum is as large.
+
+    Args:
+        model: the network, on any device.
+        path: of the checkpoint, whose network differs from it in nothing else.
+
+    Returns:
+        what did not fit, in words; empty if everything did.
+
+    Raises:
+        InputError: if the checkpoint can't be used, or its network differs.
+    """
+    content = checkpoint.load(path)
+    for name in NETWORK:
+        ours, theirs = getattr(model, name), content["architecture"][name]
+        if ours != theirs:
+            raise InputError(path, f"has {name} {theirs}, not {ours}", "Start from another checkpoint")
+    source = checkpoint.build_model(content, path, HOST)
+    stored = source.state_dict()
+    with torch.no_grad():
+        for name, weight in model.state_dict().items():
+            found = stored[name]
+            if name == FIRST_WEIGHT and found.shape != weight.shape:
+                found = (found.sum(1, keepdim=True) / model.in_channels).expand_as(weight)
+            if found.shape == weight.shape:
+                weight.copy_(found)
+    return "; ".join(_differences(model, source))
+
+
+def _differences(model: VNet, source: VNet) -> list[str]:
+    texts = []
+    if model.num_classes != source.num_classes:
+        ours, theirs = (network.num_classes - 1 for network in (model, source))
+        texts.append(f"its output layer is new, for {ours} {'class' if ours == 1 else 'classes'} instead of {theirs}")
+    if model.in_channels != source.in_channels:
+        texts.append(f"its first layer averages {source.in_channels} input channels for {model.in_channels}")
+    return texts
+
+
+def prepare(model: nn.Module, init: str | None, stages: int, resumes: bool) -> None:
+    """Gives the network of a run its first weights, and freezes its first stages.
+
+    Args:
+        model: the network; a VNet if there is a checkpoint.
+        init: the checkpoint, or None.
+        stages: how many to freeze.
+        resumes: whether the run has weights of its own already.
+
+    Raises:
+        InputError: as `start_from`.
+    """
+    if init is None:
+        return
+    assert isinstance(model, VNet)
+    if not resumes:
+        different = start_from(model, init)
+        print(f"weights: of {init}" + (f"; {different}" if different else ""))
+    freeze(model, stages)
