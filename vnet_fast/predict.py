@@ -11,7 +11,7 @@ from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.files import make_folder
 from vnet_fast.io.writing import sweep_unfinished
 from vnet_fast.ops.cpu_convolution_choice import description
-from vnet_fast.prediction.inference import LEFT_RIGHT, NO_FLIP
+from vnet_fast.prediction.inference import LEFT_RIGHT, NO_FLIP, OVERLAP
 from vnet_fast.prediction.networks import load_networks
 from vnet_fast.prediction.plan import plan
 from vnet_fast.prediction.segmentation import segment, segment_all
@@ -42,7 +42,7 @@ class Config:
     overlap: float | None = option(
         None,
         "cover larger volumes by windows that overlap by this share, such as 0.5; without it only the centre is "
-        "predicted, which is what the network was trained on",
+        "predicted, unless the network was trained on patches",
         type=share,
         metavar="SHARE",
     )
@@ -79,6 +79,7 @@ def main(given: dict[str, Any]) -> int:
         size=networks.size,
         autocast=autocast,
         overlap=config.overlap,
+        patches=networks.patches,
         flips=LEFT_RIGHT if config.tta else NO_FLIP,
     )
     volumes = track(pairs, "predicting", "volumes")
@@ -86,8 +87,9 @@ def main(given: dict[str, Any]) -> int:
     if larger:
         extent = " x ".join(f"{n * s:g}" for n, s in zip(networks.size, networks.spacing, strict=True))
         treatment = "background beyond, unless --overlap is given"
-        if config.overlap is not None:
-            treatment = f"in windows, overlap {config.overlap:g}"
+        if networks.patches or config.overlap is not None:
+            overlap = OVERLAP if config.overlap is None else config.overlap
+            treatment = f"in windows, overlap {overlap:g}"
         print(f"{larger} of {len(pairs)} volumes are larger than the network's {extent} mm: {treatment}")
     print(f"{len(pairs) - len(errors)} of {len(pairs)} volumes segmented, masks in {folder}")
     if errors:

@@ -77,17 +77,19 @@ def test_entries_of_earlier_versions_are_found(tmp_path):
     (tmp_path / "A_segmentation.nii").write_bytes(b"mask")
     case = find_cases(tmp_path)[0]
     cache = Cache(tmp_path / "cache", (1, 1, 1.5), (4, 3, 2))
-    key = "702eed833fe8d82c43a41d95f4f592d5"
+    key = "9ce376717ad0f4e0e4c4e12404c03675"
     assert cache.key(case) == key
     generator = np.random.default_rng(0)
     ranks = generator.integers(0, 65536, (2, 3, 4), dtype=np.uint16)
     table = np.linspace(-1, 1, 65536, dtype=np.float32)
     mask = generator.integers(0, 2, (2, 3, 4), dtype=np.uint8)
     labels, extent = np.array([0, 1], np.uint8), np.array([[0, 2], [1, 3], [0, 3]], np.uint32)
+    covering = np.array([9, 3, 2], np.uint32)
     digest = hashlib.sha256(key.encode())
     for description, array in (
         ("labels |u1 (2,)", labels),
         ("extent <u4 (3, 2)", extent),
+        ("covering <u4 (3,)", covering),
         ("ranks <u2 (2, 3, 4)", ranks),
         ("table <f4 (65536,)", table),
         ("mask |u1 (2, 3, 4)", mask),
@@ -99,12 +101,15 @@ def test_entries_of_earlier_versions_are_found(tmp_path):
         digest=digest,
         labels=labels,
         extent=extent,
+        covering=covering,
         ranks=ranks,
         table=table,
         mask=mask,
     )
     # the files hold no volumes, so only the entry can be read
-    assert_equal(cache.load([case])[0], PreparedCase("A", ranks, table, mask, (0, 1), ((0, 2), (1, 3), (0, 3))))
+    assert_equal(
+        cache.load([case])[0], PreparedCase("A", ranks, table, mask, (0, 1), ((0, 2), (1, 3), (0, 3)), (9, 3, 2))
+    )
 
 
 def test_key_sees_the_data_file_of_a_header(tmp_path):

@@ -19,6 +19,7 @@ from vnet_fast.nn.vnet import TOPOLOGIES, VNet
 from vnet_fast.ops import eager
 from vnet_fast.ops.augment import augment
 from vnet_fast.ops.convolution import REWRITES
+from vnet_fast.ops.patches import patches
 from vnet_fast.ops.transform import transform
 from vnet_fast.ops.transform_rows import FIELDS
 from vnet_fast.run.configuration import LOSSES
@@ -156,6 +157,16 @@ def augmented(batch, shape, classes, dtype, transforms=False):
     return augment(ranks, tables, masks, *parameters, classes, dtype)
 
 
+def patched(batch, shape, dtype):
+    """A batch of `ops.patches`: image and mask."""
+    stored = [2 * length for length in shape]
+    ranks, masks = (torch.empty(math.prod(stored), dtype=kind) for kind in (torch.int16, torch.uint8))
+    places, numbers = torch.tensor([[0, *stored]]), torch.zeros(batch, dtype=torch.int64)
+    tables, control_points = torch.empty(1, 1 << 16), torch.empty(batch, 2, 5, 5, 5)
+    choices = numbers, numbers, torch.zeros(batch, dtype=torch.bool), control_points, torch.zeros(batch, FIELDS)
+    return patches(ranks, tables, masks, places, *choices, shape, 3, dtype)
+
+
 def train(network):
     """One training step. An input of several channels can't be augmented."""
     model = VNet(network.in_channels, network.classes, network.base_channels, network.topology, network.norm)
@@ -222,6 +233,17 @@ def augmentations(transforms=False):
     }
 
 
+def batches_of_patches():
+    """{name: function} of batches."""
+    return {
+        f"patches to {str(dtype).removeprefix('torch.')}, {batch} x {'x'.join(map(str, shape))}": functools.partial(
+            patched, batch, shape, dtype
+        )
+        for dtype in FLOATS
+        for batch, shape in ((3, (7, 11, 13)), (2, (64, 128, 128)))
+    }
+
+
 def stacks():
     """{name: function} of volumes whose shifts are stacked for a rewritten convolution."""
     return {
@@ -252,7 +274,7 @@ def called(part, share):
 def operators():
     """The losses with all their options, the augmentation, and stacked volumes: {name: function}."""
     losses = {name: functools.partial(differentiate, *case) for name, case in loss_cases()}
-    return losses | augmentations() | augmentations(transforms=True) | stacks()
+    return losses | augmentations() | augmentations(transforms=True) | batches_of_patches() | stacks()
 
 
 def stacked(shape, dtype):

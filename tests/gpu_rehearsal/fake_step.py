@@ -32,6 +32,7 @@ from vnet_fast.compat.nnunet import DC_and_CE_loss, SoftDiceLoss
 from vnet_fast.data.preparation import PreparedCase
 from vnet_fast.devices import HOST
 from vnet_fast.ops.augment import augment
+from vnet_fast.ops.patches import patches
 from vnet_fast.ops.transform import transform
 from vnet_fast.ops.transform_rows import FIELDS
 from vnet_fast.prediction import inference
@@ -78,6 +79,8 @@ class Configuration:
     resident: bool = True
     # whether the batch has more than the paper's augmentation
     transforms: bool = False
+    # whether it is of patches of whole volumes
+    patches: bool = False
     # whether convolutions are rewritten by the table of an H100
     rewrites: bool = False
     # the largest norm of the gradients, and the decay of an average of the weights
@@ -112,6 +115,7 @@ CONFIGURATIONS = {
         *(Configuration(loss=loss) for loss in LOSSES if loss != "dice"),
         Configuration(precision="fp16", loss="weighted-ce"),
         Configuration(transforms=True),
+        Configuration(patches=True),
         Configuration(optimizer="adamw", clip=12.0, ema=0.99),
         Configuration(optimizer="nesterov", clip=12.0, ema=0.99),
         Configuration(precision="fp16", clip=12.0, ema=0.99),
@@ -148,8 +152,16 @@ def _batch(configuration, autocast):
     chosen, intensities_of = (torch.empty(batch, dtype=torch.int64, device=CUDA) for _ in range(2))
     deformed = torch.empty(batch, dtype=torch.bool, device=CUDA)
     parameters = chosen, intensities_of, deformed, torch.empty((batch, 2, 5, 5, 5), device=CUDA)
-    if configuration.transforms:
+    if configuration.transforms or configuration.patches:
         parameters = *parameters, torch.empty((batch, FIELDS), device=CUDA)
+    if configuration.patches:
+        places = torch.empty((CASES, 4), dtype=torch.int64, device=CUDA)
+
+        def read(*parameters):
+            flat = ranks.view(-1), tables, masks.view(-1), places
+            return patches(*flat, *parameters, shape, configuration.classes, autocast or torch.float32)
+
+        return read, parameters
     operation = transform if configuration.transforms else augment
 
     def prepare(*parameters):

@@ -6,6 +6,7 @@ A case is a function of the guarded memory. New tensors are guarded, and `memory
 import functools
 import importlib
 import itertools
+import math
 
 import numpy as np
 import torch
@@ -134,6 +135,22 @@ def transform_case(shape, dtype, row, memory):
     assert int(mask.max()) < 4
 
 
+def patches_case(patch, dtype, row, memory):
+    """Two patches of two stored volumes of different sizes, one of which moves far beyond its volume."""
+    shapes = [(3, 5, 7), (2, 9, 131)]
+    lengths = [math.prod(shape) for shape in shapes]
+    ranks = torch.randint(-(2**15), 2**15, (sum(lengths),)).to(torch.int16)
+    masks = torch.randint(0, 4, (sum(lengths),)).to(torch.uint8)
+    places = torch.tensor([[0, *shapes[0]], [lengths[0], *shapes[1]]])
+    numbers, flags, points = torch.tensor([1, 0]), torch.tensor([True, False]), 50 * torch.randn(2, 2, 5, 5, 5)
+    rows = torch.from_numpy(np.stack([trial_rows(shapes[1])[row], identity_row(shapes[0])]))
+    rows[0, 3:12:4] *= 20
+    stored = ranks, torch.randn(2, 1 << 16).sort(1).values, masks, places
+    image, mask = kernels("patches").patches(*stored, numbers, numbers, flags, points, rows, patch, dtype)
+    assert bool(image.isfinite().all())
+    assert int(mask.max()) < 4
+
+
 def sgd_case(sizes, dtype, momentum, memory):
     """One update of tensors of these sizes."""
     weights = [torch.randn(size) for size in sizes]
@@ -237,6 +254,13 @@ def transform_cases():
         yield f"{shape}, {SHORT[dtype]}, row {row}", functools.partial(transform_case, shape, dtype, row)
 
 
+def patches_cases():
+    """Patches smaller than a tile, and a little larger than one, of volumes that are smaller and larger than they."""
+    patches = ((1, 1, 1), 0), ((2, 5, 7), 1), ((2, 5, 130), 0)
+    for (patch, row), dtype in zip(patches, itertools.cycle(FLOATS)):
+        yield f"{patch}, {SHORT[dtype]}, row {row}", functools.partial(patches_case, patch, dtype, row)
+
+
 def sgd_cases():
     """One number, one block, and one more than a block."""
     for dtype, momentum in itertools.product(FLOATS, (0.9, 0.0)):
@@ -270,6 +294,7 @@ CASES = {
     "dice_blocks": dice_blocks_cases,
     "augment": augment_cases,
     "transform": transform_cases,
+    "patches": patches_cases,
     "sgd": sgd_cases,
     "convolution": convolution_cases,
 }

@@ -86,6 +86,7 @@ def test_the_launches_are_those_expected(found):
     wanted |= {name: expected.launches_of_a_loss(case[1]) for name, case in configurations.loss_cases()}
     wanted |= dict.fromkeys(configurations.augmentations(), expected.OF_THE_BATCH)
     wanted |= dict.fromkeys(configurations.augmentations(transforms=True), expected.OF_A_TRANSFORMED_BATCH)
+    wanted |= dict.fromkeys(configurations.batches_of_patches(), expected.OF_A_BATCH_OF_PATCHES)
     wanted |= dict.fromkeys(configurations.stacks(), expected.OF_A_STACK)
     seen = set()
     for result in found.values():

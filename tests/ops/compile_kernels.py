@@ -31,6 +31,7 @@ from vnet_fast.kernels import (
     norm_prelu,
     norm_prelu_sums,
     partial_sums,
+    patches,
     sgd,
     transform,
 )
@@ -272,7 +273,19 @@ def deform_launches():
         inputs = *inputs[:-1], torch.empty((BATCH, transform.ROW_LENGTH), device="meta"), dtype
         assert transform.supports(*inputs)
         launches += record(transform, name, lambda inputs=inputs: transform.transform(*inputs))
+        launches += patch_launches(name, tables, numbers, deformed, control_points, dtype)
     return launches
+
+
+def patch_launches(name, tables, numbers, deformed, control_points, dtype):
+    # of stored volumes twice as long along each axis
+    voxels = 8 * 2 * BATCH * VOLUME[0] * VOLUME[1] * VOLUME[2]
+    ranks, masks = (torch.empty(voxels, dtype=kind, device="meta") for kind in (torch.int16, torch.uint8))
+    places = torch.empty((2 * BATCH, patches.PLACE_LENGTH), dtype=torch.int64, device="meta")
+    rows = torch.empty((BATCH, patches.ROW_LENGTH), device="meta")
+    inputs = ranks, tables, masks, places, numbers, numbers, deformed, control_points, rows, VOLUME, dtype
+    assert patches.supports(*inputs)
+    return record(patches, name, lambda: patches.patches(*inputs))
 
 
 def sgd_launches():

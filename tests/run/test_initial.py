@@ -25,7 +25,9 @@ def saved(folder, model):
 def test_the_same_network_has_the_same_weights(tmp_path):
     source, model = network(0), network(1)
     assert start_from(model, saved(tmp_path, source)) == ""
-    assert all(torch.equal(*pair) for pair in zip(model.state_dict().values(), source.state_dict().values()))
+    assert all(
+        torch.equal(*pair) for pair in zip(model.state_dict().values(), source.state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("topology", ["paper", "caffe"])

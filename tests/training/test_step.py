@@ -4,9 +4,9 @@ import torch
 from vnet_fast import DiceLoss, VNet
 from vnet_fast.data.phantom import phantoms
 from vnet_fast.training import step
-from vnet_fast.training.batches import Resident, Volumes
 from vnet_fast.training.draws import BatchSampler
 from vnet_fast.training.optimizer import make_optimizer
+from vnet_fast.training.sources import Resident, Volumes
 from vnet_fast.training.step import WARM_UP, Step
 
 SHAPE = (16, 32, 32)

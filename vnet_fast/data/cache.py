@@ -18,7 +18,7 @@ from vnet_fast.io import formats
 from vnet_fast.io.integrity import CHUNK
 
 # must be raised when the content of the entries, or its computation, changes
-CACHE_FORMAT = 3
+CACHE_FORMAT = 4
 # how often a case is read whose files change meanwhile
 ATTEMPTS = 3
 
@@ -34,13 +34,14 @@ class Cache:
         folder: made if it does not exist.
         spacing: mm, x y z.
         size: voxels, x y z.
+        whole: whether the cases keep their whole extent, where it is larger.
 
     Raises:
         InputError: if the folder can't be made.
     """
 
-    def __init__(self, folder: str | Path, spacing: Sequence[float], size: Sequence[int]) -> None:
-        self.spacing, self.size = tuple(map(float, spacing)), tuple(map(int, size))
+    def __init__(self, folder: str | Path, spacing: Sequence[float], size: Sequence[int], whole: bool = False) -> None:
+        self.spacing, self.size, self.whole = tuple(map(float, spacing)), tuple(map(int, size)), whole
         self.folder = make_folder(folder, "Choose another --cache")
 
     def load(self, cases: Sequence[Case], progress: Progress = iter) -> list[PreparedCase]:
@@ -61,13 +62,13 @@ class Cache:
                 key = self.key(case)
             except InputError:
                 # reading the case reports the errors of both image and mask
-                read_case(case, self.spacing, self.size)
+                read_case(case, self.spacing, self.size, self.whole)
                 raise
             entry = self.folder / f"{key}.npz"
             found, damage = self._read(entry, key, case.name)
             if found:
                 return found
-            prepared = read_case(case, self.spacing, self.size)[2]
+            prepared = read_case(case, self.spacing, self.size, self.whole)[2]
             # a file that was replaced after it was hashed would leave a wrong entry for good
             if self.key(case) == key:
                 self._write(entry, key, prepared)
@@ -78,7 +79,7 @@ class Cache:
 
     def key(self, case: Case) -> str:
         """Returns the hexadecimal digest of the content of the case's files and of the settings."""
-        digest = hashlib.sha256(json.dumps([CACHE_FORMAT, self.spacing, self.size]).encode())
+        digest = hashlib.sha256(json.dumps([CACHE_FORMAT, self.spacing, self.size, self.whole]).encode())
         for volume in (case.image, case.mask):
             for path in formats.files_of(volume):
                 formats.check_regular(path)
@@ -98,7 +99,7 @@ class Cache:
             if not stat.S_ISREG(os.stat(entry).st_mode):
                 raise InputError(entry, "not a regular file", "Delete it, or choose another --cache")
             with open(entry, "rb") as file:
-                return read_entry(file, key, name, self.size), ""
+                return read_entry(file, key, name, self.size, self.whole), ""
         except FileNotFoundError:
             return None, ""
         except OSError as error:

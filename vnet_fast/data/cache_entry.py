@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vnet_fast.data.intensity import RANK_LEVELS
-from vnet_fast.data.preparation import PreparedCase
+from vnet_fast.data.preparation import MAX_VOXELS, PreparedCase
 from vnet_fast.io.integrity import CHUNK
 
 # of SHA-256, of which the keys are made too
@@ -50,6 +50,7 @@ def write_entry(file: IO[bytes], key: str, prepared: PreparedCase) -> None:
     arrays: dict[str, NDArray[Any]] = {
         "labels": np.array(prepared.labels, dtype=np.uint8),
         "extent": np.array(prepared.extent, dtype=np.uint32),
+        "covering": np.array(prepared.covering_size, dtype=np.uint32),
         "ranks": prepared.ranks,
         "table": prepared.table,
         "mask": prepared.mask,
@@ -61,14 +62,14 @@ def write_entry(file: IO[bytes], key: str, prepared: PreparedCase) -> None:
 def compute_digest(key: str, arrays: Mapping[str, NDArray[Any]]) -> bytes:
     """The digest of arrays, of their names, types and shapes, and of the key that they were written for."""
     digest = hashlib.sha256(key.encode())
-    for name in ("labels", "extent", "ranks", "table", "mask"):
+    for name in ("labels", "extent", "covering", "ranks", "table", "mask"):
         array = arrays[name]
         digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.digest()
 
 
-def read_entry(file: IO[bytes], key: str, name: str, size: Sequence[int]) -> PreparedCase:
+def read_entry(file: IO[bytes], key: str, name: str, size: Sequence[int], whole: bool = False) -> PreparedCase:
     """Reads a prepared case.
 
     Args:
@@ -76,6 +77,7 @@ def read_entry(file: IO[bytes], key: str, name: str, size: Sequence[int]) -> Pre
         key: of the entry.
         name: of the case.
         size: voxels, x y z, that the case must have.
+        whole: whether it may have more.
 
     Raises:
         OSError: if the file can't be read.
@@ -83,23 +85,27 @@ def read_entry(file: IO[bytes], key: str, name: str, size: Sequence[int]) -> Pre
     """
     x, y, z = size
     try:
-        arrays = _read_arrays(file, (z, y, x))
+        arrays = _read_arrays(file, (z, y, x), whole)
     except DAMAGE:
         raise DamagedEntry("not a whole entry") from None
     digest = arrays.pop("digest").tobytes()
     if compute_digest(key, arrays) != digest:
         raise DamagedEntry("its digest differs")
-    _check_values(arrays)
+    _check_values(arrays, size)
     labels, extent = tuple(arrays["labels"].tolist()), tuple(map(tuple, arrays["extent"].tolist()))
-    return PreparedCase(name, arrays["ranks"], arrays["table"], arrays["mask"], labels, extent)
+    covering = tuple(arrays["covering"].tolist())
+    return PreparedCase(name, arrays["ranks"], arrays["table"], arrays["mask"], labels, extent, covering)
 
 
-def _read_arrays(file: IO[bytes], shape: tuple[int, int, int]) -> dict[str, NDArray[Any]]:
-    """The arrays of an entry, of which only the number of labels is not known before."""
+def _read_arrays(file: IO[bytes], shape: tuple[int, int, int], whole: bool) -> dict[str, NDArray[Any]]:
+    """The arrays of an entry, of which only the number of labels is not known before; or of any size, if `whole`."""
+    if whole:
+        shape = _stored_shape(file)
     kinds: dict[str, tuple[type[np.generic], tuple[int, ...] | None]] = {
         "digest": (np.uint8, (DIGEST_BYTES,)),
         "labels": (np.uint8, None),
         "extent": (np.uint32, (len(shape), 2)),
+        "covering": (np.uint32, (len(shape),)),
         "ranks": (np.uint16, shape),
         "table": (np.float32, (RANK_LEVELS,)),
         "mask": (np.uint8, shape),
@@ -116,6 +122,15 @@ def _read_arrays(file: IO[bytes], shape: tuple[int, int, int]) -> dict[str, NDAr
             name: _read_array(archive, member, np.dtype(kind), shape)
             for member, (name, (kind, shape)) in zip(members, kinds.items(), strict=True)
         }
+
+
+def _stored_shape(file: IO[bytes]) -> tuple[int, int, int]:
+    """The shape that a whole case says it has, which is compared with the length of the file afterwards."""
+    if file.seek(0, 2) > 3 * MAX_VOXELS + MAX_OVERHEAD + (RANK_LEVELS << 2):
+        raise ValueError("longer than any entry")
+    with zipfile.ZipFile(file) as archive:
+        x, y, z = _read_array(archive, archive.getinfo("covering.npy"), np.dtype(np.uint32), (3,)).tolist()
+    return z, y, x
 
 
 def _read_array(
@@ -153,7 +168,7 @@ def _header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
     return buffer.getvalue()[PREFIX.size :].rstrip()
 
 
-def _check_values(arrays: Mapping[str, NDArray[Any]]) -> None:
+def _check_values(arrays: Mapping[str, NDArray[Any]], size: Sequence[int]) -> None:
     """Raises a DamagedEntry if arrays have values that preparing a case can't give."""
     table, labels = arrays["table"], arrays["labels"]
     # of numbers with unit variance, the largest is at most the root of their count
@@ -163,6 +178,8 @@ def _check_values(arrays: Mapping[str, NDArray[Any]]) -> None:
         raise DamagedEntry("its table is not of normalised intensities")
     if np.any(labels[1:] <= labels[:-1]):
         raise DamagedEntry("its labels are not sorted")
+    if np.any(arrays["covering"] < size):
+        raise DamagedEntry("its whole size is smaller than the grid")
     first, end = arrays["extent"].T
     if np.any(first >= end) or np.any(end > arrays["ranks"].shape):
         raise DamagedEntry("its extent is not a part of the grid")

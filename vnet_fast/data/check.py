@@ -101,7 +101,7 @@ def _summarise(case: Case, settings: DataSettings) -> CaseSummary:
     # imported here, because training from the cache needs no image library
     from vnet_fast.io.volumes import sitk
 
-    image, _, prepared = read_case(case, settings.spacing, settings.volume)
+    image, _, prepared = read_case(case, settings.spacing, settings.volume, bool(settings.wants_patches))
     values = sitk.GetArrayViewFromImage(image)
     return CaseSummary(case, image.GetSize(), image.GetSpacing(), (float(values.min()), float(values.max())), prepared)
 

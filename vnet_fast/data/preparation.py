@@ -1,6 +1,7 @@
 """Prepares cases: resamples volumes and masks to the network's grid, and normalises the intensities."""
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MAX_THREADS = 8
+# of a grid that covers a volume: 3 GB of ranks and labels
+MAX_VOXELS = 1 << 30
 
 
 class Progress(Protocol):
@@ -40,6 +43,8 @@ class PreparedCase:
         labels: the labels in the mask's file, sorted.
         extent: along each axis z, y, x the first voxel in the image and the first one behind it; empty if the image
             covers the whole grid. Around a small image the grid has voxels that the file has not.
+        covering: voxels along x, y, z that the grid would need to cover the whole image, or has if it is larger; empty
+            if it covers it.
     """
 
     name: str
@@ -48,6 +53,12 @@ class PreparedCase:
     mask: NDArray[np.uint8]
     labels: tuple[int, ...]
     extent: tuple[tuple[int, int], ...] = ()
+    covering: tuple[int, ...] = ()
+
+    @property
+    def covering_size(self) -> tuple[int, ...]:
+        """`covering`, also where that is empty."""
+        return self.covering or self.ranks.shape[::-1]
 
     @property
     def inside(self) -> tuple[slice, ...]:
@@ -65,7 +76,9 @@ class PreparedCase:
         return hashlib.blake2b(self.ranks.tobytes() + self.table.tobytes(), digest_size=16).digest()
 
 
-def prepare(name: str, values: ArrayLike, mask: ArrayLike, labels: Iterable[int]) -> PreparedCase:
+def prepare(
+    name: str, values: ArrayLike, mask: ArrayLike, labels: Iterable[int], covering: tuple[int, ...] = ()
+) -> PreparedCase:
     """Makes a PreparedCase of a volume and its mask on the network's grid.
 
     Args:
@@ -73,6 +86,7 @@ def prepare(name: str, values: ArrayLike, mask: ArrayLike, labels: Iterable[int]
         values: (z, y, x) intensities, NaN outside of the image.
         mask: (z, y, x) labels.
         labels: the labels in the mask's file, sorted.
+        covering: see PreparedCase.
 
     Raises:
         ValueError: if all intensities are the same.
@@ -80,7 +94,7 @@ def prepare(name: str, values: ArrayLike, mask: ArrayLike, labels: Iterable[int]
     values = np.asarray(values)
     ranks, table = to_ranks(normalise(values))
     mask = np.ascontiguousarray(mask, dtype=np.uint8)
-    return PreparedCase(name, ranks, table, mask, tuple(labels), _extent(~np.isnan(values)))
+    return PreparedCase(name, ranks, table, mask, tuple(labels), _extent(~np.isnan(values)), covering)
 
 
 def _extent(inside: NDArray[np.bool_]) -> tuple[tuple[int, int], ...]:
@@ -93,7 +107,7 @@ def _extent(inside: NDArray[np.bool_]) -> tuple[tuple[int, int], ...]:
 
 
 def read_case(
-    case: Case, spacing: Sequence[float], size: Sequence[int]
+    case: Case, spacing: Sequence[float], size: Sequence[int], whole: bool = False
 ) -> tuple["sitk.Image", "sitk.Image", PreparedCase]:
     """Reads and prepares a case.
 
@@ -101,6 +115,7 @@ def read_case(
         case: the Case.
         spacing: mm, x y z, of the network's grid.
         size: voxels, x y z, of the network's grid.
+        whole: whether the grid is enlarged, where it is smaller, to cover the whole image.
 
     Returns:
         image and mask, as from `volumes.read_image` and `volumes.read_mask`, and the PreparedCase.
@@ -110,7 +125,7 @@ def read_case(
     """
     # imported here, because training from the cache needs no image library
     from vnet_fast.io import volumes
-    from vnet_fast.io.grid import image_on_grid, mask_on_grid, working_grid
+    from vnet_fast.io.grid import covering_size, image_on_grid, mask_on_grid, working_grid
 
     try:
         image = volumes.read_image(case.image)
@@ -122,9 +137,15 @@ def read_case(
         raise
     mask = volumes.read_mask(case.mask, image, case.image)
     grid = working_grid(image, spacing, size)
+    covering = covering_size(image, grid)
+    if whole:
+        if math.prod(covering) > MAX_VOXELS:
+            cause = f"takes {' x '.join(map(str, covering))} voxels on the network's grid"
+            raise InputError(case.image, cause, "Check its spacing, or give a coarser --spacing")
+        grid = working_grid(image, spacing, covering)
     labels = np.unique(volumes.sitk.GetArrayViewFromImage(mask)).tolist()
     try:
-        prepared = prepare(case.name, image_on_grid(image, grid), mask_on_grid(mask, grid), labels)
+        prepared = prepare(case.name, image_on_grid(image, grid), mask_on_grid(mask, grid), labels, covering)
     except ValueError as error:
         remedy = "Check the volume, --spacing and --volume"
         raise InputError(case.image, f"{error} on the network's grid", remedy) from None

@@ -27,6 +27,10 @@ class DataSettings(Protocol):
         """Spacing of the network's grid, mm, x y z."""
 
     @property
+    def wants_patches(self) -> bool | None:
+        """Whether patches of whole volumes are trained on; None if that depends on the volumes."""
+
+    @property
     def binary(self) -> bool:
         """Whether all labels above 0 are one class."""
 

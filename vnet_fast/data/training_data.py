@@ -1,5 +1,6 @@
 """Finds, splits and prepares the cases that a run trains and validates on."""
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.progress import track
 
 NUM_PHANTOMS = 100
+# by which a volume may be larger than the network's grid before patches are trained on
+MARGIN = 1 / 8
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,14 @@ class Data:
         validation: prepared cases to validate on.
         num_classes: number of classes, background included.
         class_names: dict from label to name, of the classes that have one.
+        patches: whether the cases keep their whole extent, of which patches are trained on.
     """
 
     training: list[PreparedCase]
     validation: list[PreparedCase]
     num_classes: int
     class_names: Mapping[int, str] = field(default_factory=dict)
+    patches: bool = False
 
     @property
     def titles(self) -> list[str]:
@@ -95,34 +100,55 @@ def load_data(settings: DataSettings) -> Data:
         print(f"data: {NUM_PHANTOMS} synthetic phantoms, {len(training)} to train on, {len(validation)} to validate")
         return Data(training, validation, 2)
     declared = find_declared(settings.data, settings.labels, settings.binary)
-    prepared, num_classes = _prepare_cases(settings, settings.data, declared)
+    prepared, num_classes, patches = _prepare_cases(settings, settings.data, declared)
     training, validation = split(prepared, settings.folds, fold, settings.seed)
     print(
         f"data: {len(prepared)} cases in {settings.data}, {len(training)} to train on, {len(validation)} to validate, "
         f"{num_classes - 1} {'class' if num_classes == 2 else 'classes'} "
         f"(prepared volumes in {_find_cache(settings)})"
     )
-    return Data(training, validation, num_classes, {} if settings.binary else foreground(declared))
+    if patches:
+        largest = max((case.covering_size for case in prepared), key=math.prod)
+        print(f"patches: of whole volumes, of up to {' x '.join(map(str, largest))} voxels")
+    return Data(training, validation, num_classes, {} if settings.binary else foreground(declared), patches)
 
 
 def _prepare_cases(
     settings: DataSettings, data: str, declared: Mapping[int, str] | None
-) -> tuple[list[PreparedCase], int]:
-    """Returns the prepared cases and the number of classes, and prints warnings."""
+) -> tuple[list[PreparedCase], int, bool]:
+    """Returns the prepared cases, the number of classes and whether they are whole, and prints warnings."""
     cases, errors = find_run_cases(settings, data)
-    cache = Cache(_find_cache(settings), settings.spacing, settings.volume)
-    try:
-        prepared = cache.load(cases, partial(track, description="preparing", unit="cases", total=len(cases)))
-    except InputErrors as several:
-        prepared = list(several.results)
-        errors += several.errors
+    patches = bool(settings.wants_patches)
+    prepared, several = _load(settings, cases, patches)
+    if settings.wants_patches is None and not several and exceed(prepared, settings.volume):
+        patches = True
+        prepared, several = _load(settings, cases, patches)
+    errors += several
     errors += find_duplicates(cases, prepared)
     if errors:
         raise InputErrors(errors)
     num_classes = count_classes(prepared, cases, settings.binary, declared)
     for warning in find_warnings(cases, prepared):
         print(f"warning: {warning}", file=sys.stderr)
-    return prepared, num_classes
+    return prepared, num_classes, patches
+
+
+def _load(settings: DataSettings, cases: Sequence[Case], whole: bool) -> tuple[list[PreparedCase], list[InputError]]:
+    """The prepared cases, and the errors of those that can't be prepared."""
+    cache = Cache(_find_cache(settings), settings.spacing, settings.volume, whole)
+    try:
+        return cache.load(cases, partial(track, description="preparing", unit="cases", total=len(cases))), []
+    except InputErrors as several:
+        return list(several.results), several.errors
+
+
+def exceed(prepared: Sequence[PreparedCase], size: Sequence[int]) -> bool:
+    """Whether volumes are larger than the network's grid of a size by more than MARGIN along an axis."""
+    return any(
+        whole > length * (1 + MARGIN)
+        for case in prepared
+        for whole, length in zip(case.covering_size, size, strict=True)
+    )
 
 
 def find_run_cases(settings: DataSettings, data: str) -> tuple[list[Case], list[InputError]]:

@@ -113,21 +113,21 @@ def move(
         return image.flip(turned), mask.flip(turned)
     grid = _sampling_grid(row, control_points, image)
     if full:
-        sampled = _sample(torch.cat([image[None], _one_hot(mask, num_classes)]), grid)
-        return sampled[0], _largest(sampled[1:])
+        sampled = sample(torch.cat([image[None], one_hot(mask, num_classes)]), grid)
+        return sampled[0], largest(sampled[1:])
     coarse = image
     for axis, (count, length) in enumerate(zip(reversed(cells), image.shape, strict=True)):
-        coarse = coarse.index_select(axis, _nodes(count, length, image.device))
-    labels = mask.flip(turned) if turned is not None else _largest(_sample(_one_hot(mask, num_classes), grid))
-    return _sample(coarse[None], grid)[0], labels
+        coarse = coarse.index_select(axis, nodes(count, length, image.device))
+    labels = mask.flip(turned) if turned is not None else largest(sample(one_hot(mask, num_classes), grid))
+    return sample(coarse[None], grid)[0], labels
 
 
-def _one_hot(mask: Tensor, num_classes: int) -> Tensor:
+def one_hot(mask: Tensor, num_classes: int) -> Tensor:
     """(K - 1, D, H, W) float32: whether a voxel has each label but the background's."""
     return torch.stack([(mask == k).float() for k in range(1, num_classes)])
 
 
-def _largest(weights: Tensor) -> Tensor:
+def largest(weights: Tensor) -> Tensor:
     """(D, H, W) uint8: the label with the largest weight, of weights (K - 1, D, H, W) without the background's."""
     if len(weights) == 1:
         return (weights[0] > 1 - weights[0]).to(torch.uint8)
@@ -135,7 +135,7 @@ def _largest(weights: Tensor) -> Tensor:
     return torch.where(weight > 1 - weights.sum(dim=0), label + 1, 0).to(torch.uint8)
 
 
-def _nodes(cells: int, length: int, device: torch.device) -> Tensor:
+def nodes(cells: int, length: int, device: torch.device) -> Tensor:
     """The voxel nearest to each node of an axis; the next one where two are as near. Whole numbers do not round."""
     cell = torch.arange(cells + 1, device=device)
     return (2 * cell * (length - 1) + cells) // max(2 * cells, 1)
@@ -168,7 +168,7 @@ def _sampling_grid(row: np.ndarray, control_points: Tensor | None, like: Tensor)
     return torch.stack(places, dim=-1)
 
 
-def _sample(volumes: Tensor, grid: Tensor) -> Tensor:
+def sample(volumes: Tensor, grid: Tensor) -> Tensor:
     """(K, D, H, W): volumes (K, ., ., .) at the places of a grid (D, H, W, 3)."""
     # PyTorch has a thread for each volume of a batch, so that the grid is cut into one part for each thread
     depth = len(grid)

@@ -186,7 +186,8 @@ def _predict(
         if interrupted():
             raise KeyboardInterrupt
         try:
-            segment(model, case.image, spacing, size, autocast).write_mask(case.prediction)
+            patches = content.get("patches", False)
+            segment(model, case.image, spacing, size, autocast, patches=patches).write_mask(case.prediction)
         except InputError as error:
             errors.append(error)
         else:

@@ -25,6 +25,7 @@ class Networks:
         spacing: of their grid, mm, x y z.
         size: of their grid, voxels, x y z.
         held_out: the names of the cases that all the runs held out.
+        patches: whether they were trained on patches of whole volumes.
     """
 
     model: nn.Module
@@ -32,6 +33,7 @@ class Networks:
     spacing: tuple[float, float, float]
     size: tuple[int, int, int]
     held_out: set[str]
+    patches: bool = False
 
 
 def build_network(content: dict[str, Any], path: str | Path, device: torch.device) -> tuple[VNet, torch.device]:
@@ -52,21 +54,26 @@ def load_networks(paths: Sequence[str], device: torch.device) -> Networks:
         InputError: if one can't be used, or differs from the first in classes, spacing or volume.
     """
     networks, held_out = [], []
-    first: dict[str, tuple[float, ...]] = {}
+    first: dict[str, tuple[float | str, ...]] = {}
     for path in paths:
         content = checkpoint.load(path)
         spacing, size = checkpoint.grid_of(content, path)
         network, device = build_network(content, path, device)
-        ours: dict[str, tuple[float, ...]] = {
-            "number of classes": (network.num_classes,), "spacing": spacing, "volume": size
+        ours: dict[str, tuple[float | str, ...]] = {
+            "number of classes": (network.num_classes,), "spacing": spacing, "volume": size,
+            "training on patches": ("on" if content.get("patches") else "off",),
         }  # fmt: skip
         first = first or ours
         for name in (name for name in ours if ours[name] != first[name]):
-            values = [" ".join(f"{value:g}" for value in settings[name]) for settings in (ours, first)]
+            values = [
+                " ".join(value if isinstance(value, str) else f"{value:g}" for value in settings[name])
+                for settings in (ours, first)
+            ]
             cause = f"its {name} is {values[0]}, that of {paths[0]} is {values[1]}"
             raise InputError(path, cause, "Name checkpoints that agree in it")
         networks.append(network)
         held_out.append({*content["validation"]})
     # if one did not fit on the GPU, all of them run on the CPU
     model = networks[0] if len(networks) == 1 else nn.ModuleList(networks).to(device)
-    return Networks(model, device, spacing, size, set.intersection(*held_out))
+    patches = first["training on patches"] == ("on",)
+    return Networks(model, device, spacing, size, set.intersection(*held_out), patches)

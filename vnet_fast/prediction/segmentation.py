@@ -100,11 +100,13 @@ def segment(
     size: tuple[int, int, int],
     autocast: torch.dtype | None = None,
     overlap: float | None = None,
+    patches: bool = False,
     **options: Any,
 ) -> Segmentation:
     """Reads a volume and predicts its probabilities.
 
-    A larger volume is normalised by the intensities of its centre, as volumes are in training.
+    A larger volume is normalised by the intensities of its centre, as volumes are in training; for a network that was
+    trained on patches, by all of them.
 
     Args:
         model: the network, or a ModuleList of networks whose probabilities are averaged.
@@ -114,13 +116,15 @@ def segment(
         autocast: the dtype of mixed precision, or None.
         overlap: None predicts the centre of a larger volume, with background beyond it. A number, 0 <= overlap < 1,
             covers the whole volume by windows that overlap by this share.
+        patches: whether the network was trained on patches, so that the whole volume is covered in any case.
         **options: `flips` of `predict_probabilities`.
 
     Raises:
         InputError: if the volume can't be read, is constant at its centre, has more than 2^30 voxels on the
             network's grid, or makes the network overflow.
     """
-    values, grid, own_grid, window, is_larger = _read(path, spacing, size, covering=overlap is not None)
+    covering = patches or overlap is not None
+    values, grid, own_grid, window, is_larger = _read(path, spacing, size, covering, by_centre=not patches)
     volumes.return_memory_beside(math.prod(own_grid.size))
     share = OVERLAP if overlap is None else overlap
     try:
@@ -134,7 +138,7 @@ def segment(
 
 
 def _read(
-    path: Path, spacing: tuple[float, float, float], size: tuple[int, int, int], covering: bool
+    path: Path, spacing: tuple[float, float, float], size: tuple[int, int, int], covering: bool, by_centre: bool
 ) -> tuple[NDArray[np.float32], Grid, Grid, tuple[int, int, int], bool]:
     """Reads a volume.
 
@@ -146,9 +150,10 @@ def _read(
     centre = working_grid(image, spacing, size)
     is_larger = covering_size(image, centre) != centre.size
     grid = _covering_grid(image, path, centre) if is_larger and covering else centre
-    reference = image_on_grid(image, centre)
+    found = image_on_grid(image, grid)
+    reference = image_on_grid(image, centre) if by_centre and grid != centre else found
     try:
-        values = normalise(reference if grid == centre else image_on_grid(image, grid), reference)
+        values = normalise(found, reference)
     except ValueError as error:
         raise InputError(path, f"{error} on the network's grid", "Check that it is a scan") from None
     return values, grid, Grid.of(image), centre.shape, is_larger

@@ -30,7 +30,7 @@ from vnet_fast.run.augmentation import Augmentation, check_augmentation
 from vnet_fast.run.fields import MAX_SPACING, MIN_SPACING
 from vnet_fast.run.initial import NO_NORM, check_freeze
 from vnet_fast.run.memory import Load, check_grid, check_load
-from vnet_fast.run.recipes import PAPER, RECIPES
+from vnet_fast.run.recipes import FAST, PAPER, RECIPES
 from vnet_fast.stored import read_object, reason
 
 CONFIG_FILE = "config.json"
@@ -135,6 +135,10 @@ class Config(Augmentation):
         nargs=3,
         metavar=("X", "Y", "Z"),
     )
+    patches: str = option(
+        "auto", "train on patches of whole volumes; auto: with the fast recipe, if volumes are larger than --volume",
+        choices=("auto", "on", "off"),
+    )  # fmt: skip
     batch_size: int = option(2, "volumes per iteration", type=positive_int, metavar="N")
     iterations: int = option(30_000, "updates of the weights", type=positive_int, metavar="N")
     minutes: float | None = option(
@@ -213,6 +217,11 @@ class Config(Augmentation):
             "base_channels": self.base_channels, "topology": self.topology, "norm": norm, "levels": self.levels,
             "kernel_size": self.kernel_size,
         }  # fmt: skip
+
+    @property
+    def wants_patches(self) -> bool | None:
+        """Whether patches are trained on; None if that depends on the volumes."""
+        return {"on": True, "off": False, "auto": None if self.recipe == FAST else False}[self.patches]
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -130,6 +130,7 @@ RUN = {
     "optimizer": Field("the state of an optimiser", lambda v: isinstance(v, dict)),
     "scaler": Field("the state of a scaler", lambda v: isinstance(v, dict)),
     "average": Field("the average of the weights", lambda v: isinstance(v, dict)),
+    "patches": Field("True or False", lambda v: type(v) is bool),
 }
 BEST = {
     "iteration": Field("a whole number, 0 or more", is_whole),

@@ -10,9 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vnet_fast.ops.augment import CONTROL_POINTS
+from vnet_fast.ops.transform_rows import MOVED, identity_row
 from vnet_fast.run.augmentation import Augmentation
+from vnet_fast.training.patches import Middles
 from vnet_fast.training.transforms import draw_transforms
 
 PAPER = Augmentation()
@@ -30,7 +33,8 @@ class BatchParameters:
         deformed: (N,) bool.
         control_points: (N, 2, 5, 5, 5) float32, the displacement in x and in y of the control point at (z, y, x),
             in voxels; zero where not deformed.
-        transforms: (N, FIELDS) float32, see `ops.transform_rows`; None if the augmentation has none.
+        transforms: (N, FIELDS) float32, see `ops.transform_rows`; None if the augmentation has none, and volumes are
+            not larger than the network's.
     """
 
     cases: np.ndarray
@@ -55,6 +59,7 @@ def sample_batch(
     augmented: bool = True,
     augmentation: Augmentation = PAPER,
     spacing: Sequence[float] = (1.0, 1.0, 1.0),
+    middles: Middles | None = None,
 ) -> BatchParameters:
     """The parameters of an iteration, which depend on (seed, iteration) alone.
 
@@ -69,12 +74,10 @@ def sample_batch(
         augmented: whether intensities and shapes change; the cases are the same either way.
         augmentation: how they change.
         spacing: of a volume, mm, x y z.
+        middles: None, or of the whole volumes that patches of `shape` are read from.
     """
     positions = np.arange(iteration * batch_size, (iteration + 1) * batch_size)
-    orders = {
-        epoch: _generator(seed, 0, epoch).permutation(num_cases) for epoch in set((positions // num_cases).tolist())
-    }
-    cases = np.array([orders[position // num_cases][position % num_cases] for position in positions])
+    cases = _ordered_cases(seed, positions, num_cases)
     generator = _generator(seed, 1, iteration)
     intensities_of = generator.integers(num_cases, size=batch_size)
     deformed = generator.random(batch_size) < augmentation.deformation
@@ -87,9 +90,35 @@ def sample_batch(
         intensities_of, deformed = cases, np.zeros(batch_size, dtype=bool)
     control_points *= sigma[:, None, None, None] * deformed[:, None, None, None, None]
     batch = BatchParameters(cases, intensities_of, deformed, control_points)
+    stored = None if middles is None else middles.shapes[cases]
     if augmented and augmentation.transforms:
-        batch = replace(batch, transforms=draw_transforms(other, augmentation, batch_size, shape, spacing))
-    return batch
+        batch = replace(batch, transforms=draw_transforms(other, augmentation, batch_size, shape, spacing, stored))
+    return batch if middles is None else _placed(batch, middles, _generator(seed, 3, iteration), positions, shape)
+
+
+def _ordered_cases(seed: int, positions: NDArray[np.int64], num_cases: int) -> NDArray[np.int64]:
+    """The cases at positions of an endless list that has all of them once in each of its parts."""
+    orders = {
+        epoch: _generator(seed, 0, epoch).permutation(num_cases) for epoch in set((positions // num_cases).tolist())
+    }
+    return np.array([orders[position // num_cases][position % num_cases] for position in positions])
+
+
+def _placed(
+    batch: BatchParameters,
+    middles: Middles,
+    generator: np.random.Generator,
+    positions: NDArray[np.int64],
+    shape: tuple[int, int, int],
+) -> BatchParameters:
+    """A batch whose transforms, which may be none, read patches at random places of whole volumes."""
+    rows = batch.transforms
+    if rows is None:
+        rows = np.stack([identity_row((d, h, w)) for d, h, w in middles.shapes[batch.cases].tolist()])
+    # the last column of M, of x, y and z
+    rows[:, 3:12:4] += middles.origins(generator, batch.cases, positions, shape)[:, ::-1]
+    rows[:, MOVED] = 1
+    return replace(batch, transforms=rows)
 
 
 @dataclass(frozen=True)
@@ -97,7 +126,7 @@ class BatchSampler:
     """The parameters of a run's batches. Called with an iteration, counted from 0, it returns BatchParameters.
 
     Args:
-        seed, num_cases, shape, augmented, augmentation, spacing: see `sample_batch`.
+        seed, num_cases, shape, augmented, augmentation, spacing, middles: see `sample_batch`.
         batch_size: volumes for this process.
         part, parts: which part of a batch this process has, of how many.
     """
@@ -111,11 +140,12 @@ class BatchSampler:
     parts: int = 1
     augmentation: Augmentation = PAPER
     spacing: tuple[float, ...] = (1.0, 1.0, 1.0)
+    middles: Middles | None = None
 
     @property
     def transforms(self) -> bool:
         """Whether the parameters have transforms."""
-        return self.augmented and self.augmentation.transforms
+        return self.middles is not None or (self.augmented and self.augmentation.transforms)
 
     def __call__(self, iteration: int) -> BatchParameters:
         """The parameters of this process's part of a batch."""
@@ -135,6 +165,7 @@ class BatchSampler:
             self.augmented,
             self.augmentation,
             self.spacing,
+            self.middles,
         )
 
 

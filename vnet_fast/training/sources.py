@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vnet_fast.data.preparation import PreparedCase
 from vnet_fast.ops.augment import augment
+from vnet_fast.ops.patches import patches
 from vnet_fast.ops.transform import transform
 from vnet_fast.training.draws import BatchSampler
 
@@ -45,21 +46,29 @@ class Volumes:
     """
 
     def __init__(self, prepared: Sequence[PreparedCase], num_classes: int) -> None:
-        # int16 with the bits of uint16, which torch can't index or stack on every device
-        self.ranks = torch.stack([torch.from_numpy(case.ranks.view("int16")) for case in prepared])
+        self.ranks = self._joined([_signed(case.ranks) for case in prepared])
+        self.masks = self._joined([torch.from_numpy(case.mask) for case in prepared])
         self.tables = torch.stack([torch.from_numpy(case.table) for case in prepared])
-        self.masks = torch.stack([torch.from_numpy(case.mask) for case in prepared])
         if num_classes == 2:
             self.masks.clamp_(max=1)
         self.num_classes = num_classes
 
+    @staticmethod
+    def _joined(volumes: list[Tensor]) -> Tensor:
+        return torch.stack(volumes)
+
+    @property
+    def stored(self) -> tuple[Tensor, ...]:
+        """All tensors, as `augmented` takes them."""
+        return self.ranks, self.tables, self.masks
+
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        return self.ranks.nbytes + self.tables.nbytes + self.masks.nbytes
+        return sum(tensor.nbytes for tensor in self.stored)
 
     def __len__(self) -> int:
-        return len(self.ranks)
+        return len(self.tables)
 
     def pin(self) -> None:
         """Moves them to pinned memory, which a GPU reads directly."""
@@ -68,6 +77,98 @@ class Volumes:
     def send(self, device: torch.device) -> None:
         """Moves them to a device."""
         self.ranks, self.tables, self.masks = (t.to(device) for t in (self.ranks, self.tables, self.masks))
+
+    def gathered(self, cases: np.ndarray, intensities_of: np.ndarray, device: torch.device) -> tuple[Tensor, ...]:
+        """`stored` of the volumes and tables of a batch, in its order, copied to a device without waiting."""
+        pairs = (self.ranks, cases), (self.tables, intensities_of), (self.masks, cases)
+        return tuple(self._copied(tensor, indices, device) for tensor, indices in pairs)
+
+    @staticmethod
+    def _copied(tensor: Tensor, indices: np.ndarray, device: torch.device) -> Tensor:
+        batch = torch.empty((len(indices), *tensor.shape[1:]), dtype=tensor.dtype, device=device)
+        for entry, index in zip(batch, indices, strict=True):
+            entry.copy_(tensor[index], non_blocking=True)
+        return batch
+
+    def augmented(self, stored: Sequence[Tensor], batch: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Image and mask.
+
+        Args:
+            stored: volumes, as `stored` has them.
+            batch: the arrays of `training.draws.BatchParameters`.
+            dtype: of the image.
+        """
+        cases, intensities_of, deformed, control_points, *transforms = batch
+        choices = cases, intensities_of, deformed, control_points
+        ranks, tables, masks = stored
+        if transforms:
+            return transform(ranks, tables, masks, *choices, transforms[0], self.num_classes, dtype)
+        return augment(ranks, tables, masks, *choices, self.num_classes, dtype)
+
+
+class WholeVolumes(Volumes):
+    """Prepared cases of any sizes, one after the other, of which patches are read.
+
+    Args:
+        prepared, num_classes: as of Volumes.
+        shape: of a patch, (z, y, x).
+    """
+
+    def __init__(self, prepared: Sequence[PreparedCase], num_classes: int, shape: tuple[int, int, int]) -> None:
+        super().__init__(prepared, num_classes)
+        shapes = np.array([case.ranks.shape for case in prepared], np.int64)
+        lengths = shapes.prod(1)
+        self.places = torch.from_numpy(np.column_stack([np.cumsum(lengths) - lengths, shapes]))
+        self.shape, self.longest = shape, int(lengths.max())
+        # those of volumes that stay on the host, which a batch is gathered by
+        self._on_host = self.places
+
+    @staticmethod
+    def _joined(volumes: list[Tensor]) -> Tensor:
+        return torch.cat([volume.flatten() for volume in volumes])
+
+    @property
+    def stored(self) -> tuple[Tensor, ...]:
+        """All tensors, as `augmented` takes them."""
+        return *super().stored, self.places
+
+    def send(self, device: torch.device) -> None:
+        """Moves them to a device."""
+        super().send(device)
+        self.places = self.places.to(device)
+
+    def gathered(self, cases: np.ndarray, intensities_of: np.ndarray, device: torch.device) -> tuple[Tensor, ...]:
+        """As that of Volumes; each volume has as much room as the longest one, so that shapes do not change."""
+        places = self._on_host[torch.from_numpy(cases)].clone()
+        ranks, masks = (
+            torch.empty(len(cases) * self.longest, dtype=tensor.dtype, device=device)
+            for tensor in (self.ranks, self.masks)
+        )
+        for number, (first, *shape) in enumerate(places.tolist()):
+            length, start = shape[0] * shape[1] * shape[2], number * self.longest
+            for target, source in ((ranks, self.ranks), (masks, self.masks)):
+                target[start : start + length].copy_(source[first : first + length], non_blocking=True)
+        places[:, 0] = torch.arange(len(cases)) * self.longest
+        return ranks, self._copied(self.tables, intensities_of, device), masks, send(places, device)
+
+    def augmented(self, stored: Sequence[Tensor], batch: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Image and mask of patches; as that of Volumes."""
+        cases, intensities_of, deformed, control_points, transforms = batch
+        choices = cases, intensities_of, deformed, control_points, transforms
+        ranks, tables, masks, places = stored
+        return patches(ranks, tables, masks, places, *choices, self.shape, self.num_classes, dtype)
+
+
+def stacked(prepared: Sequence[PreparedCase], num_classes: int, sampler: BatchSampler) -> Volumes:
+    """The volumes that a sampler's batches are made of."""
+    if sampler.middles is not None:
+        return WholeVolumes(prepared, num_classes, sampler.shape)
+    return Volumes(prepared, num_classes)
+
+
+def _signed(ranks: np.ndarray) -> Tensor:
+    # int16 with the bits of uint16, which torch can't index or stack on every device
+    return torch.from_numpy(ranks.view("int16"))
 
 
 class Resident:
@@ -90,12 +191,11 @@ class Resident:
 
     def inputs(self, iteration: int) -> tuple[Tensor, ...]:
         """The arrays of `training.draws.BatchParameters`."""
-        return tuple(_send(torch.from_numpy(array), self.device) for array in self.sampler(iteration).arrays)
+        return tuple(send(torch.from_numpy(array), self.device) for array in self.sampler(iteration).arrays)
 
     def prepare(self, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Image (N, 1, D, H, W) in `dtype` and mask (N, 1, D, H, W) uint8."""
-        v = self.volumes
-        return _augmented((v.ranks, v.tables, v.masks), parameters, v.num_classes, self.dtype)
+        return self.volumes.augmented(self.volumes.stored, parameters, self.dtype)
 
     def close(self) -> None:
         """Does nothing."""
@@ -119,7 +219,7 @@ class Streamed:
         self.description = f"{len(volumes)} volumes, {volumes.nbytes / 1e6:.0f} MB streamed from pinned memory"
 
     def inputs(self, iteration: int) -> tuple[Tensor, ...]:
-        """(ranks, tables, masks) of the batch's volumes, their numbers, and the other arrays of `Resident.inputs`."""
+        """`Volumes.stored` of the batch's volumes, their numbers, and the other arrays of `Resident.inputs`."""
         fetched_iteration, tensors = self.fetched
         if fetched_iteration != iteration:
             tensors = self._fetch(iteration)
@@ -136,25 +236,16 @@ class Streamed:
         _, _, *others = batch.arrays
         with contextlib.nullcontext() if self.stream is None else torch.cuda.stream(self.stream):
             return (
-                self._gather(self.volumes.ranks, batch.cases),
-                self._gather(self.volumes.tables, batch.intensities_of),
-                self._gather(self.volumes.masks, batch.cases),
+                *self.volumes.gathered(batch.cases, batch.intensities_of, self.device),
                 torch.arange(len(batch.cases), device=self.device),
-                *(_send(torch.from_numpy(array), self.device) for array in others),
+                *(send(torch.from_numpy(array), self.device) for array in others),
             )
 
-    def _gather(self, volumes: Tensor, cases: np.ndarray) -> Tensor:
-        batch = torch.empty((len(cases), *volumes.shape[1:]), dtype=volumes.dtype, device=self.device)
-        for volume, case in zip(batch, cases, strict=True):
-            volume.copy_(volumes[case], non_blocking=True)
-        return batch
-
-    def prepare(
-        self, ranks: Tensor, tables: Tensor, masks: Tensor, indices: Tensor, *others: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def prepare(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         """Image and mask, as `Resident.prepare`."""
-        classes = self.volumes.num_classes
-        return _augmented((ranks, tables, masks), (indices, indices, *others), classes, self.dtype)
+        count = len(self.volumes.stored)
+        stored, (indices, *others) = tensors[:count], tensors[count:]
+        return self.volumes.augmented(stored, (indices, indices, *others), self.dtype)
 
     def close(self) -> None:
         """Does nothing."""
@@ -182,17 +273,6 @@ class Ready:
         self.source.close()
 
 
-def _augmented(
-    stored: tuple[Tensor, Tensor, Tensor], batch: tuple[Tensor, ...], num_classes: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Image and mask, of ranks, tables and masks, and the arrays of `training.draws.BatchParameters`."""
-    cases, intensities_of, deformed, control_points, *transforms = batch
-    choices = cases, intensities_of, deformed, control_points
-    if transforms:
-        return transform(*stored, *choices, transforms[0], num_classes, dtype)
-    return augment(*stored, *choices, num_classes, dtype)
-
-
-def _send(tensor: Tensor, device: torch.device) -> Tensor:
+def send(tensor: Tensor, device: torch.device) -> Tensor:
     """Copies a tensor to the device without waiting for it."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

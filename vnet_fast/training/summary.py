@@ -124,7 +124,7 @@ def finish(
     write_summary(folder.path, summary)
     if plotting.available():
         plotting.curves(read_log(folder / LOG), folder / CURVES)
-        _draw_overlay(folder, result, model, data, config.spacing)
+        _draw_overlay(folder, result, model, data, config)
     else:
         print("no pictures: matplotlib is not installed (pip install 'vnet_fast[plots]')")
     texts = [dice_text(own_grid, data.titles)] if own_grid else []
@@ -137,9 +137,7 @@ def finish(
     print(f"predict with: python -m vnet_fast.predict --checkpoint {folder / BEST} --input … --output …")
 
 
-def _draw_overlay(
-    folder: RunFolder, result: Result, model: VNet, data: Data, spacing: tuple[float, float, float]
-) -> None:
+def _draw_overlay(folder: RunFolder, result: Result, model: VNet, data: Data, config: Config) -> None:
     """Draws the median case of the best validation, which is neither the luckiest nor the worst."""
     path, per_case = folder / BEST, result.best.per_case or {}
     checkpoint.fill_model(model, checkpoint.load(path, result.device), path)
@@ -147,7 +145,7 @@ def _draw_overlay(
     by_dice = sorted(rated or data.validation, key=lambda case: defined_mean(per_case[case.name]))
     case = by_dice[len(by_dice) // 2]
     try:
-        probabilities = predict_probabilities(model, case.image, result.autocast)
+        probabilities = predict_probabilities(model, case.image, result.autocast, config.shape)
     except InputError as error:
         print(f"no {OVERLAY}: {error}")
         return
@@ -156,7 +154,7 @@ def _draw_overlay(
         case.image[inside],
         reference_labels(case, data.num_classes)[inside],
         {"": largest_components(probabilities.argmax(0).astype(np.uint8)[inside])},
-        spacing,
+        config.spacing,
         f"{case.name}: Dice {defined_mean(per_case[case.name]):.3f} on the network's grid, the median of validation",
         folder / OVERLAY,
     )

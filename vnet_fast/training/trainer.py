@@ -22,9 +22,8 @@ from vnet_fast.run.configuration import Config
 from vnet_fast.run.folder import BEST, LOG, RunFolder, write_config
 from vnet_fast.run.initial import prepare
 from vnet_fast.run.log import Log, network_text, recipe_text
-from vnet_fast.training.batches import make_source
+from vnet_fast.training.batches import make_sampler, make_source
 from vnet_fast.training.divergence import check_losses, check_weights
-from vnet_fast.training.draws import BatchSampler
 from vnet_fast.training.memory import explain_failure, make_step
 from vnet_fast.training.network import make_training_step, make_vnet
 from vnet_fast.training.read_back import ReadBack
@@ -34,7 +33,7 @@ from vnet_fast.training.signals import StopSignal
 from vnet_fast.training.sources import Source
 from vnet_fast.training.summary import Result, finish
 from vnet_fast.training.timing import Timing
-from vnet_fast.training.validation import Best, intervals, seconds_of_a_validation, validate
+from vnet_fast.training.validation import Best, intervals, passes_of, seconds_of_a_validation, validate
 
 # the end of a run whose length is not known yet
 NEVER = 1 << 40
@@ -81,6 +80,8 @@ class Trainer(AbstractContextManager["Trainer"]):
         together = f", {self.processes.count} processes" if self.processes.several else ""
         print(f"device: {device_name(self.device)}{together}, {precision}{description(self.device)}")
         self.data = load_data_once(self.config, self.processes)
+        # in which larger volumes are validated
+        self.window = self.config.shape if self.data.patches else None
         if self.processes.is_first:
             self.folder = RunFolder(self.config.output, resume=bool(config.resume))
         self.processes.wait()
@@ -109,11 +110,8 @@ class Trainer(AbstractContextManager["Trainer"]):
         self.step = make_training_step(self.model, config, self.autocast, graph=not self.processes.several)
 
     def _make_source(self) -> Source:
-        config, part = self.config, (self.processes.rank, self.processes.count)
-        self.sampler = BatchSampler(
-            config.seed, config.batch_size, len(self.data.training), config.shape, not config.no_augment, *part,
-            augmentation=config, spacing=config.spacing,
-        )  # fmt: skip
+        config = self.config
+        self.sampler = make_sampler(config, self.data, self.processes)
         dtype, end = self.autocast or torch.float32, config.iterations if self.is_planned else NEVER
         iterations = range(self.iteration, end)
         source = make_source(self.data, self.sampler, self.device, dtype, iterations, config.workers)
@@ -173,7 +171,7 @@ class Trainer(AbstractContextManager["Trainer"]):
             self.timing = Timing(self.config, self.device, self.processes, self._intervals)
         if self.timing and not self.is_planned:
             cases = self.processes.share(self.data.validation)
-            seconds = seconds_of_a_validation(self.model, cases, self.data.num_classes, self.autocast)
+            seconds = seconds_of_a_validation(self.model, cases, self.data.num_classes, self.autocast, self.window)
             self.timing.validation_seconds = seconds
 
     def _note_time(self) -> None:
@@ -200,7 +198,7 @@ class Trainer(AbstractContextManager["Trainer"]):
     def _intervals(self, iterations: int) -> tuple[int, int]:
         """Iterations from one validation, and from one checkpoint, to the next, if the run has so many."""
         volumes = self.config.batch_size * self.processes.count
-        return intervals(self.config, iterations, volumes, len(self.data.validation))
+        return intervals(self.config, iterations, volumes, passes_of(self.data.validation, self.window))
 
     # What follows some iterations
 
@@ -234,7 +232,7 @@ class Trainer(AbstractContextManager["Trainer"]):
         cases = self.processes.share(self.data.validation)
         progress = partial(track, description="validating", unit="cases") if self.folder else iter
         with self.step.averaged():
-            mine = validate(self.model, cases, self.data.num_classes, self.autocast, progress)
+            mine = validate(self.model, cases, self.data.num_classes, self.autocast, progress, self.window)
         dice = {name: values for part in self.processes.gathered(mine) for name, values in part.items()}
         per_case = {case.name: dice[case.name] for case in self.data.validation}
         if self.best.improved_by(self.iteration, per_case) and self.folder:
@@ -258,6 +256,7 @@ class Trainer(AbstractContextManager["Trainer"]):
             "batch": self.config.batch_size * self.processes.count,
             "spacing": list(self.config.spacing),
             "volume": list(self.config.volume),
+            "patches": self.data.patches,
             **self.data.names,
         }
 

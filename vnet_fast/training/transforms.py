@@ -36,6 +36,7 @@ def draw_transforms(
     batch_size: int,
     shape: tuple[int, int, int],
     spacing: Sequence[float],
+    stored: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float32]:
     """The rows of a batch of N volumes.
 
@@ -45,6 +46,8 @@ def draw_transforms(
         batch_size: N.
         shape: of a volume, voxels, (z, y, x).
         spacing: mm, x y z.
+        stored: None, or (N, 3), the shapes of the stored volumes that patches of `shape` are read from; the rows are
+            of patches that begin at the first voxel.
 
     Returns:
         (N, FIELDS) float32.
@@ -52,10 +55,11 @@ def draw_transforms(
     uniform = generator.random((batch_size, DRAWS))
     rows = np.empty((batch_size, FIELDS), np.float32)
     ends = np.cumsum([1 + count for count in VALUES.values()])[:-1]
-    for row, numbers in zip(rows, uniform, strict=True):
+    whole = [shape] * batch_size if stored is None else [(d, h, w) for d, h, w in stored.tolist()]
+    for row, numbers, extent in zip(rows, uniform, whole, strict=True):
         drawn = dict(zip(VALUES, np.split(numbers, ends), strict=True))
-        row[:] = identity_row(shape)
-        _draw_place(row, drawn, augmentation, shape, spacing)
+        row[:] = identity_row(extent)
+        _draw_place(row, drawn, augmentation, shape, spacing, extent)
         _draw_intensities(row, drawn, augmentation)
     return rows
 
@@ -66,6 +70,7 @@ def _draw_place(
     augmentation: Augmentation,
     shape: tuple[int, int, int],
     spacing: Sequence[float],
+    stored: tuple[int, int, int],
 ) -> None:
     angles, scale, mirrored = np.zeros(3), 1.0, np.zeros(3, dtype=bool)
     decides, *numbers = drawn["rotation"]
@@ -81,9 +86,9 @@ def _draw_place(
     decides, number = drawn["low_resolution"]
     chance, largest = augmentation.low_resolution
     if decides < chance:
-        row[CELLS : CELLS + 3] = lattice_cells(1 + number * (largest - 1), shape, spacing)
+        row[CELLS : CELLS + 3] = lattice_cells(1 + number * (largest - 1), stored, spacing)
     row[:12] = affine_map(angles, scale, mirrored, shape, spacing).ravel()
-    row[MOVED] = not np.array_equal(row[:MOVED], identity_row(shape)[:MOVED])
+    row[MOVED] = not np.array_equal(row[:MOVED], identity_row(stored)[:MOVED])
 
 
 def _draw_intensities(

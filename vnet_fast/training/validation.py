@@ -15,6 +15,8 @@ from vnet_fast.data.preparation import PreparedCase
 from vnet_fast.devices import mixed_precision
 from vnet_fast.evaluation.metrics import dice_per_class
 from vnet_fast.prediction.components import largest_components
+from vnet_fast.prediction.inference import OVERLAP, Shape, predict_probabilities
+from vnet_fast.prediction.windows import cover
 from vnet_fast.run.configuration import Config
 
 # of a run
@@ -92,6 +94,7 @@ def validate(
     num_classes: int,
     autocast: torch.dtype | None = None,
     progress: Callable[[Sequence[PreparedCase]], Iterable[PreparedCase]] = iter,
+    window: Shape | None = None,
 ) -> dict[str, list[float]]:
     """Dice of each case and foreground class.
 
@@ -104,6 +107,7 @@ def validate(
         num_classes: background included; 2 makes all labels above 0 one class.
         autocast: the dtype of mixed precision, or None.
         progress: wraps the cases, for example in a progress bar.
+        window: None, or the (d, h, w) voxels of the windows in which larger cases are predicted.
 
     Returns:
         num_classes - 1 numbers by the name of each case; NaN where neither mask has the class.
@@ -111,31 +115,60 @@ def validate(
     if not cases:
         # of several processes, one may have no case
         return {}
-    device = next(model.parameters()).device
     model.eval()
-    predicted = []
-    for case in progress(cases):
-        image = torch.from_numpy(case.image)[None, None].to(device)
-        with mixed_precision(device, autocast):
-            logits = model(image)
-        predicted.append(logits[0].argmax(0).to(torch.uint8))
+    if window is None:
+        masks = _predict_at_once(model, progress(cases), autocast)
+    else:
+        masks = [_most_probable(model, case.image, autocast, window) for case in progress(cases)]
     model.train()
-    # the device is waited for once
-    masks, dice = torch.stack(predicted).cpu().numpy(), {}
+    dice = {}
     for case, labels in zip(cases, masks, strict=True):
         prediction = largest_components(labels[case.inside])
         dice[case.name] = dice_per_class(prediction, reference_labels(case, num_classes)[case.inside], num_classes)
     return dice
 
 
+def _predict_at_once(
+    model: nn.Module, cases: Iterable[PreparedCase], autocast: torch.dtype | None
+) -> Iterable[NDArray[np.uint8]]:
+    """The labels of cases of one shape; the device is waited for once."""
+    device = next(model.parameters()).device
+    predicted = []
+    for case in cases:
+        image = torch.from_numpy(case.image)[None, None].to(device)
+        with mixed_precision(device, autocast):
+            logits = model(image)
+        predicted.append(logits[0].argmax(0).to(torch.uint8))
+    labels: NDArray[np.uint8] = torch.stack(predicted).cpu().numpy()
+    return labels
+
+
+def _most_probable(
+    model: nn.Module, image: NDArray[np.float32], autocast: torch.dtype | None, window: Shape
+) -> NDArray[np.uint8]:
+    """The labels of a volume, by windows."""
+    return predict_probabilities(model, image, autocast, window).argmax(0).astype(np.uint8)
+
+
+def passes_of(cases: Sequence[PreparedCase], window: Shape | None) -> int:
+    """How many windows a validation of cases takes, or one for each case."""
+    if window is None:
+        return len(cases)
+    return sum(len(cover(case.ranks.shape, window, OVERLAP)) for case in cases)
+
+
 def seconds_of_a_validation(
-    model: nn.Module, cases: Sequence[PreparedCase], num_classes: int, autocast: torch.dtype | None = None
+    model: nn.Module,
+    cases: Sequence[PreparedCase],
+    num_classes: int,
+    autocast: torch.dtype | None = None,
+    window: Shape | None = None,
 ) -> float:
     """How long `validate` takes, found with one of the cases; arguments as there."""
     # the first time also sets up memory and libraries
     for case in list(cases[:1]) * 2:
         began = time.monotonic()
-        validate(model, [case], num_classes, autocast)
+        validate(model, [case], num_classes, autocast, window=window)
         seconds = time.monotonic() - began
     return len(cases) * seconds if cases else 0.0
 

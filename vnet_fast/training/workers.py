@@ -13,7 +13,7 @@ from vnet_fast.data.preparation import PreparedCase
 from vnet_fast.devices import HOST
 from vnet_fast.errors import InputError
 from vnet_fast.training.draws import BatchSampler
-from vnet_fast.training.sources import Ready, Resident, Volumes
+from vnet_fast.training.sources import Ready, Resident, stacked
 
 # batches that a worker prepares ahead
 PREFETCH = 2
@@ -92,7 +92,7 @@ class _Iterations(Dataset[Any]):
     def __getitem__(self, iteration: int) -> tuple[np.ndarray, ...] | InputError:
         if self.source is None:
             # made once, in the worker
-            self.source = Ready(Resident(Volumes(self.prepared, self.num_classes), self.sampler, HOST))
+            self.source = Ready(Resident(stacked(self.prepared, self.num_classes, self.sampler), self.sampler, HOST))
         try:
             return tuple(tensor.numpy() for tensor in self.source.inputs(iteration))
         except (RuntimeError, IndexError, ValueError) as error:
