@@ -32,7 +32,8 @@ weight, and transformed back. `cpu/` has the source: `toom_cook.h` the transform
 Precision: arithmetic is float32, whatever the memory. For normally distributed values the error is 4, 5 and 10 times
 that of a direct sum with a depth of 1, 2 and 4: 5e-6 to 1e-5 of the result. A common offset does no harm. A single
 value R times as large as the others does: up to 7 voxels from it, beyond the reach of the sum, the error is 2e-7 R of
-the others' results. `convolve` therefore returns R, the largest absolute value of x over the mean of all.
+the others' results, or up to 6e-7 R with 3 taps, depending on where in a tile it lies. `convolve` therefore returns R,
+the largest absolute value of x over the mean of all.
 
 Layout: channels-last volumes and weights; channels in multiples of 8, or up to four to multiples of 8.
 

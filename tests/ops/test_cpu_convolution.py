@@ -38,10 +38,10 @@ def forms(monkeypatch):
     return ran
 
 
-def tensors(c=16, k=8, size=(6, 12, 20), dtype=torch.float32, volumes=1):
+def tensors(c=16, k=8, size=(6, 12, 20), dtype=torch.float32, volumes=1, taps=5):
     torch.manual_seed(0)
     x = torch.randn(volumes, c, *size).to(dtype).contiguous(memory_format=LAST)
-    weight = (torch.randn(k, c, 5, 5, 5) * (2 / (125 * c)) ** 0.5).contiguous(memory_format=LAST)
+    weight = (torch.randn(k, c, taps, taps, taps) * (2 / (taps**3 * c)) ** 0.5).contiguous(memory_format=LAST)
     return x, weight, torch.randn(k)
 
 
@@ -51,13 +51,14 @@ def error(found, exact):
 
 @pytest.mark.parametrize("form", ["onednn", "winograd-1", "winograd-2", "winograd-4"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_output_and_gradients_in_every_form(monkeypatch, form, dtype):
+@pytest.mark.parametrize("taps", [3, 5])
+def test_output_and_gradients_in_every_form(monkeypatch, form, taps, dtype):
     monkeypatch.setattr(cpu_convolution_choice, "ruled", lambda layer: form)
-    x, weight, bias = tensors(dtype=dtype)
+    x, weight, bias = tensors(dtype=dtype, taps=taps)
     leaves = [tensor.requires_grad_() for tensor in (x, weight, bias)]
     exact_leaves = [tensor.detach().double().requires_grad_() for tensor in leaves]
     y = cpu_convolution.convolve(*leaves)
-    exact = F.conv3d(*exact_leaves, 1, 2)
+    exact = F.conv3d(*exact_leaves, 1, taps // 2)
     grad = torch.randn_like(exact)
     assert y.dtype == dtype
     assert y.is_contiguous(memory_format=LAST)
@@ -71,11 +72,12 @@ def test_output_and_gradients_in_every_form(monkeypatch, form, dtype):
 
 @pytest.mark.parametrize("form", ["onednn", "winograd-4"])
 @pytest.mark.parametrize("residual", [True, False])
-def test_prediction_is_the_convolution_with_its_activation(monkeypatch, form, residual):
+@pytest.mark.parametrize("taps", [3, 5])
+def test_prediction_is_the_convolution_with_its_activation(monkeypatch, form, taps, residual):
     monkeypatch.setattr(cpu_convolution_choice, "ruled", lambda layer: form)
-    x, weight, bias = tensors()
+    x, weight, bias = tensors(taps=taps)
     slope, added = torch.linspace(-0.5, 0.5, 8), torch.randn(1, 8, *x.shape[2:]) if residual else None
-    exact = F.conv3d(x.double(), weight.double(), bias.double(), 1, 2)
+    exact = F.conv3d(x.double(), weight.double(), bias.double(), 1, taps // 2)
     assert error(cpu_convolution.predict(x, weight, bias), exact) <= 1e-4
     exact = add_prelu_definition(exact, slope.double(), None, None if added is None else added.double())
     assert error(cpu_convolution.predict(x, weight, bias, slope, added), exact) <= 1e-4
@@ -83,12 +85,13 @@ def test_prediction_is_the_convolution_with_its_activation(monkeypatch, form, re
 
 @pytest.mark.parametrize("form", ["onednn", "direct"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_first_layer_in_both_forms(monkeypatch, form, channels):
+@pytest.mark.parametrize("taps", [3, 5])
+def test_a_first_layer_in_both_forms(monkeypatch, form, taps, channels):
     monkeypatch.setattr(cpu_convolution_choice, "ruled", lambda layer: form)
-    x, weight, bias = tensors(channels)
+    x, weight, bias = tensors(channels, taps=taps)
     leaves = [tensor.requires_grad_() for tensor in (x, weight, bias)]
     exact_leaves = [tensor.detach().double().requires_grad_() for tensor in leaves]
-    y, exact = cpu_convolution.convolve(*leaves), F.conv3d(*exact_leaves, 1, 2)
+    y, exact = cpu_convolution.convolve(*leaves), F.conv3d(*exact_leaves, 1, taps // 2)
     assert error(y, exact) <= 1e-6
     found, wanted = torch.autograd.grad(y.sum(), leaves), torch.autograd.grad(exact.sum(), exact_leaves)
     assert all(error(*pair) <= 1e-5 for pair in zip(found, wanted, strict=True))
@@ -98,8 +101,9 @@ def test_a_first_layer_in_both_forms(monkeypatch, form, channels):
     assert error(predicted, activated) <= 1e-6
 
 
-def test_opcheck():
-    x, weight, bias = (tensor.requires_grad_() for tensor in tensors(8, 8, (4, 4, 5)))
+@pytest.mark.parametrize("taps", [3, 5])
+def test_opcheck(taps):
+    x, weight, bias = (tensor.requires_grad_() for tensor in tensors(8, 8, (4, 4, 5), taps=taps))
     opcheck(OPERATORS.cpu_convolution, (x, weight, bias))
     opcheck(OPERATORS.cpu_convolution, (x, weight, None))
     with torch.no_grad():
@@ -131,9 +135,10 @@ def test_other_layouts_and_types_of_the_arguments_are_taken():
     )
 
 
-def test_a_network_is_the_same_and_its_layers_are_taken(monkeypatch, forms):
+@pytest.mark.parametrize("kernel_size", [3, 5])
+def test_a_network_is_the_same_and_its_layers_are_taken(monkeypatch, forms, kernel_size):
     torch.manual_seed(0)
-    model, image = VNet(base_channels=8), torch.randn(1, 1, 32, 32, 32)
+    model, image = VNet(base_channels=8, kernel_size=kernel_size), torch.randn(1, 1, 32, 32, 32)
     probe = torch.randn(1, 2, 32, 32, 32)
 
     def run():
@@ -197,6 +202,11 @@ def test_a_transformed_weight_is_kept_until_the_weight_changes(monkeypatch):
     assert len(counted) == 3
     assert all(torch.equal(result, results[0]) for result in (*results, doubled / 2, again))
     assert weight in cpu_convolution._kept
+    # of another shape at the same address
+    weight.data = weight.data[..., :3, :3, :3]
+    with torch.no_grad():
+        smaller = cpu_convolution.predict(x, weight, None)
+    assert error(smaller, F.conv3d(x.double(), weight.detach().double(), None, 1, 1)) <= 1e-4
     # training uses the memory for something else
     cpu_convolution.convolve(x, weight, None).sum().backward()
     assert weight not in cpu_convolution._kept
@@ -233,14 +243,15 @@ def test_in_inference_mode_weights_that_were_made_there_are_right():
 
 
 @pytest.mark.parametrize("passes", ["prediction", "training"])
-def test_a_single_large_value_is_left_to_onednn(monkeypatch, caplog, passes):
+@pytest.mark.parametrize("taps", [3, 5])
+def test_a_single_large_value_is_left_to_onednn(monkeypatch, caplog, taps, passes):
     monkeypatch.setattr(cpu_convolution, "_has_said", False)
-    x, weight, bias = tensors(size=(16, 24, 24))
+    x, weight, bias = tensors(size=(16, 24, 24), taps=taps)
     x[:, 3, 8, 12, 12] = 1e7
     run = cpu_convolution.predict if passes == "prediction" else cpu_convolution.convolve
     y = run(x, weight, bias)
     # where the value does not reach
-    expected = F.conv3d(x, weight, bias, 1, 2)
+    expected = F.conv3d(x, weight, bias, 1, taps // 2)
     assert torch.allclose(y[:, :, :5], expected[:, :, :5], rtol=1e-5, atol=1e-5)
     run(x, weight, bias)
     (message,) = caplog.messages

@@ -200,27 +200,36 @@ def test_a_common_offset_does_no_harm(widest, taps, depth):
     )
 
 
+@pytest.mark.parametrize("place", [(8, 12, 12), (9, 13, 14), (7, 16, 11), (8, 15, 17)], ids=str)
+@pytest.mark.parametrize(("taps", "share"), [(3, 6e-7), (5, 2e-7)])
 @pytest.mark.parametrize("ratio", [100, 1e4])
-def test_a_single_large_value_is_reported_and_harms_its_neighbours_as_documented(widest, ratio):
-    x, weight, _ = case((1, 16, 16, 16, 24, 24))
-    x[:, :, 8, 12, 12] = ratio
-    y, found = kernels.convolve(widest, x, kernels.transform_weight(widest, weight, 4), 16, 5, 4)
+def test_a_single_large_value_is_reported_and_harms_its_neighbours_as_documented(widest, ratio, taps, share, place):
+    """Wherever it lies in a tile."""
+    x, weight, _ = case((1, 16, 16, 16, 28, 28), taps=taps)
+    x[(slice(None), slice(None), *place)] = ratio
+    y, found = kernels.convolve(widest, x, kernels.transform_weight(widest, weight, 4), 16, taps, 4)
     assert found == pytest.approx((x.abs().max() / x.double().abs().mean()).item(), rel=1e-4)
-    difference = y.double() - F.conv3d(x.double(), weight.double(), None, 1, 2)
+    difference = y.double() - F.conv3d(x.double(), weight.double(), None, 1, taps // 2)
+
+    def around(reach):
+        return (slice(None), slice(None), *(slice(at - reach, at + reach + 1) for at in place))
+
     # beyond the reach of the sum
-    difference[:, :, 6:11, 10:15, 10:15] = 0
-    near = difference[:, :, 4:13, 8:17, 8:17].square().mean().sqrt().item()
-    assert near <= 2e-5 + 2e-7 * ratio
+    difference[around(taps // 2)] = 0
+    near = difference[around(4)].square().mean().sqrt().item()
+    assert near <= 2e-5 + share * ratio
     assert difference[:, :, :1].square().mean().sqrt().item() <= 2e-5
 
 
-def test_infinity_and_nan_are_not_lost(widest):
-    x, weight, _ = case((1, 16, 16, 8, 12, 12))
+@pytest.mark.parametrize("taps", kernels.TAPS)
+def test_infinity_and_nan_are_not_lost(widest, taps):
+    x, weight, _ = case((1, 16, 16, 8, 12, 12), taps=taps)
     for value in (float("inf"), float("nan")):
         x[0, 3, 4, 5, 6] = value
-        y, _ = kernels.convolve(widest, x, kernels.transform_weight(widest, weight, 4), 16, 5, 4)
+        y, _ = kernels.convolve(widest, x, kernels.transform_weight(widest, weight, 4), 16, taps, 4)
         # every voxel that the value reaches
-        assert not y[0, :, 2:7, 3:8, 4:9].isfinite().any()
+        where = (slice(at - taps // 2, at + taps // 2 + 1) for at in (4, 5, 6))
+        assert not y[(0, slice(None), *where)].isfinite().any()
 
 
 def test_what_is_supported():

@@ -1,5 +1,6 @@
 """`train --init`: a run that starts from the checkpoint of another one."""
 
+import shutil
 import signal
 
 import pytest
@@ -74,6 +75,28 @@ def test_a_run_stopped_and_resumed_is_the_whole_run_without_its_checkpoint(
     assert code == 0, err
     assert "weights: of" not in out
     assert_same_run(parts, whole)
+
+
+def test_held_out_cases_that_the_checkpoint_knows_are_named(cases, source, tmp_path, run_verb):
+    content = checkpoint.load(source)
+    torch.save(content | {"training": [f"Case{n:02d}" for n in range(6)]}, source)
+    code, _, err = run_verb(train, "--data", cases, "--init", source, *TINY, *STILL, "--output", tmp_path / "run")
+    assert code == 0
+    (line,) = [line for line in err.splitlines() if line.startswith("warning")]
+    assert f"warning: {source} was trained on 2 of the 2 cases that this run holds out" in line
+
+
+def test_a_fold_that_has_not_begun_takes_the_checkpoint_from_another_place(cases, source, tmp_path, run_verb):
+    folder, moved = tmp_path / "cv", tmp_path / "moved.pt"
+    arguments = ["--data", cases, *TINY, *STILL, "--fold", "all", "--output", folder]
+    assert run_verb(train, *arguments, "--init", source)[0] == 0
+    shutil.rmtree(folder / "fold1")
+    source.rename(moved)
+    code, _, err = run_verb(train, "--resume", folder)
+    assert (code, err.count("no such file. Check the path")) == (2, 1)
+    code, out, err = run_verb(train, "--resume", folder, "--init", moved)
+    assert code == 0, err
+    assert f"weights: of {moved}" in out
 
 
 def test_phantoms_too(source, tmp_path, run_verb):

@@ -1,5 +1,6 @@
 """Stages of a network whose weights stay as they are."""
 
+from vnet_fast.nn.norm import Norm
 from vnet_fast.nn.vnet import VNet
 
 
@@ -19,3 +20,6 @@ def freeze(model: VNet, stages: int) -> None:
         raise ValueError(f"stages must be from 0 to {model.levels}; got {stages}")
     for part in [*model.left[:stages], *model.down[: max(stages - 1, 0)]]:
         part.requires_grad_(False)
+        for norm in part.modules():
+            if isinstance(norm, Norm):
+                norm.frozen = True

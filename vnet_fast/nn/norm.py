@@ -25,7 +25,8 @@ class Norm(nn.Module):
 
     Of a single voxel instance norm leaves nothing but `bias`, where PyTorch's raises an error.
 
-    With batch norm, training takes the statistics of the batch and keeps running means of them, for evaluation. Of
+    With batch norm, training takes the statistics of the batch and keeps running means of them, for evaluation, unless
+    `frozen` is set: then training normalises by the running means too, and leaves them as they are. Of
     several processes each takes the statistics of its own part of the batch; DistributedDataParallel hands out the
     running means of the first.
 
@@ -40,7 +41,7 @@ class Norm(nn.Module):
 
     def __init__(self, kind: str, channels: int) -> None:
         super().__init__()
-        self.kind = kind
+        self.kind, self.frozen = kind, False
         groups = math.gcd(GROUPS, channels) if kind == "group" else channels
         self.sets = Sets(groups, across_samples=kind == "batch", eps=EPS)
         self.weight = nn.Parameter(torch.ones(channels))
@@ -51,8 +52,8 @@ class Norm(nn.Module):
 
     @property
     def is_fixed(self) -> bool:
-        """Whether it is the same affine map for every input: batch norm in evaluation mode, or with frozen weights."""
-        return self.kind == "batch" and not (self.training and self.weight.requires_grad)
+        """Whether it is the same affine map for every input: batch norm in evaluation mode, or frozen."""
+        return self.kind == "batch" and (self.frozen or not self.training)
 
     def forward(self, x: Tensor, slope: Tensor, residual: Tensor | None, skip: Tensor | None) -> Tensor:
         """PReLU(normalised x + residual); if `skip` is given, it is concatenated along the channels instead."""

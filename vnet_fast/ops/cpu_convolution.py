@@ -17,11 +17,12 @@ from vnet_fast.ops.cpu_library import library
 from vnet_fast.ops.prelu import prelu
 
 _FORMAT = torch.channels_last_3d
-# of a volume's largest value to its mean, both absolute; the error near it is 2e-7 times that, less than bfloat16's
-MAX_RATIO = 5000.0
+# of a volume's largest value to its mean, both absolute, by the taps along an axis; the error near it is 2e-7 times
+# that with 5 taps and 6e-7 times with 3, less than bfloat16's
+MAX_RATIO = {3: 1600.0, 5: 5000.0}
 LOG = logging.getLogger("vnet_fast")
 _has_said = False
-# transformed weights of prediction: (version, address, form, tensor) by weight
+# transformed weights of prediction: ((version, address, shape, form), tensor) by weight
 _kept: Any = WeakIdKeyDictionary()
 _memory = threading.local()
 
@@ -106,7 +107,7 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return y
 
     y = choice.compute(Layer.of("forward", x, weight), run)
-    return run(0) if _is_too_large(ratios[0]) else y
+    return run(0) if _is_too_large(ratios[0], weight) else y
 
 
 @torch.library.custom_op("vnet_fast::cpu_convolution_predict", mutates_args=(), device_types="cpu")
@@ -129,7 +130,7 @@ def _predict(x: Tensor, weight: Tensor, bias: Tensor | None, slope: Tensor | Non
         return y
 
     y = choice.compute(Layer.of("prediction", x, weight), run)
-    return run(0) if _is_too_large(ratios[0]) else y
+    return run(0) if _is_too_large(ratios[0], weight) else y
 
 
 @torch.library.custom_op("vnet_fast::cpu_convolution_backward", mutates_args=(), device_types="cpu")
@@ -223,9 +224,9 @@ def _directly_backward(x: Tensor, grad_y: Tensor, taps: int) -> Tensor:
     return grad_weight
 
 
-def _is_too_large(ratio: float) -> bool:
+def _is_too_large(ratio: float, weight: Tensor) -> bool:
     """Whether a single value of a volume makes the kernels inaccurate for those around it; says so once."""
-    if ratio <= MAX_RATIO:
+    if ratio <= MAX_RATIO[weight.shape[2]]:
         return False
     global _has_said
     if not _has_said:
@@ -253,7 +254,8 @@ def _kept_transform(given: Tensor, weight: Tensor, depth: int) -> Tensor:
     if given.is_inference():
         # its changes are not counted
         return _transformed(weight, depth, False)
-    state = given._version, given.data_ptr(), depth
+    # what is written to `.data` is not counted, and may have another shape
+    state = given._version, given.data_ptr(), tuple(given.shape), depth
     kept: tuple[Any, Tensor] | None = _kept.get(given)
     if kept is None or kept[0] != state:
         kept = _kept[given] = state, kernels.transform_weight(library(), weight, depth)

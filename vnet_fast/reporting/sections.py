@@ -31,6 +31,8 @@ SETTINGS = (
     "spacing", "patches", "batch_size", "iterations", "minutes", "patience", "optimizer", "learning_rate", "schedule",
     "lr_step", "warmup", "clip", "ema", "amp", "binary", "no_augment", "folds", "fold", "seed",
 )  # fmt: skip
+# of these, 0 is no value
+OFF_AT_ZERO = {"freeze", "warmup"}
 RANKS = {
     "worst": "the lowest Dice",
     "median": "the median Dice",
@@ -252,6 +254,8 @@ def _settings_table(subjects: Sequence[Subject]) -> Table:
     rows = []
     for name in SETTINGS:
         values = [_format_setting(subject.settings[name]) for subject in subjects]
+        if name in OFF_AT_ZERO:
+            values = ["" if value == "0" else value for value in values]
         if any(values):
             rows.append([name.replace("_", " "), *values])
     changes = [changes_to_the_papers(subject.settings) for subject in subjects]

@@ -55,6 +55,7 @@ FREE_ON_RESUME = {
     "data",
     "labels",
     "cache",
+    "init",
     "workers",
     "no_graph",
     "tensorboard",

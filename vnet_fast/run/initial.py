@@ -1,5 +1,7 @@
 """Fine-tuning: what a run takes from the checkpoint of another one that it starts from."""
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from vnet_fast.errors import InputError
 from vnet_fast.nn.freezing import freeze
 from vnet_fast.nn.vnet import VNet
 from vnet_fast.run import checkpoint
+from vnet_fast.text_table import printable
 
 # of the network, which must be those of the checkpoint
 NETWORK = ("topology", "norm", "levels", "kernel_size", "base_channels")
@@ -38,6 +41,8 @@ def inherited_settings(path: str, given: dict[str, Any]) -> dict[str, Any]:
             raise InputError(flag, f"is {given[name]} here and {value} in {path}", "Leave it out")
     # weights that are not numbers are found here, before anything is written
     checkpoint.build_model(content, path, HOST)
+    if {"spacing", "volume"} <= given.keys():
+        return settings
     spacing, volume = checkpoint.grid_of(content, path, one_channel=False)
     return {**settings, "spacing": spacing, "volume": volume}
 
@@ -53,8 +58,8 @@ def check_freeze(stages: int, init: str | None, levels: int) -> None:
 def start_from(model: VNet, path: str | Path) -> str:
     """Gives a network the weights of a checkpoint.
 
-    Other classes have an output layer of their own, which keeps its weights. Of other input channels each has the mean
-    of the checkpoint's weights, as much smaller as the channels are more, so that their sum is as large.
+    Another number of classes has an output layer of its own, which keeps its weights. Of other input channels each has
+    the mean of the checkpoint's weights, as much smaller as the channels are more, so that their sum is as large.
 
     Args:
         model: the network, on any device.
@@ -93,7 +98,18 @@ def _differences(model: VNet, source: VNet) -> list[str]:
     return texts
 
 
-def prepare(model: nn.Module, init: str | None, stages: int, resumes: bool) -> None:
+def _warn_of_known_cases(path: str, validation: Sequence[str]) -> None:
+    known = sorted(set(validation) & set(checkpoint.load(path).get("training", ())))
+    if known:
+        names = ", ".join(map(printable, known[:5])) + (" and others" if len(known) > 5 else "")
+        print(
+            f"warning: {path} was trained on {len(known)} of the {len(validation)} cases that this run holds out, if "
+            f"they are the same ({names}): their Dice is not that of new cases",
+            file=sys.stderr,
+        )
+
+
+def prepare(model: nn.Module, init: str | None, stages: int, resumes: bool, validation: Sequence[str] = ()) -> None:
     """Gives the network of a run its first weights, and freezes its first stages.
 
     Args:
@@ -101,6 +117,8 @@ def prepare(model: nn.Module, init: str | None, stages: int, resumes: bool) -> N
         init: the checkpoint, or None.
         stages: how many to freeze.
         resumes: whether the run has weights of its own already.
+        validation: the names of the cases that the run holds out; a warning names those that the checkpoint's own run
+            was trained on.
 
     Raises:
         InputError: as `start_from`.
@@ -111,4 +129,5 @@ def prepare(model: nn.Module, init: str | None, stages: int, resumes: bool) -> N
     if not resumes:
         different = start_from(model, init)
         print(f"weights: of {init}" + (f"; {different}" if different else ""))
+        _warn_of_known_cases(init, validation)
     freeze(model, stages)

@@ -104,7 +104,7 @@ class Trainer(AbstractContextManager["Trainer"]):
         config = self.config
         torch.manual_seed(config.seed)
         self.model = self.make_network(config, self.data.num_classes)
-        prepare(self.model, config.init, config.freeze, resumes=bool(config.resume))
+        prepare(self.model, config.init, config.freeze, bool(config.resume), self.data.names["validation"])
         self.model.to(self.device)
         # several processes average their gradients between kernels, which the graph of one process can't hold
         self.step = make_training_step(self.model, config, self.autocast, graph=not self.processes.several)
