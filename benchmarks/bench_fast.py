@@ -49,10 +49,11 @@ def arguments_of(grid):
 
 
 @functools.cache
-def fixed_batch(grid):
-    """An image and a target."""
+def fixed_batch(grid, provider):
+    """An image and a target; MONAI's UNet takes lengths in multiples of 16."""
     generator = torch.Generator().manual_seed(0)
-    shape = BATCH, 1, *GRIDS[grid][0][::-1]
+    multiple = 16 if provider == MONAI else 1
+    shape = BATCH, 1, *(-(-length // multiple) * multiple for length in GRIDS[grid][0][::-1])
     image, target = torch.randn(shape, generator=generator), torch.rand(shape, generator=generator) > 0.9
     return image, target.to(torch.uint8)
 
@@ -73,7 +74,7 @@ def network_of(grid, provider):
 
 def run_of(grid, provider, pass_name):
     """A function of no arguments that runs a pass; that of a step returns the loss, the other one logits."""
-    model, (image, target) = network_of(grid, provider), fixed_batch(grid)
+    model, (image, target) = network_of(grid, provider), fixed_batch(grid, provider)
     settings = settings_of(FAST, GRIDS[grid][0], HOST)
     if pass_name == PASSES[0]:
         model.eval()

@@ -240,7 +240,8 @@ def predict_held_out(trainer, output):
     for case in pair_cases(config.data, config.labels)[0]:
         if case.name in names:
             pairs.append((folder / f"{case.name}.nii.gz", case.mask))
-            segment(model, case.image, config.spacing, config.volume, trainer.autocast).write_mask(pairs[-1][0])
+            how = {"autocast": trainer.autocast, "patches": trainer.data.patches}
+            segment(model, case.image, config.spacing, config.volume, **how).write_mask(pairs[-1][0])
     return pairs
 
 
