@@ -6,7 +6,7 @@ import torch
 from torch.library import opcheck
 
 from tests.ops.test_augment import smooth_volume
-from tests.ops.test_transform import SPACING, row_of
+from tests.ops.test_transform import row_of
 from vnet_fast.ops.patches import patches
 from vnet_fast.ops.transform import transform_definition
 from vnet_fast.ops.transform_rows import CELLS, MOVED
@@ -127,7 +127,3 @@ def test_patches_are_registered_fully(dtype):
         torch.from_numpy(rows), list(PATCH), CLASSES, dtype,
     )  # fmt: skip
     opcheck(torch.ops.vnet_fast.patches.default, arguments)
-
-
-def test_the_spacing_of_these_tests_is_not_the_same_along_all_axes():
-    assert len(set(SPACING)) == 3

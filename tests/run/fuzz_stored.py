@@ -140,7 +140,8 @@ class Settings:
         return self.described()
 
     def described(self):
-        defaults = _listed(asdict(Config()))
+        # a file without patches is of a run from before there were any
+        defaults = _listed(asdict(Config(patches="off")))
         stored = json.loads((self.folder / self.name).read_bytes())
         return defaults | {name: value for name, value in stored.items() if name in defaults}
 

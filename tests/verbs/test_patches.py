@@ -1,5 +1,6 @@
 """Patches from the command line: when they are trained on, what they find off the centre, and where a run goes on."""
 
+import json
 import signal
 
 import numpy as np
@@ -83,6 +84,22 @@ def test_a_run_of_patches_stopped_and_resumed_is_the_whole_run(large, tmp_path, 
         stop_at(patch, 3)
         assert run_verb(train, *arguments, "--output", parts)[0] == 128 + signal.SIGTERM
     assert run_verb(train, "--resume", parts)[0] == 0
+    assert_same_run(parts, whole)
+
+
+def test_a_run_from_before_there_were_patches_goes_on_without(large, tmp_path, run_verb, monkeypatch):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    arguments = ["--data", large, *TINY, *FAST, "--patches"]
+    assert run_verb(train, *arguments, "off", "--output", whole)[0] == 0
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3)
+        assert run_verb(train, *arguments, "off", "--output", parts)[0] == 128 + signal.SIGTERM
+    config = json.loads((parts / "config.json").read_text())
+    del config["patches"]
+    (parts / "config.json").write_text(json.dumps(config))
+    code, out, err = run_verb(train, "--resume", parts)
+    assert code == 0, err
+    assert "patches:" not in out
     assert_same_run(parts, whole)
 
 

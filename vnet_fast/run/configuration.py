@@ -287,7 +287,8 @@ def stored_config(run: str | Path) -> Config:
         raise InputError(path, "no such file", "Name the folder of a run") from None
     except (OSError, ValueError) as error:
         raise InputError(path, f"can't be read ({reason(error)})", "Name the folder of a run") from None
-    config = parse_stored(Config, stored, path)
+    # what runs before there were patches do not say
+    config = parse_stored(Config, {"patches": "off", **stored}, path)
     try:
         check_settings(config)
     except InputError as error:
