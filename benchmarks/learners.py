@@ -183,8 +183,8 @@ def maker(network):
     if network is None:
         return make_vnet
 
-    def make(config, num_classes):
-        model, described = network(num_classes), make_vnet(config, num_classes)
+    def make(config, num_classes, channels):
+        model, described = network(num_classes), make_vnet(config, num_classes, channels)
         for name in ARCHITECTURE:
             setattr(model, name, getattr(described, name))
         return model
@@ -240,8 +240,10 @@ def predict_held_out(trainer, output):
     for case in pair_cases(config.data, config.labels)[0]:
         if case.name in names:
             pairs.append((folder / f"{case.name}.nii.gz", case.mask))
-            how = {"autocast": trainer.autocast, "patches": trainer.data.patches}
-            segment(model, case.image, config.spacing, config.volume, **how).write_mask(pairs[-1][0])
+            how = {
+                "autocast": trainer.autocast, "patches": trainer.data.patches, "channels": trainer.data.channels
+            }  # fmt: skip
+            segment(model, case.images, config.spacing, config.volume, **how).write_mask(pairs[-1][0])
     return pairs
 
 

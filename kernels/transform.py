@@ -195,9 +195,9 @@ def _source(matrix_ptr, x, y, slice_):
 @triton.jit
 def _move_tile(
     ranks_ptr, table_ptr, labels_ptr, row_ptr, points_ptr, deformed, image_ptr, mask_ptr, depth, height, width,
-    stored_depth, stored_height, stored_width, TILE: tl.constexpr,
+    stored_depth, stored_height, stored_width, with_labels, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Writes a tile of a slice of a volume that moves, from a stored volume of these lengths."""
+    """Writes a tile of a slice of a volume that moves, from a stored volume of these lengths; its labels if asked."""
     slice_, tiles = tl.program_id(1), tl.cdiv(width, TILE[1])
     # threads beyond the slice repeat its last row and column, as in `augment.py`
     row = tl.minimum(tl.program_id(0) // tiles * TILE[0] + tl.arange(0, TILE[0]), height - 1)
@@ -210,7 +210,8 @@ def _move_tile(
         x += x_shift
         y += y_shift
     voxel = slice_.to(tl.int64) * height * width + (row[:, None] * width + column[None, :])
-    tl.store(mask_ptr + voxel, _label_at(x, y, z, labels_ptr, stored_depth, stored_height, stored_width))
+    if with_labels:
+        tl.store(mask_ptr + voxel, _label_at(x, y, z, labels_ptr, stored_depth, stored_height, stored_width))
     value = _image_at(x, y, z, ranks_ptr, table_ptr, row_ptr, stored_depth, stored_height, stored_width)
     value = _change_intensity(value, table_ptr, row_ptr, voxel)
     tl.store(image_ptr + voxel, value.to(image_ptr.dtype.element_ty))
@@ -247,7 +248,7 @@ def _transform_kernel(
         points_ptr = control_points_ptr + volume * 2 * POINTS * POINTS * POINTS
         _move_tile(
             ranks_ptr, table_ptr, labels_ptr, row_ptr, points_ptr, deformed, image_ptr, mask_ptr, depth, height, width,
-            depth, height, width, TILE,
+            depth, height, width, True, TILE,
         )  # fmt: skip
     else:
         _keep_run(ranks_ptr, table_ptr, labels_ptr, row_ptr, image_ptr, mask_ptr, voxels, RUN)

@@ -5,6 +5,7 @@ from typing import Any
 
 from vnet_fast import command_line
 from vnet_fast.command_line import option, path_text
+from vnet_fast.data.channels import of_checkpoint
 from vnet_fast.devices import HOST, use_all_cores
 from vnet_fast.nn.folding import folded
 from vnet_fast.prediction.export import check_output, export
@@ -16,8 +17,8 @@ from vnet_fast.run import checkpoint
 class Config:
     """Write a trained network as a file that runs without vnet_fast: .pt2 (torch.export.load) or .onnx.
 
-    It maps float32 volumes (N, 1, z, y, x) to logits (N, classes, z, y, x). N is any number; z, y and x are those
-    that the network was trained on. The file states its spacing, size and normalisation.
+    It maps float32 volumes (N, channels, z, y, x) to logits (N, classes, z, y, x). N is any number; z, y and x are
+    those that the network was trained on. The file states its spacing, size and normalisation.
     """
 
     checkpoint: str = option(None, "best.pt or last.pt of a run", type=path_text, metavar="FILE", required=True)
@@ -33,7 +34,7 @@ def main(given: dict[str, Any]) -> int:
     spacing, size = checkpoint.grid_of(stored, config.checkpoint)
     model = folded(checkpoint.build_model(stored, config.checkpoint, HOST)).eval().requires_grad_(False)
     with working("exporting"):
-        result = export(model, spacing, size, path)
+        result = export(model, spacing, size, path, of_checkpoint(stored))
     shape = ", ".join(map(str, reversed(size)))
     print(f"{path}: input (N, {model.in_channels}, {shape}) float32, {result}")
     return 0

@@ -6,6 +6,7 @@ from typing import Any
 
 from vnet_fast import command_line
 from vnet_fast.command_line import option, path_text, share
+from vnet_fast.data.channels import check_order
 from vnet_fast.devices import choose_precision, device_name, find_device, keep_freed_memory, use_all_cores
 from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.files import make_folder
@@ -66,7 +67,13 @@ def main(given: dict[str, Any]) -> int:
     if config.validation_only and len(config.checkpoint) > 1 and not networks.held_out:
         cause = "no case was held out by every run"
         raise InputError("--validation-only", cause, "Give one checkpoint, or train with --fold all")
-    pairs = plan(config.input, config.output, networks.held_out if config.validation_only else None)
+    check_order(config.input, networks.channels)
+    pairs = plan(
+        config.input,
+        config.output,
+        networks.held_out if config.validation_only else None,
+        several=len(networks.channels) > 1,
+    )
     folder = make_folder(pairs[0][1].parent, "Choose another --output")
     sweep_unfinished(folder)
     autocast, precision = choose_precision(config.amp, networks.device)
@@ -80,6 +87,7 @@ def main(given: dict[str, Any]) -> int:
         autocast=autocast,
         overlap=config.overlap,
         patches=networks.patches,
+        channels=networks.channels,
         flips=LEFT_RIGHT if config.tta else NO_FLIP,
     )
     volumes = track(pairs, "predicting", "volumes")

@@ -77,7 +77,7 @@ def test_entries_of_earlier_versions_are_found(tmp_path):
     (tmp_path / "A_segmentation.nii").write_bytes(b"mask")
     case = find_cases(tmp_path)[0]
     cache = Cache(tmp_path / "cache", (1, 1, 1.5), (4, 3, 2))
-    key = "9ce376717ad0f4e0e4c4e12404c03675"
+    key = "e81bc86f032f105465da257413137409"
     assert cache.key(case) == key
     generator = np.random.default_rng(0)
     ranks = generator.integers(0, 65536, (2, 3, 4), dtype=np.uint16)
@@ -86,7 +86,9 @@ def test_entries_of_earlier_versions_are_found(tmp_path):
     labels, extent = np.array([0, 1], np.uint8), np.array([[0, 2], [1, 3], [0, 3]], np.uint32)
     covering = np.array([9, 3, 2], np.uint32)
     digest = hashlib.sha256(key.encode())
+    channels = np.array([1], np.uint32)
     for description, array in (
+        ("channels <u4 (1,)", channels),
         ("labels |u1 (2,)", labels),
         ("extent <u4 (3, 2)", extent),
         ("covering <u4 (3,)", covering),
@@ -99,6 +101,7 @@ def test_entries_of_earlier_versions_are_found(tmp_path):
     np.savez(
         tmp_path / "cache" / f"{key}.npz",
         digest=digest,
+        channels=channels,
         labels=labels,
         extent=extent,
         covering=covering,

@@ -88,7 +88,7 @@ def test_images_to_predict(tmp_path):
     touch(*[tmp_path / "p" / name for name in ("A.mhd", "A_segmentation.mhd", "B.mhd")])
     assert list(find_images(tmp_path / "p")) == ["A", "B"]
     touch(tmp_path / "d" / "imagesTr" / "x.nii.gz", tmp_path / "d" / "labelsTr" / "x.nii.gz")
-    assert find_images(tmp_path / "d") == {"x": tmp_path / "d" / "imagesTr" / "x.nii.gz"}
+    assert find_images(tmp_path / "d") == {"x": (tmp_path / "d" / "imagesTr" / "x.nii.gz",)}
     touch(tmp_path / "d" / "imagesTs" / "y_0000.nii.gz")
     assert list(find_images(tmp_path / "d")) == ["y"]
     (tmp_path / "empty").mkdir()

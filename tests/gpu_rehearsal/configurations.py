@@ -157,13 +157,15 @@ def augmented(batch, shape, classes, dtype, transforms=False):
     return augment(ranks, tables, masks, *parameters, classes, dtype)
 
 
-def patched(batch, shape, dtype):
+def patched(batch, shape, dtype, channels):
     """A batch of `ops.patches`: image and mask."""
     stored = [2 * length for length in shape]
-    ranks, masks = (torch.empty(math.prod(stored), dtype=kind) for kind in (torch.int16, torch.uint8))
+    ranks = torch.empty(channels * math.prod(stored), dtype=torch.int16)
+    masks = torch.empty(math.prod(stored), dtype=torch.uint8)
     places, numbers = torch.tensor([[0, *stored]]), torch.zeros(batch, dtype=torch.int64)
-    tables, control_points = torch.empty(1, 1 << 16), torch.empty(batch, 2, 5, 5, 5)
-    choices = numbers, numbers, torch.zeros(batch, dtype=torch.bool), control_points, torch.zeros(batch, FIELDS)
+    tables, control_points = torch.empty(channels, 1 << 16), torch.empty(batch, 2, 5, 5, 5)
+    flags, rows = torch.zeros(batch, dtype=torch.bool), torch.zeros(batch * channels, FIELDS)
+    choices = numbers, numbers, flags, control_points, rows
     return patches(ranks, tables, masks, places, *choices, shape, 3, dtype)
 
 
@@ -237,10 +239,10 @@ def batches_of_patches():
     """{name: function} of batches."""
     return {
         f"patches to {str(dtype).removeprefix('torch.')}, {batch} x {'x'.join(map(str, shape))}": functools.partial(
-            patched, batch, shape, dtype
+            patched, batch, shape, dtype, channels
         )
         for dtype in FLOATS
-        for batch, shape in ((3, (7, 11, 13)), (2, (64, 128, 128)))
+        for batch, shape, channels in ((3, (7, 11, 13), 2), (2, (64, 128, 128), 1))
     }
 
 

@@ -135,17 +135,18 @@ def transform_case(shape, dtype, row, memory):
     assert int(mask.max()) < 4
 
 
-def patches_case(patch, dtype, row, memory):
+def patches_case(patch, dtype, row, channels, memory):
     """Two patches of two stored volumes of different sizes, one of which moves far beyond its volume."""
     shapes = [(3, 5, 7), (2, 9, 131)]
     lengths = [math.prod(shape) for shape in shapes]
-    ranks = torch.randint(-(2**15), 2**15, (sum(lengths),)).to(torch.int16)
+    ranks = torch.randint(-(2**15), 2**15, (sum(lengths) * channels,)).to(torch.int16)
     masks = torch.randint(0, 4, (sum(lengths),)).to(torch.uint8)
     places = torch.tensor([[0, *shapes[0]], [lengths[0], *shapes[1]]])
     numbers, flags, points = torch.tensor([1, 0]), torch.tensor([True, False]), 50 * torch.randn(2, 2, 5, 5, 5)
     rows = torch.from_numpy(np.stack([trial_rows(shapes[1])[row], identity_row(shapes[0])]))
     rows[0, 3:12:4] *= 20
-    stored = ranks, torch.randn(2, 1 << 16).sort(1).values, masks, places
+    rows = rows.repeat_interleave(channels, 0)
+    stored = ranks, torch.randn(2 * channels, 1 << 16).sort(1).values, masks, places
     image, mask = kernels("patches").patches(*stored, numbers, numbers, flags, points, rows, patch, dtype)
     assert bool(image.isfinite().all())
     assert int(mask.max()) < 4
@@ -256,9 +257,10 @@ def transform_cases():
 
 def patches_cases():
     """Patches smaller than a tile, and a little larger than one, of volumes that are smaller and larger than they."""
-    patches = ((1, 1, 1), 0), ((2, 5, 7), 1), ((2, 5, 130), 0)
-    for (patch, row), dtype in zip(patches, itertools.cycle(FLOATS)):
-        yield f"{patch}, {SHORT[dtype]}, row {row}", functools.partial(patches_case, patch, dtype, row)
+    patches = ((1, 1, 1), 0, 1), ((2, 5, 7), 1, 3), ((2, 5, 130), 0, 2)
+    for (patch, row, channels), dtype in zip(patches, itertools.cycle(FLOATS)):
+        name = f"{patch}, {SHORT[dtype]}, row {row}, {channels} channels"
+        yield name, functools.partial(patches_case, patch, dtype, row, channels)
 
 
 def sgd_cases():

@@ -274,15 +274,18 @@ def deform_launches():
         assert transform.supports(*inputs)
         launches += record(transform, name, lambda inputs=inputs: transform.transform(*inputs))
         launches += patch_launches(name, tables, numbers, deformed, control_points, dtype)
+        if dtype == torch.bfloat16:
+            launches += patch_launches(f"{name}, 2 channels", tables, numbers, deformed, control_points, dtype, 2)
     return launches
 
 
-def patch_launches(name, tables, numbers, deformed, control_points, dtype):
+def patch_launches(name, tables, numbers, deformed, control_points, dtype, channels=1):
     # of stored volumes twice as long along each axis
     voxels = 8 * 2 * BATCH * VOLUME[0] * VOLUME[1] * VOLUME[2]
-    ranks, masks = (torch.empty(voxels, dtype=kind, device="meta") for kind in (torch.int16, torch.uint8))
+    ranks = torch.empty(voxels * channels, dtype=torch.int16, device="meta")
+    masks, tables = torch.empty(voxels, dtype=torch.uint8, device="meta"), tables.repeat(channels, 1)
     places = torch.empty((2 * BATCH, patches.PLACE_LENGTH), dtype=torch.int64, device="meta")
-    rows = torch.empty((BATCH, patches.ROW_LENGTH), device="meta")
+    rows = torch.empty((BATCH * channels, patches.ROW_LENGTH), device="meta")
     inputs = ranks, tables, masks, places, numbers, numbers, deformed, control_points, rows, VOLUME, dtype
     assert patches.supports(*inputs)
     return record(patches, name, lambda: patches.patches(*inputs))

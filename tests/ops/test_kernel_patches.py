@@ -11,7 +11,7 @@ from tests.ops.test_kernel_transform import ALL, IMAGE_TOLERANCE, OTHER, make_ro
 from tests.ops.test_patches import CLASSES, row_at  # noqa: E402
 from vnet_fast.kernels import patches, transform  # noqa: E402
 from vnet_fast.ops import patches as operation  # noqa: E402
-from vnet_fast.ops.transform_rows import CELLS, MOVED  # noqa: E402
+from vnet_fast.ops.transform_rows import BRIGHTNESS, CELLS, MOVED, NOISE  # noqa: E402
 
 pytestmark = MARKS
 ROWS, COLUMNS = transform.TILE
@@ -50,6 +50,20 @@ def make_inputs(shapes, patch, settings, deformed):
     return *stored, *(tensor.to(DEVICE) for tensor in choices)
 
 
+def with_channels(inputs, channels):
+    """The same volumes with further channels: other ranks, tables and intensities at the same places."""
+    ranks, tables, masks, places, cases, intensities_of, deformed, points, rows = inputs
+    parts = []
+    for first, *shape in places.tolist():
+        volume = ranks[first : first + int(np.prod(shape))]
+        parts += [torch.roll(volume, 3 * channel) for channel in range(channels)]
+    tables = torch.stack([tables * (1 + channel) - channel for channel in range(channels)], 1).flatten(0, 1)
+    rows = rows.repeat_interleave(channels, 0)
+    rows[1::channels, BRIGHTNESS], rows[1::channels, NOISE] = 0.8, 0.3
+    stored = surrounded(torch.cat(parts)), surrounded(tables), masks
+    return *stored, places, cases, intensities_of, deformed, points, rows
+
+
 def defined(inputs, patch):
     ranks, tables, masks, places, cases, intensities_of, deformed, points, rows = (tensor.cpu() for tensor in inputs)
     on_host = (tensor.numpy() for tensor in (places, cases, intensities_of, deformed))
@@ -58,8 +72,8 @@ def defined(inputs, patch):
 
 def decided(inputs, patch):
     """Where the share of the definition's label is larger than that of any other by 1e-4."""
-    ranks, _, masks, places, cases, intensities_of, *others, rows = inputs
-    rows = rows.cpu().clone()
+    _, _, masks, places, cases, intensities_of, *others, rows = inputs
+    rows = rows[:: len(rows) // len(cases)].cpu().clone()
     for row, (_, d, h, w) in zip(rows, places[cases].tolist(), strict=True):
         row[CELLS:MOVED] = torch.tensor([w, h, d]) - 1
         row[MOVED + 1 :] = torch.tensor([0, 0, 0, 1, 1, 1, 0])
@@ -67,7 +81,7 @@ def decided(inputs, patch):
     shares = [
         defined(
             (
-                torch.where(masks == label, -1, 0).to(ranks.dtype),
+                torch.where(masks == label, -1, 0).to(torch.int16),
                 ramp,
                 masks,
                 places,
@@ -90,7 +104,7 @@ def check(inputs, patch, dtype=torch.float32):
     image, mask = patches.patches(*inputs, patch, dtype)
     expected, labels = defined(inputs, patch)
     assert (image.dtype, mask.dtype) == (dtype, torch.uint8)
-    assert image.shape == mask.shape == expected.shape
+    assert (image.shape, mask.shape) == (expected.shape, labels.shape)
     tables = inputs[1].cpu()
     allowed = IMAGE_TOLERANCE * (tables.max() - tables.min())
     allowed = allowed + torch.finfo(dtype).eps / 2 * (expected.abs() + allowed)
@@ -112,6 +126,18 @@ def test_everything_at_once(name, dtype):
     first = check(inputs, patch, dtype)
     for ours, again in zip(first, patches.patches(*inputs, patch, dtype), strict=True):
         assert torch.equal(ours, again)
+
+
+@pytest.mark.parametrize("channels", [2, pytest.param(3, marks=pytest.mark.exhaustive)])
+def test_several_channels(channels):
+    shapes, patch = SHAPES["primes"]
+    inputs = with_channels(make_inputs(shapes, patch, (ALL, OTHER), (True, False)), channels)
+    image, mask = check(inputs, patch)
+    assert image.shape == (2, channels, *patch)
+    assert mask.shape == (2, 1, *patch)
+    for wrong in (0, 1, 8):
+        changed = [tensor[:-1] if n == wrong else tensor for n, tensor in enumerate(inputs)]
+        assert not patches.supports(*changed, patch, torch.float32)
 
 
 @pytest.mark.parametrize("settings", [{}, {"mirrored": "xz"}], ids=["kept", "mirrored"])

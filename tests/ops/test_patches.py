@@ -9,7 +9,7 @@ from tests.ops.test_augment import smooth_volume
 from tests.ops.test_transform import row_of
 from vnet_fast.ops.patches import patches
 from vnet_fast.ops.transform import transform_definition
-from vnet_fast.ops.transform_rows import CELLS, MOVED
+from vnet_fast.ops.transform_rows import BRIGHTNESS, CELLS, GAMMA, MOVED
 
 SHAPES = [(6, 14, 11), (9, 12, 17), (8, 10, 10)]
 PATCH = (5, 8, 9)
@@ -115,6 +115,39 @@ def test_a_constant_displacement_is_a_translation():
     torch.testing.assert_close(image, expected, rtol=0, atol=1e-4)
     assert (mask != labels).float().mean() < 0.01
     assert not torch.equal(made([row], [1], [0])[0], image)
+
+
+def joined_channels(arguments):
+    """The arguments of two volumes of two channels each: two single ones of one shape, joined."""
+    ranks, tables, masks, places, cases, intensities_of, deformed, points, rows, *others = arguments
+    ranks = torch.stack([ranks, ranks.flip(0)]).view(2, 2, -1).transpose(0, 1).flatten()
+    tables = torch.stack([tables, 2 * tables], 1).flatten(0, 1)
+    other = rows.clone()
+    other[:, GAMMA], other[:, BRIGHTNESS] = 1.3, 0.9
+    rows = torch.stack([rows, other], 1).flatten(0, 1)
+    return ranks, tables, masks, places, cases, intensities_of, deformed, points, rows, *others
+
+
+def test_channels_move_together_and_have_intensities_of_their_own():
+    shape, generator = SHAPES[0], torch.Generator().manual_seed(0)
+    voxels = int(np.prod(shape))
+    ranks = torch.randint(-(2**15), 2**15, (2 * voxels,), generator=generator).to(torch.int16)
+    tables = torch.stack([torch.linspace(-2, 3, 65536), torch.linspace(-1, 1, 65536)])
+    masks = torch.randint(CLASSES, (2 * voxels,), generator=generator).to(torch.uint8)
+    places = torch.tensor([[0, *shape], [voxels, *shape]])
+    rows = torch.from_numpy(np.stack([row_at(row_of(shape, **settings), (0, 1, 0)) for settings in (TURNED, {})]))
+    points = torch.randn(2, 2, 5, 5, 5, generator=generator)
+    choices = torch.tensor([1, 0]), torch.tensor([0, 1]), torch.tensor([True, False]), points
+    arguments = ranks, tables, masks, places, *choices, rows, PATCH, CLASSES
+    image, mask = patches(*joined_channels(arguments))
+    assert image.shape == (2, 2, *PATCH)
+    first, labels = patches(*arguments)
+    torch.testing.assert_close(image[:, :1], first, rtol=0, atol=1e-6)
+    assert torch.equal(mask, labels)
+    other = rows.clone()
+    other[:, GAMMA], other[:, BRIGHTNESS] = 1.3, 0.9
+    second, _ = patches(ranks.flip(0), 2 * tables, *arguments[2:8], other, PATCH, CLASSES)
+    torch.testing.assert_close(image[:, 1:], second, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

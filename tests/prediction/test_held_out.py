@@ -83,9 +83,9 @@ def segmented(monkeypatch):
     """The names of the volumes that are predicted."""
     names, original = [], held_out.segment
 
-    def segment(model, path, *rest, **how):
-        names.append(path.stem)
-        return original(model, path, *rest, **how)
+    def segment(model, paths, *rest, **how):
+        names.append(paths[0].stem)
+        return original(model, paths, *rest, **how)
 
     monkeypatch.setattr(held_out, "segment", segment)
     return names

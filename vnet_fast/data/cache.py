@@ -18,7 +18,7 @@ from vnet_fast.io import formats
 from vnet_fast.io.integrity import CHUNK
 
 # must be raised when the content of the entries, or its computation, changes
-CACHE_FORMAT = 4
+CACHE_FORMAT = 5
 # how often a case is read whose files change meanwhile
 ATTEMPTS = 3
 
@@ -35,13 +35,22 @@ class Cache:
         spacing: mm, x y z.
         size: voxels, x y z.
         whole: whether the cases keep their whole extent, where it is larger.
+        raw: of each channel, whether its intensities are kept as they are in the file.
 
     Raises:
         InputError: if the folder can't be made.
     """
 
-    def __init__(self, folder: str | Path, spacing: Sequence[float], size: Sequence[int], whole: bool = False) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        spacing: Sequence[float],
+        size: Sequence[int],
+        whole: bool = False,
+        raw: Sequence[bool] = (),
+    ) -> None:
         self.spacing, self.size, self.whole = tuple(map(float, spacing)), tuple(map(int, size)), whole
+        self.raw = tuple(map(bool, raw))
         self.folder = make_folder(folder, "Choose another --cache")
 
     def load(self, cases: Sequence[Case], progress: Progress = iter) -> list[PreparedCase]:
@@ -62,13 +71,13 @@ class Cache:
                 key = self.key(case)
             except InputError:
                 # reading the case reports the errors of both image and mask
-                read_case(case, self.spacing, self.size, self.whole)
+                read_case(case, self.spacing, self.size, self.whole, self.raw)
                 raise
             entry = self.folder / f"{key}.npz"
             found, damage = self._read(entry, key, case.name)
             if found:
                 return found
-            prepared = read_case(case, self.spacing, self.size, self.whole)[2]
+            prepared = read_case(case, self.spacing, self.size, self.whole, self.raw)[2]
             # a file that was replaced after it was hashed would leave a wrong entry for good
             if self.key(case) == key:
                 self._write(entry, key, prepared)
@@ -79,8 +88,9 @@ class Cache:
 
     def key(self, case: Case) -> str:
         """Returns the hexadecimal digest of the content of the case's files and of the settings."""
-        digest = hashlib.sha256(json.dumps([CACHE_FORMAT, self.spacing, self.size, self.whole]).encode())
-        for volume in (case.image, case.mask):
+        settings = [CACHE_FORMAT, self.spacing, self.size, self.whole, self.raw]
+        digest = hashlib.sha256(json.dumps(settings).encode())
+        for volume in (*case.images, case.mask):
             for path in formats.files_of(volume):
                 formats.check_regular(path)
                 try:
@@ -99,7 +109,7 @@ class Cache:
             if not stat.S_ISREG(os.stat(entry).st_mode):
                 raise InputError(entry, "not a regular file", "Delete it, or choose another --cache")
             with open(entry, "rb") as file:
-                return read_entry(file, key, name, self.size, self.whole), ""
+                return read_entry(file, key, name, self.size, self.whole, self.raw), ""
         except FileNotFoundError:
             return None, ""
         except OSError as error:

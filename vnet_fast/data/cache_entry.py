@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vnet_fast.data.intensity import RANK_LEVELS
-from vnet_fast.data.preparation import MAX_VOXELS, PreparedCase
+from vnet_fast.data.preparation import PreparedCase
+from vnet_fast.io.header import MAX_CHANNELS
 from vnet_fast.io.integrity import CHUNK
 
 # of SHA-256, of which the keys are made too
@@ -26,6 +27,8 @@ LABEL_LEVELS = 256
 MAX_OVERHEAD = 1 << 16
 # of a .npy file of version 1.0: magic, version, length of the header
 PREFIX = struct.Struct("<6sBBH")
+# of the end of an archive: signature, and bytes of the list of its members
+END, END_SIGNATURE = struct.Struct("<4s8xL6x"), b"PK\5\6"
 # the share by which float32 may be off
 ROUNDING = 1e-3
 # what reading a damaged archive may raise
@@ -48,6 +51,7 @@ def write_entry(file: IO[bytes], key: str, prepared: PreparedCase) -> None:
         prepared: the case.
     """
     arrays: dict[str, NDArray[Any]] = {
+        "channels": np.array([prepared.channels], dtype=np.uint32),
         "labels": np.array(prepared.labels, dtype=np.uint8),
         "extent": np.array(prepared.extent, dtype=np.uint32),
         "covering": np.array(prepared.covering_size, dtype=np.uint32),
@@ -62,14 +66,16 @@ def write_entry(file: IO[bytes], key: str, prepared: PreparedCase) -> None:
 def compute_digest(key: str, arrays: Mapping[str, NDArray[Any]]) -> bytes:
     """The digest of arrays, of their names, types and shapes, and of the key that they were written for."""
     digest = hashlib.sha256(key.encode())
-    for name in ("labels", "extent", "covering", "ranks", "table", "mask"):
+    for name in ("channels", "labels", "extent", "covering", "ranks", "table", "mask"):
         array = arrays[name]
         digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.digest()
 
 
-def read_entry(file: IO[bytes], key: str, name: str, size: Sequence[int], whole: bool = False) -> PreparedCase:
+def read_entry(
+    file: IO[bytes], key: str, name: str, size: Sequence[int], whole: bool = False, raw: Sequence[bool] = ()
+) -> PreparedCase:
     """Reads a prepared case.
 
     Args:
@@ -78,6 +84,7 @@ def read_entry(file: IO[bytes], key: str, name: str, size: Sequence[int], whole:
         name: of the case.
         size: voxels, x y z, that the case must have.
         whole: whether it may have more.
+        raw: of each channel, whether its intensities are not normalised.
 
     Raises:
         OSError: if the file can't be read.
@@ -91,27 +98,32 @@ def read_entry(file: IO[bytes], key: str, name: str, size: Sequence[int], whole:
     digest = arrays.pop("digest").tobytes()
     if compute_digest(key, arrays) != digest:
         raise DamagedEntry("its digest differs")
-    _check_values(arrays, size)
+    _check_values(arrays, size, raw)
     labels, extent = tuple(arrays["labels"].tolist()), tuple(map(tuple, arrays["extent"].tolist()))
     covering = tuple(arrays["covering"].tolist())
     return PreparedCase(name, arrays["ranks"], arrays["table"], arrays["mask"], labels, extent, covering)
 
 
 def _read_arrays(file: IO[bytes], shape: tuple[int, int, int], whole: bool) -> dict[str, NDArray[Any]]:
-    """The arrays of an entry, of which only the number of labels is not known before; or of any size, if `whole`."""
+    """The arrays of an entry, of which only the numbers of channels and labels are not known before; or of any size,
+    if `whole`.
+    """
+    # what an entry says about itself is compared with the length of the file afterwards
+    channels, covering = _stored_size(file)
     if whole:
-        shape = _stored_shape(file)
+        shape = covering
+    several = () if channels == 1 else (channels,)
     kinds: dict[str, tuple[type[np.generic], tuple[int, ...] | None]] = {
         "digest": (np.uint8, (DIGEST_BYTES,)),
+        "channels": (np.uint32, (1,)),
         "labels": (np.uint8, None),
         "extent": (np.uint32, (len(shape), 2)),
         "covering": (np.uint32, (len(shape),)),
-        "ranks": (np.uint16, shape),
-        "table": (np.float32, (RANK_LEVELS,)),
+        "ranks": (np.uint16, (*several, *shape)),
+        "table": (np.float32, (*several, RANK_LEVELS)),
         "mask": (np.uint8, shape),
     }
     expected = sum(math.prod(shape or (0,)) * np.dtype(kind).itemsize for kind, shape in kinds.values())
-    # the list of a longer file's members could be longer than memory
     if not expected <= file.seek(0, 2) <= expected + MAX_OVERHEAD:
         raise ValueError("another length")
     with zipfile.ZipFile(file) as archive:
@@ -124,13 +136,23 @@ def _read_arrays(file: IO[bytes], shape: tuple[int, int, int], whole: bool) -> d
         }
 
 
-def _stored_shape(file: IO[bytes]) -> tuple[int, int, int]:
-    """The shape that a whole case says it has, which is compared with the length of the file afterwards."""
-    if file.seek(0, 2) > 3 * MAX_VOXELS + MAX_OVERHEAD + (RANK_LEVELS << 2):
-        raise ValueError("longer than any entry")
+def _stored_size(file: IO[bytes]) -> tuple[int, tuple[int, int, int]]:
+    """The number of channels of an entry, and the (z, y, x) voxels that cover its image."""
+    # the list of another file's members could be longer than memory
+    signature, length = END.unpack(_last_bytes(file, END.size))
+    if signature != END_SIGNATURE or length > MAX_OVERHEAD:
+        raise ValueError("not an archive of few members")
     with zipfile.ZipFile(file) as archive:
+        (channels,) = _read_array(archive, archive.getinfo("channels.npy"), np.dtype(np.uint32), (1,)).tolist()
         x, y, z = _read_array(archive, archive.getinfo("covering.npy"), np.dtype(np.uint32), (3,)).tolist()
-    return z, y, x
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise ValueError("another number of channels")
+    return channels, (z, y, x)
+
+
+def _last_bytes(file: IO[bytes], count: int) -> bytes:
+    file.seek(-count, 2)
+    return file.read(count)
 
 
 def _read_array(
@@ -168,22 +190,24 @@ def _header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
     return buffer.getvalue()[PREFIX.size :].rstrip()
 
 
-def _check_values(arrays: Mapping[str, NDArray[Any]], size: Sequence[int]) -> None:
+def _check_values(arrays: Mapping[str, NDArray[Any]], size: Sequence[int], raw: Sequence[bool]) -> None:
     """Raises a DamagedEntry if arrays have values that preparing a case can't give."""
-    table, labels = arrays["table"], arrays["labels"]
-    # of numbers with unit variance, the largest is at most the root of their count
-    largest = math.sqrt(arrays["ranks"].size) * (1 + ROUNDING)
-    # written so that NaN fails
-    if not (np.all(table[1:] >= table[:-1]) and -largest <= table[0] and table[-1] <= largest):
-        raise DamagedEntry("its table is not of normalised intensities")
+    mask, labels = arrays["mask"].reshape(-1), arrays["labels"]
+    for number, table in enumerate(arrays["table"].reshape(-1, RANK_LEVELS)):
+        is_raw = number < len(raw) and raw[number]
+        # of numbers with unit variance, the largest is at most the root of their count
+        largest = float(np.finfo(np.float32).max) if is_raw else math.sqrt(mask.size) * (1 + ROUNDING)
+        # written so that NaN fails
+        if not (np.all(table[1:] >= table[:-1]) and -largest <= table[0] and table[-1] <= largest):
+            raise DamagedEntry("its table is not of normalised intensities")
     if np.any(labels[1:] <= labels[:-1]):
         raise DamagedEntry("its labels are not sorted")
     if np.any(arrays["covering"] < size):
         raise DamagedEntry("its whole size is smaller than the grid")
     first, end = arrays["extent"].T
-    if np.any(first >= end) or np.any(end > arrays["ranks"].shape):
+    if np.any(first >= end) or np.any(end > arrays["mask"].shape):
         raise DamagedEntry("its extent is not a part of the grid")
-    counts, mask = np.zeros(LABEL_LEVELS, dtype=np.int64), arrays["mask"].reshape(-1)
+    counts = np.zeros(LABEL_LEVELS, dtype=np.int64)
     for start in range(0, mask.size, CHUNK):
         # NumPy widens what it counts to eight bytes
         counts += np.bincount(mask[start : start + CHUNK], minlength=LABEL_LEVELS)

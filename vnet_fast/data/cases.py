@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,19 +10,34 @@ from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.io import formats
 
 MASK_SUFFIX = "_segmentation"
-# endings that other programs add to a case's name in a folder of masks, or of images
+# endings that other programs add to a case's name in a folder of masks
 MASK_ENDINGS = (MASK_SUFFIX, "_seg", "_mask", "_label", "_labels", "_gt")
-IMAGE_ENDINGS = ("_0000",)
+# nnU-Net's ending of the file of a channel
+CHANNEL = re.compile(r"(?P<case>.+)_(?P<number>\d{4})")
+FIRST_CHANNEL = "_0000"
 LAYOUTS = f"Provide X.mhd with X{MASK_SUFFIX}.mhd, or imagesTr with labelsTr, or two folders with --data and --labels"
 
 
 @dataclass(frozen=True)
 class Case:
-    """The files of a volume and of its mask."""
+    """The files of a volume and of its mask.
+
+    Args:
+        name: of the case.
+        image: the volume's file, or that of its first channel.
+        mask: the mask's file.
+        others: the files of the other channels, if each has one of its own.
+    """
 
     name: str
     image: Path
     mask: Path
+    others: tuple[Path, ...] = ()
+
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """The volume's files, one for each channel; a single file may have several channels."""
+        return self.image, *self.others
 
 
 def find_cases(data: str | Path, labels: str | Path | None = None) -> list[Case]:
@@ -63,33 +78,82 @@ def pair_cases(data: str | Path, labels: str | Path | None = None) -> tuple[list
     if os.path.isdir(data / "imagesTr"):
         data, labels = data / "imagesTr", labels or data / "labelsTr"
     if labels is not None:
-        images = _strip_endings(formats.volumes_in(data), IMAGE_ENDINGS)
+        volumes = formats.volumes_in(data)
         masks = _strip_endings(formats.volumes_in(labels), MASK_ENDINGS)
     else:
         volumes = formats.volumes_in(data)
         masks = {_strip_ending(name, (MASK_SUFFIX,)): path for name, path in volumes.items() if _is_mask(name)}
-        images = {name: path for name, path in volumes.items() if not _is_mask(name)}
-        if images and not masks:
-            raise InputError(data, f"{len(images)} volumes but no masks", LAYOUTS)
-    if not images:
+        volumes = {name: path for name, path in volumes.items() if not _is_mask(name)}
+        if volumes and not masks:
+            raise InputError(data, f"{len(volumes)} volumes but no masks", LAYOUTS)
+    if not volumes:
         raise InputError(data, "no volumes", LAYOUTS)
-    unpaired = [InputError(images[name], "no mask for this image", "Add it, or remove the image")
-                for name in images.keys() - masks.keys()]  # fmt: skip
+    # what has a mask of its own is a case, even if it is named like a channel
+    images, unpaired = join_channels(volumes, lambda case, name: case in masks and name not in masks)
+    unpaired += [InputError(images[name][0], "no mask for this image", "Add it, or remove the image")
+                 for name in images.keys() - masks.keys()]  # fmt: skip
     unpaired += [InputError(masks[name], "no image for this mask", "Add it, or remove the mask")
                  for name in masks.keys() - images.keys()]  # fmt: skip
     names = sorted(images.keys() & masks.keys(), key=natural)
-    cases = [Case(name, images[name], masks[name]) for name in names]
+    cases = [Case(name, images[name][0], masks[name], images[name][1:]) for name in names]
     return cases, sorted(unpaired, key=lambda error: natural(error.subject))
 
 
-def find_images(data: str | Path) -> dict[str, Path]:
+def join_channels(
+    volumes: Mapping[str, Path], belongs: Callable[[str, str], bool]
+) -> tuple[dict[str, tuple[Path, ...]], list[InputError]]:
+    """Joins the channels of volumes that have a file for each, such as `CASE_0000` and `CASE_0001`.
+
+    Args:
+        volumes: paths by name.
+        belongs: of a case and of a name that ends like its channel, whether it is one.
+
+    Returns:
+        the files of each volume by its name, and an InputError for each volume that lacks a channel before its last
+        one, or occurs twice.
+    """
+    joined: dict[str, dict[int, Path]] = {}
+    errors = []
+    for name, path in volumes.items():
+        match = CHANNEL.fullmatch(name)
+        is_channel = match is not None and belongs(match["case"], name)
+        case, number = (match["case"], int(match["number"])) if match is not None and is_channel else (name, 0)
+        if number in joined.setdefault(case, {}):
+            errors.append(InputError(path, f"the same case as {joined[case][number].name}", "Keep one of the two"))
+        joined[case].setdefault(number, path)
+    for channels in joined.values():
+        missing = sorted(set(range(max(channels))) - channels.keys())
+        if missing:
+            cause = f"its channel {missing[0]:04d} is missing"
+            errors.append(InputError(channels[max(channels)], cause, "Add it, or take the case out"))
+    return {case: tuple(channels[number] for number in sorted(channels)) for case, channels in joined.items()}, errors
+
+
+def channels_of(path: Path) -> tuple[Path, ...]:
+    """The files of a volume whose first channel is at a path; the path alone unless it ends so."""
+    match = CHANNEL.fullmatch(formats.stem_of(path))
+    if match is None or not formats.stem_of(path).endswith(FIRST_CHANNEL):
+        return (path,)
+    beside = {
+        name: other for name, other in formats.volumes_in(path.parent).items()
+        if name.startswith(match["case"] + "_") and CHANNEL.fullmatch(name)
+    }  # fmt: skip
+    joined, errors = join_channels(beside, lambda case, _: case == match["case"])
+    if errors:
+        raise InputErrors(errors)
+    return joined[match["case"]]
+
+
+def find_images(data: str | Path, several: bool = False) -> dict[str, tuple[Path, ...]]:
     """Finds the volumes to predict in a folder: all that are not masks.
 
     Args:
         data: a folder in one of the layouts of `pair_cases`; `imagesTs` comes before `imagesTr`.
+        several: whether volumes may have a file for each channel; otherwise only the ending of the first one is left
+            out of a name.
 
     Returns:
-        dict from name to path, in natural order of name; a folder of DICOM slices is one volume.
+        dict from name to the volume's files, in natural order of name; a folder of DICOM slices is one file.
 
     Raises:
         InputError, InputErrors: if the folder can't be listed or has no volumes, or if a name occurs twice.
@@ -99,11 +163,17 @@ def find_images(data: str | Path) -> dict[str, Path]:
         if os.path.isdir(data / folder):
             data = data / folder
             break
-    volumes = _strip_endings(formats.volumes_in(data), IMAGE_ENDINGS)
-    images = {name: volumes[name] for name in sorted(volumes, key=natural) if not _is_mask(name)}
-    if not images:
+    found = formats.volumes_in(data)
+    firsts = {name.removesuffix(FIRST_CHANNEL) for name in found if name.endswith(FIRST_CHANNEL)}
+    volumes, errors = join_channels(
+        {name: path for name, path in found.items() if not _is_mask(name)},
+        lambda case, name: name.endswith(FIRST_CHANNEL) or (several and case in firsts),
+    )
+    if errors:
+        raise InputErrors(errors)
+    if not volumes:
         raise InputError(data, "no volumes", formats.CONVERT)
-    return images
+    return {name: volumes[name] for name in sorted(volumes, key=natural)}
 
 
 def pair_masks(predictions: str | Path, labels: str | Path) -> tuple[list[tuple[str, Path, Path]], list[Path]]:

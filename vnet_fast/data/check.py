@@ -1,10 +1,12 @@
 """Checks all cases of a folder without training: prints a table of them, and reports all errors."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from vnet_fast.data.cases import Case
+from vnet_fast.data.channels import find_channels, find_errors
 from vnet_fast.data.classes import find_declared
 from vnet_fast.data.labels import count_classes
 from vnet_fast.data.preparation import PreparedCase, map_cases, read_case
@@ -70,9 +72,11 @@ def check_data(settings: DataSettings) -> int:
     if settings.data is None:
         raise InputError("--check", "given without --data", "Name the folder of the volumes too")
     cases, errors = find_run_cases(settings, settings.data)
+    channels = find_channels(settings.data, settings.labels)
+    raw = [channel.is_ct for channel in channels]
     try:
         progress = partial(track, description="checking", unit="cases", total=len(cases))
-        summaries = map_cases(lambda case: _summarise(case, settings), cases, progress)
+        summaries = map_cases(lambda case: _summarise(case, settings, raw), cases, progress)
     except InputErrors as several:
         summaries = list(several.results)
         errors += several.errors
@@ -83,6 +87,7 @@ def check_data(settings: DataSettings) -> int:
     warnings += [warning for summary in summaries for warning in summary.warnings()]
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    errors += find_errors(prepared, {case.name: case.image for case in cases}, channels, settings.data)
     errors += find_duplicates(cases, prepared)
     if not errors:
         # only then, because a label may be missing with the case that has it
@@ -97,11 +102,11 @@ def check_data(settings: DataSettings) -> int:
     return 0
 
 
-def _summarise(case: Case, settings: DataSettings) -> CaseSummary:
+def _summarise(case: Case, settings: DataSettings, raw: Sequence[bool]) -> CaseSummary:
     # imported here, because training from the cache needs no image library
     from vnet_fast.io.volumes import sitk
 
-    image, _, prepared = read_case(case, settings.spacing, settings.volume, bool(settings.wants_patches))
+    image, _, prepared = read_case(case, settings.spacing, settings.volume, bool(settings.wants_patches), raw)
     values = sitk.GetArrayViewFromImage(image)
     return CaseSummary(case, image.GetSize(), image.GetSpacing(), (float(values.min()), float(values.max())), prepared)
 

@@ -10,6 +10,8 @@ from vnet_fast.data.preparation import PreparedCase
 from vnet_fast.errors import InputError
 from vnet_fast.stored import read_object, reason, shown
 
+# the file in which the Decathlon and nnU-Net describe a data set
+DESCRIPTION = "dataset.json"
 # what a mask of uint8 can hold
 MAX_LABEL = 255
 MAX_DIGITS = 3
@@ -31,33 +33,33 @@ def declared_labels(data: str | Path, allow_regions: bool = False) -> dict[int, 
         InputError: if the file can't be read, is not a valid description, or describes what can't be trained: regions
             of several labels, or a label to ignore.
     """
-    path = Path(data) / "dataset.json"
+    path = Path(data) / DESCRIPTION
     if not os.path.lexists(path):
         return None
-    labels = _read_description(path).get("labels")
+    labels = read_description(path).get("labels")
     if labels is None:
         return None
     if not isinstance(labels, dict):
-        raise _not_described(path, "its labels must be an object with a name for each label")
+        raise not_described(path, "its labels must be an object with a name for each label")
     declared: dict[int, str] = {}
     for key, value in labels.items():
         if allow_regions and isinstance(value, list):
             continue
         label, name = _label_and_name(path, key, value)
         if label in declared:
-            raise _not_described(path, f"names label {label} twice")
+            raise not_described(path, f"names label {label} twice")
         declared[label] = name
     return declared or None
 
 
-def _read_description(path: Path) -> dict[str, Any]:
-    """The object in a file of JSON."""
+def read_description(path: Path) -> dict[str, Any]:
+    """The object in a `dataset.json`; an InputError if it can't be read."""
     try:
         return read_object(path)
     except OSError as error:
         raise InputError(path, f"can't be read ({error.strerror})", "Check it and its permissions") from None
     except ValueError as error:
-        raise _not_described(path, reason(error)) from None
+        raise not_described(path, reason(error)) from None
 
 
 def _label_and_name(path: Path, key: str, value: object) -> tuple[int, str]:
@@ -69,14 +71,14 @@ def _label_and_name(path: Path, key: str, value: object) -> tuple[int, str]:
     if type(number) is float and number.is_integer():
         number = int(number)
     if not (type(number) is int or _is_digits(number)):
-        raise _not_described(path, f"its label {shown(key)} must have a whole number; got {shown(value)}")
+        raise not_described(path, f"its label {shown(key)} must have a whole number; got {shown(value)}")
     digits = str(number).lstrip("0") or "0"
     # a text may have more digits than Python converts
     label = int(digits) if len(digits) <= MAX_DIGITS else -1
     if not 0 <= label <= MAX_LABEL:
-        raise _not_described(path, f"its label {shown(key)} must be from 0 to {MAX_LABEL}; got {shown(number)}")
+        raise not_described(path, f"its label {shown(key)} must be from 0 to {MAX_LABEL}; got {shown(number)}")
     if any("\ud800" <= character <= "\udfff" for character in name):
-        raise _not_described(path, f"the name of label {label} is no text ({shown(name)})")
+        raise not_described(path, f"the name of label {label} is no text ({shown(name)})")
     if name.lower() == IGNORE:
         cause = f"has an ignore label ({label}), which is not supported yet, and would count as a class"
         raise InputError(path, cause, "Remove it from dataset.json and from the masks")
@@ -87,7 +89,8 @@ def _is_digits(value: object) -> bool:
     return isinstance(value, str) and value.isascii() and value.isdigit()
 
 
-def _not_described(path: Path, cause: str) -> InputError:
+def not_described(path: Path, cause: str) -> InputError:
+    """The error about a `dataset.json` that describes no data set."""
     return InputError(path, f"not a description of a data set ({cause})", "Correct or remove it")
 
 

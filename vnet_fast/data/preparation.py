@@ -37,8 +37,9 @@ class PreparedCase:
 
     Args:
         name: of the case.
-        ranks: (z, y, x) uint16, see `intensity.to_ranks`.
-        table: (65536,) float32, the normalised intensity of each rank.
+        ranks: (z, y, x) uint16, or (C, z, y, x) of several channels, see `intensity.to_ranks`.
+        table: (65536,) or (C, 65536) float32, the normalised intensity of each rank; of CT that in the file, until the
+            data set is known, see `channels.scale_case`.
         mask: (z, y, x) uint8 labels.
         labels: the labels in the mask's file, sorted.
         extent: along each axis z, y, x the first voxel in the image and the first one behind it; empty if the image
@@ -58,7 +59,24 @@ class PreparedCase:
     @property
     def covering_size(self) -> tuple[int, ...]:
         """`covering`, also where that is empty."""
-        return self.covering or self.ranks.shape[::-1]
+        return self.covering or self.shape[::-1]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels, (z, y, x)."""
+        z, y, x = self.mask.shape
+        return z, y, x
+
+    @property
+    def channels(self) -> int:
+        """The number of channels."""
+        return 1 if self.ranks.ndim == 3 else len(self.ranks)
+
+    def of_channel(self, number: int) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
+        """Ranks (z, y, x) and table (65536,) of a channel."""
+        if self.ranks.ndim == 3:
+            return self.ranks, self.table
+        return self.ranks[number], self.table[number]
 
     @property
     def inside(self) -> tuple[slice, ...]:
@@ -67,8 +85,10 @@ class PreparedCase:
 
     @property
     def image(self) -> NDArray[np.float32]:
-        """The intensities, (z, y, x) float32, with zero mean and unit variance over the foreground."""
-        return from_ranks(self.ranks, self.table)
+        """The intensities, (z, y, x) or (C, z, y, x) float32, with zero mean and unit variance over the foreground."""
+        if self.ranks.ndim == 3:
+            return from_ranks(self.ranks, self.table)
+        return np.stack([from_ranks(*self.of_channel(number)) for number in range(self.channels)])
 
     @property
     def fingerprint(self) -> bytes:
@@ -77,24 +97,44 @@ class PreparedCase:
 
 
 def prepare(
-    name: str, values: ArrayLike, mask: ArrayLike, labels: Iterable[int], covering: tuple[int, ...] = ()
+    name: str,
+    values: ArrayLike,
+    mask: ArrayLike,
+    labels: Iterable[int],
+    covering: tuple[int, ...] = (),
+    raw: Sequence[bool] = (),
 ) -> PreparedCase:
     """Makes a PreparedCase of a volume and its mask on the network's grid.
 
     Args:
         name: of the case.
-        values: (z, y, x) intensities, NaN outside of the image.
+        values: (z, y, x) intensities, or (C, z, y, x) of several channels, NaN outside of the image.
         mask: (z, y, x) labels.
         labels: the labels in the mask's file, sorted.
         covering: see PreparedCase.
+        raw: of each channel, whether its intensities are kept as they are, because the data set's normalise them; all
+            are normalised without.
 
     Raises:
-        ValueError: if all intensities are the same.
+        ValueError: if all intensities of a channel are the same.
     """
     values = np.asarray(values)
-    ranks, table = to_ranks(normalise(values))
     mask = np.ascontiguousarray(mask, dtype=np.uint8)
-    return PreparedCase(name, ranks, table, mask, tuple(labels), _extent(~np.isnan(values)), covering)
+    if values.ndim == 3:
+        ranks, table = _ranked(values, any(raw))
+    else:
+        kept = [number < len(raw) and raw[number] for number in range(len(values))]
+        ranks, table = map(np.stack, zip(*map(_ranked, values, kept), strict=True))
+    extent = _extent(~np.isnan(values if values.ndim == 3 else values[0]))
+    return PreparedCase(name, ranks, table, mask, tuple(labels), extent, covering)
+
+
+def _ranked(values: NDArray[np.float32], raw: bool) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
+    """Ranks and table of a channel, normalised or as it is."""
+    normalised = normalise(values)
+    if not raw:
+        return to_ranks(normalised)
+    return to_ranks(np.where(np.isnan(values), np.nanmin(values), values).astype(np.float32))
 
 
 def _extent(inside: NDArray[np.bool_]) -> tuple[tuple[int, int], ...]:
@@ -107,7 +147,7 @@ def _extent(inside: NDArray[np.bool_]) -> tuple[tuple[int, int], ...]:
 
 
 def read_case(
-    case: Case, spacing: Sequence[float], size: Sequence[int], whole: bool = False
+    case: Case, spacing: Sequence[float], size: Sequence[int], whole: bool = False, raw: Sequence[bool] = ()
 ) -> tuple["sitk.Image", "sitk.Image", PreparedCase]:
     """Reads and prepares a case.
 
@@ -116,26 +156,20 @@ def read_case(
         spacing: mm, x y z, of the network's grid.
         size: voxels, x y z, of the network's grid.
         whole: whether the grid is enlarged, where it is smaller, to cover the whole image.
+        raw: see `prepare`.
 
     Returns:
-        image and mask, as from `volumes.read_image` and `volumes.read_mask`, and the PreparedCase.
+        image and mask, as from `volumes.read_image` and `volumes.read_mask`, and the PreparedCase; of several channels
+        the first one.
 
     Raises:
         InputError, InputErrors: for the image, the mask or both.
     """
     # imported here, because training from the cache needs no image library
-    from vnet_fast.io import volumes
     from vnet_fast.io.grid import covering_size, image_on_grid, mask_on_grid, working_grid
 
-    try:
-        image = volumes.read_image(case.image)
-    except InputError as image_error:
-        try:
-            volumes.read_mask(case.mask)
-        except InputError as mask_error:
-            raise InputErrors([image_error, mask_error]) from None
-        raise
-    mask = volumes.read_mask(case.mask, image, case.image)
+    images, mask, labels = _read_files(case)
+    image = images[0]
     grid = working_grid(image, spacing, size)
     covering = covering_size(image, grid)
     if whole:
@@ -143,13 +177,30 @@ def read_case(
             cause = f"takes {' x '.join(map(str, covering))} voxels on the network's grid"
             raise InputError(case.image, cause, "Check its spacing, or give a coarser --spacing")
         grid = working_grid(image, spacing, covering)
-    labels = np.unique(volumes.sitk.GetArrayViewFromImage(mask)).tolist()
     try:
-        prepared = prepare(case.name, image_on_grid(image, grid), mask_on_grid(mask, grid), labels, covering)
+        values = [image_on_grid(channel, grid) for channel in images]
+        found = values[0] if len(values) == 1 else np.stack(values)
+        prepared = prepare(case.name, found, mask_on_grid(mask, grid), labels, covering, raw)
     except ValueError as error:
         remedy = "Check the volume, --spacing and --volume"
         raise InputError(case.image, f"{error} on the network's grid", remedy) from None
     return image, mask, prepared
+
+
+def _read_files(case: Case) -> tuple[list["sitk.Image"], "sitk.Image", list[int]]:
+    """The channels and the mask of a case, and the mask's labels."""
+    from vnet_fast.io import volumes
+
+    try:
+        images = volumes.read_channels(case.images)
+    except InputError as image_error:
+        try:
+            volumes.read_mask(case.mask)
+        except InputError as mask_error:
+            raise InputErrors([image_error, mask_error]) from None
+        raise
+    mask = volumes.read_mask(case.mask, images[0], case.image)
+    return images, mask, np.unique(volumes.sitk.GetArrayViewFromImage(mask)).tolist()
 
 
 def map_cases(function: Callable[[Case], T], cases: Sequence[Case], progress: Progress = iter) -> list[T]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from vnet_fast.data.cache import Cache
 from vnet_fast.data.cases import Case, pair_cases
+from vnet_fast.data.channels import Channel, describe, find_channels, find_errors, fitted, scale_case
 from vnet_fast.data.classes import find_declared, foreground, title_of
 from vnet_fast.data.folds import split
 from vnet_fast.data.labels import count_classes
@@ -36,6 +37,7 @@ class Data:
         num_classes: number of classes, background included.
         class_names: dict from label to name, of the classes that have one.
         patches: whether the cases keep their whole extent, of which patches are trained on.
+        channels: of the volumes.
     """
 
     training: list[PreparedCase]
@@ -43,6 +45,7 @@ class Data:
     num_classes: int
     class_names: Mapping[int, str] = field(default_factory=dict)
     patches: bool = False
+    channels: tuple[Channel, ...] = (Channel(),)
 
     @property
     def titles(self) -> list[str]:
@@ -100,30 +103,35 @@ def load_data(settings: DataSettings) -> Data:
         print(f"data: {NUM_PHANTOMS} synthetic phantoms, {len(training)} to train on, {len(validation)} to validate")
         return Data(training, validation, 2)
     declared = find_declared(settings.data, settings.labels, settings.binary)
-    prepared, num_classes, patches = _prepare_cases(settings, settings.data, declared)
+    channels = find_channels(settings.data, settings.labels)
+    prepared, num_classes, patches = _prepare_cases(settings, settings.data, declared, channels)
+    channels = channels or (Channel(),) * prepared[0].channels
     training, validation = split(prepared, settings.folds, fold, settings.seed)
+    channels = fitted(channels, training)
+    training, validation = ([scale_case(case, channels) for case in cases] for cases in (training, validation))
     print(
         f"data: {len(prepared)} cases in {settings.data}, {len(training)} to train on, {len(validation)} to validate, "
-        f"{num_classes - 1} {'class' if num_classes == 2 else 'classes'} "
-        f"(prepared volumes in {_find_cache(settings)})"
+        f"{num_classes - 1} {'class' if num_classes == 2 else 'classes'}"
+        f"{', ' + describe(channels) if len(channels) > 1 else ''} (prepared volumes in {_find_cache(settings)})"
     )
     if patches:
         largest = max((case.covering_size for case in prepared), key=math.prod)
         print(f"patches: of whole volumes, of up to {' x '.join(map(str, largest))} voxels")
-    return Data(training, validation, num_classes, {} if settings.binary else foreground(declared), patches)
+    return Data(training, validation, num_classes, {} if settings.binary else foreground(declared), patches, channels)
 
 
 def _prepare_cases(
-    settings: DataSettings, data: str, declared: Mapping[int, str] | None
+    settings: DataSettings, data: str, declared: Mapping[int, str] | None, channels: Sequence[Channel]
 ) -> tuple[list[PreparedCase], int, bool]:
     """Returns the prepared cases, the number of classes and whether they are whole, and prints warnings."""
     cases, errors = find_run_cases(settings, data)
-    patches = bool(settings.wants_patches)
-    prepared, several = _load(settings, cases, patches)
+    patches, raw = bool(settings.wants_patches), [channel.is_ct for channel in channels]
+    prepared, several = _load(settings, cases, patches, raw)
     if settings.wants_patches is None and not several and exceed(prepared, settings.volume):
         patches = True
-        prepared, several = _load(settings, cases, patches)
+        prepared, several = _load(settings, cases, patches, raw)
     errors += several
+    errors += find_errors(prepared, {case.name: case.image for case in cases}, channels, data)
     errors += find_duplicates(cases, prepared)
     if errors:
         raise InputErrors(errors)
@@ -133,9 +141,11 @@ def _prepare_cases(
     return prepared, num_classes, patches
 
 
-def _load(settings: DataSettings, cases: Sequence[Case], whole: bool) -> tuple[list[PreparedCase], list[InputError]]:
+def _load(
+    settings: DataSettings, cases: Sequence[Case], whole: bool, raw: Sequence[bool]
+) -> tuple[list[PreparedCase], list[InputError]]:
     """The prepared cases, and the errors of those that can't be prepared."""
-    cache = Cache(_find_cache(settings), settings.spacing, settings.volume, whole)
+    cache = Cache(_find_cache(settings), settings.spacing, settings.volume, whole, raw)
     try:
         return cache.load(cases, partial(track, description="preparing", unit="cases", total=len(cases))), []
     except InputErrors as several:

@@ -74,7 +74,7 @@ def find_case_images(labels: str | Path, images: str | Path | None = None, only:
     if images and not Path(images).is_dir():
         return {only: Path(images)}
     if images:
-        return cases.find_images(images)
+        return {name: files[0] for name, files in cases.find_images(images).items()}
     labels = Path(labels)
     labels = labels if labels.is_dir() else labels.parent
     data = labels.parent if labels.name == "labelsTr" else labels
@@ -171,7 +171,8 @@ def read_case(
     Raises:
         InputError: if a file can't be read, or a mask is not on the volume's grid.
     """
-    image = volumes.read_image(image_path)
+    # the first channel
+    image = volumes.read_channels([image_path])[0]
     reference = _radiological(volumes.read_mask(reference_path, image, image_path))
     predictions, several = {}, len(evaluations) > 1
     for evaluation, path in zip(evaluations, prediction_paths, strict=True):

@@ -98,7 +98,8 @@ def working_grid(image: sitk.Image, spacing: Sequence[float], size: Sequence[int
     for file_size, file_spacing, new_size, new_spacing in zip(file.size, file.spacing, size, spacing, strict=True):
         ratio = new_spacing / file_spacing
         start = (file_size - 1) / 2 - (new_size - 1) / 2 * ratio
-        first.append(math.floor(start) if math.isclose(ratio, 1, rel_tol=1e-6) else start)
+        # a spacing that the file has rounded to float32 must not shift it by a voxel
+        first.append(math.floor(start + GEOMETRY_TOLERANCE) if math.isclose(ratio, 1, rel_tol=1e-6) else start)
     axes = np.array(file.direction).reshape(3, 3)
     origin = np.array(file.origin) + axes @ (np.array(first) * file.spacing)
     return Grid(triple(size), triple(map(float, spacing)), triple(map(float, origin)), file.direction)

@@ -28,6 +28,8 @@ SCALAR_VOLUME = "Name a 3-D volume with one value per voxel"
 ONE_OF_SEVERAL = "Split it into its points in time or channels, and name one volume of it"
 # 1024 voxels along each axis; as float32 that is 4 GiB of memory
 MAX_VOXELS = 1 << 30
+# of a volume; a longer fourth axis is one of time
+MAX_CHANNELS = 64
 # mm
 MIN_SPACING, MAX_SPACING = 1e-3, 1e3
 MAX_ORIGIN = 1e6
@@ -62,21 +64,28 @@ class Placement:
 
 @dataclass(frozen=True)
 class Header:
-    """The valid header of a 3-D scalar volume.
+    """The valid header of a 3-D scalar volume, or of several on one grid.
 
     Args:
         size: voxels, x y z.
         data_bytes: number of bytes of the uncompressed voxels.
         placements: one, or two if the format states the placement twice.
+        volumes: how many there are, one for each channel.
     """
 
     size: tuple[int, int, int]
     data_bytes: int
     placements: tuple[Placement, ...]
+    volumes: int = 1
 
 
 def make_header(
-    path: Path, size: Sequence[int], channels: int, voxel_bytes: int, placements: Callable[[], Sequence[Placement]]
+    path: Path,
+    size: Sequence[int],
+    channels: int,
+    voxel_bytes: int,
+    placements: Callable[[], Sequence[Placement]],
+    several: bool = False,
 ) -> Header:
     """Checks the values of a header and returns them as a Header.
 
@@ -86,6 +95,7 @@ def make_header(
         channels: values per voxel.
         voxel_bytes: bytes per voxel.
         placements: returns the placements; called only once the file is known to have three axes.
+        several: whether the format's fourth axis may have several volumes.
 
     Raises:
         InputError: if it is not a scalar volume, is too large, or has an invalid placement.
@@ -93,7 +103,8 @@ def make_header(
     if not size or min(size) < 1:
         raise InputError(path, f"its header gives a size of {' '.join(map(str, size))}", COPY_AGAIN)
     # some programs write a volume with a fourth axis of length one
-    if not (len(size) == 3 or (len(size) > 3 and max(size[3:]) == 1)) or channels != 1:
+    is_one = len(size) == 3 or (len(size) > 3 and max(size[3:]) == 1)
+    if not (is_one or (several and len(size) == 4 and size[3] <= MAX_CHANNELS)) or channels != 1:
         raise scalar_volume_error(path, size, channels)
     voxels = math.prod(size)
     if voxels > MAX_VOXELS:
@@ -102,7 +113,7 @@ def make_header(
     checked = tuple(placements())
     for placement in checked:
         check_placement(path, placement)
-    return Header(triple(size[:3]), voxels * voxel_bytes, checked)
+    return Header(triple(size[:3]), voxels * voxel_bytes, checked, math.prod(size[3:]))
 
 
 def scalar_volume_error(path: Path, size: Sequence[int], channels: int, remedy: str = SCALAR_VOLUME) -> InputError:

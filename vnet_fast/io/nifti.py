@@ -79,8 +79,9 @@ def read_header(path: Path) -> Header:
     if any(map(math.isinf, (fields.slope, fields.intercept))):
         raise InputError(path, "damaged header: it scales the voxels by infinity", COPY_AGAIN)
     header = make_header(
-        path, fields.dim[1 : count + 1], channels, channels * bits // 8, lambda: _find_placements(path, fields)
-    )
+        path, fields.dim[1 : count + 1], channels, channels * bits // 8, lambda: _find_placements(path, fields),
+        several=True,
+    )  # fmt: skip
     check_length = integrity.check_gzip if compressed else integrity.check_plain
     check_length(path, fields.offset, header.data_bytes)
     return header

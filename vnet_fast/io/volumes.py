@@ -1,5 +1,6 @@
 """Reads volumes and masks with SimpleITK, and checks what is read."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,32 @@ def read_image(path: str | Path) -> sitk.Image:
     Raises:
         InputError: if it is missing, damaged, not a 3-D volume with one value per voxel, or holds NaN or infinity.
     """
-    image = _read(Path(path))
+    return _as_intensities(path, _read(Path(path)))
+
+
+def read_channels(paths: Sequence[Path]) -> list[sitk.Image]:
+    """Reads the channels of a volume, which must lie on one grid.
+
+    Args:
+        paths: of a file for each channel, as for `read_image`; or of a single one, which may be a 4-D NIfTI file with
+            all of them.
+
+    Returns:
+        a 3-D SimpleITK image for each channel, float32; all voxels are finite.
+
+    Raises:
+        InputError: as `read_image`; also if a channel's size, spacing, origin or direction differ from those of the
+            first one by more than 1e-3.
+    """
+    if len(paths) == 1:
+        return [_as_intensities(paths[0], image) for image in _read_several(paths[0])]
+    images = [read_image(path) for path in paths]
+    for path, image in zip(paths[1:], images[1:], strict=True):
+        _check_same_grid(path, image, images[0], paths[0], "Resample the channels to one grid")
+    return images
+
+
+def _as_intensities(path: str | Path, image: sitk.Image) -> sitk.Image:
     # ITK would copy an image of the same pixel type
     if image.GetPixelID() != sitk.sitkFloat32:
         return_memory_beside(image.GetNumberOfPixels())
@@ -71,7 +97,7 @@ def read_mask(path: str | Path, image: sitk.Image | None = None, image_path: str
         _check_labels(path, mask)
         mask = sitk.Cast(mask, sitk.sitkUInt8)
     if image is not None:
-        _check_same_grid(path, mask, image, image_path)
+        _check_same_grid(path, mask, image, image_path, "Export the mask on the grid of its image")
     return mask
 
 
@@ -90,29 +116,44 @@ def _check_labels(path: str | Path, mask: sitk.Image) -> None:
         raise InputError(path, f"{cause}, such as {example}", remedy)
 
 
-def _check_same_grid(path: str | Path, mask: sitk.Image, image: sitk.Image, image_path: str | Path | None) -> None:
+def _check_same_grid(
+    path: str | Path, mask: sitk.Image, image: sitk.Image, image_path: str | Path | None, remedy: str
+) -> None:
     of_mask, of_image = Grid.of(mask), Grid.of(image)
     for name in ("size", "spacing", "origin", "direction"):
         masks, images = getattr(of_mask, name), getattr(of_image, name)
         if not np.allclose(masks, images, rtol=0, atol=GEOMETRY_TOLERANCE):
             image_name = "its image" if image_path is None else Path(image_path).name
             cause = f"its {name} is {format_numbers(masks)}, that of {image_name} is {format_numbers(images)}"
-            raise InputError(path, cause, "Export the mask on the grid of its image")
+            raise InputError(path, cause, remedy)
 
 
 def _read(path: Path) -> sitk.Image:
+    """The volume at a path, which must be a single one."""
+    images = _read_several(path, at_most=1)
+    return images[0]
+
+
+def _read_several(path: Path, at_most: int | None = None) -> list[sitk.Image]:
+    """The volumes of a file that may have several channels, on one grid."""
     if path.is_dir() and formats.suffix_of(path) is None:
         image = _to_three_axes(dicom.read_series(path), path)
         check_placement(path, Grid.of(image).placement)
-        return image
+        return [image]
     check_regular(path)
     if formats.is_meant_as_dicom(path):
         raise dicom.single_file_error(path)
     header = formats.verify_volume(path)
-    image = _to_three_axes(read_file(path, formats.format_of(path).image_io), path)
-    grid = Grid.of(image)
+    if at_most is not None and header.volumes > at_most:
+        raise scalar_volume_error(path, (*header.size, header.volumes), 1)
+    image = read_file(path, formats.format_of(path).image_io)
+    if header.volumes == 1:
+        images = [_to_three_axes(image, path)]
+    else:
+        images = [image[:, :, :, channel] for channel in range(header.volumes)]
+    grid = Grid.of(images[0])
     check_agreement(path, header, grid.size, grid.placement)
-    return image
+    return images
 
 
 def _to_three_axes(image: sitk.Image, path: Path) -> sitk.Image:

@@ -39,20 +39,21 @@ def patches(
     """A training batch of N patches of M stored volumes.
 
     Args:
-        ranks: (T,) int16 with the bits of uint16, of all volumes one after the other, see `data.intensity.to_ranks`.
-        tables: (M', 65536) float32, the intensity of each rank in M' distributions.
+        ranks: (C T,) int16 with the bits of uint16, of all volumes one after the other, and in each of its C channels,
+            see `data.intensity.to_ranks`.
+        tables: (M' C, 65536) float32, the intensity of each rank in M' distributions, of C channels each.
         masks: (T,) uint8 labels below `num_classes`.
-        places: (M, 4) int64, of each volume the index of its first voxel, D, H and W.
+        places: (M, 4) int64, of each volume the index of its first voxel in `masks`, D, H and W.
         cases, intensities_of, deformed, control_points: see `ops.augment.augment`; the domain of the splines is the
             patch.
-        transforms: (N, FIELDS) float32, see `ops.transform_rows`; M maps to voxels of the stored volume, and the cells
-            are of its axes.
+        transforms: (N C, FIELDS) float32, see `ops.transform_rows`; M maps to voxels of the stored volume, and the
+            cells are of its axes. The rows of the channels of a patch differ in what changes intensities alone.
         shape: of a patch, (d, h, w).
         num_classes: background included.
         dtype: of the image, floating point.
 
     Returns:
-        image (N, 1, d, h, w) in `dtype`, mask (N, 1, d, h, w) uint8.
+        image (N, C, d, h, w) in `dtype`, mask (N, 1, d, h, w) uint8.
     """
     image, mask = torch.ops.vnet_fast.patches(
         ranks, tables, masks, places, cases, intensities_of, deformed, control_points, transforms, list(shape),
@@ -87,54 +88,63 @@ def patches_definition(
         places, cases, intensities_of, deformed, transforms: likewise, on the host.
 
     Returns:
-        image (N, 1, d, h, w) float32 and mask (N, 1, d, h, w) uint8.
+        image (N, C, d, h, w) float32 and mask (N, 1, d, h, w) uint8.
     """
     images, labels = [], []
-    for case, table, is_deformed, points, row in zip(
-        cases.tolist(), intensities_of.tolist(), deformed.tolist(), control_points, transforms, strict=True
+    channels = len(transforms) // len(cases)
+    rows_of_patches, tables = transforms.reshape(len(cases), channels, -1), tables.view(-1, channels, tables.shape[-1])
+    for case, table, is_deformed, points, rows in zip(
+        cases.tolist(), intensities_of.tolist(), deformed.tolist(), control_points, rows_of_patches, strict=True
     ):
         first, *lengths = places[case].tolist()
         last = first + lengths[0] * lengths[1] * lengths[2]
-        stored = ranks[first:last].view(lengths), masks[first:last].view(lengths)
-        image, mask = _patch(*stored, tables[table], points if is_deformed else None, row, shape, num_classes)
-        images.append(change_intensities(image, tables[table, 0], tables[table, -1], row))
+        stored = ranks[channels * first : channels * last].view(channels, *lengths), masks[first:last].view(lengths)
+        image, mask = _patch(*stored, tables[table], points if is_deformed else None, rows[0], shape, num_classes)
+        changed = [
+            change_intensities(values, levels[0], levels[-1], row)
+            for values, levels, row in zip(image, tables[table], rows, strict=True)
+        ]
+        images.append(torch.stack(changed))
         labels.append(mask)
-    return torch.stack(images)[:, None], torch.stack(labels)[:, None]
+    return torch.stack(images), torch.stack(labels)[:, None]
 
 
 def _patch(
     ranks: Tensor,
     mask: Tensor,
-    table: Tensor,
+    tables: Tensor,
     control_points: Tensor | None,
     row: NDArray[np.float32],
     shape: Shape,
     num_classes: int,
 ) -> tuple[Tensor, Tensor]:
-    """Intensities and labels of a patch of a stored volume (D, H, W)."""
+    """Intensities (C, d, h, w) and labels (d, h, w) of a patch of a stored volume, ranks (C, D, H, W)."""
     lengths = mask.shape[::-1]
     cells = row[CELLS : CELLS + 3].astype(int).tolist()
     full = all(count == length - 1 for count, length in zip(cells, lengths, strict=True))
     box = None if control_points is not None else _whole_voxels(row, mask.shape, shape)
     if box is not None and full:
         where, turned = box
-        return _look_up(ranks[where], table).flip(turned), mask[where].flip(turned)
+        return _look_up(ranks, tables, where).flip([axis + 1 for axis in turned]), mask[where].flip(turned)
     places = _places(row, control_points, shape, mask.device)
     labels = largest(_read(_box_of(places, mask.shape), places, lambda where: one_hot(mask[where], num_classes)))
     if not full:
         for axis, (count, length) in enumerate(zip(reversed(cells), mask.shape, strict=True)):
-            ranks = ranks.index_select(axis, nodes(count, length, mask.device))
+            ranks = ranks.index_select(axis + 1, nodes(count, length, mask.device))
         scales = [count / max(length - 1, 1) for count, length in zip(cells, lengths, strict=True)]
         places = [
             place.clamp(0, length - 1) * scale for place, length, scale in zip(places, lengths, scales, strict=True)
         ]
-    image = _read(_box_of(places, ranks.shape), places, lambda where: _look_up(ranks[where], table)[None])
-    return image[0], labels
+    image = _read(_box_of(places, ranks.shape[1:]), places, lambda where: _look_up(ranks, tables, where))
+    return image, labels
 
 
-def _look_up(ranks: Tensor, table: Tensor) -> Tensor:
+def _look_up(ranks: Tensor, tables: Tensor, where: Box) -> Tensor:
+    """The intensities (C, ., ., .) of a box of a volume's channels."""
     # widened, because torch indexes with signed types only
-    return table[ranks.to(torch.int32) & 0xFFFF]
+    return torch.stack(
+        [table[channel[where].to(torch.int32) & 0xFFFF] for channel, table in zip(ranks, tables, strict=True)]
+    )
 
 
 def _whole_voxels(row: NDArray[np.float32], stored: Sequence[int], shape: Shape) -> tuple[Box, list[int]] | None:
@@ -225,5 +235,5 @@ def _(
     deformed: Tensor, control_points: Tensor, transforms: Tensor, shape: list[int], num_classes: int,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    extent = (cases.shape[0], 1, *shape)
-    return ranks.new_empty(extent, dtype=dtype), masks.new_empty(extent)
+    patches, channels = cases.shape[0], transforms.shape[0] // cases.shape[0]
+    return ranks.new_empty((patches, channels, *shape), dtype=dtype), masks.new_empty((patches, 1, *shape))

@@ -119,17 +119,19 @@ def _try_patches(device: torch.device) -> Pairs:
     from vnet_fast.ops.transform_rows import trial_rows
 
     shape, patch, places = (6, 9, 11), (4, 7, 8), np.array([[3, 6, 9, 11]])
-    ranks = torch.arange(-(2**15), 2**15, 2**16 // 597, dtype=torch.int16, device=device)[:597].contiguous()
-    table = torch.linspace(-2, 3, 65536, device=device)[None]
+    # of two channels
+    ranks = torch.arange(-(2**15), 2**15, 2**15 // 597, dtype=torch.int16, device=device)[: 2 * 597].contiguous()
+    table = torch.linspace(-2, 3, 65536, device=device) * torch.tensor([[1.0], [0.5]], device=device)
     mask, points = torch.zeros(597, dtype=torch.uint8, device=device), torch.randn(1, 2, 5, 5, 5, device=device)
     number = torch.zeros(1, dtype=torch.int64, device=device)
     for row in trial_rows(shape):
         flag = torch.tensor([bool(row[0] != 1)], device=device)
-        rows = torch.from_numpy(row[None]).to(device)
+        both = np.stack([row, row])
+        rows = torch.from_numpy(both).to(device)
         where = torch.from_numpy(places).to(device)
         image, _ = patches(ranks, table, mask, where, number, number, flag, points, rows, patch, 2)
         on_host = places, number.cpu().numpy(), number.cpu().numpy(), flag.cpu().numpy()
-        wanted = patches_definition(ranks, table, mask, *on_host, points, row[None], patch, 2)
+        wanted = patches_definition(ranks, table, mask, *on_host, points, both, patch, 2)
         yield "image", image, wanted[0]
 
 

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vnet_fast import __version__
+from vnet_fast.data.channels import Channel
 from vnet_fast.data.intensity import HIGH_PERCENTILE, LOW_PERCENTILE
 from vnet_fast.errors import InputError
 from vnet_fast.files import make_folder, replacing
@@ -57,7 +58,13 @@ def check_output(output: str, checkpoint: str) -> Path:
     return path
 
 
-def export(model: VNet, spacing: tuple[float, float, float], size: tuple[int, int, int], path: Path) -> str:
+def export(
+    model: VNet,
+    spacing: tuple[float, float, float],
+    size: tuple[int, int, int],
+    path: Path,
+    channels: Sequence[Channel] = (Channel(),),
+) -> str:
     """Writes a network as a file, in the format of its suffix, once its logits are compared with the network's.
 
     Args:
@@ -65,6 +72,7 @@ def export(model: VNet, spacing: tuple[float, float, float], size: tuple[int, in
         spacing: of its grid, mm, x y z.
         size: of its grid, voxels, x y z.
         path: what `check_output` returned.
+        channels: of its volumes.
 
     Returns:
         the result of the comparison, for the log.
@@ -79,7 +87,7 @@ def export(model: VNet, spacing: tuple[float, float, float], size: tuple[int, in
     example = torch.zeros(2, model.in_channels, z, y, x)
     # torch.export.save needs the weights in PyTorch's default layout
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # missing in torch's types
-    facts = about(model, spacing, size)
+    facts = about(model, spacing, size, channels)
     content = (onnx_bytes if is_onnx else pt2_bytes)(plain_program(model, example), facts)
     result = f"not checked: onnxruntime is not installed ({INSTALL})"
     if not is_onnx or is_installed("onnxruntime"):
@@ -155,7 +163,12 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def about(model: VNet, spacing: tuple[float, float, float], size: tuple[int, int, int]) -> dict[str, str]:
+def about(
+    model: VNet,
+    spacing: tuple[float, float, float],
+    size: tuple[int, int, int],
+    channels: Sequence[Channel] = (Channel(),),
+) -> dict[str, str]:
     """What a user of the file has to know, as texts by name."""
     x, y, z = size
     return {
@@ -168,11 +181,26 @@ def about(model: VNet, spacing: tuple[float, float, float], size: tuple[int, int
         "classes": str(model.num_classes),
         "input": f"(N, {model.in_channels}, {z}, {y}, {x}) float32, resampled to spacing (mm, x y z), "
         "x to the left, y to the back, z to the head",
-        "normalisation": f"intensities clipped at percentiles {LOW_PERCENTILE} and {HIGH_PERCENTILE} of the voxels "
-        "brighter than the darkest, then zero mean and unit variance over those; outside of the image the darkest",
+        "channels": ", ".join(channel.name or str(number) for number, channel in enumerate(channels)),
+        "normalisation": "; ".join(dict.fromkeys(map(_normalisation, channels)))
+        if len({channel.scaling for channel in channels}) == 1
+        else "; ".join(f"channel {number}: {_normalisation(channel)}" for number, channel in enumerate(channels)),
         "output": f"(N, {model.num_classes}, {z}, {y}, {x}) logits; a softmax over axis 1 gives probabilities, "
         "class 0 is background",
     }
+
+
+def _normalisation(channel: Channel) -> str:
+    if channel.scaling is None:
+        return (
+            f"intensities clipped at percentiles {LOW_PERCENTILE} and {HIGH_PERCENTILE} of the voxels brighter than "
+            "the darkest, then zero mean and unit variance over those; outside of the image the darkest"
+        )
+    low, high, mean, deviation = channel.scaling
+    return (
+        f"outside of the image the darkest intensity; intensities clipped at {low:g} and {high:g}, less {mean:g}, "
+        f"divided by {deviation:g}"
+    )
 
 
 def pt2_bytes(program: torch.export.ExportedProgram, facts: dict[str, str]) -> bytes:

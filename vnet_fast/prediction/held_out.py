@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vnet_fast.data.cases import MASK_SUFFIX, Case, natural, pair_cases
+from vnet_fast.data.channels import of_checkpoint
 from vnet_fast.data.phantom import case_seed, phantom
 from vnet_fast.devices import choose_precision, device_name, find_device
 from vnet_fast.errors import InputError, InputErrors
@@ -40,12 +41,19 @@ class HeldOut:
         image: the volume's file, or its folder of DICOM slices.
         reference: its mask, with the labels of the file.
         prediction: the predicted mask, on the image's own grid.
+        others: the files of its other channels, if each has one of its own.
     """
 
     name: str
     image: Path
     reference: Path
     prediction: Path
+    others: tuple[Path, ...] = ()
+
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """The volume's files, one for each channel."""
+        return self.image, *self.others
 
 
 def held_out(run: str | Path, device: str = "auto", interrupted: Callable[[], bool] = lambda: False) -> list[HeldOut]:
@@ -153,13 +161,14 @@ def _predict_cases(
         interrupted: asked before each volume.
     """
     results = [
-        HeldOut(case.name, case.image, case.mask, folder / f"{case.name}{output_suffix(case.image)}") for case in cases
+        HeldOut(case.name, case.image, case.mask, folder / f"{case.name}{output_suffix(case.image)}", case.others)
+        for case in cases
     ]
     network = {"iteration": content.get("iteration"), "weights": _digest(content["model"]), "amp": config.amp}
     make_folder(folder)
     writing.sweep_unfinished(folder)
     record = Record(folder)
-    made_by = {case.name: network | {"image": _stamp(case.image)} for case in results}
+    made_by = {case.name: network | {"image": _stamp(case.images)} for case in results}
     missing = _find_missing(results, made_by, record, path.parent / PREDICTION_FOLDER)
     if missing:
         predicted = _predict(missing, content, path, config.amp, device, interrupted)
@@ -187,7 +196,10 @@ def _predict(
             raise KeyboardInterrupt
         try:
             patches = content.get("patches", False)
-            segment(model, case.image, spacing, size, autocast, patches=patches).write_mask(case.prediction)
+            result = segment(
+                model, case.images, spacing, size, autocast, patches=patches, channels=of_checkpoint(content)
+            )
+            result.write_mask(case.prediction)
         except InputError as error:
             errors.append(error)
         else:
@@ -210,10 +222,11 @@ def _find_missing(
     return [case for case in missing if case not in copied]
 
 
-def _stamp(image: Path) -> list[list[int]] | None:
+def _stamp(images: Iterable[Path]) -> list[list[int]] | None:
     """Size and modification time of each file of a volume, which show that it was replaced."""
     try:
-        return [[path.stat().st_size, path.stat().st_mtime_ns] for path in formats.files_of(image)]
+        files = [path for image in images for path in formats.files_of(image)]
+        return [[path.stat().st_size, path.stat().st_mtime_ns] for path in files]
     except (OSError, InputError):
         # reported when the volume is read
         return None

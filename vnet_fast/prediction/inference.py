@@ -55,7 +55,7 @@ def predict_probabilities(
 
     Args:
         model: the network, or a ModuleList of networks to average; left in evaluation mode, on the same device.
-        image: (D, H, W) float32, normalised.
+        image: (D, H, W) float32, normalised, or (C, D, H, W) of several channels.
         autocast: the dtype of mixed precision, or None.
         window: (d, h, w) voxels of the windows for a larger image; None predicts the image in one piece.
         overlap: the least share of the window by which neighbours overlap, 0 <= overlap < 1.
@@ -72,7 +72,7 @@ def predict_probabilities(
     """
     device = next(model.parameters()).device
     model.eval()
-    d, h, w = image.shape
+    d, h, w = image.shape[-3:]
     attempts = list_attempts(device, windows.clip_to_shape(window or (d, h, w), (d, h, w)), (d, h, w))
     for attempt, following in itertools.pairwise(attempts):
         probabilities, exhausted = _average_if_memory(model, image, attempt, autocast, overlap, flips, track)
@@ -84,6 +84,11 @@ def predict_probabilities(
         return _average(model.to(HOST), image, attempts[-1], None, overlap, flips, track)
     finally:
         model.to(device)
+
+
+def as_batch(image: np.ndarray) -> Tensor:
+    """(1, C, D, H, W) of the (D, H, W) or (C, D, H, W) intensities of a volume."""
+    return torch.from_numpy(image).view(1, -1, *image.shape[-3:])
 
 
 def list_attempts(device: torch.device, window: Shape, shape: Shape) -> list[Attempt]:
@@ -139,8 +144,8 @@ def _average(
     track: Callable[[Any], Iterable[windows.Window]],
 ) -> np.ndarray:
     """The weighted average of the windows' probabilities, (K, D, H, W) float32."""
-    d, h, w = image.shape
-    volume = torch.from_numpy(image)[None, None].to(attempt.collected)
+    d, h, w = image.shape[-3:]
+    volume = as_batch(image).to(attempt.collected)
     average: Tensor | None = None
     largest = []
     for window in track(windows.cover((d, h, w), attempt.window, overlap, attempt.collected)):
@@ -161,7 +166,7 @@ def _average(
 def _predict_window(
     model: nn.Module, part: Tensor, autocast: torch.dtype | None, flips: Sequence[tuple[int, ...]]
 ) -> tuple[Tensor, Tensor]:
-    """(K, d, h, w) float32 of a (1, 1, d, h, w) window, the mean over networks and flips; and a scalar, the sum of
+    """(K, d, h, w) float32 of a (1, C, d, h, w) window, the mean over networks and flips; and a scalar, the sum of
     their largest logits, which is finite if all logits are.
     """
     networks = list(model) if isinstance(model, nn.ModuleList) else [model]

@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from vnet_fast.data.cases import find_images
+from vnet_fast.data.cases import CHANNEL, channels_of, find_images
 from vnet_fast.errors import InputError
 from vnet_fast.io import formats
 
@@ -12,46 +12,54 @@ from vnet_fast.io import formats
 DICOM_OUTPUT = ".nii.gz"
 
 
-def plan(source: str | Path, target: str | Path, only: Collection[str] | None = None) -> list[tuple[Path, Path]]:
+Files = tuple[Path, ...]
+
+
+def plan(
+    source: str | Path, target: str | Path, only: Collection[str] | None = None, several: bool = False
+) -> list[tuple[Files, Path]]:
     """The files to predict and the files of their masks.
 
     Args:
         source: a volume, a folder of DICOM slices, or a folder of volumes.
         target: the mask's file, or a folder.
         only: None, or the names of the cases to take from a folder.
+        several: whether volumes may have a file for each channel, of which `source` is the first one's.
 
     Returns:
-        list of (volume, mask) paths.
+        list of (files of a volume, path of its mask).
 
     Raises:
         InputError: if there is nothing to predict, or a mask would replace a volume.
     """
     source, target = Path(source), Path(target)
     is_single = not os.path.isdir(source) or formats.is_dicom_folder(source)
-    volumes = _find_volumes(source, is_single)
+    volumes = _find_volumes(source, is_single, several)
     if only is not None:
         volumes = {name: path for name, path in volumes.items() if name in only}
         if not volumes:
             raise InputError(source, "none of the run's validation cases", "Name the folder it was trained on")
     if is_single and formats.suffix_of(target):
-        pairs = [(source, target)]
+        pairs = [(files, target) for files in volumes.values()]
     else:
         if formats.suffix_of(target) and not target.is_dir():
             raise InputError(target, f"one file for {len(volumes)} volumes", "Name a folder")
         if is_single and target.suffix and not target.is_dir():
             raise InputError(target, "not a format that is written", formats.CONVERT.replace("Convert", "Change"))
-        pairs = [(path, target / f"{name}{output_suffix(path)}") for name, path in volumes.items()]
-    _check_nothing_is_replaced(volumes.values(), [mask for _, mask in pairs])
+        pairs = [(files, target / f"{name}{output_suffix(files[0])}") for name, files in volumes.items()]
+    _check_nothing_is_replaced((path for files in volumes.values() for path in files), [mask for _, mask in pairs])
     return pairs
 
 
-def _find_volumes(source: Path, is_single: bool) -> dict[str, Path]:
+def _find_volumes(source: Path, is_single: bool, several: bool) -> dict[str, Files]:
     if not is_single:
-        return find_images(source)
+        return find_images(source, several)
     if not os.path.isdir(source):
         formats.check_regular(source)
     # resolved, because the name of the folder `.` is that of the folder itself
-    return {formats.stem_of(source.resolve()): source}
+    name, files = formats.stem_of(source.resolve()), channels_of(source.resolve()) if several else (source,)
+    match = CHANNEL.fullmatch(name)
+    return {match["case"] if match and len(files) > 1 else name: files}
 
 
 def _check_nothing_is_replaced(volumes: Iterable[Path], masks: Iterable[Path]) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from vnet_fast.data.intensity import normalise
+from vnet_fast.data.channels import Channel, describe
 from vnet_fast.errors import InputError
 from vnet_fast.io import formats, volumes, writing
 from vnet_fast.io.grid import Grid, covering_size, image_on_grid, probability_on_grid, working_grid
@@ -26,6 +26,7 @@ from vnet_fast.text_table import printable
 
 # of a grid that covers a volume: 4 GB as float32, and as much for the probabilities of each class
 MAX_VOXELS = 1 << 30
+REMEDY_OF_CHANNELS = "Name a 4-D NIfTI file, or the file that ends in _0000 with those of the other channels beside it"
 # of the slabs in which labels of a volume are made: larger than most volumes, small beside the memory of a machine
 SLAB_VOXELS = 1 << 23
 
@@ -95,12 +96,13 @@ class Segmentation:
 
 def segment(
     model: nn.Module,
-    path: Path,
+    paths: Path | Sequence[Path],
     spacing: tuple[float, float, float],
     size: tuple[int, int, int],
     autocast: torch.dtype | None = None,
     overlap: float | None = None,
     patches: bool = False,
+    channels: Sequence[Channel] = (Channel(),),
     **options: Any,
 ) -> Segmentation:
     """Reads a volume and predicts its probabilities.
@@ -110,21 +112,23 @@ def segment(
 
     Args:
         model: the network, or a ModuleList of networks whose probabilities are averaged.
-        path: of the volume.
+        paths: of the volume's file, or of a file for each of its channels.
         spacing: of the network's grid, mm, x y z.
         size: of the network's grid, voxels, x y z.
         autocast: the dtype of mixed precision, or None.
         overlap: None predicts the centre of a larger volume, with background beyond it. A number, 0 <= overlap < 1,
             covers the whole volume by windows that overlap by this share.
         patches: whether the network was trained on patches, so that the whole volume is covered in any case.
+        channels: of the network.
         **options: `flips` of `predict_probabilities`.
 
     Raises:
-        InputError: if the volume can't be read, is constant at its centre, has more than 2^30 voxels on the
-            network's grid, or makes the network overflow.
+        InputError: if the volume can't be read, has another number of channels than the network, is constant at its
+            centre, has more than 2^30 voxels on the network's grid, or makes the network overflow.
     """
-    covering = patches or overlap is not None
-    values, grid, own_grid, window, is_larger = _read(path, spacing, size, covering, by_centre=not patches)
+    covering, files = patches or overlap is not None, [paths] if isinstance(paths, Path) else list(paths)
+    path = files[0]
+    values, grid, own_grid, window, is_larger = _read(files, channels, spacing, size, covering, not patches)
     volumes.return_memory_beside(math.prod(own_grid.size))
     share = OVERLAP if overlap is None else overlap
     try:
@@ -138,24 +142,36 @@ def segment(
 
 
 def _read(
-    path: Path, spacing: tuple[float, float, float], size: tuple[int, int, int], covering: bool, by_centre: bool
+    paths: Sequence[Path],
+    channels: Sequence[Channel],
+    spacing: tuple[float, float, float],
+    size: tuple[int, int, int],
+    covering: bool,
+    by_centre: bool,
 ) -> tuple[NDArray[np.float32], Grid, Grid, tuple[int, int, int], bool]:
     """Reads a volume.
 
     Returns:
-        its normalised intensities, (z, y, x) float32; the network's grid that they are on; the volume's own grid; the
-        shape of the network's size; and whether the volume is larger.
+        its normalised intensities, (C, z, y, x) float32; the network's grid that they are on; the volume's own grid;
+        the shape of the network's size; and whether the volume is larger.
     """
-    image = volumes.read_image(path)
+    images, path = volumes.read_channels(paths), paths[0]
+    if len(images) != len(channels):
+        cause = f"has {describe((Channel(),) * len(images))}, and the network was trained on {describe(channels)}"
+        raise InputError(path, cause, REMEDY_OF_CHANNELS)
+    image = images[0]
     centre = working_grid(image, spacing, size)
     is_larger = covering_size(image, centre) != centre.size
     grid = _covering_grid(image, path, centre) if is_larger and covering else centre
-    found = image_on_grid(image, grid)
-    reference = image_on_grid(image, centre) if by_centre and grid != centre else found
-    try:
-        values = normalise(found, reference)
-    except ValueError as error:
-        raise InputError(path, f"{error} on the network's grid", "Check that it is a scan") from None
+    values = np.empty((len(images), *grid.shape), np.float32)
+    for number, (image, channel) in enumerate(zip(images, channels, strict=True)):
+        found = image_on_grid(image, grid)
+        reference = image_on_grid(image, centre) if by_centre and grid != centre else found
+        try:
+            values[number] = channel.normalised(found, reference)
+        except ValueError as error:
+            path = paths[min(number, len(paths) - 1)]
+            raise InputError(path, f"{error} on the network's grid", "Check that it is a scan") from None
     return values, grid, Grid.of(image), centre.shape, is_larger
 
 
@@ -168,16 +184,16 @@ def _covering_grid(image: sitk.Image, path: Path, centre: Grid) -> Grid:
 
 
 def segment_all(
-    pairs: Iterable[tuple[Path, Path]],
-    segment_one: Callable[[Path], Segmentation],
+    pairs: Iterable[tuple[Sequence[Path], Path]],
+    segment_one: Callable[[Sequence[Path]], Segmentation],
     probabilities: bool = False,
     all_components: bool = False,
 ) -> tuple[list[InputError], int]:
     """Writes the masks of volumes.
 
     Args:
-        pairs: (volume, mask) paths.
-        segment_one: segments the volume at a path.
+        pairs: the files of each volume, and the path of its mask.
+        segment_one: segments the volume of some files.
         probabilities: whether the probabilities are written too.
         all_components: see `Segmentation.labels`.
 
@@ -185,9 +201,9 @@ def segment_all(
         (the errors of the volumes that have no mask, how many volumes are larger than the network's size).
     """
     errors, count = [], 0
-    for path, target in pairs:
+    for files, target in pairs:
         try:
-            result = segment_one(path)
+            result = segment_one(files)
             if probabilities:
                 result.write_probabilities(target)
             result.write_mask(target, all_components)

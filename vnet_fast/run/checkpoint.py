@@ -115,6 +115,9 @@ def _check_content(content: dict[str, Any], path: str | Path) -> None:
     if wrong:
         raise InputError(path, f"does not say its spacing and size ({wrong})", ANOTHER)
     check_fields(content, fields.RUN, path, ANOTHER)
+    channels, needed = content.get("channels"), architecture["in_channels"]
+    if channels is not None and len(channels) != needed:
+        raise InputError(path, f"names {len(channels)} channels, and its network has {needed}", ANOTHER)
     best = content.get("best", {})
     check_fields(best, fields.BEST, path, ANOTHER, "its best")
     for dice in (best.get("per_case") or {}).values():
@@ -204,27 +207,21 @@ def all_finite(model: nn.Module) -> bool:
     return all(bool(torch.isfinite(weight).all()) for weight in model.state_dict().values())
 
 
-def grid_of(
-    content: dict[str, Any], path: str | Path, one_channel: bool = True
-) -> tuple[tuple[float, float, float], tuple[int, int, int]]:
+def grid_of(content: dict[str, Any], path: str | Path) -> tuple[tuple[float, float, float], tuple[int, int, int]]:
     """The grid that a checkpoint's network works on.
 
     Args:
         content: what `load` returned.
         path: of the checkpoint, for messages.
-        one_channel: whether its network must have one input channel.
 
     Returns:
         spacing in mm and size in voxels, both x y z.
 
     Raises:
-        InputError: if the checkpoint does not say them, its network has several input channels, or a volume of the
-            size does not fit in memory.
+        InputError: if the checkpoint does not say them, or a volume of the size does not fit in memory.
     """
     if not fields.GRID.keys() <= content.keys():
         raise InputError(path, "does not say its spacing and size", ANOTHER)
-    if one_channel and content["architecture"]["in_channels"] != 1:
-        raise InputError(path, "is of a network for several input channels", ANOTHER)
     spacing, size = tuple(map(float, content["spacing"])), tuple(content["volume"])
     check_grid(size, path, ANOTHER)
     return spacing, size  # type: ignore[return-value]  # `load` has checked the lengths

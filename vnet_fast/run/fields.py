@@ -83,6 +83,22 @@ def _is_list_of_dice(value: object) -> bool:
     return isinstance(value, list | tuple) and len(value) < MAX_CLASSES and all(map(is_dice, value))
 
 
+def _are_channels(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(channel, dict) and channel.keys() == {"name", "scaling"} and is_text(channel["name"])
+        and (channel["scaling"] is None or _is_scaling(channel["scaling"]))
+        for channel in value
+    )  # fmt: skip
+
+
+def _is_scaling(value: object) -> bool:
+    """Whether a value is the lowest and the highest intensity, a mean and a standard deviation."""
+    if not isinstance(value, list | tuple) or len(value) != 4:
+        return False
+    in_range = all(is_number(number, -MAX_INTENSITY, MAX_INTENSITY) for number in value)
+    return in_range and value[0] < value[1] and value[3] > 0
+
+
 def _is_dice_of_each(value: object) -> bool:
     return isinstance(value, dict) and all(map(is_text, value)) and all(map(is_dice, value.values()))
 
@@ -99,6 +115,8 @@ def _dice_fields(name: str) -> dict[str, Field]:
     }
 
 
+# of float32
+MAX_INTENSITY = 3e38
 ARCHITECTURE = {
     "in_channels": Field(f"a whole number from 1 to {MAX_CHANNELS}", lambda v: is_whole(v, 1, MAX_CHANNELS)),
     "num_classes": Field(f"a whole number from 1 to {MAX_CLASSES}", lambda v: is_whole(v, 1, MAX_CLASSES)),
@@ -131,6 +149,7 @@ RUN = {
     "scaler": Field("the state of a scaler", lambda v: isinstance(v, dict)),
     "average": Field("the average of the weights", lambda v: isinstance(v, dict)),
     "patches": Field("True or False", lambda v: type(v) is bool),
+    "channels": Field("a name and a scaling for each channel", _are_channels),
 }
 BEST = {
     "iteration": Field("a whole number, 0 or more", is_whole),

@@ -43,7 +43,7 @@ def inherited_settings(path: str, given: dict[str, Any]) -> dict[str, Any]:
     checkpoint.build_model(content, path, HOST)
     if {"spacing", "volume"} <= given.keys():
         return settings
-    spacing, volume = checkpoint.grid_of(content, path, one_channel=False)
+    spacing, volume = checkpoint.grid_of(content, path)
     return {**settings, "spacing": spacing, "volume": volume}
 
 

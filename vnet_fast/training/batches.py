@@ -19,6 +19,7 @@ RESIDENT_SHARE = 0.25
 
 def make_sampler(config: Config, data: Data, processes: Processes) -> BatchSampler:
     """The sampler of a process's part of a run's batches."""
+    channels = len(data.channels)
     return BatchSampler(
         config.seed,
         config.batch_size,
@@ -29,7 +30,9 @@ def make_sampler(config: Config, data: Data, processes: Processes) -> BatchSampl
         processes.count,
         augmentation=config,
         spacing=config.spacing,
-        middles=Middles.of(data.training, data.num_classes) if data.patches else None,
+        # one kernel reads patches and channels, so that a centre of several channels is a patch without room
+        middles=Middles.of(data.training, data.num_classes) if data.patches or channels > 1 else None,
+        channels=channels,
     )
 
 

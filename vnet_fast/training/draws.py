@@ -7,7 +7,7 @@ random numbers, so that it does not change these draws (`transforms.py`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +33,8 @@ class BatchParameters:
         deformed: (N,) bool.
         control_points: (N, 2, 5, 5, 5) float32, the displacement in x and in y of the control point at (z, y, x),
             in voxels; zero where not deformed.
-        transforms: (N, FIELDS) float32, see `ops.transform_rows`; None if the augmentation has none, and volumes are
-            not larger than the network's.
+        transforms: (N C, FIELDS) float32, a row for each channel, see `ops.transform_rows`; None if the augmentation
+            has none, and volumes have one channel and are not larger than the network's.
     """
 
     cases: np.ndarray
@@ -60,40 +60,42 @@ def sample_batch(
     augmentation: Augmentation = PAPER,
     spacing: Sequence[float] = (1.0, 1.0, 1.0),
     middles: Middles | None = None,
+    channels: int = 1,
 ) -> BatchParameters:
     """The parameters of an iteration, which depend on (seed, iteration) alone.
 
     Every case is used once before any is used again, in a new order each time.
 
     Args:
-        seed: not negative.
-        iteration: from 0.
-        batch_size: N.
+        seed, iteration, batch_size: not negative; from 0; N.
         num_cases: how many training cases there are.
-        shape: of a volume, voxels, (z, y, x).
+        shape, spacing: of a volume, voxels, (z, y, x); mm, x y z.
         augmented: whether intensities and shapes change; the cases are the same either way.
         augmentation: how they change.
-        spacing: of a volume, mm, x y z.
-        middles: None, or of the whole volumes that patches of `shape` are read from.
+        middles: None, or of the whole volumes that patches of `shape` are read from; needed for several channels.
+        channels: C of a volume. They move together, and each has intensities of its own.
     """
     positions = np.arange(iteration * batch_size, (iteration + 1) * batch_size)
     cases = _ordered_cases(seed, positions, num_cases)
     generator = _generator(seed, 1, iteration)
     intensities_of = generator.integers(num_cases, size=batch_size)
-    deformed = generator.random(batch_size) < augmentation.deformation
-    sigma = SIGMA_SHARE * np.array([shape[2], shape[1]], dtype=np.float32)
-    control_points = generator.standard_normal((batch_size, 2, *[CONTROL_POINTS] * 3), dtype=np.float32)
+    deformed, points = _draw_deformations(generator, batch_size, augmentation.deformation if augmented else 0, shape)
     other = _generator(seed, 2, iteration)
     matched = other.random(batch_size) < augmentation.matching
-    intensities_of = np.where(matched, intensities_of, cases)
-    if not augmented:
-        intensities_of, deformed = cases, np.zeros(batch_size, dtype=bool)
-    control_points *= sigma[:, None, None, None] * deformed[:, None, None, None, None]
-    batch = BatchParameters(cases, intensities_of, deformed, control_points)
+    intensities_of = np.where(matched & augmented, intensities_of, cases)
     stored = None if middles is None else middles.shapes[cases]
-    if augmented and augmentation.transforms:
-        batch = replace(batch, transforms=draw_transforms(other, augmentation, batch_size, shape, spacing, stored))
-    return batch if middles is None else _placed(batch, middles, _generator(seed, 3, iteration), positions, shape)
+    rows, changed = None, augmented and augmentation.transforms
+    if changed:
+        rows = draw_transforms(other, batch_size, augmentation, shape, spacing, stored)
+    if middles is not None:
+        rows = _placed(rows, cases, middles, _generator(seed, 3, iteration), positions, shape)
+        rows = np.repeat(rows, channels, axis=0)
+        if changed and channels > 1:
+            drawn = draw_transforms(_generator(seed, 4, iteration), len(rows), augmentation, shape, spacing)
+            # the other channels keep their places
+            others = np.arange(len(rows)) % channels > 0
+            rows[others, MOVED + 1 :] = drawn[others, MOVED + 1 :]
+    return BatchParameters(cases, intensities_of, deformed, points, rows)
 
 
 def _ordered_cases(seed: int, positions: NDArray[np.int64], num_cases: int) -> NDArray[np.int64]:
@@ -104,21 +106,32 @@ def _ordered_cases(seed: int, positions: NDArray[np.int64], num_cases: int) -> N
     return np.array([orders[position // num_cases][position % num_cases] for position in positions])
 
 
+def _draw_deformations(
+    generator: np.random.Generator, batch_size: int, share: float, shape: tuple[int, int, int]
+) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    """Which volumes are deformed, a share of them, and the displacements of their control points."""
+    deformed = generator.random(batch_size) < share
+    points = generator.standard_normal((batch_size, 2, *[CONTROL_POINTS] * 3), dtype=np.float32)
+    sigma = SIGMA_SHARE * np.array([shape[2], shape[1]], dtype=np.float32)
+    points *= sigma[:, None, None, None] * deformed[:, None, None, None, None]
+    return deformed, points
+
+
 def _placed(
-    batch: BatchParameters,
+    rows: NDArray[np.float32] | None,
+    cases: NDArray[np.int64],
     middles: Middles,
     generator: np.random.Generator,
     positions: NDArray[np.int64],
     shape: tuple[int, int, int],
-) -> BatchParameters:
-    """A batch whose transforms, which may be none, read patches at random places of whole volumes."""
-    rows = batch.transforms
+) -> NDArray[np.float32]:
+    """The rows of a batch's transforms, which may be none, that read patches at random places of whole volumes."""
     if rows is None:
-        rows = np.stack([identity_row((d, h, w)) for d, h, w in middles.shapes[batch.cases].tolist()])
+        rows = np.stack([identity_row((d, h, w)) for d, h, w in middles.shapes[cases].tolist()])
     # the last column of M, of x, y and z
-    rows[:, 3:12:4] += middles.origins(generator, batch.cases, positions, shape)[:, ::-1]
+    rows[:, 3:12:4] += middles.origins(generator, cases, positions, shape)[:, ::-1]
     rows[:, MOVED] = 1
-    return replace(batch, transforms=rows)
+    return rows
 
 
 @dataclass(frozen=True)
@@ -126,7 +139,7 @@ class BatchSampler:
     """The parameters of a run's batches. Called with an iteration, counted from 0, it returns BatchParameters.
 
     Args:
-        seed, num_cases, shape, augmented, augmentation, spacing, middles: see `sample_batch`.
+        seed, num_cases, shape, augmented, augmentation, spacing, middles, channels: see `sample_batch`.
         batch_size: volumes for this process.
         part, parts: which part of a batch this process has, of how many.
     """
@@ -141,6 +154,7 @@ class BatchSampler:
     augmentation: Augmentation = PAPER
     spacing: tuple[float, ...] = (1.0, 1.0, 1.0)
     middles: Middles | None = None
+    channels: int = 1
 
     @property
     def transforms(self) -> bool:
@@ -150,8 +164,10 @@ class BatchSampler:
     def __call__(self, iteration: int) -> BatchParameters:
         """The parameters of this process's part of a batch."""
         batch = self.whole_batch(iteration)
-        mine = slice(self.part * self.batch_size, (self.part + 1) * self.batch_size)
-        return BatchParameters(*(array[mine] for array in batch.arrays))
+        # of several channels there are as many rows of transforms
+        lengths = [len(array) // self.parts for array in batch.arrays]
+        mine = [slice(self.part * length, (self.part + 1) * length) for length in lengths]
+        return BatchParameters(*(array[part] for array, part in zip(batch.arrays, mine, strict=True)))
 
     def whole_batch(self, iteration: int) -> BatchParameters:
         """The parameters of all parts of a batch."""
@@ -166,6 +182,7 @@ class BatchSampler:
             self.augmentation,
             self.spacing,
             self.middles,
+            self.channels,
         )
 
 

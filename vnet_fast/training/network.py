@@ -9,9 +9,9 @@ from vnet_fast.training.optimizer import make_optimizer
 from vnet_fast.training.step import Step
 
 
-def make_vnet(config: Config, num_classes: int) -> VNet:
-    """The V-Net of a run."""
-    return VNet(1, num_classes, **config.network)
+def make_vnet(config: Config, num_classes: int, channels: int = 1) -> VNet:
+    """The V-Net of a run, for volumes of so many channels."""
+    return VNet(channels, num_classes, **config.network)
 
 
 def make_training_step(model: nn.Module, config: Config, autocast: torch.dtype | None, graph: bool) -> Step:

@@ -40,7 +40,7 @@ class Middles:
     @classmethod
     def of(cls, cases: Sequence[PreparedCase], num_classes: int) -> "Middles":
         """Those of prepared cases; with two classes all labels above 0 are one."""
-        shapes = np.array([case.ranks.shape for case in cases], np.int64).reshape(-1, 3)
+        shapes = np.array([case.shape for case in cases], np.int64).reshape(-1, 3)
         return cls(shapes, tuple(_voxels_of_classes(case.mask, num_classes) for case in cases))
 
     def origins(

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vnet_fast.data.channels import describe, of_checkpoint
 from vnet_fast.data.training_data import Data
 from vnet_fast.devices import HOST
 from vnet_fast.distributed import Processes
@@ -62,6 +63,7 @@ def restore(
         folder.set_last_aside()
     _check_complete(content, path)
     data.check_unchanged({part: content[part] for part in ("training", "validation")}, path.parent)
+    _check_channels(content, path, data)
     checkpoint.fill_model(model, content, path)
     check_step_state(content, step, path)
     try:
@@ -104,6 +106,15 @@ def _check_complete(content: dict[str, Any], path: Path) -> None:
         raise InputError(path, "can't be resumed: its best is no validation of the run", ANOTHER_RUN)
     if validated and best["per_case"].keys() != set(content["validation"]):
         raise InputError(path, "can't be resumed: its best is a validation of other cases", ANOTHER_RUN)
+
+
+def _check_channels(content: dict[str, Any], path: Path, data: Data) -> None:
+    """Raises an InputError unless a run's channels are those that it was started with; older runs have no names."""
+    stored = of_checkpoint(content)
+    ours = data.channels if "channels" in content else tuple(replace(channel, name="") for channel in data.channels)
+    if ours != stored:
+        cause = f"its channels have changed from {describe(stored)} to {describe(data.channels)}"
+        raise InputError(path.parent, cause, "Restore the volumes and dataset.json, or start a new run")
 
 
 def _divide_batch(total: int, processes: int) -> int:

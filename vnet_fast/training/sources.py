@@ -107,7 +107,7 @@ class Volumes:
 
 
 class WholeVolumes(Volumes):
-    """Prepared cases of any sizes, one after the other, of which patches are read.
+    """Prepared cases of any sizes and number of channels, one after the other, of which patches are read.
 
     Args:
         prepared, num_classes: as of Volumes.
@@ -116,7 +116,8 @@ class WholeVolumes(Volumes):
 
     def __init__(self, prepared: Sequence[PreparedCase], num_classes: int, shape: tuple[int, int, int]) -> None:
         super().__init__(prepared, num_classes)
-        shapes = np.array([case.ranks.shape for case in prepared], np.int64)
+        self.channels = prepared[0].channels
+        shapes = np.array([case.shape for case in prepared], np.int64)
         lengths = shapes.prod(1)
         self.places = torch.from_numpy(np.column_stack([np.cumsum(lengths) - lengths, shapes]))
         self.shape, self.longest = shape, int(lengths.max())
@@ -140,14 +141,16 @@ class WholeVolumes(Volumes):
     def gathered(self, cases: np.ndarray, intensities_of: np.ndarray, device: torch.device) -> tuple[Tensor, ...]:
         """As that of Volumes; each volume has as much room as the longest one, so that shapes do not change."""
         places = self._on_host[torch.from_numpy(cases)].clone()
+        stored = (self.ranks, self.channels), (self.masks, 1)
         ranks, masks = (
-            torch.empty(len(cases) * self.longest, dtype=tensor.dtype, device=device)
-            for tensor in (self.ranks, self.masks)
+            torch.empty(len(cases) * self.longest * channels, dtype=tensor.dtype, device=device)
+            for tensor, channels in stored
         )
         for number, (first, *shape) in enumerate(places.tolist()):
             length, start = shape[0] * shape[1] * shape[2], number * self.longest
-            for target, source in ((ranks, self.ranks), (masks, self.masks)):
-                target[start : start + length].copy_(source[first : first + length], non_blocking=True)
+            for target, (source, channels) in zip((ranks, masks), stored, strict=True):
+                part = source[channels * first : channels * (first + length)]
+                target[channels * start : channels * (start + length)].copy_(part, non_blocking=True)
         places[:, 0] = torch.arange(len(cases)) * self.longest
         return ranks, self._copied(self.tables, intensities_of, device), masks, send(places, device)
 
@@ -156,11 +159,13 @@ class WholeVolumes(Volumes):
         cases, intensities_of, deformed, control_points, transforms = batch
         choices = cases, intensities_of, deformed, control_points, transforms
         ranks, tables, masks, places = stored
-        return patches(ranks, tables, masks, places, *choices, self.shape, self.num_classes, dtype)
+        return patches(
+            ranks, tables.view(-1, tables.shape[-1]), masks, places, *choices, self.shape, self.num_classes, dtype
+        )
 
 
 def stacked(prepared: Sequence[PreparedCase], num_classes: int, sampler: BatchSampler) -> Volumes:
-    """The volumes that a sampler's batches are made of."""
+    """The volumes that a sampler's batches are made of; those of several channels are always read as patches."""
     if sampler.middles is not None:
         return WholeVolumes(prepared, num_classes, sampler.shape)
     return Volumes(prepared, num_classes)

@@ -151,7 +151,7 @@ def _draw_overlay(folder: RunFolder, result: Result, model: VNet, data: Data, co
         return
     inside = case.inside
     plotting.overlay(
-        case.image[inside],
+        case.image.reshape(-1, *case.shape)[0][inside],
         reference_labels(case, data.num_classes)[inside],
         {"": largest_components(probabilities.argmax(0).astype(np.uint8)[inside])},
         config.spacing,

@@ -45,7 +45,7 @@ class Trainer(AbstractContextManager["Trainer"]):
     Args:
         config: of the run.
         processes: None, or the processes that train together.
-        make_network: makes the network of a Config and a number of classes.
+        make_network: makes the network of a Config and of the numbers of classes and channels.
 
     Raises:
         InputError, InputErrors: if data, folder, device or checkpoint can't be used.
@@ -55,7 +55,7 @@ class Trainer(AbstractContextManager["Trainer"]):
         self,
         config: Config,
         processes: Processes | None = None,
-        make_network: Callable[[Config, int], VNet] = make_vnet,
+        make_network: Callable[[Config, int, int], VNet] = make_vnet,
     ) -> None:
         self.processes, self.make_network = processes or Processes(), make_network
         self.folder: RunFolder | None = None
@@ -103,7 +103,7 @@ class Trainer(AbstractContextManager["Trainer"]):
     def _make_network(self) -> None:
         config = self.config
         torch.manual_seed(config.seed)
-        self.model = self.make_network(config, self.data.num_classes)
+        self.model = self.make_network(config, self.data.num_classes, len(self.data.channels))
         prepare(self.model, config.init, config.freeze, bool(config.resume), self.data.names["validation"])
         self.model.to(self.device)
         # several processes average their gradients between kernels, which the graph of one process can't hold
@@ -257,6 +257,7 @@ class Trainer(AbstractContextManager["Trainer"]):
             "spacing": list(self.config.spacing),
             "volume": list(self.config.volume),
             "patches": self.data.patches,
+            "channels": [asdict(channel) for channel in self.data.channels],
             **self.data.names,
         }
 

@@ -32,8 +32,8 @@ DRAWS = sum(1 + count for count in VALUES.values())
 
 def draw_transforms(
     generator: np.random.Generator,
-    augmentation: Augmentation,
     batch_size: int,
+    augmentation: Augmentation,
     shape: tuple[int, int, int],
     spacing: Sequence[float],
     stored: NDArray[np.int64] | None = None,
@@ -42,8 +42,8 @@ def draw_transforms(
 
     Args:
         generator: of random numbers, used for this batch alone.
-        augmentation: what may happen.
         batch_size: N.
+        augmentation: what may happen.
         shape: of a volume, voxels, (z, y, x).
         spacing: mm, x y z.
         stored: None, or (N, 3), the shapes of the stored volumes that patches of `shape` are read from; the rows are

@@ -15,7 +15,7 @@ from vnet_fast.data.preparation import PreparedCase
 from vnet_fast.devices import mixed_precision
 from vnet_fast.evaluation.metrics import dice_per_class
 from vnet_fast.prediction.components import largest_components
-from vnet_fast.prediction.inference import OVERLAP, Shape, predict_probabilities
+from vnet_fast.prediction.inference import OVERLAP, Shape, as_batch, predict_probabilities
 from vnet_fast.prediction.windows import cover
 from vnet_fast.run.configuration import Config
 
@@ -135,7 +135,7 @@ def _predict_at_once(
     device = next(model.parameters()).device
     predicted = []
     for case in cases:
-        image = torch.from_numpy(case.image)[None, None].to(device)
+        image = as_batch(case.image).to(device)
         with mixed_precision(device, autocast):
             logits = model(image)
         predicted.append(logits[0].argmax(0).to(torch.uint8))
@@ -154,7 +154,7 @@ def passes_of(cases: Sequence[PreparedCase], window: Shape | None) -> int:
     """How many windows a validation of cases takes, or one for each case."""
     if window is None:
         return len(cases)
-    return sum(len(cover(case.ranks.shape, window, OVERLAP)) for case in cases)
+    return sum(len(cover(case.shape, window, OVERLAP)) for case in cases)
 
 
 def seconds_of_a_validation(
