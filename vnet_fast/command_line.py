@@ -20,6 +20,8 @@ EXIT_BAD_INPUT = 2
 LONGEST_TEXT = 60
 # of a whole number that counts something, and of a rate, which float32 must hold
 MAX_INT, MAX_FLOAT = 2**31 - 1, 1e30
+# what stands for the value of an option that the program chooses
+AUTO = "auto"
 ConfigType = TypeVar("ConfigType")
 Number = TypeVar("Number", int, float)
 
@@ -33,6 +35,15 @@ def option(default: Any, help: str, **arguments: Any) -> Any:
         **arguments: further arguments of `argparse`'s `add_argument`.
     """
     return dataclasses.field(default=default, metadata={"help": help, **arguments})
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Shows an option that takes some values by their names, such as `--volume X Y Z`."""
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        if action.nargs == "+" and isinstance(action.metavar, tuple):
+            return " ".join(action.metavar)
+        return super()._format_args(action, default_metavar)
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,7 +74,10 @@ def parse_stored(config_class: type[ConfigType], stored: dict[str, Any], path: s
     Raises:
         InputError: if a value is not allowed, or of another type than a run stores.
     """
-    parser = StoredParser(prog=str(path), argument_default=argparse.SUPPRESS, allow_abbrev=False, add_help=False)
+    parser = StoredParser(
+        prog=str(path), argument_default=argparse.SUPPRESS, allow_abbrev=False, add_help=False,
+        formatter_class=Formatter,
+    )  # fmt: skip
     fields = [field for field in dataclasses.fields(config_class) if field.name in stored]  # type: ignore[arg-type]  # every Config is a dataclass
     arguments: list[str] = []
     for field in fields:
@@ -125,7 +139,7 @@ def parser_of(config_class: type[Any], module: str) -> Parser:
         description=config_class.__doc__,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Formatter,
     )
     for owner, fields in _by_class(config_class):
         is_own = owner is config_class
@@ -208,6 +222,15 @@ def positive_float(text: str) -> float:
 def natural_float(text: str) -> float:
     """The type of a finite number, 0 or more."""
     return _number(text, float, lambda value: 0 <= value < float("inf"), "a number, 0 or more", MAX_FLOAT)
+
+
+def or_auto(convert: Callable[[str], Number]) -> Callable[[str], Number | str]:
+    """The type of a value of an option that may also be AUTO."""
+
+    def convert_unless_auto(text: str) -> Number | str:
+        return text if text == AUTO else convert(text)
+
+    return convert_unless_auto
 
 
 def share(text: str) -> float:

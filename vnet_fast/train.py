@@ -11,6 +11,7 @@ from vnet_fast.run import tensorboard
 from vnet_fast.run.configuration import ALL, Config
 from vnet_fast.run.configure import configure
 from vnet_fast.training.cross_validation import cross_validate
+from vnet_fast.training.planned import planned
 from vnet_fast.training.train_run import train_run
 
 
@@ -18,7 +19,10 @@ def main(given: dict[str, Any]) -> int:
     """Runs with the options given; returns the exit code."""
     use_all_cores()
     keep_freed_memory()
+    given, plan = planned(given)
     config = configure(given)
+    if plan:
+        print(f"plan: {plan}", flush=True)
     if config.tensorboard:
         tensorboard.check_installed()
     if config.check:

@@ -10,10 +10,12 @@ from typing import Any
 from torch import nn
 
 from vnet_fast.command_line import (
+    AUTO,
     MAX_INT,
     natural_float,
     natural_int,
     option,
+    or_auto,
     parse_stored,
     path_text,
     positive_float,
@@ -126,16 +128,15 @@ class Config(Augmentation):
         choices=KERNEL_SIZES,
     )
     base_channels: int = option(16, "channels of the first stage", type=positive_int, metavar="N")
+    # never auto once `configure` has returned
     volume: tuple[int, int, int] = option(
-        (128, 128, 64), "size of the network's input, voxels", type=positive_int, nargs=3, metavar=("X", "Y", "Z")
-    )
-    spacing: tuple[float, float, float] = option(
-        (1.0, 1.0, 1.5),
-        "voxel spacing of the network's input, mm",
-        type=positive_float,
-        nargs=3,
+        (128, 128, 64), f"size of the network's input, voxels, or {AUTO}", type=or_auto(positive_int), nargs="+",
         metavar=("X", "Y", "Z"),
-    )
+    )  # fmt: skip
+    spacing: tuple[float, float, float] = option(
+        (1.0, 1.0, 1.5), f"voxel spacing of the network's input, mm, or {AUTO}: by the data, as in the fast recipe",
+        type=or_auto(positive_float), nargs="+", metavar=("X", "Y", "Z"),
+    )  # fmt: skip
     patches: str = option(
         "auto", "train on patches of whole volumes; auto: with the fast recipe, if volumes are larger than --volume",
         choices=("auto", "on", "off"),
@@ -149,10 +150,9 @@ class Config(Augmentation):
         metavar="M",
     )
     optimizer: str = option(
-        "sgd",
-        "SGD with momentum as in the paper, with Nesterov's momentum, or AdamW",
+        "sgd", "SGD with momentum as in the paper, with Nesterov's momentum, or AdamW",
         choices=("sgd", "nesterov", "adamw"),
-    )
+    )  # fmt: skip
     learning_rate: float = option(
         1e-4, "learning rate of the first iteration after the warm-up", type=positive_float, metavar="RATE"
     )
@@ -256,6 +256,9 @@ def check_settings(config: Config) -> None:
         raise InputError("--workers", f"must be at most {MAX_WORKERS}; got {config.workers}", "Give one per core")
     if isinstance(config.fold, int) and config.fold >= config.folds:
         raise InputError("--fold", f"must be below --folds ({config.folds}); got {config.fold}", "Folds count from 0")
+    for flag, values in (("--volume", config.volume), ("--spacing", config.spacing)):
+        if len(values) != 3 or AUTO in map(str, values):
+            raise InputError(flag, f"must be three numbers; got {' '.join(map(str, values))}", "Give x, y and z")
     smallest = size_multiple(config.levels)
     if min(config.volume) < smallest:
         size = " ".join(map(str, config.volume))

@@ -75,7 +75,7 @@ def sample_batch(
         middles: None, or of the whole volumes that patches of `shape` are read from; needed for several channels.
         channels: C of a volume. They move together, and each has intensities of its own.
     """
-    positions = np.arange(iteration * batch_size, (iteration + 1) * batch_size)
+    positions = iteration * batch_size + np.arange(batch_size)
     cases = _ordered_cases(seed, positions, num_cases)
     generator = _generator(seed, 1, iteration)
     intensities_of = generator.integers(num_cases, size=batch_size)
@@ -92,7 +92,6 @@ def sample_batch(
         rows = np.repeat(rows, channels, axis=0)
         if changed and channels > 1:
             drawn = draw_transforms(_generator(seed, 4, iteration), len(rows), augmentation, shape, spacing)
-            # the other channels keep their places
             others = np.arange(len(rows)) % channels > 0
             rows[others, MOVED + 1 :] = drawn[others, MOVED + 1 :]
     return BatchParameters(cases, intensities_of, deformed, points, rows)

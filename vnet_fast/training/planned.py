@@ -1,0 +1,81 @@
+"""From the options of a run whose grid depends on its data to those of any run."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from vnet_fast.command_line import AUTO
+from vnet_fast.data.cases import pair_cases
+from vnet_fast.data.planning import Plan, find_geometries, make_plan
+from vnet_fast.devices import HOST, find_device
+from vnet_fast.errors import InputError
+from vnet_fast.nn.vnet import LEVELS, size_multiple
+from vnet_fast.run.configuration import Config
+from vnet_fast.run.memory import Load
+from vnet_fast.run.recipes import CPU_CHANNELS, FAST, PAPER, fitting_levels
+
+GRID = ("spacing", "volume")
+# voxels of a window: on a CPU as many as take about half a second a step; on a GPU nnU-Net's 128 x 128 x 128
+VOXELS = {"cpu": 96 * 96 * 32, "cuda": 128**3}
+# of the memory that a step may take, because its estimate is low
+SHARE = 1 / 4
+
+
+def planned(given: dict[str, Any]) -> tuple[dict[str, Any], Plan | None]:
+    """The options with the grid that is planned from the data, where that is asked for.
+
+    It is asked for by `auto`, and for data on which the fast recipe trains from nothing it is the default.
+
+    Args:
+        given: dict from option to value, without the options that are not given.
+
+    Returns:
+        the options, and the plan or None.
+
+    Raises:
+        InputError, InputErrors: if there is no data to plan for.
+    """
+    asked = [name for name in GRID if _is_auto(given.get(name))]
+    others = {name: value for name, value in given.items() if name not in asked}
+    if "resume" in given:
+        # the run has its grid
+        return others, None
+    if given.get("recipe", PAPER) == FAST and given.get("data") is not None and not given.get("init"):
+        asked = [name for name in GRID if name not in others]
+    if not asked:
+        return others, None
+    if given.get("data") is None:
+        raise InputError(f"--{asked[0]}", f"is {AUTO} without --data", "Give numbers, or the folder of the volumes")
+    plan = _plan(others, given["data"])
+    return {**others, "spacing": plan.spacing, "volume": plan.size}, plan
+
+
+def _is_auto(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and list(value) == [AUTO]
+
+
+def _plan(given: dict[str, Any], data: str) -> Plan:
+    device = find_device(given.get("device", Config.device))
+    geometries = find_geometries(pair_cases(data, given.get("labels"))[0])
+    spacing, size = (tuple(given[name]) if name in given else None for name in GRID)
+    voxels = _voxels(given, device)
+    levels = given.get("levels", LEVELS)
+    while True:
+        plan = make_plan(geometries, voxels, size_multiple(levels), device == HOST, spacing, size)
+        fitting = min(levels, fitting_levels(plan.size))
+        # a coarsest resolution without an extent is left out, and with it some of the multiple
+        if "levels" in given or given.get("recipe", PAPER) != FAST or fitting == levels:
+            return plan
+        levels = fitting
+
+
+def _voxels(given: dict[str, Any], device: torch.device) -> int:
+    """Voxels of a window for which a step has room."""
+    channels = given.get("base_channels", CPU_CHANNELS if device == HOST else Config.base_channels)
+    load = Load(device, max(2, given.get("batch_size", Config.batch_size)), channels, device != HOST, phantoms=False)
+    voxels = VOXELS[device.type]
+    while voxels > 1 and not load.fits((math.ceil(voxels ** (1 / 3)),) * 3, SHARE):
+        voxels //= 2
+    return voxels
