@@ -32,6 +32,7 @@ from benchmarks.providers import (
 from benchmarks.volumes import SPACING
 from vnet_fast.data.phantom import phantom
 from vnet_fast.devices import keep_freed_memory
+from vnet_fast.prediction.task import Task
 
 BATCHES = (1, 2)
 PROVIDERS = EAGER if ON_GPU else {**EAGER, **OTHER_PROGRAMS, **COMPILED_ON_CPU}
@@ -107,7 +108,7 @@ def bench_files(benchmark, volume_file, name):
         target = volume_file.with_name("mask.mhd")
 
         def run():
-            result = segment(model, volume_file, SPACING, SIZE, provider.autocast)
+            result = segment(model, volume_file, Task(SPACING, SIZE), provider.autocast)
             result.write_mask(target)
             return result.network_probabilities
 

@@ -20,6 +20,7 @@ from vnet_fast.files import make_folder
 from vnet_fast.io import volumes
 from vnet_fast.prediction.held_out import PREDICTION_FOLDER, held_out
 from vnet_fast.prediction.segmentation import segment
+from vnet_fast.prediction.task import Task
 from vnet_fast.run.checkpoint import ARCHITECTURE
 from vnet_fast.run.configuration import LOSSES
 from vnet_fast.run.configure import configure
@@ -240,10 +241,8 @@ def predict_held_out(trainer, output):
     for case in pair_cases(config.data, config.labels)[0]:
         if case.name in names:
             pairs.append((folder / f"{case.name}.nii.gz", case.mask))
-            how = {
-                "autocast": trainer.autocast, "patches": trainer.data.patches, "channels": trainer.data.channels
-            }  # fmt: skip
-            segment(model, case.images, config.spacing, config.volume, **how).write_mask(pairs[-1][0])
+            task = Task(config.spacing, config.volume, trainer.data.patches, trainer.data.channels)
+            segment(model, case.images, task, trainer.autocast).write_mask(pairs[-1][0])
     return pairs
 
 

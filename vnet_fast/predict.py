@@ -67,13 +67,9 @@ def main(given: dict[str, Any]) -> int:
     if config.validation_only and len(config.checkpoint) > 1 and not networks.held_out:
         cause = "no case was held out by every run"
         raise InputError("--validation-only", cause, "Give one checkpoint, or train with --fold all")
-    check_order(config.input, networks.channels)
-    pairs = plan(
-        config.input,
-        config.output,
-        networks.held_out if config.validation_only else None,
-        several=len(networks.channels) > 1,
-    )
+    task, only = networks.task, networks.held_out if config.validation_only else None
+    check_order(config.input, task.channels)
+    pairs = plan(config.input, config.output, only, several=len(task.channels) > 1)
     folder = make_folder(pairs[0][1].parent, "Choose another --output")
     sweep_unfinished(folder)
     autocast, precision = choose_precision(config.amp, networks.device)
@@ -82,20 +78,17 @@ def main(given: dict[str, Any]) -> int:
     segment_one = partial(
         segment,
         networks.model,
-        spacing=networks.spacing,
-        size=networks.size,
+        task=task,
         autocast=autocast,
         overlap=config.overlap,
-        patches=networks.patches,
-        channels=networks.channels,
         flips=LEFT_RIGHT if config.tta else NO_FLIP,
     )
     volumes = track(pairs, "predicting", "volumes")
     errors, larger = segment_all(volumes, segment_one, config.probabilities, config.all_components)
     if larger:
-        extent = " x ".join(f"{n * s:g}" for n, s in zip(networks.size, networks.spacing, strict=True))
+        extent = " x ".join(f"{n * s:g}" for n, s in zip(task.size, task.spacing, strict=True))
         treatment = "background beyond, unless --overlap is given"
-        if networks.patches or config.overlap is not None:
+        if task.patches or config.overlap is not None:
             overlap = OVERLAP if config.overlap is None else config.overlap
             treatment = f"in windows, overlap {overlap:g}"
         print(f"{larger} of {len(pairs)} volumes are larger than the network's {extent} mm: {treatment}")

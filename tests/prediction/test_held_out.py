@@ -122,8 +122,8 @@ def test_a_kill_leaves_only_whole_predictions_that_count(run, segmented, monkeyp
     save_best(run, 1, ["Case04", "Case01"])
     write, count = writing.write, []
 
-    def killed(array, grid, path):
-        write(array, grid, path)
+    def killed(array, grid, path, names):
+        write(array, grid, path, names)
         count.append(path)
         if len(count) == 2:
             # written, but not yet listed

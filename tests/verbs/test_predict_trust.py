@@ -16,6 +16,7 @@ from vnet_fast import predict, progress
 from vnet_fast.io import writing
 from vnet_fast.nn.vnet import VNet
 from vnet_fast.prediction import segmentation
+from vnet_fast.prediction.task import Task
 from vnet_fast.run import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,7 +117,7 @@ def test_progress_without_a_terminal(network, tmp_path, run_verb, monkeypatch):
 def test_labels_made_in_slabs_are_those_of_the_whole(network, tmp_path, monkeypatch):
     image, _ = write_case(tmp_path, "a", size=(30, 28, 26))
     model = checkpoint.build_model(checkpoint.load(network), network, torch.device("cpu"))
-    result = segmentation.segment(model, image, tuple(SPACING), tuple(SIZE))
+    result = segmentation.segment(model, image, Task(tuple(SPACING), tuple(SIZE)))
     whole = result.labels(all_components=True)
     expected = np.stack([result.probability(0), result.probability(1)]).argmax(0)
     np.testing.assert_array_equal(whole, expected)

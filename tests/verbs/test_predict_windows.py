@@ -15,6 +15,7 @@ from vnet_fast.io import volumes
 from vnet_fast.io.grid import Grid, covering_size, image_on_grid, working_grid
 from vnet_fast.prediction import segmentation
 from vnet_fast.prediction.inference import predict_probabilities
+from vnet_fast.prediction.task import Task
 from vnet_fast.run import checkpoint
 
 
@@ -63,7 +64,7 @@ def test_a_volume_that_fits_is_one_forward_pass(tmp_path, trained, size, overlap
     model = checkpoint.build_model(checkpoint.load(trained), trained, torch.device("cpu")).eval()
     seen = []
     model.register_forward_hook(lambda module, arguments, logits: seen.append(arguments[0]))
-    result = segmentation.segment(model, tmp_path / "x.nrrd", (1.5, 1.5, 2.0), [16, 16, 16], None, overlap)
+    result = segmentation.segment(model, tmp_path / "x.nrrd", Task((1.5, 1.5, 2.0), (16, 16, 16)), None, overlap)
     image = volumes.read_image(tmp_path / "x.nrrd")
     grid = working_grid(image, (1.5, 1.5, 2.0), (16, 16, 16))
     values = torch.from_numpy(normalise(image_on_grid(image, grid)))[None, None]

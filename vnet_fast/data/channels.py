@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vnet_fast.data.classes import MASK_FOLDERS
 from vnet_fast.data.intensity import HIGH_PERCENTILE, LOW_PERCENTILE, normalise
-from vnet_fast.data.labels import DESCRIPTION, not_described, read_description
+from vnet_fast.data.labels import DESCRIPTION, is_storable, not_described, read_description
 from vnet_fast.data.preparation import PreparedCase
 from vnet_fast.errors import InputError
 from vnet_fast.io.header import MAX_CHANNELS
@@ -113,7 +113,7 @@ def _names(path: Path, key: str, named: Any) -> list[str]:
     names = []
     for number in range(len(named)):
         name = named.get(str(number))
-        if not isinstance(name, str) or any("\\ud800" <= character <= "\\udfff" for character in name):
+        if not isinstance(name, str) or not is_storable(name):
             cause = f"its {key} must name the channels 0 to {len(named) - 1}; {number} is {shown(name)}"
             raise not_described(path, cause)
         names.append(name)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from vnet_fast.data.labels import declared_labels
 
@@ -23,6 +24,15 @@ def class_names(labels: str | Path) -> dict[int, str]:
     """
     folder = Path(labels).absolute()
     return foreground(_declared_beside(folder if folder.is_dir() else folder.parent, allow_regions=True))
+
+
+def names_of_checkpoint(content: Mapping[str, Any]) -> dict[int, str]:
+    """The names of the classes of a checkpoint's network by label, 1 and up; none if it does not say any.
+
+    Args:
+        content: what `vnet_fast.run.checkpoint.load` returned.
+    """
+    return {label: name for label, name in enumerate(content.get("classes", ()), start=1) if name}
 
 
 def find_declared(data: str | Path, labels: str | Path | None, binary: bool = False) -> dict[int, str] | None:

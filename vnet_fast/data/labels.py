@@ -77,12 +77,17 @@ def _label_and_name(path: Path, key: str, value: object) -> tuple[int, str]:
     label = int(digits) if len(digits) <= MAX_DIGITS else -1
     if not 0 <= label <= MAX_LABEL:
         raise not_described(path, f"its label {shown(key)} must be from 0 to {MAX_LABEL}; got {shown(number)}")
-    if any("\ud800" <= character <= "\udfff" for character in name):
+    if not is_storable(name):
         raise not_described(path, f"the name of label {label} is no text ({shown(name)})")
     if name.lower() == IGNORE:
         cause = f"has an ignore label ({label}), which is not supported yet, and would count as a class"
         raise InputError(path, cause, "Remove it from dataset.json and from the masks")
     return label, name
+
+
+def is_storable(name: str) -> bool:
+    """Whether a name can be printed and stored: UTF-8 has no surrogates, and a checkpoint no zero bytes."""
+    return "\0" not in name and not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _is_digits(value: object) -> bool:

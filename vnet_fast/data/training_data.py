@@ -53,6 +53,11 @@ class Data:
         return [title_of(label, self.class_names) for label in range(1, self.num_classes)]
 
     @property
+    def stored_class_names(self) -> list[str]:
+        """The names of the foreground classes, as a checkpoint stores them: empty for those without."""
+        return [self.class_names.get(label, "") for label in range(1, self.num_classes)]
+
+    @property
     def names(self) -> dict[str, list[str]]:
         """The names of the cases, as a checkpoint stores them: dict with `training` and `validation`."""
         return {

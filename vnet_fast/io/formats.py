@@ -34,7 +34,7 @@ class Format:
 
 
 FORMATS = (
-    Format((".nii.gz", ".nii"), "NiftiImageIO", nifti.read_header),
+    Format((".nii.gz", ".nii"), nifti.IMAGE_IO, nifti.read_header),
     Format((".mhd", ".mha"), "MetaImageIO", metaimage.read_header, metaimage.data_file),
     Format((".nrrd", ".nhdr"), "NrrdImageIO", nrrd.read_header, nrrd.data_file),
 )

@@ -25,6 +25,7 @@ from vnet_fast.io.header import (
 )
 from vnet_fast.io.integrity import COPY_AGAIN
 
+IMAGE_IO = "NiftiImageIO"
 HEADER_BYTES, NIFTI_2_BYTES = 348, 540
 # where voxels may begin: after the header and the four bytes that tell whether extensions follow
 MIN_OFFSET, MAX_OFFSET = 352, 1 << 30

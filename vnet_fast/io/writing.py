@@ -6,16 +6,17 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
 from vnet_fast.errors import InputError
-from vnet_fast.io import formats
+from vnet_fast.io import formats, nifti
 from vnet_fast.io.grid import Grid
 from vnet_fast.io.itk import check_name, kept_locale
+from vnet_fast.io.label_names import name_in_image, name_in_nifti
 
 # a folder for unfinished files is named after the machine and the process that write them
 UNFINISHED = ".writing-"
@@ -25,7 +26,7 @@ _own: set[Path] = set()
 ABANDONED = 86_400
 
 
-def write(array: np.ndarray, grid: Grid, path: str | Path) -> None:
+def write(array: np.ndarray, grid: Grid, path: str | Path, names: Mapping[int, str] | None = None) -> None:
     """Writes an array, compressed.
 
     If writing fails, the file that `path` may have held before is still complete.
@@ -34,6 +35,7 @@ def write(array: np.ndarray, grid: Grid, path: str | Path) -> None:
         array: (z, y, x).
         grid: of the array.
         path: in one of `formats.SUFFIXES`; its folder must exist.
+        names: of a mask's labels, by label, 1 and up; written if the format has a place for them.
 
     Raises:
         InputError: if the format is not supported, the folder can't be written, or the disk is full.
@@ -45,8 +47,7 @@ def write(array: np.ndarray, grid: Grid, path: str | Path) -> None:
         with _unfinished_folder(path) as folder:
             # ITK knows few suffixes in upper case
             header = folder / f"{formats.stem_of(path)}{formats.suffix_of(path)}"
-            with kept_locale():
-                sitk.WriteImage(grid.image_from(array), str(header), useCompression=True)
+            _write_image(grid.image_from(array), header, names or {})
             for part in folder.iterdir():
                 if part != header:
                     os.replace(part, path.parent / part.name)
@@ -54,6 +55,20 @@ def write(array: np.ndarray, grid: Grid, path: str | Path) -> None:
             os.replace(header, path)
     except (OSError, RuntimeError) as error:
         raise _write_error(path, error) from None
+
+
+def _write_image(image: sitk.Image, path: Path, names: Mapping[int, str]) -> None:
+    """Writes an image, and the names of its labels if there are any."""
+    is_nifti, written = formats.format_of(path).image_io == nifti.IMAGE_IO, path
+    if names and is_nifti:
+        written = path.with_name("unnamed.nii")
+    elif names:
+        name_in_image(image, names)
+    with kept_locale():
+        sitk.WriteImage(image, str(written), useCompression=True)
+    if written != path:
+        name_in_nifti(written, path, names)
+        written.unlink()
 
 
 def copy(source: Path, target: Path) -> None:

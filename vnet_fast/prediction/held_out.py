@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from vnet_fast.data.cases import MASK_SUFFIX, Case, natural, pair_cases
-from vnet_fast.data.channels import of_checkpoint
 from vnet_fast.data.phantom import case_seed, phantom
 from vnet_fast.devices import choose_precision, device_name, find_device
 from vnet_fast.errors import InputError, InputErrors
@@ -23,6 +22,7 @@ from vnet_fast.io.grid import Grid
 from vnet_fast.prediction.networks import build_network
 from vnet_fast.prediction.plan import output_suffix
 from vnet_fast.prediction.segmentation import segment
+from vnet_fast.prediction.task import Task
 from vnet_fast.progress import track
 from vnet_fast.run import checkpoint
 from vnet_fast.run.configuration import ALL, CONFIG_FILE, Config, stored_config
@@ -189,17 +189,12 @@ def _predict(
     model, device = build_network(content, path, device)
     autocast, precision = choose_precision(amp, device)
     print(f"predicting {len(missing)} cases held out by {path}: {device_name(device)}, {precision}", flush=True)
-    spacing, size = checkpoint.grid_of(content, path)
-    errors = []
+    task, errors = Task.of(content, path), []
     for case in missing:
         if interrupted():
             raise KeyboardInterrupt
         try:
-            patches = content.get("patches", False)
-            result = segment(
-                model, case.images, spacing, size, autocast, patches=patches, channels=of_checkpoint(content)
-            )
-            result.write_mask(case.prediction)
+            segment(model, case.images, task, autocast).write_mask(case.prediction)
         except InputError as error:
             errors.append(error)
         else:

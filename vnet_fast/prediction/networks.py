@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from vnet_fast.data.channels import Channel, of_checkpoint
 from vnet_fast.devices import HOST
 from vnet_fast.errors import InputError
 from vnet_fast.nn.folding import folded
 from vnet_fast.nn.vnet import VNet
+from vnet_fast.prediction.task import Task
 from vnet_fast.run import checkpoint
 
 
@@ -23,20 +23,14 @@ class Networks:
     Args:
         model: the network, or a ModuleList of several.
         device: where they are.
-        spacing: of their grid, mm, x y z.
-        size: of their grid, voxels, x y z.
+        task: what they all do.
         held_out: the names of the cases that all the runs held out.
-        patches: whether they were trained on patches of whole volumes.
-        channels: of the volumes.
     """
 
     model: nn.Module
     device: torch.device
-    spacing: tuple[float, float, float]
-    size: tuple[int, int, int]
+    task: Task
     held_out: set[str]
-    patches: bool = False
-    channels: tuple[Channel, ...] = (Channel(),)
 
 
 def build_network(content: dict[str, Any], path: str | Path, device: torch.device) -> tuple[VNet, torch.device]:
@@ -56,30 +50,37 @@ def load_networks(paths: Sequence[str], device: torch.device) -> Networks:
     Raises:
         InputError: if one can't be used, or differs from the first in classes, channels, spacing or volume.
     """
-    networks, held_out, channels = [], [], []
-    first: dict[str, tuple[float | str, ...]] = {}
+    networks: list[VNet] = []
+    held_out, tasks = [], []
     for path in paths:
         content = checkpoint.load(path)
-        spacing, size = checkpoint.grid_of(content, path)
+        tasks.append(Task.of(content, path))
         network, device = build_network(content, path, device)
-        ours: dict[str, tuple[float | str, ...]] = {
-            "number of classes": (network.num_classes,), "spacing": spacing, "volume": size,
-            "training on patches": ("on" if content.get("patches") else "off",),
-            "number of channels": (network.in_channels,),
-            "normalisation": tuple(map(str, (channel.scaling for channel in of_checkpoint(content)))),
-        }  # fmt: skip
-        first = first or ours
-        for name in (name for name in ours if ours[name] != first[name]):
-            values = [
-                " ".join(value if isinstance(value, str) else f"{value:g}" for value in settings[name])
-                for settings in (ours, first)
-            ]
-            cause = f"its {name} is {values[0]}, that of {paths[0]} is {values[1]}"
-            raise InputError(path, cause, "Name checkpoints that agree in it")
+        _check_agreement(paths[0], (networks or [network])[0], tasks[0], path, network, tasks[-1])
         networks.append(network)
-        channels.append(of_checkpoint(content))
         held_out.append({*content["validation"]})
     # if one did not fit on the GPU, all of them run on the CPU
     model = networks[0] if len(networks) == 1 else nn.ModuleList(networks).to(device)
-    patches = first["training on patches"] == ("on",)
-    return Networks(model, device, spacing, size, set.intersection(*held_out), patches, channels[0])
+    return Networks(model, device, tasks[0], set.intersection(*held_out))
+
+
+def _check_agreement(first_path: str, first: VNet, first_task: Task, path: str, network: VNet, task: Task) -> None:
+    """Raises an InputError if a network does something else than the first one."""
+    for name, ours, theirs in (
+        ("number of classes", network.num_classes, first.num_classes),
+        ("number of channels", network.in_channels, first.in_channels),
+        ("spacing", _text(task.spacing), _text(first_task.spacing)),
+        ("volume", _text(task.size), _text(first_task.size)),
+        ("training on patches", "on" if task.patches else "off", "on" if first_task.patches else "off"),
+        *(
+            (f"scaling of channel {number}", channel.scaling, other.scaling)
+            for number, (channel, other) in enumerate(zip(task.channels, first_task.channels, strict=False))
+        ),
+    ):
+        if ours != theirs:
+            cause = f"its {name} is {ours}, that of {first_path} is {theirs}"
+            raise InputError(path, cause, "Name checkpoints that agree in it")
+
+
+def _text(values: Sequence[float]) -> str:
+    return " ".join(f"{value:g}" for value in values)

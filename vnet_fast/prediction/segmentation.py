@@ -2,8 +2,8 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ from torch import nn
 from tqdm import tqdm
 
 from vnet_fast.data.channels import Channel, describe
+from vnet_fast.data.classes import title_of
 from vnet_fast.errors import InputError
 from vnet_fast.io import formats, volumes, writing
 from vnet_fast.io.grid import Grid, covering_size, image_on_grid, probability_on_grid, working_grid
 from vnet_fast.prediction.components import largest_components
 from vnet_fast.prediction.inference import OVERLAP, predict_probabilities
+from vnet_fast.prediction.task import Task
 from vnet_fast.progress import track
 from vnet_fast.text_table import printable
 
@@ -40,12 +42,14 @@ class Segmentation:
         network_grid: of the probabilities.
         network_probabilities: (K, z, y, x) float32 on it.
         is_larger: whether the volume extends beyond the network's size.
+        class_names: dict from label to name, of the classes that have one.
     """
 
     grid: Grid
     network_grid: Grid
     network_probabilities: NDArray[np.float32]
     is_larger: bool
+    class_names: Mapping[int, str] = field(default_factory=dict)
 
     def probability(self, label: int) -> NDArray[np.float32]:
         """The probability of a class, (z, y, x) float32 on the volume's own grid."""
@@ -83,7 +87,9 @@ class Segmentation:
 
     def write_mask(self, path: Path, all_components: bool = False) -> None:
         """Writes the labels, see `labels`; an `InputError` if that fails."""
-        writing.write(self.labels(all_components), self.grid, path)
+        labels = range(1, len(self.network_probabilities))
+        names = {label: title_of(label, self.class_names) for label in labels} if self.class_names else {}
+        writing.write(self.labels(all_components), self.grid, path, names)
 
     def write_probabilities(self, path: Path) -> None:
         """Writes a file NAME_probability beside the mask for each foreground class, numbered if there are several."""
@@ -97,12 +103,9 @@ class Segmentation:
 def segment(
     model: nn.Module,
     paths: Path | Sequence[Path],
-    spacing: tuple[float, float, float],
-    size: tuple[int, int, int],
+    task: Task,
     autocast: torch.dtype | None = None,
     overlap: float | None = None,
-    patches: bool = False,
-    channels: Sequence[Channel] = (Channel(),),
     **options: Any,
 ) -> Segmentation:
     """Reads a volume and predicts its probabilities.
@@ -113,22 +116,20 @@ def segment(
     Args:
         model: the network, or a ModuleList of networks whose probabilities are averaged.
         paths: of the volume's file, or of a file for each of its channels.
-        spacing: of the network's grid, mm, x y z.
-        size: of the network's grid, voxels, x y z.
+        task: of the network.
         autocast: the dtype of mixed precision, or None.
         overlap: None predicts the centre of a larger volume, with background beyond it. A number, 0 <= overlap < 1,
-            covers the whole volume by windows that overlap by this share.
-        patches: whether the network was trained on patches, so that the whole volume is covered in any case.
-        channels: of the network.
+            covers the whole volume by windows that overlap by this share. A network that was trained on patches
+            covers it in any case.
         **options: `flips` of `predict_probabilities`.
 
     Raises:
         InputError: if the volume can't be read, has another number of channels than the network, is constant at its
             centre, has more than 2^30 voxels on the network's grid, or makes the network overflow.
     """
-    covering, files = patches or overlap is not None, [paths] if isinstance(paths, Path) else list(paths)
+    files = [paths] if isinstance(paths, Path) else list(paths)
     path = files[0]
-    values, grid, own_grid, window, is_larger = _read(files, channels, spacing, size, covering, not patches)
+    values, grid, own_grid, window, is_larger = _read(files, task, task.patches or overlap is not None)
     volumes.return_memory_beside(math.prod(own_grid.size))
     share = OVERLAP if overlap is None else overlap
     try:
@@ -138,16 +139,11 @@ def segment(
         )  # fmt: skip
     except InputError as error:
         raise InputError(path, f"{error.subject} {error.cause}", error.remedy) from None
-    return Segmentation(own_grid, grid, probabilities, is_larger)
+    return Segmentation(own_grid, grid, probabilities, is_larger, task.class_names)
 
 
 def _read(
-    paths: Sequence[Path],
-    channels: Sequence[Channel],
-    spacing: tuple[float, float, float],
-    size: tuple[int, int, int],
-    covering: bool,
-    by_centre: bool,
+    paths: Sequence[Path], task: Task, covering: bool
 ) -> tuple[NDArray[np.float32], Grid, Grid, tuple[int, int, int], bool]:
     """Reads a volume.
 
@@ -155,18 +151,18 @@ def _read(
         its normalised intensities, (C, z, y, x) float32; the network's grid that they are on; the volume's own grid;
         the shape of the network's size; and whether the volume is larger.
     """
-    images, path = volumes.read_channels(paths), paths[0]
+    images, path, channels = volumes.read_channels(paths), paths[0], task.channels
     if len(images) != len(channels):
         cause = f"has {describe((Channel(),) * len(images))}, and the network was trained on {describe(channels)}"
         raise InputError(path, cause, REMEDY_OF_CHANNELS)
     image = images[0]
-    centre = working_grid(image, spacing, size)
+    centre = working_grid(image, task.spacing, task.size)
     is_larger = covering_size(image, centre) != centre.size
     grid = _covering_grid(image, path, centre) if is_larger and covering else centre
     values = np.empty((len(images), *grid.shape), np.float32)
     for number, (image, channel) in enumerate(zip(images, channels, strict=True)):
         found = image_on_grid(image, grid)
-        reference = image_on_grid(image, centre) if by_centre and grid != centre else found
+        reference = image_on_grid(image, centre) if grid != centre and not task.patches else found
         try:
             values[number] = channel.normalised(found, reference)
         except ValueError as error:

@@ -118,6 +118,9 @@ def _check_content(content: dict[str, Any], path: str | Path) -> None:
     channels, needed = content.get("channels"), architecture["in_channels"]
     if channels is not None and len(channels) != needed:
         raise InputError(path, f"names {len(channels)} channels, and its network has {needed}", ANOTHER)
+    if len(content.get("classes", ())) not in (0, architecture["num_classes"] - 1):
+        cause = f"names {len(content['classes'])} classes, and its network has {architecture['num_classes'] - 1}"
+        raise InputError(path, cause, ANOTHER)
     best = content.get("best", {})
     check_fields(best, fields.BEST, path, ANOTHER, "its best")
     for dice in (best.get("per_case") or {}).values():

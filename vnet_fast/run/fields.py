@@ -149,6 +149,7 @@ RUN = {
     "scaler": Field("the state of a scaler", lambda v: isinstance(v, dict)),
     "average": Field("the average of the weights", lambda v: isinstance(v, dict)),
     "patches": Field("True or False", lambda v: type(v) is bool),
+    "classes": Field("a list of names", lambda v: isinstance(v, list) and all(map(is_text, v))),
     "channels": Field("a name and a scaling for each channel", _are_channels),
 }
 BEST = {

@@ -257,6 +257,7 @@ class Trainer(AbstractContextManager["Trainer"]):
             "spacing": list(self.config.spacing),
             "volume": list(self.config.volume),
             "patches": self.data.patches,
+            "classes": self.data.stored_class_names,
             "channels": [asdict(channel) for channel in self.data.channels],
             **self.data.names,
         }

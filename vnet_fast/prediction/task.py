@@ -1,0 +1,44 @@
+"""What a checkpoint says about the volumes of its network and about the masks that it predicts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vnet_fast.data.channels import Channel, of_checkpoint
+from vnet_fast.data.classes import names_of_checkpoint
+from vnet_fast.run import checkpoint
+
+
+@dataclass(frozen=True)
+class Task:
+    """From a volume to a network's input, and from its output to a mask.
+
+    Args:
+        spacing: of the network's grid, mm, x y z.
+        size: of the network's grid, voxels, x y z.
+        patches: whether the network was trained on patches of whole volumes, and so covers all of a larger one.
+        channels: of the volumes.
+        class_names: dict from label to name, of the classes that have one; masks tell them.
+    """
+
+    spacing: tuple[float, float, float]
+    size: tuple[int, int, int]
+    patches: bool = False
+    channels: tuple[Channel, ...] = (Channel(),)
+    class_names: Mapping[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, content: dict[str, Any], path: str | Path) -> "Task":
+        """The task of a checkpoint.
+
+        Args:
+            content: what `vnet_fast.run.checkpoint.load` returned.
+            path: of the checkpoint, for messages.
+
+        Raises:
+            InputError: if it does not say its grid, or a volume of the grid's size does not fit in memory.
+        """
+        spacing, size = checkpoint.grid_of(content, path)
+        patches = bool(content.get("patches"))
+        return cls(spacing, size, patches, of_checkpoint(content), names_of_checkpoint(content))
