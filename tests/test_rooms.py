@@ -18,6 +18,7 @@ SMALL = {
     "text_table",
     "averages",
     "interrupts",
+    "regions",
     "streams",
     "stored",
     "progress",

@@ -9,7 +9,7 @@ from typing import Any
 from vnet_fast import command_line, plotting
 from vnet_fast.command_line import option, path_text
 from vnet_fast.data import cases
-from vnet_fast.data.classes import class_names
+from vnet_fast.data.classes import class_names, find_regions
 from vnet_fast.errors import InputError
 from vnet_fast.evaluation import tables
 from vnet_fast.evaluation.classes import labels_in
@@ -18,6 +18,7 @@ from vnet_fast.evaluation.evaluation import Evaluation, evaluate, names_of
 from vnet_fast.evaluation.figures import draw, find_case_images
 from vnet_fast.evaluation.score import read_observer
 from vnet_fast.files import make_folder, write_text
+from vnet_fast.regions import Region, parse_regions
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,9 @@ class Config:
         metavar="DIR",
     )  # fmt: skip
     binary: bool = option(False, "treat all labels as one foreground class", action="store_true")
-    regions: bool = option(
-        False, "also measure base and apex, the cranial and caudal thirds of the reference's slices",
-        action="store_true",
+    regions: tuple[str, ...] | None = option(
+        None, "measure regions of several labels, each as NAME: LABEL LABEL; without any, also measure base and apex, "
+        "the cranial and caudal thirds of the reference's slices", nargs="*", metavar="REGION",
     )  # fmt: skip
     observer: str | None = option(
         None, "TOML file with a second observer's means, for the challenge's score", type=path_text, metavar="FILE"
@@ -58,6 +59,9 @@ class Config:
         """Checks the options before anything is measured; raises an InputError."""
         if len({Path(folder).resolve() for folder in self.predictions}) < len(self.predictions):
             raise InputError("--predictions", "names a folder twice", "Name each folder once")
+        parse_regions(self.regions or ())
+        if self.regions and self.binary:
+            raise InputError("--regions", "given with --binary", "Leave one of them out")
         if self.images and not self.figures:
             raise InputError("--images", "given without --figures", "Name the folder of the pictures too")
         if self.figures and not plotting.available():
@@ -89,8 +93,9 @@ def main(given: dict[str, Any]) -> int:
     if config.figures:
         images = find_case_images(config.labels, config.images, only=pairs[0][0][0])
         make_folder(config.figures, "Choose another --figures")
-    declared, known = _find_classes(config, unpredicted[0])
-    evaluations = evaluate(names, pairs, config.binary, config.regions, observer, declared, known)
+    unions, declared, known = _find_classes(config, unpredicted[0])
+    thirds = config.regions is not None and not config.regions
+    evaluations = evaluate(names, pairs, config.binary, thirds, observer, declared, known, unions)
     comparisons = compare_pairs(evaluations) if len(evaluations) > 1 else []
     # before anything is printed, which may fail
     _write(config, evaluations, comparisons)
@@ -103,17 +108,20 @@ def main(given: dict[str, Any]) -> int:
     return 0
 
 
-def _find_classes(config: Config, unpredicted: Sequence[Path]) -> tuple[dict[int, str], set[int]]:
-    """The names of the classes, and labels of references that have no prediction, which belong to the data set too."""
-    if config.binary:
-        return {}, set()
+def _find_classes(config: Config, unpredicted: Sequence[Path]) -> tuple[tuple[Region, ...], dict[int, str], set[int]]:
+    """The regions that are measured instead of labels; or the names of the labels, and labels of references that have
+    no prediction, which belong to the data set too.
+    """
+    if config.binary or config.regions:
+        return parse_regions(config.regions or ()), {}, set()
     try:
-        declared = class_names(config.labels)
+        regions = find_regions(config.labels, config.labels, None, config.binary)
+        declared = {} if regions else class_names(config.labels)
     except InputError as error:
         # masks can be compared without it
         print(f"warning: {error}", file=sys.stderr)
-        declared = {}
-    return declared, set() if declared else labels_in(unpredicted)
+        regions, declared = (), {}
+    return regions, declared, set() if regions or declared else labels_in(unpredicted)
 
 
 def _write(config: Config, evaluations: Sequence[Evaluation], comparisons: Sequence[Comparison]) -> None:

@@ -6,13 +6,14 @@ from typing import Any
 
 from vnet_fast import command_line, plotting
 from vnet_fast.command_line import option, path_text
-from vnet_fast.data.classes import find_declared, foreground
+from vnet_fast.data.classes import find_declared, find_regions, foreground
 from vnet_fast.devices import find_device, keep_freed_memory, use_all_cores
 from vnet_fast.errors import InputError
 from vnet_fast.evaluation.comparison import compare_pairs
 from vnet_fast.evaluation.evaluation import evaluate
 from vnet_fast.evaluation.score import read_observer
 from vnet_fast.files import make_folder, write_text
+from vnet_fast.regions import Region
 from vnet_fast.reporting.html import page
 from vnet_fast.reporting.sections import make_sections
 from vnet_fast.reporting.subjects import read_subjects
@@ -65,10 +66,17 @@ def main(given: dict[str, Any]) -> int:
     folder = make_folder(config.output or Path(config.run[0]) / "report", "Choose another --output")
     names, pairs = [subject.name for subject in subjects], [subject.pairs for subject in subjects]
     settings = subjects[0].settings
-    declared = find_declared(settings["data"], settings["labels"], settings["binary"]) if settings["data"] else {}
+    declared: dict[int, str] = {}
+    unions: tuple[Region, ...] = ()
+    if settings["data"]:
+        where, binary = (settings["data"], settings["labels"]), settings["binary"]
+        unions = find_regions(*where, settings["regions"], binary)
+        declared = find_declared(*where, binary or bool(unions)) or {}
     # a class that the runs know may be in none of the masks that they held out
     known = range(1, 1 + max(len(subject.summary.get("classes", ())) for subject in subjects))
-    evaluations = evaluate(names, pairs, settings["binary"], config.regions, observer, foreground(declared), known)
+    evaluations = evaluate(
+        names, pairs, settings["binary"], config.regions, observer, foreground(declared), known, unions
+    )
     comparisons = compare_pairs(evaluations) if len(evaluations) > 1 else []
     sections = make_sections(subjects, evaluations, comparisons, folder)
     made_with = ", ".join(f"{name} {version}" for name, version in versions().items() if version)

@@ -7,7 +7,7 @@ from functools import partial
 
 from vnet_fast.data.cases import Case
 from vnet_fast.data.channels import find_channels, find_errors
-from vnet_fast.data.classes import find_declared
+from vnet_fast.data.classes import find_declared, find_regions
 from vnet_fast.data.labels import count_classes
 from vnet_fast.data.preparation import PreparedCase, map_cases, read_case
 from vnet_fast.data.settings import DataSettings
@@ -92,8 +92,9 @@ def check_data(settings: DataSettings) -> int:
     if not errors:
         # only then, because a label may be missing with the case that has it
         try:
-            declared = find_declared(settings.data, settings.labels, settings.binary)
-            count_classes(prepared, readable, settings.binary, declared)
+            regions = find_regions(settings.data, settings.labels, settings.regions, settings.binary)
+            declared = find_declared(settings.data, settings.labels, settings.binary or bool(regions))
+            count_classes(prepared, readable, settings.binary, declared, regions)
         except InputError as error:
             errors.append(error)
     print(f"{settings.data}: {len(readable)} of {len(cases)} cases can be read, {len(warnings)} warnings")

@@ -1,10 +1,11 @@
 """The names of a data set's classes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vnet_fast.data.labels import declared_labels
+from vnet_fast.data.labels import declared_labels, declared_regions
+from vnet_fast.regions import Region, parse_regions
 
 # folders of masks that stand beside the `dataset.json` of the Decathlon or of nnU-Net
 MASK_FOLDERS = ("labelsTr", "labelsTs")
@@ -33,6 +34,27 @@ def names_of_checkpoint(content: Mapping[str, Any]) -> dict[int, str]:
         content: what `vnet_fast.run.checkpoint.load` returned.
     """
     return {label: name for label, name in enumerate(content.get("classes", ()), start=1) if name}
+
+
+def find_regions(
+    data: str | Path, labels: str | Path | None, given: Sequence[str] | None, binary: bool
+) -> tuple[Region, ...]:
+    """The regions of a data set to train on or to evaluate: those that are given, or that it declares.
+
+    Args:
+        data: folder of the data set, or of its volumes.
+        labels: None, or the folder of the masks.
+        given: texts of regions, or None.
+        binary: whether all labels above 0 are one class, so that there are none.
+
+    Raises:
+        InputError: as `parse_regions` and `declared_regions`.
+    """
+    if given or binary:
+        return parse_regions(given or ())
+    masks = Path(labels).absolute() if labels else None
+    beside = declared_regions(masks.parent) if masks is not None and masks.name in MASK_FOLDERS else ()
+    return declared_regions(data) or beside
 
 
 def find_declared(data: str | Path, labels: str | Path | None, binary: bool = False) -> dict[int, str] | None:

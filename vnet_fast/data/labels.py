@@ -8,6 +8,7 @@ from typing import Any
 from vnet_fast.data.cases import Case
 from vnet_fast.data.preparation import PreparedCase
 from vnet_fast.errors import InputError
+from vnet_fast.regions import Region, checked
 from vnet_fast.stored import read_object, reason, shown
 
 # the file in which the Decathlon and nnU-Net describe a data set
@@ -80,9 +81,13 @@ def _label_and_name(path: Path, key: str, value: object) -> tuple[int, str]:
     if not is_storable(name):
         raise not_described(path, f"the name of label {label} is no text ({shown(name)})")
     if name.lower() == IGNORE:
-        cause = f"has an ignore label ({label}), which is not supported yet, and would count as a class"
-        raise InputError(path, cause, "Remove it from dataset.json and from the masks")
+        raise _ignored(path, label)
     return label, name
+
+
+def _ignored(path: Path, label: object) -> InputError:
+    cause = f"has an ignore label ({shown(label)}), which is not supported yet, and would count as a class"
+    return InputError(path, cause, "Remove it from dataset.json and from the masks")
 
 
 def is_storable(name: str) -> bool:
@@ -99,11 +104,41 @@ def not_described(path: Path, cause: str) -> InputError:
     return InputError(path, f"not a description of a data set ({cause})", "Correct or remove it")
 
 
+def declared_regions(data: str | Path) -> tuple[Region, ...]:
+    """Reads the regions in the `dataset.json` of nnU-Net: there, all labels but the background are regions if one is a
+    list.
+
+    Args:
+        data: folder of the data set.
+
+    Returns:
+        the regions; none if there is no such file, or it has no list.
+
+    Raises:
+        InputError: if the file can't be read, or has a region that is none.
+    """
+    path = Path(data) / DESCRIPTION
+    labels = read_description(path).get("labels") if os.path.lexists(path) else None
+    if not isinstance(labels, dict) or not any(isinstance(value, list) for value in labels.values()):
+        return ()
+    found: list[Region] = []
+    for name, value in labels.items():
+        if name.lower() == IGNORE:
+            raise _ignored(path, value)
+        several = value if isinstance(value, list) else [value]
+        if not all(type(label) is int for label in several) or not is_storable(name):
+            raise not_described(path, f"its region {shown(name)} must have whole numbers; got {shown(value)}")
+        if several != [0]:
+            found.append(checked(name, several, found, path))
+    return tuple(found)
+
+
 def count_classes(
     prepared: Sequence[PreparedCase],
     cases: Sequence[Case],
     binary: bool,
     declared: Mapping[int, str] | None = None,
+    regions: Sequence[Region] = (),
 ) -> int:
     """Returns the number of classes, background included, of the labels of all cases.
 
@@ -112,16 +147,23 @@ def count_classes(
         cases: their Cases, for messages.
         binary: whether all labels above 0 are one class.
         declared: the result of `declared_labels`.
+        regions: that labels belong to, whatever they are.
 
     Raises:
-        InputError: if no mask has a foreground, a label below the largest one is missing, or a label is not
-            declared.
+        InputError: if no mask has a foreground, or any label of a region, a label below the largest one is missing, or
+            a label is not declared.
     """
     case_of_label = {label: case for entry, case in zip(prepared, cases, strict=True) for label in entry.labels}
     if max(case_of_label) == 0:
         raise InputError(cases[0].mask.parent, "all masks are empty", "Name a folder with labelled masks")
     if binary:
         return 2
+    for region in regions:
+        if not case_of_label.keys() & set(region.labels):
+            cause = f"{region.name} has the labels {' '.join(map(str, region.labels))}, which no mask has"
+            raise InputError("--regions", cause, "Correct its labels")
+    if regions:
+        return max(case_of_label) + 1
     if declared:
         _check_declared(case_of_label, declared)
         return max(declared) + 1

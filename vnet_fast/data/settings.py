@@ -31,6 +31,10 @@ class DataSettings(Protocol):
         """Whether patches of whole volumes are trained on; None if that depends on the volumes."""
 
     @property
+    def regions(self) -> tuple[str, ...] | None:
+        """The regions that are classes, as texts; None if the labels are, or the data set declares regions."""
+
+    @property
     def binary(self) -> bool:
         """Whether all labels above 0 are one class."""
 

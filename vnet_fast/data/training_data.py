@@ -3,16 +3,17 @@
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vnet_fast.data.cache import Cache
 from vnet_fast.data.cases import Case, pair_cases
 from vnet_fast.data.channels import Channel, describe, find_channels, find_errors, fitted, scale_case
-from vnet_fast.data.classes import find_declared, foreground, title_of
+from vnet_fast.data.classes import find_declared, find_regions, foreground, title_of
 from vnet_fast.data.folds import split
 from vnet_fast.data.labels import count_classes
 from vnet_fast.data.phantom import phantoms
@@ -21,6 +22,7 @@ from vnet_fast.data.settings import DataSettings
 from vnet_fast.distributed import Processes
 from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.progress import track
+from vnet_fast.regions import Region
 
 NUM_PHANTOMS = 100
 # by which a volume may be larger than the network's grid before patches are trained on
@@ -34,10 +36,11 @@ class Data:
     Args:
         training: prepared cases to train on.
         validation: prepared cases to validate on.
-        num_classes: number of classes, background included.
+        num_classes: number of labels, background included.
         class_names: dict from label to name, of the classes that have one.
         patches: whether the cases keep their whole extent, of which patches are trained on.
         channels: of the volumes.
+        regions: the classes, if they are regions of labels.
     """
 
     training: list[PreparedCase]
@@ -46,16 +49,32 @@ class Data:
     class_names: Mapping[int, str] = field(default_factory=dict)
     patches: bool = False
     channels: tuple[Channel, ...] = (Channel(),)
+    regions: tuple[Region, ...] = ()
 
     @property
     def titles(self) -> list[str]:
         """What the foreground classes are called in texts."""
+        if self.regions:
+            return [region.name for region in self.regions]
         return [title_of(label, self.class_names) for label in range(1, self.num_classes)]
 
     @property
-    def stored_class_names(self) -> list[str]:
-        """The names of the foreground classes, as a checkpoint stores them: empty for those without."""
-        return [self.class_names.get(label, "") for label in range(1, self.num_classes)]
+    def outputs(self) -> int:
+        """The channels of a network's output: one for each region, or for each label."""
+        return len(self.regions) or self.num_classes
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What a checkpoint says about the volumes and the classes."""
+        labels = range(1, self.num_classes)
+        return {
+            "patches": self.patches,
+            # empty for those without
+            "classes": self.titles if self.regions else [self.class_names.get(label, "") for label in labels],
+            "channels": [asdict(channel) for channel in self.channels],
+            "regions": [{"name": region.name, "labels": list(region.labels)} for region in self.regions],
+            **self.names,
+        }
 
     @property
     def names(self) -> dict[str, list[str]]:
@@ -107,26 +126,39 @@ def load_data(settings: DataSettings) -> Data:
         training, validation = split(cases, settings.folds, fold, settings.seed)
         print(f"data: {NUM_PHANTOMS} synthetic phantoms, {len(training)} to train on, {len(validation)} to validate")
         return Data(training, validation, 2)
-    declared = find_declared(settings.data, settings.labels, settings.binary)
+    regions = find_regions(settings.data, settings.labels, settings.regions, settings.binary)
+    declared = find_declared(settings.data, settings.labels, settings.binary or bool(regions))
     channels = find_channels(settings.data, settings.labels)
-    prepared, num_classes, patches = _prepare_cases(settings, settings.data, declared, channels)
+    prepared, num_classes, patches = _prepare_cases(settings, settings.data, declared, channels, regions)
     channels = channels or (Channel(),) * prepared[0].channels
     training, validation = split(prepared, settings.folds, fold, settings.seed)
     channels = fitted(channels, training)
     training, validation = ([scale_case(case, channels) for case in cases] for cases in (training, validation))
     print(
         f"data: {len(prepared)} cases in {settings.data}, {len(training)} to train on, {len(validation)} to validate, "
-        f"{num_classes - 1} {'class' if num_classes == 2 else 'classes'}"
+        f"{_count(num_classes - 1, regions)}"
         f"{', ' + describe(channels) if len(channels) > 1 else ''} (prepared volumes in {_find_cache(settings)})"
     )
     if patches:
         largest = max((case.covering_size for case in prepared), key=math.prod)
         print(f"patches: of whole volumes, of up to {' x '.join(map(str, largest))} voxels")
-    return Data(training, validation, num_classes, {} if settings.binary else foreground(declared), patches, channels)
+    return Data(
+        training, validation, num_classes, {} if settings.binary else foreground(declared), patches, channels, regions
+    )
+
+
+def _count(classes: int, regions: Sequence[Region]) -> str:
+    if regions:
+        return f"regions {', '.join(region.name for region in regions)}"
+    return "1 class" if classes == 1 else f"{classes} classes"
 
 
 def _prepare_cases(
-    settings: DataSettings, data: str, declared: Mapping[int, str] | None, channels: Sequence[Channel]
+    settings: DataSettings,
+    data: str,
+    declared: Mapping[int, str] | None,
+    channels: Sequence[Channel],
+    regions: Sequence[Region],
 ) -> tuple[list[PreparedCase], int, bool]:
     """Returns the prepared cases, the number of classes and whether they are whole, and prints warnings."""
     cases, errors = find_run_cases(settings, data)
@@ -140,7 +172,7 @@ def _prepare_cases(
     errors += find_duplicates(cases, prepared)
     if errors:
         raise InputErrors(errors)
-    num_classes = count_classes(prepared, cases, settings.binary, declared)
+    num_classes = count_classes(prepared, cases, settings.binary, declared, regions)
     for warning in find_warnings(cases, prepared):
         print(f"warning: {warning}", file=sys.stderr)
     return prepared, num_classes, patches

@@ -13,12 +13,13 @@ from vnet_fast.averages import defined_mean
 from vnet_fast.data.classes import title_of
 from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.evaluation.classes import choose_labels
-from vnet_fast.evaluation.metrics import METRICS, dice_per_class, measure
+from vnet_fast.evaluation.metrics import METRICS, dice, dice_per_class, measure
 from vnet_fast.evaluation.regions import REGIONS, regions
 from vnet_fast.evaluation.score import Observer, score
 from vnet_fast.io import volumes
 from vnet_fast.io.grid import Grid
 from vnet_fast.progress import track
+from vnet_fast.regions import Region
 from vnet_fast.text_table import printable
 
 WHOLE = REGIONS[0]
@@ -95,7 +96,11 @@ def label_array(mask: sitk.Image, binary: bool) -> NDArray[np.uint8]:
 
 
 def dice_of_pair(
-    prediction_path: str | Path, reference_path: str | Path, num_classes: int, binary: bool = False
+    prediction_path: str | Path,
+    reference_path: str | Path,
+    num_classes: int,
+    binary: bool = False,
+    unions: Sequence[Region] = (),
 ) -> list[float]:
     """The Dice of each foreground class of one case, as `compare` measures it.
 
@@ -103,16 +108,20 @@ def dice_of_pair(
         prediction_path, reference_path: of masks on the same grid.
         num_classes: background included.
         binary: whether all labels above 0 count as one.
+        unions: of labels, which are the classes if there are any.
 
     Returns:
-        num_classes - 1 numbers, NaN for a class that neither mask has.
+        a number for each union, or num_classes - 1 numbers, NaN for a class that neither mask has.
 
     Raises:
         InputError: if a file can't be read, or the masks are not on the same grid.
     """
     reference = volumes.read_mask(reference_path)
     prediction = volumes.read_mask(prediction_path, reference, reference_path)
-    return dice_per_class(label_array(prediction, binary), label_array(reference, binary), num_classes)
+    ours, theirs = label_array(prediction, binary), label_array(reference, binary)
+    if unions:
+        return [dice(union.of(ours), union.of(theirs)) for union in unions]
+    return dice_per_class(ours, theirs, num_classes)
 
 
 def compare(
@@ -120,6 +129,7 @@ def compare(
     reference_path: str | Path,
     binary: bool = False,
     region_names: Iterable[str] = (WHOLE,),
+    unions: Sequence[Region] = (),
 ) -> Measures:
     """Measures one case.
 
@@ -128,9 +138,11 @@ def compare(
         binary: whether all labels above 0 count as one.
         region_names: some of `regions.REGIONS`. The regions of a label are found in its own reference; if that is
             empty or has a single slice, every region is the whole volume.
+        unions: of labels, which are measured instead of the labels if there are any.
 
     Returns:
-        dict from each label that one of the masks has, 1 and up, to region to metric to value.
+        dict from each label that one of the masks has, 1 and up, or from the number of each union, from 1 on, to region
+        to metric to value.
 
     Raises:
         InputError: if a file can't be read, or the masks are not on the same grid.
@@ -139,6 +151,9 @@ def compare(
     prediction_mask = volumes.read_mask(prediction_path, reference_mask, reference_path)
     grid = Grid.of(reference_mask)
     reference, prediction = (label_array(mask, binary) for mask in (reference_mask, prediction_mask))
+    if unions:
+        parts = {number: (union.of(prediction), union.of(reference)) for number, union in enumerate(unions, start=1)}
+        return {number: _measure_regions(*pair, grid, region_names) for number, pair in parts.items()}
     labels = sorted({*np.unique(reference).tolist(), *np.unique(prediction).tolist()} - {0})
     return {label: _measure_regions(prediction == label, reference == label, grid, region_names) for label in labels}
 
@@ -157,12 +172,14 @@ def _measure_regions(
     return measured
 
 
-def _compare_all(pairs: Iterable[Pair], binary: bool, region_names: Sequence[str]) -> dict[str, Measures]:
+def _compare_all(
+    pairs: Iterable[Pair], binary: bool, region_names: Sequence[str], unions: Sequence[Region]
+) -> dict[str, Measures]:
     """The measures of each case by its name; raises the `InputErrors` of all cases that can't be compared."""
     cases, errors = {}, []
     for name, prediction, reference in pairs:
         try:
-            cases[name] = compare(prediction, reference, binary, region_names)
+            cases[name] = compare(prediction, reference, binary, region_names, unions)
         except InputError as error:
             errors.append(error)
     if errors:
@@ -196,6 +213,7 @@ def evaluate(
     observer: Observer | None = None,
     class_names: Mapping[int, str] | None = None,
     known: Iterable[int] = (),
+    unions: Sequence[Region] = (),
 ) -> list[Evaluation]:
     """Measures several sets of predictions, and shows the progress.
 
@@ -208,6 +226,7 @@ def evaluate(
         class_names: dict from label to name of the classes that the data set declares, or None. With `binary` they
             are ignored.
         known: further labels that the data set is known to have.
+        unions: of labels, which are the classes if there are any, numbered from 1 on.
 
     Returns:
         an Evaluation of each set, all with the same labels: those that are declared, known, or in a reference.
@@ -217,13 +236,14 @@ def evaluate(
     """
     region_names = REGIONS if all_regions or observer else (WHOLE,)
     sets = [
-        _compare_all(track(cases, f"measuring {printable(name)}", "cases"), binary, region_names)
+        _compare_all(track(cases, f"measuring {printable(name)}", "cases"), binary, region_names, unions)
         for name, cases in zip(names, pairs, strict=True)
     ]
     declared = {} if binary or not class_names else class_names
-    labels = choose_labels(
-        {*declared, *([] if binary else known)}, _labels_in(sets, "reference_ml"), _labels_in(sets, "prediction_ml")
-    )
+    if unions:
+        declared = {number: union.name for number, union in enumerate(unions, start=1)}
+    known = () if binary or unions else known
+    labels = choose_labels({*declared, *known}, _labels_in(sets, "reference_ml"), _labels_in(sets, "prediction_ml"))
     evaluations = []
     for name, measured in zip(names, sets, strict=True):
         cases = _with_labels(measured, labels, region_names)

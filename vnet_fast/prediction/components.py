@@ -1,11 +1,35 @@
-"""Keeps the largest connected component of each label."""
+"""The labels of probabilities, and the largest connected component of each."""
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from vnet_fast.regions import Region, writing_order
+
+# the probability above which a voxel belongs to a region
+IS_INSIDE = 0.5
 # 26 neighbours are connected
 NEIGHBOURS = np.ones((3, 3, 3), bool)
+
+
+def most_probable(probabilities: NDArray[np.float32], regions: Sequence[Region] = ()) -> NDArray[np.uint8]:
+    """The most probable label of each voxel, or those of regions, with only the largest component of each.
+
+    Args:
+        probabilities: (K, z, y, x), of all labels, or of regions that may overlap.
+        regions: what the probabilities are of, if they are of regions.
+
+    Returns:
+        (z, y, x) uint8.
+    """
+    if not regions:
+        return largest_components(probabilities.argmax(0).astype(np.uint8))
+    labels = np.zeros(probabilities.shape[1:], np.uint8)
+    for number, label in writing_order(regions):
+        labels[largest_components((probabilities[number] > IS_INSIDE).astype(np.uint8)) > 0] = label
+    return labels
 
 
 def largest_components(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -48,10 +48,9 @@ def predict_probabilities(
     flips: Sequence[tuple[int, ...]] = NO_FLIP,
     notify: Callable[[str], object] = print,
     track: Callable[[Any], Iterable[windows.Window]] = iter,
+    overlapping: bool = False,
 ) -> np.ndarray:
-    """Softmax probabilities of one volume.
-
-    If memory is short, the attempts of `list_attempts` are made one after the other, and each is reported.
+    """Probabilities of one volume. If memory is short, `list_attempts` are made one after the other, and reported.
 
     Args:
         model: the network, or a ModuleList of networks to average; left in evaluation mode, on the same device.
@@ -59,29 +58,30 @@ def predict_probabilities(
         autocast: the dtype of mixed precision, or None.
         window: (d, h, w) voxels of the windows for a larger image; None predicts the image in one piece.
         overlap: the least share of the window by which neighbours overlap, 0 <= overlap < 1.
-        flips: tuples of axes, of -3, -2, -1, to flip a window along; the results are flipped back and averaged.
+        flips: tuples of axes to flip a window along, of -3, -2, -1; the results are flipped back and averaged.
         notify: called with a message whenever memory does not suffice.
         track: wraps the list of windows, such as `tqdm`.
+        overlapping: whether each output has a sigmoid of its own, instead of a softmax of all.
 
     Returns:
         (K, D, H, W) float32, the Gaussian-weighted average of the windows.
 
     Raises:
-        ValueError: if overlap is outside of its range.
-        InputError: if a logit is not finite, so that the probabilities mean nothing.
+        ValueError, InputError: if overlap is outside of its range; if a logit is not finite.
     """
     device = next(model.parameters()).device
     model.eval()
     d, h, w = image.shape[-3:]
     attempts = list_attempts(device, windows.clip_to_shape(window or (d, h, w), (d, h, w)), (d, h, w))
+    how = overlap, flips, track, overlapping
     for attempt, following in itertools.pairwise(attempts):
-        probabilities, exhausted = _average_if_memory(model, image, attempt, autocast, overlap, flips, track)
+        probabilities, exhausted = _average_if_memory(model, image, attempt, autocast, *how)
         if probabilities is not None:
             return probabilities
         notify(f"out of memory on the {exhausted}, {following.description}")
     try:
         # without mixed precision, which was chosen for the device
-        return _average(model.to(HOST), image, attempts[-1], None, overlap, flips, track)
+        return _average(model.to(HOST), image, attempts[-1], None, *how)
     finally:
         model.to(device)
 
@@ -142,6 +142,7 @@ def _average(
     overlap: float,
     flips: Sequence[tuple[int, ...]],
     track: Callable[[Any], Iterable[windows.Window]],
+    overlapping: bool,
 ) -> np.ndarray:
     """The weighted average of the windows' probabilities, (K, D, H, W) float32."""
     d, h, w = image.shape[-3:]
@@ -151,7 +152,7 @@ def _average(
     for window in track(windows.cover((d, h, w), attempt.window, overlap, attempt.collected)):
         z, y, x = window.where
         part = volume[..., z, y, x].to(attempt.device)
-        probabilities, largest_logit = _predict_window(model, part, autocast, flips)
+        probabilities, largest_logit = _predict_window(model, part, autocast, flips, overlapping)
         probabilities = probabilities.to(attempt.collected)
         largest.append(largest_logit)
         if average is None:
@@ -164,7 +165,11 @@ def _average(
 
 
 def _predict_window(
-    model: nn.Module, part: Tensor, autocast: torch.dtype | None, flips: Sequence[tuple[int, ...]]
+    model: nn.Module,
+    part: Tensor,
+    autocast: torch.dtype | None,
+    flips: Sequence[tuple[int, ...]],
+    overlapping: bool,
 ) -> tuple[Tensor, Tensor]:
     """(K, d, h, w) float32 of a (1, C, d, h, w) window, the mean over networks and flips; and a scalar, the sum of
     their largest logits, which is finite if all logits are.
@@ -177,7 +182,8 @@ def _predict_window(
             logits = network(part.flip(axes))
         # one pass over the logits
         largest = largest + torch.linalg.vector_norm(logits, torch.inf, dtype=torch.float32)
-        total = total + torch.softmax(logits[0].float(), 0).flip(axes)
+        values = logits[0].float()
+        total = total + (torch.sigmoid(values) if overlapping else torch.softmax(values, 0)).flip(axes)
     mean: Tensor = total / (len(networks) * len(flips))  # type: ignore[assignment]  # there is at least one term
     assert isinstance(largest, Tensor)
     return mean, largest

@@ -69,6 +69,7 @@ def _check_agreement(first_path: str, first: VNet, first_task: Task, path: str, 
     for name, ours, theirs in (
         ("number of classes", network.num_classes, first.num_classes),
         ("number of channels", network.in_channels, first.in_channels),
+        ("list of regions", _names(task), _names(first_task)),
         ("spacing", _text(task.spacing), _text(first_task.spacing)),
         ("volume", _text(task.size), _text(first_task.size)),
         ("training on patches", "on" if task.patches else "off", "on" if first_task.patches else "off"),
@@ -80,6 +81,10 @@ def _check_agreement(first_path: str, first: VNet, first_task: Task, path: str, 
         if ours != theirs:
             cause = f"its {name} is {ours}, that of {first_path} is {theirs}"
             raise InputError(path, cause, "Name checkpoints that agree in it")
+
+
+def _names(task: Task) -> str:
+    return "; ".join(f"{region.name}: {' '.join(map(str, region.labels))}" for region in task.regions) or "none"
 
 
 def _text(values: Sequence[float]) -> str:

@@ -20,10 +20,11 @@ from vnet_fast.data.classes import title_of
 from vnet_fast.errors import InputError
 from vnet_fast.io import formats, volumes, writing
 from vnet_fast.io.grid import Grid, covering_size, image_on_grid, probability_on_grid, working_grid
-from vnet_fast.prediction.components import largest_components
+from vnet_fast.prediction.components import IS_INSIDE, largest_components
 from vnet_fast.prediction.inference import OVERLAP, predict_probabilities
 from vnet_fast.prediction.task import Task
 from vnet_fast.progress import track
+from vnet_fast.regions import Region, writing_order, written_names
 from vnet_fast.text_table import printable
 
 # of a grid that covers a volume: 4 GB as float32, and as much for the probabilities of each class
@@ -43,6 +44,7 @@ class Segmentation:
         network_probabilities: (K, z, y, x) float32 on it.
         is_larger: whether the volume extends beyond the network's size.
         class_names: dict from label to name, of the classes that have one.
+        regions: what the probabilities are of, if they are of regions that may overlap.
     """
 
     grid: Grid
@@ -50,10 +52,12 @@ class Segmentation:
     network_probabilities: NDArray[np.float32]
     is_larger: bool
     class_names: Mapping[int, str] = field(default_factory=dict)
+    regions: tuple[Region, ...] = ()
 
     def probability(self, label: int) -> NDArray[np.float32]:
-        """The probability of a class, (z, y, x) float32 on the volume's own grid."""
-        return probability_on_grid(self._image(label), self.grid, label)
+        """The probability of a class or of a region, from 1 on, (z, y, x) float32 on the volume's own grid."""
+        number = label - 1 if self.regions else label
+        return probability_on_grid(self._image(number), self.grid, label)
 
     def labels(self, all_components: bool = False) -> NDArray[np.uint8]:
         """The most probable class of each voxel.
@@ -64,6 +68,8 @@ class Segmentation:
         Returns:
             (z, y, x) uint8 on the volume's own grid.
         """
+        if self.regions:
+            return self._labels_of_regions(all_components)
         labels = np.zeros(self.grid.shape, np.uint8)
         images = [self._image(label) for label in range(len(self.network_probabilities))]
         for first, end in self._slabs():
@@ -75,6 +81,18 @@ class Segmentation:
                 labels[first:end][is_higher] = label
                 highest = np.maximum(highest, probability, out=highest)
         return labels if all_components else largest_components(labels)
+
+    def _labels_of_regions(self, all_components: bool) -> NDArray[np.uint8]:
+        """The labels of regions, of which smaller ones are written over larger ones."""
+        labels = np.zeros(self.grid.shape, np.uint8)
+        for number, label in writing_order(self.regions):
+            image, inside = self._image(number), np.zeros(self.grid.shape, np.uint8)
+            for first, end in self._slabs():
+                # any label but the background's is 0 outside of the network's grid
+                probability = probability_on_grid(image, self.grid.slab(first, end), label)
+                inside[first:end] = probability > IS_INSIDE
+            labels[(inside if all_components else largest_components(inside)) > 0] = label
+        return labels
 
     def _image(self, label: int) -> sitk.Image:
         return self.network_grid.image_from(self.network_probabilities[label])
@@ -89,14 +107,16 @@ class Segmentation:
         """Writes the labels, see `labels`; an `InputError` if that fails."""
         labels = range(1, len(self.network_probabilities))
         names = {label: title_of(label, self.class_names) for label in labels} if self.class_names else {}
+        if self.regions:
+            names = written_names(self.regions)
         writing.write(self.labels(all_components), self.grid, path, names)
 
     def write_probabilities(self, path: Path) -> None:
         """Writes a file NAME_probability beside the mask for each foreground class, numbered if there are several."""
         stem, suffix = formats.stem_of(path), formats.suffix_of(path)
-        count = len(self.network_probabilities)
-        for label in range(1, count):
-            number = f"_{label}" if count > 2 else ""
+        count = len(self.network_probabilities) - (not self.regions)
+        for label in range(1, count + 1):
+            number = f"_{label}" if count > 1 else ""
             writing.write(self.probability(label), self.grid, path.with_name(f"{stem}_probability{number}{suffix}"))
 
 
@@ -135,11 +155,11 @@ def segment(
     try:
         probabilities = predict_probabilities(
             model, values, autocast, window, share, notify=lambda message: tqdm.write(f"{path}: {message}"),
-            track=partial(track, description="", unit="windows"), **options,
+            track=partial(track, description="", unit="windows"), overlapping=bool(task.regions), **options,
         )  # fmt: skip
     except InputError as error:
         raise InputError(path, f"{error.subject} {error.cause}", error.remedy) from None
-    return Segmentation(own_grid, grid, probabilities, is_larger, task.class_names)
+    return Segmentation(own_grid, grid, probabilities, is_larger, task.class_names, task.regions)
 
 
 def _read(

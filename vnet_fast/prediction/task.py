@@ -7,6 +7,7 @@ from typing import Any
 
 from vnet_fast.data.channels import Channel, of_checkpoint
 from vnet_fast.data.classes import names_of_checkpoint
+from vnet_fast.regions import Region, stored_regions
 from vnet_fast.run import checkpoint
 
 
@@ -20,6 +21,7 @@ class Task:
         patches: whether the network was trained on patches of whole volumes, and so covers all of a larger one.
         channels: of the volumes.
         class_names: dict from label to name, of the classes that have one; masks tell them.
+        regions: the classes, if they are regions of labels.
     """
 
     spacing: tuple[float, float, float]
@@ -27,6 +29,7 @@ class Task:
     patches: bool = False
     channels: tuple[Channel, ...] = (Channel(),)
     class_names: Mapping[int, str] = field(default_factory=dict)
+    regions: tuple[Region, ...] = ()
 
     @classmethod
     def of(cls, content: dict[str, Any], path: str | Path) -> "Task":
@@ -41,4 +44,5 @@ class Task:
         """
         spacing, size = checkpoint.grid_of(content, path)
         patches = bool(content.get("patches"))
-        return cls(spacing, size, patches, of_checkpoint(content), names_of_checkpoint(content))
+        regions = stored_regions(content)
+        return cls(spacing, size, patches, of_checkpoint(content), names_of_checkpoint(content), regions)

@@ -118,14 +118,19 @@ def _check_content(content: dict[str, Any], path: str | Path) -> None:
     channels, needed = content.get("channels"), architecture["in_channels"]
     if channels is not None and len(channels) != needed:
         raise InputError(path, f"names {len(channels)} channels, and its network has {needed}", ANOTHER)
-    if len(content.get("classes", ())) not in (0, architecture["num_classes"] - 1):
-        cause = f"names {len(content['classes'])} classes, and its network has {architecture['num_classes'] - 1}"
+    regions = content.get("regions", ())
+    if regions and len(regions) != architecture["num_classes"]:
+        cause = f"names {len(regions)} regions, and its network has {architecture['num_classes']}"
+        raise InputError(path, cause, ANOTHER)
+    classes = len(regions) or architecture["num_classes"] - 1
+    if len(content.get("classes", ())) not in (0, classes):
+        cause = f"names {len(content['classes'])} classes, and its network has {classes}"
         raise InputError(path, cause, ANOTHER)
     best = content.get("best", {})
     check_fields(best, fields.BEST, path, ANOTHER, "its best")
     for dice in (best.get("per_case") or {}).values():
-        if len(dice) != architecture["num_classes"] - 1:
-            cause = f"its best per_case has {len(dice)} classes, and its network {architecture['num_classes'] - 1}"
+        if len(dice) != classes:
+            cause = f"its best per_case has {len(dice)} classes, and its network {classes}"
             raise InputError(path, cause, ANOTHER)
     misfit = _misfit(content["model"], skeleton(architecture).state_dict())
     if misfit:

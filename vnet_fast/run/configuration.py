@@ -28,6 +28,7 @@ from vnet_fast.nn.dice_ce import DiceCELoss
 from vnet_fast.nn.losses import DiceLoss, WeightedCrossEntropy
 from vnet_fast.nn.norm import KINDS
 from vnet_fast.nn.vnet import KERNEL_SIZE, KERNEL_SIZES, LEVELS, MIN_LEVELS, TOPOLOGIES, size_multiple
+from vnet_fast.regions import parse_regions
 from vnet_fast.run.augmentation import Augmentation, check_augmentation
 from vnet_fast.run.fields import MAX_SPACING, MIN_SPACING
 from vnet_fast.run.initial import NO_NORM, check_freeze
@@ -36,10 +37,11 @@ from vnet_fast.run.recipes import FAST, PAPER, RECIPES
 from vnet_fast.stored import read_object, reason
 
 CONFIG_FILE = "config.json"
+DICE, DICE_CE = "dice", "dice-ce"
 LOSSES: dict[str, Callable[[], nn.Module]] = {
-    "dice": DiceLoss.paper,
+    DICE: DiceLoss.paper,
     "weighted-ce": WeightedCrossEntropy,
-    "dice-ce": partial(DiceCELoss, include_background=False, to_onehot_y=True, softmax=True, batch=True),
+    DICE_CE: partial(DiceCELoss, include_background=False, to_onehot_y=True, softmax=True, batch=True),
 }
 MAX_SEED = 2**63
 # more cases than any data set of this kind, and more processes than a machine has cores
@@ -94,12 +96,9 @@ class Config(Augmentation):
     resume: str | None = option(None, "resume the run in this folder", type=path_text, metavar="RUN")
     # never None once `configure` has returned
     amp: str | None = option(
-        None,
-        "mixed precision; --amp alone means auto (default: auto on a GPU, off on a CPU)",
-        nargs="?",
-        const="auto",
+        None, "mixed precision; --amp alone means auto (default: auto on a GPU, off on a CPU)", nargs="?", const="auto",
         choices=("auto", "bf16", "fp16", "off"),
-    )
+    )  # fmt: skip
     device: str = option("auto", "device to train on", choices=("auto", "cpu", "cuda"))
     recipe: str = option(
         PAPER,
@@ -144,11 +143,9 @@ class Config(Augmentation):
     batch_size: int = option(2, "volumes per iteration", type=positive_int, metavar="N")
     iterations: int = option(30_000, "updates of the weights", type=positive_int, metavar="N")
     minutes: float | None = option(
-        None,
-        "minutes of training and validation, instead of --iterations: their number follows from the first ones",
-        type=positive_float,
-        metavar="M",
-    )
+        None, "minutes of training and validation, instead of --iterations: their number follows from the first ones",
+        type=positive_float, metavar="M",
+    )  # fmt: skip
     optimizer: str = option(
         "sgd", "SGD with momentum as in the paper, with Nesterov's momentum, or AdamW",
         choices=("sgd", "nesterov", "adamw"),
@@ -157,10 +154,9 @@ class Config(Augmentation):
         1e-4, "learning rate of the first iteration after the warm-up", type=positive_float, metavar="RATE"
     )
     schedule: str = option(
-        "step",
-        "how the learning rate falls: every --lr-step iterations, as a polynomial, or as half a cosine wave",
+        "step", "how the learning rate falls: every --lr-step iterations, as a polynomial, or as half a cosine wave",
         choices=("step", "poly", "cosine"),
-    )
+    )  # fmt: skip
     warmup: int = option(0, "iterations in which the learning rate rises linearly", type=natural_int, metavar="N")
     clip: float | None = option(
         None, "largest norm of the gradient; a larger one is scaled down to it", type=positive_float, metavar="NORM"
@@ -174,28 +170,27 @@ class Config(Augmentation):
         25_000, "iterations after which the learning rate is divided by 10", type=positive_int, metavar="N"
     )
     loss: str = option("dice", "the paper's Dice loss, its baseline, or Dice + CE", choices=tuple(LOSSES))
+    regions: tuple[str, ...] | None = option(
+        None, "classes of several labels, which may overlap, each as NAME: LABEL LABEL", nargs="+", metavar="REGION"
+    )
     binary: bool = option(False, "treat all labels as one foreground class", action="store_true")
     folds: int = option(5, "number of folds that the cases are divided into", type=positive_int, metavar="N")
     fold: int | str = option(
         0, f"fold to validate on, counted from 0; {ALL} trains one run per fold", type=fold_number, metavar="N"
     )
     workers: int = option(
-        0,
-        "processes that augment ahead of the step, on a CPU; 0 augments within the step",
-        type=natural_int,
+        0, "processes that augment ahead of the step, on a CPU; 0 augments within the step", type=natural_int,
         metavar="N",
-    )
+    )  # fmt: skip
     no_graph: bool = option(False, "launch the kernels of a step one by one, not as a CUDA graph", action="store_true")
     deterministic: bool = option(
         False, "give the same bits every time, on a GPU too, where it is slower", action="store_true"
     )
     no_augment: bool = option(False, "disable augmentation", action="store_true")
     val_every: int | None = option(
-        None,
-        "iterations between validations (default: ten validations a run, fewer in a short one)",
-        type=positive_int,
-        metavar="N",
-    )
+        None, "iterations between validations (default: ten validations a run, fewer in a short one)",
+        type=positive_int, metavar="N",
+    )  # fmt: skip
     save_every: int | None = option(
         None, "iterations between checkpoints (default: one at every validation)", type=positive_int, metavar="N"
     )
@@ -203,10 +198,9 @@ class Config(Augmentation):
         None, "end after so many validations without a higher Dice", type=positive_int, metavar="N"
     )
     tensorboard: bool = option(
-        False,
-        "also write loss, learning rate, Dice and speed to RUN/tensorboard",
+        False, "also write loss, learning rate, Dice and speed to RUN/tensorboard",
         action=argparse.BooleanOptionalAction,
-    )
+    )  # fmt: skip
     check: bool = option(False, "check every case of --data without training", action="store_true")
     seed: int = option(0, "seed of folds, weights, order and augmentation", type=natural_int, metavar="N")
 
@@ -248,6 +242,10 @@ def check_settings(config: Config) -> None:
     check_freeze(config.freeze, config.init, config.levels)
     if config.labels and not config.data:
         raise InputError("--labels", "given without --data", "Give the folder of the volumes too")
+    parse_regions(config.regions or ())
+    if config.regions and (config.binary or config.loss == "weighted-ce"):
+        other = "--binary" if config.binary else "--loss weighted-ce"
+        raise InputError("--regions", f"given with {other}", "Leave one of them out")
     if config.folds < 2:
         raise InputError("--folds", f"must be at least 2; got {config.folds}", "Keep some cases for validation")
     if config.folds > MAX_FOLDS:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from vnet_fast.errors import InputError
 from vnet_fast.nn.norm import KINDS
 from vnet_fast.nn.vnet import KERNEL_SIZE, KERNEL_SIZES, LEVELS, MIN_LEVELS, TOPOLOGIES
+from vnet_fast.regions import MAX_LABEL
 from vnet_fast.stored import shown
 
 # what a mask of uint8 can tell apart
@@ -91,6 +92,15 @@ def _are_channels(value: object) -> bool:
     )  # fmt: skip
 
 
+def _are_regions(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(region, dict) and region.keys() == {"name", "labels"} and is_text(region["name"])
+        and isinstance(region["labels"], list) and all(is_whole(label, 1, MAX_LABEL) for label in region["labels"])
+        and len(region["labels"]) > 0
+        for region in value
+    )  # fmt: skip
+
+
 def _is_scaling(value: object) -> bool:
     """Whether a value is the lowest and the highest intensity, a mean and a standard deviation."""
     if not isinstance(value, list | tuple) or len(value) != 4:
@@ -150,6 +160,7 @@ RUN = {
     "average": Field("the average of the weights", lambda v: isinstance(v, dict)),
     "patches": Field("True or False", lambda v: type(v) is bool),
     "classes": Field("a list of names", lambda v: isinstance(v, list) and all(map(is_text, v))),
+    "regions": Field("a name and labels for each region", _are_regions),
     "channels": Field("a name and a scaling for each channel", _are_channels),
 }
 BEST = {

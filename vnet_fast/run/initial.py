@@ -12,6 +12,7 @@ from vnet_fast.devices import HOST
 from vnet_fast.errors import InputError
 from vnet_fast.nn.freezing import freeze
 from vnet_fast.nn.vnet import VNet
+from vnet_fast.regions import Region, stored_regions
 from vnet_fast.run import checkpoint
 from vnet_fast.text_table import printable
 
@@ -19,6 +20,8 @@ from vnet_fast.text_table import printable
 NETWORK = ("topology", "norm", "levels", "kernel_size", "base_channels")
 # the value of --norm for a network without
 NO_NORM = "none"
+# the layers whose outputs are the classes
+HEAD = ("head.", "wide_head.")
 FIRST_WEIGHT = "left.0.layers.0.convolution.weight"
 
 
@@ -55,7 +58,7 @@ def check_freeze(stages: int, init: str | None, levels: int) -> None:
         raise InputError("--freeze", f"must be at most {levels}, the network's levels; got {stages}", "Give fewer")
 
 
-def start_from(model: VNet, path: str | Path) -> str:
+def start_from(model: VNet, path: str | Path, regions: Sequence[Region] = ()) -> str:
     """Gives a network the weights of a checkpoint.
 
     Another number of classes has an output layer of its own, which keeps its weights. Of other input channels each has
@@ -64,6 +67,7 @@ def start_from(model: VNet, path: str | Path) -> str:
     Args:
         model: the network, on any device.
         path: of the checkpoint, whose network differs from it in nothing else.
+        regions: the network's classes, if they are regions. Other regions are other classes.
 
     Returns:
         what did not fit, in words; empty if everything did.
@@ -81,21 +85,30 @@ def start_from(model: VNet, path: str | Path) -> str:
     with torch.no_grad():
         for name, weight in model.state_dict().items():
             found = stored[name]
+            if name.startswith(HEAD) and regions != stored_regions(content):
+                continue
             if name == FIRST_WEIGHT and found.shape != weight.shape:
                 found = (found.sum(1, keepdim=True) / model.in_channels).expand_as(weight)
             if found.shape == weight.shape:
                 weight.copy_(found)
-    return "; ".join(_differences(model, source))
+    return "; ".join(_differences(model, source, regions, stored_regions(content)))
 
 
-def _differences(model: VNet, source: VNet) -> list[str]:
+def _differences(model: VNet, source: VNet, regions: Sequence[Region], stored: Sequence[Region]) -> list[str]:
     texts = []
-    if model.num_classes != source.num_classes:
-        ours, theirs = (network.num_classes - 1 for network in (model, source))
-        texts.append(f"its output layer is new, for {ours} {'class' if ours == 1 else 'classes'} instead of {theirs}")
+    if model.num_classes != source.num_classes or regions != stored:
+        ours, theirs = _number(model, regions), _number(source, stored)
+        theirs = theirs if regions or stored else theirs.split()[0]
+        texts.append(f"its output layer is new, for {ours} instead of {theirs}")
     if model.in_channels != source.in_channels:
         texts.append(f"its first layer averages {source.in_channels} input channels for {model.in_channels}")
     return texts
+
+
+def _number(network: VNet, regions: Sequence[Region]) -> str:
+    count = len(regions) or network.num_classes - 1
+    word = "region" if regions else "class"
+    return f"1 {word}" if count == 1 else f"{count} {'regions' if regions else 'classes'}"
 
 
 def _warn_of_known_cases(path: str, validation: Sequence[str]) -> None:
@@ -109,7 +122,7 @@ def _warn_of_known_cases(path: str, validation: Sequence[str]) -> None:
         )
 
 
-def prepare(model: nn.Module, init: str | None, stages: int, resumes: bool, validation: Sequence[str] = ()) -> None:
+def prepare(model: nn.Module, init: str | None, stages: int, resumes: bool, described: dict[str, Any]) -> None:
     """Gives the network of a run its first weights, and freezes its first stages.
 
     Args:
@@ -117,8 +130,8 @@ def prepare(model: nn.Module, init: str | None, stages: int, resumes: bool, vali
         init: the checkpoint, or None.
         stages: how many to freeze.
         resumes: whether the run has weights of its own already.
-        validation: the names of the cases that the run holds out; a warning names those that the checkpoint's own run
-            was trained on.
+        described: what the run's checkpoints say about its data. A warning names the held-out cases that the
+            checkpoint's own run was trained on.
 
     Raises:
         InputError: as `start_from`.
@@ -127,7 +140,7 @@ def prepare(model: nn.Module, init: str | None, stages: int, resumes: bool, vali
         return
     assert isinstance(model, VNet)
     if not resumes:
-        different = start_from(model, init)
+        different = start_from(model, init, stored_regions(described))
         print(f"weights: of {init}" + (f"; {different}" if different else ""))
-        _warn_of_known_cases(init, validation)
+        _warn_of_known_cases(init, described["validation"])
     freeze(model, stages)

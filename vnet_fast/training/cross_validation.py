@@ -162,6 +162,7 @@ def collect(output: Path, config: Config) -> None:
     print(
         f"evaluate with: python -m vnet_fast.evaluate --predictions {predictions} --labels {labels}"
         + (" --binary" if config.binary else "")
+        + (f" --regions {shlex.join(config.regions)}" if config.regions else "")
     )
     print(f"predict with: python -m vnet_fast.predict --checkpoint {folds}*/{BEST} --input … --output …")
 

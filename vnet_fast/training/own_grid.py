@@ -1,15 +1,21 @@
 """The Dice of a finished run on the volumes' own grids, which is that of the masks that it predicts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vnet_fast.devices import is_out_of_memory
 from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.progress import track
+from vnet_fast.regions import Region
 
 
 def own_grid_dice(
-    run: str | Path, device: str, num_classes: int, binary: bool, interrupted: Callable[[], bool]
+    run: str | Path,
+    device: str,
+    num_classes: int,
+    binary: bool,
+    interrupted: Callable[[], bool],
+    regions: Sequence[Region] = (),
 ) -> dict[str, list[float]] | None:
     """Predicts the cases that a run held out, into RUN/predictions, and measures the masks.
 
@@ -19,6 +25,7 @@ def own_grid_dice(
         num_classes: background included.
         binary: whether all labels above 0 are one class.
         interrupted: asked between two volumes.
+        regions: the classes, if they are regions of labels.
 
     Returns:
         Dice of each foreground class by the name of the case, NaN where neither mask has the class; or None, after a
@@ -36,7 +43,7 @@ def own_grid_dice(
         return None
     try:
         return {
-            case.name: dice_of_pair(case.prediction, case.reference, num_classes, binary)
+            case.name: dice_of_pair(case.prediction, case.reference, num_classes, binary, regions)
             for case in track(held_out(run, device, interrupted), "measuring", "cases")
         }
     except (InputError, InputErrors, MemoryError, RuntimeError) as error:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from vnet_fast import plotting
@@ -15,7 +14,7 @@ from vnet_fast.devices import device_name
 from vnet_fast.errors import InputError
 from vnet_fast.files import plain
 from vnet_fast.nn.vnet import VNet
-from vnet_fast.prediction.components import largest_components
+from vnet_fast.prediction.components import most_probable
 from vnet_fast.prediction.inference import predict_probabilities
 from vnet_fast.run import checkpoint
 from vnet_fast.run.configuration import Config
@@ -119,7 +118,7 @@ def finish(
     Raises:
         KeyboardInterrupt: if `interrupted` said so, before `summary.json` is written.
     """
-    own_grid = own_grid_dice(folder.path, config.device, data.num_classes, config.binary, interrupted)
+    own_grid = own_grid_dice(folder.path, config.device, data.num_classes, config.binary, interrupted, data.regions)
     summary = result.summary(config, data.titles, own_grid)
     write_summary(folder.path, summary)
     if plotting.available():
@@ -145,15 +144,16 @@ def _draw_overlay(folder: RunFolder, result: Result, model: VNet, data: Data, co
     by_dice = sorted(rated or data.validation, key=lambda case: defined_mean(per_case[case.name]))
     case = by_dice[len(by_dice) // 2]
     try:
-        probabilities = predict_probabilities(model, case.image, result.autocast, config.shape)
+        overlapping = bool(data.regions)
+        probabilities = predict_probabilities(model, case.image, result.autocast, config.shape, overlapping=overlapping)
     except InputError as error:
         print(f"no {OVERLAY}: {error}")
         return
-    inside = case.inside
+    inside = z, y, x = case.inside
     plotting.overlay(
         case.image.reshape(-1, *case.shape)[0][inside],
         reference_labels(case, data.num_classes)[inside],
-        {"": largest_components(probabilities.argmax(0).astype(np.uint8)[inside])},
+        {"": most_probable(probabilities[:, z, y, x], data.regions)},
         config.spacing,
         f"{case.name}: Dice {defined_mean(per_case[case.name]):.3f} on the network's grid, the median of validation",
         folder / OVERLAY,

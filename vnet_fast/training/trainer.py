@@ -103,11 +103,11 @@ class Trainer(AbstractContextManager["Trainer"]):
     def _make_network(self) -> None:
         config = self.config
         torch.manual_seed(config.seed)
-        self.model = self.make_network(config, self.data.num_classes, len(self.data.channels))
-        prepare(self.model, config.init, config.freeze, bool(config.resume), self.data.names["validation"])
+        self.model = self.make_network(config, self.data.outputs, len(self.data.channels))
+        prepare(self.model, config.init, config.freeze, bool(config.resume), self.data.description)
         self.model.to(self.device)
         # several processes average their gradients between kernels, which the graph of one process can't hold
-        self.step = make_training_step(self.model, config, self.autocast, graph=not self.processes.several)
+        self.step = make_training_step(self.model, config, self.autocast, not self.processes.several, self.data.regions)
 
     def _make_source(self) -> Source:
         config = self.config
@@ -171,7 +171,9 @@ class Trainer(AbstractContextManager["Trainer"]):
             self.timing = Timing(self.config, self.device, self.processes, self._intervals)
         if self.timing and not self.is_planned:
             cases = self.processes.share(self.data.validation)
-            seconds = seconds_of_a_validation(self.model, cases, self.data.num_classes, self.autocast, self.window)
+            seconds = seconds_of_a_validation(
+                self.model, cases, self.data.num_classes, self.autocast, self.window, self.data.regions
+            )
             self.timing.validation_seconds = seconds
 
     def _note_time(self) -> None:
@@ -232,7 +234,8 @@ class Trainer(AbstractContextManager["Trainer"]):
         cases = self.processes.share(self.data.validation)
         progress = partial(track, description="validating", unit="cases") if self.folder else iter
         with self.step.averaged():
-            mine = validate(self.model, cases, self.data.num_classes, self.autocast, progress, self.window)
+            data = self.data.num_classes, self.autocast, progress, self.window, self.data.regions
+            mine = validate(self.model, cases, *data)
         dice = {name: values for part in self.processes.gathered(mine) for name, values in part.items()}
         per_case = {case.name: dice[case.name] for case in self.data.validation}
         if self.best.improved_by(self.iteration, per_case) and self.folder:
@@ -256,10 +259,7 @@ class Trainer(AbstractContextManager["Trainer"]):
             "batch": self.config.batch_size * self.processes.count,
             "spacing": list(self.config.spacing),
             "volume": list(self.config.volume),
-            "patches": self.data.patches,
-            "classes": self.data.stored_class_names,
-            "channels": [asdict(channel) for channel in self.data.channels],
-            **self.data.names,
+            **self.data.description,
         }
 
     # What ends a run

@@ -13,10 +13,12 @@ from torch import nn
 from vnet_fast.averages import mean_dice
 from vnet_fast.data.preparation import PreparedCase
 from vnet_fast.devices import mixed_precision
+from vnet_fast.evaluation.metrics import dice as dice_of_masks
 from vnet_fast.evaluation.metrics import dice_per_class
 from vnet_fast.prediction.components import largest_components
 from vnet_fast.prediction.inference import OVERLAP, Shape, as_batch, predict_probabilities
 from vnet_fast.prediction.windows import cover
+from vnet_fast.regions import Region
 from vnet_fast.run.configuration import Config
 
 # of a run
@@ -95,6 +97,7 @@ def validate(
     autocast: torch.dtype | None = None,
     progress: Callable[[Sequence[PreparedCase]], Iterable[PreparedCase]] = iter,
     window: Shape | None = None,
+    regions: Sequence[Region] = (),
 ) -> dict[str, list[float]]:
     """Dice of each case and foreground class.
 
@@ -108,46 +111,58 @@ def validate(
         autocast: the dtype of mixed precision, or None.
         progress: wraps the cases, for example in a progress bar.
         window: None, or the (d, h, w) voxels of the windows in which larger cases are predicted.
+        regions: the classes, if they are regions of labels.
 
     Returns:
-        num_classes - 1 numbers by the name of each case; NaN where neither mask has the class.
+        a number for each region, or num_classes - 1 numbers, by the name of each case; NaN where neither mask has the
+        class.
     """
     if not cases:
         # of several processes, one may have no case
         return {}
     model.eval()
     if window is None:
-        masks = _predict_at_once(model, progress(cases), autocast)
+        masks = _predict_at_once(model, progress(cases), autocast, bool(regions))
     else:
-        masks = [_most_probable(model, case.image, autocast, window) for case in progress(cases)]
+        masks = [_by_windows(model, case.image, autocast, window, bool(regions)) for case in progress(cases)]
     model.train()
-    dice = {}
-    for case, labels in zip(cases, masks, strict=True):
-        prediction = largest_components(labels[case.inside])
-        dice[case.name] = dice_per_class(prediction, reference_labels(case, num_classes)[case.inside], num_classes)
-    return dice
+    return {case.name: _dice_of(case, found, num_classes, regions) for case, found in zip(cases, masks, strict=True)}
+
+
+def _dice_of(
+    case: PreparedCase, predicted: NDArray[np.uint8], num_classes: int, regions: Sequence[Region]
+) -> list[float]:
+    """Dice of each class of a case, of its predicted labels, or of a mask for each region."""
+    inside, reference = case.inside, reference_labels(case, num_classes)[case.inside]
+    if not regions:
+        return dice_per_class(largest_components(predicted[inside]), reference, num_classes)
+    return [
+        dice_of_masks(largest_components(found[inside]) > 0, region.of(reference))
+        for region, found in zip(regions, predicted, strict=True)
+    ]
 
 
 def _predict_at_once(
-    model: nn.Module, cases: Iterable[PreparedCase], autocast: torch.dtype | None
+    model: nn.Module, cases: Iterable[PreparedCase], autocast: torch.dtype | None, regions: bool
 ) -> Iterable[NDArray[np.uint8]]:
-    """The labels of cases of one shape; the device is waited for once."""
+    """The labels of cases of one shape, or a mask for each region; the device is waited for once."""
     device = next(model.parameters()).device
     predicted = []
     for case in cases:
         image = as_batch(case.image).to(device)
         with mixed_precision(device, autocast):
             logits = model(image)
-        predicted.append(logits[0].argmax(0).to(torch.uint8))
+        predicted.append((logits[0] > 0 if regions else logits[0].argmax(0)).to(torch.uint8))
     labels: NDArray[np.uint8] = torch.stack(predicted).cpu().numpy()
     return labels
 
 
-def _most_probable(
-    model: nn.Module, image: NDArray[np.float32], autocast: torch.dtype | None, window: Shape
+def _by_windows(
+    model: nn.Module, image: NDArray[np.float32], autocast: torch.dtype | None, window: Shape, regions: bool
 ) -> NDArray[np.uint8]:
-    """The labels of a volume, by windows."""
-    return predict_probabilities(model, image, autocast, window).argmax(0).astype(np.uint8)
+    """The labels of a volume, or a mask for each region, by windows."""
+    probabilities = predict_probabilities(model, image, autocast, window, overlapping=regions)
+    return (probabilities > 0.5 if regions else probabilities.argmax(0)).astype(np.uint8)
 
 
 def passes_of(cases: Sequence[PreparedCase], window: Shape | None) -> int:
@@ -163,12 +178,13 @@ def seconds_of_a_validation(
     num_classes: int,
     autocast: torch.dtype | None = None,
     window: Shape | None = None,
+    regions: Sequence[Region] = (),
 ) -> float:
     """How long `validate` takes, found with one of the cases; arguments as there."""
     # the first time also sets up memory and libraries
     for case in list(cases[:1]) * 2:
         began = time.monotonic()
-        validate(model, [case], num_classes, autocast, window=window)
+        validate(model, [case], num_classes, autocast, window=window, regions=regions)
         seconds = time.monotonic() - began
     return len(cases) * seconds if cases else 0.0
 
