@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from vnet_fast import command_line, plotting
-from vnet_fast.command_line import option, path_text
+from vnet_fast.command_line import option, path_text, positive_int
 from vnet_fast.data import cases
-from vnet_fast.data.classes import class_names, find_regions
+from vnet_fast.data.classes import class_names, find_ignored, find_regions
 from vnet_fast.errors import InputError
 from vnet_fast.evaluation import tables
 from vnet_fast.evaluation.classes import labels_in
@@ -46,6 +46,9 @@ class Config:
         None, "folder of the volumes for --figures, if they are not beside the reference masks", type=path_text,
         metavar="DIR",
     )  # fmt: skip
+    ignore_label: int | None = option(
+        None, "label of the reference masks whose voxels do not count", type=positive_int, metavar="N"
+    )
     binary: bool = option(False, "treat all labels as one foreground class", action="store_true")
     regions: tuple[str, ...] | None = option(
         None, "measure regions of several labels, each as NAME: LABEL LABEL; without any, also measure base and apex, "
@@ -93,9 +96,10 @@ def main(given: dict[str, Any]) -> int:
     if config.figures:
         images = find_case_images(config.labels, config.images, only=pairs[0][0][0])
         make_folder(config.figures, "Choose another --figures")
+    ignored = find_ignored(config.labels, config.labels, config.ignore_label)
     unions, declared, known = _find_classes(config, unpredicted[0])
     thirds = config.regions is not None and not config.regions
-    evaluations = evaluate(names, pairs, config.binary, thirds, observer, declared, known, unions)
+    evaluations = evaluate(names, pairs, config.binary, thirds, observer, declared, known - {ignored}, unions, ignored)
     comparisons = compare_pairs(evaluations) if len(evaluations) > 1 else []
     # before anything is printed, which may fail
     _write(config, evaluations, comparisons)

@@ -6,7 +6,7 @@ from typing import Any
 
 from vnet_fast import command_line, plotting
 from vnet_fast.command_line import option, path_text
-from vnet_fast.data.classes import find_declared, find_regions, foreground
+from vnet_fast.data.classes import find_declared, find_ignored, find_regions, foreground
 from vnet_fast.devices import find_device, keep_freed_memory, use_all_cores
 from vnet_fast.errors import InputError
 from vnet_fast.evaluation.comparison import compare_pairs
@@ -68,14 +68,16 @@ def main(given: dict[str, Any]) -> int:
     settings = subjects[0].settings
     declared: dict[int, str] = {}
     unions: tuple[Region, ...] = ()
+    ignored = settings["ignore_label"]
     if settings["data"]:
         where, binary = (settings["data"], settings["labels"]), settings["binary"]
+        ignored = find_ignored(*where, ignored)
         unions = find_regions(*where, settings["regions"], binary)
         declared = find_declared(*where, binary or bool(unions)) or {}
     # a class that the runs know may be in none of the masks that they held out
     known = range(1, 1 + max(len(subject.summary.get("classes", ())) for subject in subjects))
     evaluations = evaluate(
-        names, pairs, settings["binary"], config.regions, observer, foreground(declared), known, unions
+        names, pairs, settings["binary"], config.regions, observer, foreground(declared), known, unions, ignored
     )
     comparisons = compare_pairs(evaluations) if len(evaluations) > 1 else []
     sections = make_sections(subjects, evaluations, comparisons, folder)

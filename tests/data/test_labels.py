@@ -4,10 +4,13 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from vnet_fast.data.labels import declared_labels
+from vnet_fast.data.labels import declared_ignored, declared_labels, declared_regions, without_ignored
+from vnet_fast.data.preparation import IGNORED, prepare
 from vnet_fast.errors import InputError
+from vnet_fast.regions import Region
 
 
 def declared(folder, labels, **more):
@@ -38,17 +41,52 @@ def test_sound_labels(tmp_path, labels, expected):
 
 
 def test_a_label_to_ignore(tmp_path):
-    message = r"dataset.json: has an ignore label \(3\), which is not supported yet, .* Remove it from dataset.json and"
-    for labels in ({"background": 0, "gland": 1, "ignore": 3}, {"0": "background", "3": "ignore"}):
-        with pytest.raises(InputError, match=message):
-            declared(tmp_path, labels)
+    for labels in ({"background": 0, "gland": 1, "ignore": 3}, {"0": "background", "1": "gland", "3": "Ignore"}):
+        assert declared(tmp_path, labels) == {0: "background", 1: "gland"}
+        assert declared_ignored(tmp_path) == 3
+    declared(tmp_path, {"background": 0, "gland": 1})
+    assert declared_ignored(tmp_path) is None
+    assert declared_ignored(tmp_path / "nothing") is None
+    declared(tmp_path, {"gland": 1, "ignore": 0})
+    with pytest.raises(InputError, match="its label to ignore must be above 0"):
+        declared_ignored(tmp_path)
+
+
+def test_voxels_to_ignore_are_marked():
+    mask = np.arange(24).reshape(2, 3, 4) % 4
+    case = prepare("A", np.arange(24.0).reshape(2, 3, 4), mask, [0, 1, 2, 3])
+    assert without_ignored(case, None) is case
+    marked = without_ignored(case, 3)
+    np.testing.assert_array_equal(marked.mask, np.where(mask == 3, IGNORED, mask))
+    assert marked.labels == (0, 1, 2)
+    assert without_ignored(prepare("A", np.arange(24.0).reshape(2, 3, 4), mask, [3]), 3).labels == (0,)
 
 
 def test_regions(tmp_path):
-    labels = {"background": 0, "whole tumor": [1, 2, 3], "core": [2, 3]}
-    message = r"dataset.json: its label 'whole tumor' is a region of several labels, which is not supported yet. Give"
+    labels = {"background": 0, "whole tumor": [1, 2, 3], "core": [2, 3], "active": 3, "ignore": 4}
+    message = r"dataset.json: its label 'whole tumor' is a region of several labels. Give"
     with pytest.raises(InputError, match=message):
         declared(tmp_path, labels, regions_class_order=[1, 2, 3])
+    regions = declared_regions(tmp_path)
+    assert regions == (Region("whole tumor", (1, 2, 3)), Region("core", (2, 3)), Region("active", (3,)))
+    declared(tmp_path, {"background": 0, "gland": 1})
+    assert declared_regions(tmp_path) == declared_regions(tmp_path / "nothing") == ()
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"a": [1, "x"]}, "its region 'a' must have whole numbers; got"),
+        ({"a": [1, 2], "b": [2, 1]}, "b has the same labels as a"),
+        ({"a": [1, 256]}, "a must have labels from 1 to 255"),
+        ({"a": []}, "a must have labels from 1 to 255"),
+        ({"a": [1, 2], "b": 1.5}, "its region 'b' must have whole numbers; got 1.5"),
+    ],
+)
+def test_regions_that_are_none(tmp_path, labels, message):
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    with pytest.raises(InputError, match=message):
+        declared_regions(tmp_path)
 
 
 @pytest.mark.parametrize(

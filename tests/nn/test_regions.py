@@ -53,3 +53,29 @@ def test_half_precision_is_that_of_float32_of_the_same_logits():
 
 def test_it_has_nothing_to_store():
     assert RegionLoss(LABELS).state_dict() == {}
+
+
+@pytest.mark.parametrize("squared", [False, True])
+def test_ignored_voxels_do_not_count(squared):
+    """The loss of the others alone, whose number the mean is over."""
+    logits, target, _ = make()
+    ignored = torch.rand(target.shape, generator=torch.Generator().manual_seed(1)) < 0.3
+    marked = target.masked_fill(ignored, 9)
+    loss = RegionLoss(LABELS, squared, ignored=9)(logits, marked)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert (gradient[ignored.expand_as(gradient)] == 0).all()
+    if squared:
+        # volumes count alike
+        return
+    kept = ~ignored[:, 0]
+    rows = logits.detach().movedim(1, -1)[kept].T[None].requires_grad_()
+    alone = RegionLoss(LABELS)(rows, target[:, 0][kept][None, None])
+    torch.testing.assert_close(loss, alone, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient.movedim(1, -1)[kept].T[None], torch.autograd.grad(alone, rows)[0])
+
+
+def test_where_all_voxels_are_ignored_there_is_no_cross_entropy():
+    logits, target, _ = make()
+    loss = RegionLoss(LABELS, ignored=9)(logits, torch.full_like(target, 9))
+    assert torch.isfinite(loss)
+    assert (torch.autograd.grad(loss, logits)[0] == 0).all()

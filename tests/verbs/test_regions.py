@@ -138,7 +138,7 @@ def test_regions_that_a_data_set_declares(data, tmp_path, run_verb, monkeypatch)
         (["--regions", "ball"], "--regions: must be names with labels; got 'ball'. Give regions as"),
         (["--regions", "ball: 1 2", "other: 7"], "--regions: other has the labels 7, which no mask has. Correct its"),
         ([*REGIONS, "--binary"], "--regions: given with --binary. Leave one of them out"),
-        ([*REGIONS, "--loss", "weighted-ce"], "--regions: given with --loss weighted-ce. Leave one of them out"),
+        ([*REGIONS, "--loss", "weighted-ce"], "--regions: given with --loss weighted-ce. Give --loss dice or dice-ce"),
     ],
 )
 def test_regions_that_are_none(data, tmp_path, run_verb, options, message):

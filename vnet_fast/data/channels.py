@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from vnet_fast.data.classes import MASK_FOLDERS
 from vnet_fast.data.intensity import HIGH_PERCENTILE, LOW_PERCENTILE, normalise
 from vnet_fast.data.labels import DESCRIPTION, is_storable, not_described, read_description
-from vnet_fast.data.preparation import PreparedCase
+from vnet_fast.data.preparation import IGNORED, PreparedCase
 from vnet_fast.errors import InputError
 from vnet_fast.io.header import MAX_CHANNELS
 from vnet_fast.stored import shown
@@ -203,7 +203,7 @@ def _scaling(number: int, cases: Sequence[PreparedCase]) -> tuple[float, float, 
     """Percentiles, mean and standard deviation of a channel over the structures of all cases."""
     generator, samples = np.random.default_rng(0), []
     for case in cases:
-        voxels = np.flatnonzero(case.mask)
+        voxels = np.flatnonzero((case.mask > 0) & (case.mask != IGNORED))
         if len(voxels) > MAX_SAMPLES:
             voxels = generator.choice(voxels, MAX_SAMPLES, replace=False)
         ranks, table = case.of_channel(number)

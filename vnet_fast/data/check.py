@@ -7,8 +7,8 @@ from functools import partial
 
 from vnet_fast.data.cases import Case
 from vnet_fast.data.channels import find_channels, find_errors
-from vnet_fast.data.classes import find_declared, find_regions
-from vnet_fast.data.labels import count_classes
+from vnet_fast.data.classes import find_declared, find_ignored, find_regions
+from vnet_fast.data.labels import count_classes, without_ignored
 from vnet_fast.data.preparation import PreparedCase, map_cases, read_case
 from vnet_fast.data.settings import DataSettings
 from vnet_fast.data.training_data import find_duplicates, find_run_cases, find_warnings
@@ -83,8 +83,7 @@ def check_data(settings: DataSettings) -> int:
     for line in format_table([HEADINGS, *(summary.row() for summary in summaries)]):
         print(line)
     readable, prepared = [summary.case for summary in summaries], [summary.prepared for summary in summaries]
-    warnings = find_warnings(readable, prepared)
-    warnings += [warning for summary in summaries for warning in summary.warnings()]
+    warnings = find_warnings(readable, prepared) + [entry for summary in summaries for entry in summary.warnings()]
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     errors += find_errors(prepared, {case.name: case.image for case in cases}, channels, settings.data)
@@ -94,6 +93,8 @@ def check_data(settings: DataSettings) -> int:
         try:
             regions = find_regions(settings.data, settings.labels, settings.regions, settings.binary)
             declared = find_declared(settings.data, settings.labels, settings.binary or bool(regions))
+            ignored = find_ignored(settings.data, settings.labels, settings.ignore_label)
+            prepared = [without_ignored(case, ignored) for case in prepared]
             count_classes(prepared, readable, settings.binary, declared, regions)
         except InputError as error:
             errors.append(error)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vnet_fast.data.labels import declared_labels, declared_regions
+from vnet_fast.data.labels import declared_ignored, declared_labels, declared_regions
 from vnet_fast.regions import Region, parse_regions
 
 # folders of masks that stand beside the `dataset.json` of the Decathlon or of nnU-Net
@@ -21,7 +21,7 @@ def class_names(labels: str | Path) -> dict[int, str]:
         dict from label, 1 and up, to name; empty without a `dataset.json`.
 
     Raises:
-        InputError: if the `dataset.json` can't be read, or has a label to ignore.
+        InputError: if the `dataset.json` can't be read.
     """
     folder = Path(labels).absolute()
     return foreground(_declared_beside(folder if folder.is_dir() else folder.parent, allow_regions=True))
@@ -55,6 +55,19 @@ def find_regions(
     masks = Path(labels).absolute() if labels else None
     beside = declared_regions(masks.parent) if masks is not None and masks.name in MASK_FOLDERS else ()
     return declared_regions(data) or beside
+
+
+def find_ignored(data: str | Path, labels: str | Path | None, given: int | None) -> int | None:
+    """The label to ignore of a data set to train on or to evaluate: the one that is given, or that it declares.
+
+    Raises:
+        InputError: as `declared_ignored`.
+    """
+    if given is not None:
+        return given
+    masks = Path(labels).absolute() if labels else None
+    beside = declared_ignored(masks.parent) if masks is not None and masks.name in MASK_FOLDERS else None
+    return declared_ignored(data) or beside
 
 
 def find_declared(data: str | Path, labels: str | Path | None, binary: bool = False) -> dict[int, str] | None:

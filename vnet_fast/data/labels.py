@@ -2,11 +2,14 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vnet_fast.data.cases import Case
-from vnet_fast.data.preparation import PreparedCase
+from vnet_fast.data.preparation import IGNORED, PreparedCase
 from vnet_fast.errors import InputError
 from vnet_fast.regions import Region, checked
 from vnet_fast.stored import read_object, reason, shown
@@ -16,7 +19,7 @@ DESCRIPTION = "dataset.json"
 # what a mask of uint8 can hold
 MAX_LABEL = 255
 MAX_DIGITS = 3
-# nnU-Net's name of a label that does not count in the loss
+# nnU-Net's name of a label that does not count in losses and metrics
 IGNORE = "ignore"
 
 
@@ -28,11 +31,11 @@ def declared_labels(data: str | Path, allow_regions: bool = False) -> dict[int, 
         allow_regions: whether regions of several labels are left out, and not refused.
 
     Returns:
-        dict from label, 0 to 255, to name, or None if there is no such file or it declares no labels.
+        dict from label, 0 to 255, to name, or None if there is no such file or it declares no labels. The label to
+            ignore is none of them.
 
     Raises:
-        InputError: if the file can't be read, is not a valid description, or describes what can't be trained: regions
-            of several labels, or a label to ignore.
+        InputError: if the file can't be read, is not a valid description, or describes regions of several labels.
     """
     path = Path(data) / DESCRIPTION
     if not os.path.lexists(path):
@@ -44,7 +47,7 @@ def declared_labels(data: str | Path, allow_regions: bool = False) -> dict[int, 
         raise not_described(path, "its labels must be an object with a name for each label")
     declared: dict[int, str] = {}
     for key, value in labels.items():
-        if allow_regions and isinstance(value, list):
+        if (allow_regions and isinstance(value, list)) or _is_ignored(key, value):
             continue
         label, name = _label_and_name(path, key, value)
         if label in declared:
@@ -66,7 +69,7 @@ def read_description(path: Path) -> dict[str, Any]:
 def _label_and_name(path: Path, key: str, value: object) -> tuple[int, str]:
     """Label and name of an entry: `"1": "prostate"` in the Decathlon, `"prostate": 1` in nnU-Net."""
     if isinstance(value, list):
-        cause = f"its label {shown(key)} is a region of several labels, which is not supported yet"
+        cause = f"its label {shown(key)} is a region of several labels"
         raise InputError(path, cause, "Give each label a name of its own there, as it is in the masks")
     number, name = (key, value) if _is_digits(key) and isinstance(value, str) else (value, key)
     if type(number) is float and number.is_integer():
@@ -80,14 +83,40 @@ def _label_and_name(path: Path, key: str, value: object) -> tuple[int, str]:
         raise not_described(path, f"its label {shown(key)} must be from 0 to {MAX_LABEL}; got {shown(number)}")
     if not is_storable(name):
         raise not_described(path, f"the name of label {label} is no text ({shown(name)})")
-    if name.lower() == IGNORE:
-        raise _ignored(path, label)
     return label, name
 
 
-def _ignored(path: Path, label: object) -> InputError:
-    cause = f"has an ignore label ({shown(label)}), which is not supported yet, and would count as a class"
-    return InputError(path, cause, "Remove it from dataset.json and from the masks")
+def _is_ignored(key: str, value: object) -> bool:
+    """Whether an entry names the label to ignore: `"ignore": 3` in nnU-Net."""
+    return IGNORE in (key.lower(), value.lower() if isinstance(value, str) else "")
+
+
+def declared_ignored(data: str | Path) -> int | None:
+    """Reads the label to ignore in the `dataset.json` of nnU-Net; None if it has none.
+
+    Args:
+        data: folder of the data set.
+
+    Raises:
+        InputError: if the file can't be read, or the label is none.
+    """
+    path = Path(data) / DESCRIPTION
+    labels = read_description(path).get("labels") if os.path.lexists(path) else None
+    for key, value in labels.items() if isinstance(labels, dict) else ():
+        if _is_ignored(key, value):
+            label, _ = _label_and_name(path, key, value)
+            if label == 0:
+                raise not_described(path, "its label to ignore must be above 0")
+            return label
+    return None
+
+
+def without_ignored(case: PreparedCase, ignored: int | None) -> PreparedCase:
+    """A case whose voxels to ignore are IGNORED, and whose labels are the others."""
+    if ignored is None:
+        return case
+    mask = np.where(case.mask == ignored, np.uint8(IGNORED), case.mask)
+    return replace(case, mask=mask, labels=tuple(label for label in case.labels if label != ignored) or (0,))
 
 
 def is_storable(name: str) -> bool:
@@ -123,8 +152,8 @@ def declared_regions(data: str | Path) -> tuple[Region, ...]:
         return ()
     found: list[Region] = []
     for name, value in labels.items():
-        if name.lower() == IGNORE:
-            raise _ignored(path, value)
+        if _is_ignored(name, value):
+            continue
         several = value if isinstance(value, list) else [value]
         if not all(type(label) is int for label in several) or not is_storable(name):
             raise not_described(path, f"its region {shown(name)} must have whole numbers; got {shown(value)}")

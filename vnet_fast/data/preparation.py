@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MAX_THREADS = 8
+# the label of voxels that do not count, in the masks of a data set that has some
+IGNORED = 255
 # of a grid that covers a volume: 3 GB of ranks and labels
 MAX_VOXELS = 1 << 30
 

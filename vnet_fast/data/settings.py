@@ -31,6 +31,10 @@ class DataSettings(Protocol):
         """Whether patches of whole volumes are trained on; None if that depends on the volumes."""
 
     @property
+    def ignore_label(self) -> int | None:
+        """The label whose voxels do not count; None if there is none, or the data set declares it."""
+
+    @property
     def regions(self) -> tuple[str, ...] | None:
         """The regions that are classes, as texts; None if the labels are, or the data set declares regions."""
 

@@ -13,9 +13,9 @@ import numpy as np
 from vnet_fast.data.cache import Cache
 from vnet_fast.data.cases import Case, pair_cases
 from vnet_fast.data.channels import Channel, describe, find_channels, find_errors, fitted, scale_case
-from vnet_fast.data.classes import find_declared, find_regions, foreground, title_of
+from vnet_fast.data.classes import find_declared, find_ignored, find_regions, foreground, title_of
 from vnet_fast.data.folds import split
-from vnet_fast.data.labels import count_classes
+from vnet_fast.data.labels import count_classes, without_ignored
 from vnet_fast.data.phantom import phantoms
 from vnet_fast.data.preparation import PreparedCase
 from vnet_fast.data.settings import DataSettings
@@ -41,6 +41,7 @@ class Data:
         patches: whether the cases keep their whole extent, of which patches are trained on.
         channels: of the volumes.
         regions: the classes, if they are regions of labels.
+        ignored: the label of the masks' files whose voxels do not count, which are IGNORED here; None if all count.
     """
 
     training: list[PreparedCase]
@@ -50,6 +51,7 @@ class Data:
     patches: bool = False
     channels: tuple[Channel, ...] = (Channel(),)
     regions: tuple[Region, ...] = ()
+    ignored: int | None = None
 
     @property
     def titles(self) -> list[str]:
@@ -128,8 +130,9 @@ def load_data(settings: DataSettings) -> Data:
         return Data(training, validation, 2)
     regions = find_regions(settings.data, settings.labels, settings.regions, settings.binary)
     declared = find_declared(settings.data, settings.labels, settings.binary or bool(regions))
+    ignored = find_ignored(settings.data, settings.labels, settings.ignore_label)
     channels = find_channels(settings.data, settings.labels)
-    prepared, num_classes, patches = _prepare_cases(settings, settings.data, declared, channels, regions)
+    prepared, num_classes, patches = _prepare_cases(settings, settings.data, declared, channels, regions, ignored)
     channels = channels or (Channel(),) * prepared[0].channels
     training, validation = split(prepared, settings.folds, fold, settings.seed)
     channels = fitted(channels, training)
@@ -143,8 +146,9 @@ def load_data(settings: DataSettings) -> Data:
         largest = max((case.covering_size for case in prepared), key=math.prod)
         print(f"patches: of whole volumes, of up to {' x '.join(map(str, largest))} voxels")
     return Data(
-        training, validation, num_classes, {} if settings.binary else foreground(declared), patches, channels, regions
-    )
+        training, validation, num_classes, {} if settings.binary else foreground(declared), patches, channels, regions,
+        ignored,
+    )  # fmt: skip
 
 
 def _count(classes: int, regions: Sequence[Region]) -> str:
@@ -159,6 +163,7 @@ def _prepare_cases(
     declared: Mapping[int, str] | None,
     channels: Sequence[Channel],
     regions: Sequence[Region],
+    ignored: int | None,
 ) -> tuple[list[PreparedCase], int, bool]:
     """Returns the prepared cases, the number of classes and whether they are whole, and prints warnings."""
     cases, errors = find_run_cases(settings, data)
@@ -172,6 +177,7 @@ def _prepare_cases(
     errors += find_duplicates(cases, prepared)
     if errors:
         raise InputErrors(errors)
+    prepared = [without_ignored(case, ignored) for case in prepared]
     num_classes = count_classes(prepared, cases, settings.binary, declared, regions)
     for warning in find_warnings(cases, prepared):
         print(f"warning: {warning}", file=sys.stderr)

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from vnet_fast.averages import defined_mean
 from vnet_fast.data.classes import title_of
 from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.evaluation.classes import choose_labels
+from vnet_fast.evaluation.masks import label_arrays
 from vnet_fast.evaluation.metrics import METRICS, dice, dice_per_class, measure
 from vnet_fast.evaluation.regions import REGIONS, regions
 from vnet_fast.evaluation.score import Observer, score
@@ -89,18 +89,13 @@ def names_of(folders: Sequence[str | Path]) -> list[str]:
     ]
 
 
-def label_array(mask: sitk.Image, binary: bool) -> NDArray[np.uint8]:
-    """A mask's labels as a (z, y, x) array; all labels above 0 are 1 if `binary`."""
-    labels = np.array(sitk.GetArrayViewFromImage(mask))
-    return np.minimum(labels, 1) if binary else labels
-
-
 def dice_of_pair(
     prediction_path: str | Path,
     reference_path: str | Path,
     num_classes: int,
     binary: bool = False,
     unions: Sequence[Region] = (),
+    ignored: int | None = None,
 ) -> list[float]:
     """The Dice of each foreground class of one case, as `compare` measures it.
 
@@ -109,6 +104,7 @@ def dice_of_pair(
         num_classes: background included.
         binary: whether all labels above 0 count as one.
         unions: of labels, which are the classes if there are any.
+        ignored: the label of the reference whose voxels do not count.
 
     Returns:
         a number for each union, or num_classes - 1 numbers, NaN for a class that neither mask has.
@@ -118,7 +114,7 @@ def dice_of_pair(
     """
     reference = volumes.read_mask(reference_path)
     prediction = volumes.read_mask(prediction_path, reference, reference_path)
-    ours, theirs = label_array(prediction, binary), label_array(reference, binary)
+    ours, theirs = label_arrays(prediction, reference, binary, ignored)
     if unions:
         return [dice(union.of(ours), union.of(theirs)) for union in unions]
     return dice_per_class(ours, theirs, num_classes)
@@ -130,6 +126,7 @@ def compare(
     binary: bool = False,
     region_names: Iterable[str] = (WHOLE,),
     unions: Sequence[Region] = (),
+    ignored: int | None = None,
 ) -> Measures:
     """Measures one case.
 
@@ -139,6 +136,7 @@ def compare(
         region_names: some of `regions.REGIONS`. The regions of a label are found in its own reference; if that is
             empty or has a single slice, every region is the whole volume.
         unions: of labels, which are measured instead of the labels if there are any.
+        ignored: the label of the reference whose voxels do not count.
 
     Returns:
         dict from each label that one of the masks has, 1 and up, or from the number of each union, from 1 on, to region
@@ -150,7 +148,7 @@ def compare(
     reference_mask = volumes.read_mask(reference_path)
     prediction_mask = volumes.read_mask(prediction_path, reference_mask, reference_path)
     grid = Grid.of(reference_mask)
-    reference, prediction = (label_array(mask, binary) for mask in (reference_mask, prediction_mask))
+    prediction, reference = label_arrays(prediction_mask, reference_mask, binary, ignored)
     if unions:
         parts = {number: (union.of(prediction), union.of(reference)) for number, union in enumerate(unions, start=1)}
         return {number: _measure_regions(*pair, grid, region_names) for number, pair in parts.items()}
@@ -173,13 +171,13 @@ def _measure_regions(
 
 
 def _compare_all(
-    pairs: Iterable[Pair], binary: bool, region_names: Sequence[str], unions: Sequence[Region]
+    pairs: Iterable[Pair], binary: bool, region_names: Sequence[str], unions: Sequence[Region], ignored: int | None
 ) -> dict[str, Measures]:
     """The measures of each case by its name; raises the `InputErrors` of all cases that can't be compared."""
     cases, errors = {}, []
     for name, prediction, reference in pairs:
         try:
-            cases[name] = compare(prediction, reference, binary, region_names, unions)
+            cases[name] = compare(prediction, reference, binary, region_names, unions, ignored)
         except InputError as error:
             errors.append(error)
     if errors:
@@ -214,6 +212,7 @@ def evaluate(
     class_names: Mapping[int, str] | None = None,
     known: Iterable[int] = (),
     unions: Sequence[Region] = (),
+    ignored: int | None = None,
 ) -> list[Evaluation]:
     """Measures several sets of predictions, and shows the progress.
 
@@ -223,10 +222,9 @@ def evaluate(
         binary: whether all labels above 0 count as one.
         all_regions: whether base and apex are measured too; they always are with an observer.
         observer: None, or the values that `score.read_observer` returned.
-        class_names: dict from label to name of the classes that the data set declares, or None. With `binary` they
-            are ignored.
+        class_names: dict from label to name of the classes that the data set declares, or None; not with `binary`.
         known: further labels that the data set is known to have.
-        unions: of labels, which are the classes if there are any, numbered from 1 on.
+        unions, ignored: see `compare`.
 
     Returns:
         an Evaluation of each set, all with the same labels: those that are declared, known, or in a reference.
@@ -236,7 +234,7 @@ def evaluate(
     """
     region_names = REGIONS if all_regions or observer else (WHOLE,)
     sets = [
-        _compare_all(track(cases, f"measuring {printable(name)}", "cases"), binary, region_names, unions)
+        _compare_all(track(cases, f"measuring {printable(name)}", "cases"), binary, region_names, unions, ignored)
         for name, cases in zip(names, pairs, strict=True)
     ]
     declared = {} if binary or not class_names else class_names

@@ -12,7 +12,8 @@ from vnet_fast import plotting
 from vnet_fast.data import cases
 from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.evaluation.comparison import COMPARED, Comparison
-from vnet_fast.evaluation.evaluation import Evaluation, Pair, label_array
+from vnet_fast.evaluation.evaluation import Evaluation, Pair
+from vnet_fast.evaluation.masks import label_array
 from vnet_fast.evaluation.tables import number
 from vnet_fast.io import volumes
 from vnet_fast.io.grid import Grid

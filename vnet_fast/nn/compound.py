@@ -28,14 +28,14 @@ def dice_and_sums(
         the loss, and (4 or 5, N, C) sums. With the loss's `other_act`, which sees the logits first, these take a second
         pass, and only the ground truth and the entropies among them are of use.
     """
-    _, labels, first_class, squared, soft, *_ = options
+    _, labels, first_class, squared, soft, ignored, *_ = options
     if loss.other_act is None:
-        both = DiceOptions(options.activation, labels, 0, squared, soft, None, entropy, gamma, smoothed)
+        both = DiceOptions(options.activation, labels, 0, squared, soft, ignored, entropy, gamma, smoothed)
         sums = dice_sums(input, target, both)
         return loss.of_sums(loss.over_batch(sums[:3, :, first_class:]), input.ndim), sums
     dice = loss.of_sums(loss.over_batch(dice_sums(loss.other_act(input), target, options)), input.ndim)
     return dice, dice_sums(
-        input, target, DiceOptions("softmax", labels, 0, False, False, None, entropy, gamma, smoothed)
+        input, target, DiceOptions("softmax", labels, 0, False, False, ignored, entropy, gamma, smoothed)
     )
 
 

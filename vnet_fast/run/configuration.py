@@ -28,16 +28,15 @@ from vnet_fast.nn.dice_ce import DiceCELoss
 from vnet_fast.nn.losses import DiceLoss, WeightedCrossEntropy
 from vnet_fast.nn.norm import KINDS
 from vnet_fast.nn.vnet import KERNEL_SIZE, KERNEL_SIZES, LEVELS, MIN_LEVELS, TOPOLOGIES, size_multiple
-from vnet_fast.regions import parse_regions
 from vnet_fast.run.augmentation import Augmentation, check_augmentation
 from vnet_fast.run.fields import MAX_SPACING, MIN_SPACING
 from vnet_fast.run.initial import NO_NORM, check_freeze
+from vnet_fast.run.labels import DICE, DICE_CE, check_labels
 from vnet_fast.run.memory import Load, check_grid, check_load
 from vnet_fast.run.recipes import FAST, PAPER, RECIPES
 from vnet_fast.stored import read_object, reason
 
 CONFIG_FILE = "config.json"
-DICE, DICE_CE = "dice", "dice-ce"
 LOSSES: dict[str, Callable[[], nn.Module]] = {
     DICE: DiceLoss.paper,
     "weighted-ce": WeightedCrossEntropy,
@@ -173,6 +172,9 @@ class Config(Augmentation):
     regions: tuple[str, ...] | None = option(
         None, "classes of several labels, which may overlap, each as NAME: LABEL LABEL", nargs="+", metavar="REGION"
     )
+    ignore_label: int | None = option(
+        None, "label whose voxels count in no loss and no metric", type=positive_int, metavar="N"
+    )
     binary: bool = option(False, "treat all labels as one foreground class", action="store_true")
     folds: int = option(5, "number of folds that the cases are divided into", type=positive_int, metavar="N")
     fold: int | str = option(
@@ -242,10 +244,7 @@ def check_settings(config: Config) -> None:
     check_freeze(config.freeze, config.init, config.levels)
     if config.labels and not config.data:
         raise InputError("--labels", "given without --data", "Give the folder of the volumes too")
-    parse_regions(config.regions or ())
-    if config.regions and (config.binary or config.loss == "weighted-ce"):
-        other = "--binary" if config.binary else "--loss weighted-ce"
-        raise InputError("--regions", f"given with {other}", "Leave one of them out")
+    check_labels(config.regions, config.ignore_label, config.binary, config.loss)
     if config.folds < 2:
         raise InputError("--folds", f"must be at least 2; got {config.folds}", "Keep some cases for validation")
     if config.folds > MAX_FOLDS:

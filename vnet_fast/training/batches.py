@@ -33,6 +33,7 @@ def make_sampler(config: Config, data: Data, processes: Processes) -> BatchSampl
         # one kernel reads patches and channels, so that a centre of several channels is a patch without room
         middles=Middles.of(data.training, data.num_classes) if data.patches or channels > 1 else None,
         channels=channels,
+        ignores=data.ignored is not None,
     )
 
 

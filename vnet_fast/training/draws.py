@@ -139,6 +139,7 @@ class BatchSampler:
 
     Args:
         seed, num_cases, shape, augmented, augmentation, spacing, middles, channels: see `sample_batch`.
+        ignores: whether masks have voxels that do not count.
         batch_size: volumes for this process.
         part, parts: which part of a batch this process has, of how many.
     """
@@ -154,6 +155,7 @@ class BatchSampler:
     spacing: tuple[float, ...] = (1.0, 1.0, 1.0)
     middles: Middles | None = None
     channels: int = 1
+    ignores: bool = False
 
     @property
     def transforms(self) -> bool:

@@ -16,6 +16,7 @@ def own_grid_dice(
     binary: bool,
     interrupted: Callable[[], bool],
     regions: Sequence[Region] = (),
+    ignored: int | None = None,
 ) -> dict[str, list[float]] | None:
     """Predicts the cases that a run held out, into RUN/predictions, and measures the masks.
 
@@ -26,6 +27,7 @@ def own_grid_dice(
         binary: whether all labels above 0 are one class.
         interrupted: asked between two volumes.
         regions: the classes, if they are regions of labels.
+        ignored: the label of the references whose voxels do not count.
 
     Returns:
         Dice of each foreground class by the name of the case, NaN where neither mask has the class; or None, after a
@@ -43,7 +45,7 @@ def own_grid_dice(
         return None
     try:
         return {
-            case.name: dice_of_pair(case.prediction, case.reference, num_classes, binary, regions)
+            case.name: dice_of_pair(case.prediction, case.reference, num_classes, binary, regions, ignored)
             for case in track(held_out(run, device, interrupted), "measuring", "cases")
         }
     except (InputError, InputErrors, MemoryError, RuntimeError) as error:

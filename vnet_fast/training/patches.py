@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vnet_fast.data.preparation import PreparedCase
+from vnet_fast.data.preparation import IGNORED, PreparedCase
 
 # one patch of so many holds foreground
 FOREGROUND_EVERY = 3
@@ -73,7 +73,7 @@ class Middles:
 def _voxels_of_classes(mask: NDArray[np.uint8], num_classes: int) -> tuple[NDArray[np.int64], ...]:
     """Some voxels of each foreground class that a mask has, the same ones at every call."""
     if num_classes == 2:
-        mask = np.minimum(mask, 1)
+        mask = np.where(mask == IGNORED, 0, np.minimum(mask, 1))
     generator, found = np.random.default_rng(0), []
     for label in range(1, num_classes):
         voxels = np.flatnonzero(mask == label)

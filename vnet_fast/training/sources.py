@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vnet_fast.data.preparation import PreparedCase
+from vnet_fast.data.preparation import IGNORED, PreparedCase
 from vnet_fast.ops.augment import augment
 from vnet_fast.ops.patches import patches
 from vnet_fast.ops.transform import transform
@@ -43,15 +43,19 @@ class Volumes:
     Args:
         prepared: the cases, all of one shape.
         num_classes: background included; 2 makes all labels above 0 one class.
+        ignores: whether masks have voxels that do not count. They have the label after the last class.
     """
 
-    def __init__(self, prepared: Sequence[PreparedCase], num_classes: int) -> None:
+    def __init__(self, prepared: Sequence[PreparedCase], num_classes: int, ignores: bool = False) -> None:
         self.ranks = self._joined([_signed(case.ranks) for case in prepared])
         self.masks = self._joined([torch.from_numpy(case.mask) for case in prepared])
         self.tables = torch.stack([torch.from_numpy(case.table) for case in prepared])
+        ignored = self.masks == IGNORED if ignores else None
         if num_classes == 2:
             self.masks.clamp_(max=1)
-        self.num_classes = num_classes
+        if ignored is not None:
+            self.masks[ignored] = num_classes
+        self.num_classes = num_classes + ignores
 
     @staticmethod
     def _joined(volumes: list[Tensor]) -> Tensor:
@@ -110,12 +114,14 @@ class WholeVolumes(Volumes):
     """Prepared cases of any sizes and number of channels, one after the other, of which patches are read.
 
     Args:
-        prepared, num_classes: as of Volumes.
+        prepared, num_classes, ignores: as of Volumes.
         shape: of a patch, (z, y, x).
     """
 
-    def __init__(self, prepared: Sequence[PreparedCase], num_classes: int, shape: tuple[int, int, int]) -> None:
-        super().__init__(prepared, num_classes)
+    def __init__(
+        self, prepared: Sequence[PreparedCase], num_classes: int, shape: tuple[int, int, int], ignores: bool = False
+    ) -> None:
+        super().__init__(prepared, num_classes, ignores)
         self.channels = prepared[0].channels
         shapes = np.array([case.shape for case in prepared], np.int64)
         lengths = shapes.prod(1)
@@ -167,8 +173,8 @@ class WholeVolumes(Volumes):
 def stacked(prepared: Sequence[PreparedCase], num_classes: int, sampler: BatchSampler) -> Volumes:
     """The volumes that a sampler's batches are made of; those of several channels are always read as patches."""
     if sampler.middles is not None:
-        return WholeVolumes(prepared, num_classes, sampler.shape)
-    return Volumes(prepared, num_classes)
+        return WholeVolumes(prepared, num_classes, sampler.shape, sampler.ignores)
+    return Volumes(prepared, num_classes, sampler.ignores)
 
 
 def _signed(ranks: np.ndarray) -> Tensor:

@@ -118,7 +118,9 @@ def finish(
     Raises:
         KeyboardInterrupt: if `interrupted` said so, before `summary.json` is written.
     """
-    own_grid = own_grid_dice(folder.path, config.device, data.num_classes, config.binary, interrupted, data.regions)
+    own_grid = own_grid_dice(
+        folder.path, config.device, data.num_classes, config.binary, interrupted, data.regions, data.ignored
+    )
     summary = result.summary(config, data.titles, own_grid)
     write_summary(folder.path, summary)
     if plotting.available():

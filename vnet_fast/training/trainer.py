@@ -107,7 +107,7 @@ class Trainer(AbstractContextManager["Trainer"]):
         prepare(self.model, config.init, config.freeze, bool(config.resume), self.data.description)
         self.model.to(self.device)
         # several processes average their gradients between kernels, which the graph of one process can't hold
-        self.step = make_training_step(self.model, config, self.autocast, not self.processes.several, self.data.regions)
+        self.step = make_training_step(self.model, config, self.autocast, not self.processes.several, self.data)
 
     def _make_source(self) -> Source:
         config = self.config

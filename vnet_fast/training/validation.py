@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from vnet_fast.averages import mean_dice
-from vnet_fast.data.preparation import PreparedCase
+from vnet_fast.data.preparation import IGNORED, PreparedCase
 from vnet_fast.devices import mixed_precision
 from vnet_fast.evaluation.metrics import dice as dice_of_masks
 from vnet_fast.evaluation.metrics import dice_per_class
@@ -134,10 +134,11 @@ def _dice_of(
 ) -> list[float]:
     """Dice of each class of a case, of its predicted labels, or of a mask for each region."""
     inside, reference = case.inside, reference_labels(case, num_classes)[case.inside]
+    counted = case.mask[inside] != IGNORED
     if not regions:
-        return dice_per_class(largest_components(predicted[inside]), reference, num_classes)
+        return dice_per_class(largest_components(predicted[inside]) * counted, reference * counted, num_classes)
     return [
-        dice_of_masks(largest_components(found[inside]) > 0, region.of(reference))
+        dice_of_masks((largest_components(found[inside]) > 0) & counted, region.of(reference) & counted)
         for region, found in zip(regions, predicted, strict=True)
     ]
 

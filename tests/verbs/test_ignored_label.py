@@ -1,0 +1,116 @@
+"""A label whose voxels count in no loss and no metric."""
+
+import json
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from tests.verbs.test_recipe import assert_same_run
+from tests.volumes import write_case
+from vnet_fast import evaluate, train
+
+TINY = ["--volume", 16, 16, 16, "--spacing", 1.2, 1.1, 2, "--base-channels", 1, "--device", "cpu", "--folds", 3]
+FAST = ["--recipe", "fast", "--iterations", 4, "--val-every", 2]
+
+
+def write_data(folder, ignored, second=False):
+    """Six cases, of which the last rows are marked with a label; the corner has label 2 if asked."""
+    folder.mkdir()
+    for index in range(6):
+        _, path = write_case(folder, f"Case{index}", index)
+        mask = sitk.ReadImage(str(path))
+        labels = sitk.GetArrayFromImage(mask)
+        if second:
+            labels[2:8, 2:7, 2:8] = 2
+        labels[:, 10:] = ignored
+        marked = sitk.GetImageFromArray(labels)
+        marked.CopyInformation(mask)
+        sitk.WriteImage(marked, str(path), useCompression=True)
+    return folder
+
+
+@pytest.mark.usefixtures("quick_training")
+@pytest.mark.parametrize(
+    "options", [FAST, [*FAST, "--patches", "on"], ["--iterations", 2], [*FAST, "--regions", "ball: 1", "all: 1 2"]],
+    ids=["fast", "patches", "paper", "regions"],
+)  # fmt: skip
+def test_a_run_does_not_depend_on_which_label_is_ignored(tmp_path, run_verb, options):
+    runs = []
+    for ignored in (3, 7):
+        data, run = write_data(tmp_path / f"data{ignored}", ignored, second=True), tmp_path / f"run{ignored}"
+        code, out, err = run_verb(train, "--data", data, *TINY, *options, "--ignore-label", ignored, "--output", run)
+        assert code == 0, err
+        assert "2 classes" in out or "regions ball, all" in out
+        runs.append(run)
+    assert_same_run(*runs)
+
+
+@pytest.mark.usefixtures("quick_training")
+def test_it_is_no_class(tmp_path, run_verb):
+    data = write_data(tmp_path / "data", 2)
+    code, out, err = run_verb(train, "--data", data, *TINY, *FAST, "--ignore-label", 2, "--output", tmp_path / "run")
+    assert code == 0, err
+    assert ", 1 class (" in out
+    # as a data set declares it
+    (data / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "ball": 1, "ignore": 2}}))
+    code, out, err = run_verb(train, "--data", data, *TINY, *FAST, "--output", tmp_path / "declared")
+    assert code == 0, err
+    assert ", 1 class (" in out
+    ours, theirs = (
+        json.loads((tmp_path / name / "summary.json").read_text())["val_dice"] for name in ("run", "declared")
+    )
+    assert ours == theirs
+
+
+def test_evaluation_leaves_its_voxels_out(tmp_path, run_verb):
+    references, predictions = write_data(tmp_path / "marked", 9), tmp_path / "predictions"
+    predictions.mkdir()
+    for index in range(6):
+        # right wherever it counts
+        mask = sitk.ReadImage(str(references / f"Case{index}_segmentation.mhd"))
+        labels = sitk.GetArrayFromImage(mask)
+        labels[labels == 9] = 1
+        predicted = sitk.GetImageFromArray(labels)
+        predicted.CopyInformation(mask)
+        sitk.WriteImage(predicted, str(predictions / f"Case{index}.mhd"))
+    for options, expected in ((["--ignore-label", 9], 1.0), ([], None), (["--ignore-label", 9, "--binary"], 1.0)):
+        table = tmp_path / "table.csv"
+        code, _, err = run_verb(
+            evaluate, "--predictions", predictions, "--labels", references, "--csv", table, *options
+        )
+        assert code == 0, err
+        rows = [line.split(",") for line in table.read_text().splitlines()]
+        column = rows[0].index("dice")
+        dice = np.array([float(row[column]) for row in rows[1:] if row[column]])
+        assert (dice == 1).all() == (expected == 1.0)
+        if expected:
+            assert len(dice) == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--ignore-label", 256], "--ignore-label: must be at most 255; got 256"),
+        (["--ignore-label", 0], "argument --ignore-label: must be a whole number above 0; got '0'"),
+        (["--ignore-label", 2, "--loss", "weighted-ce"], "--ignore-label: given with --loss weighted-ce. Give --loss"),
+        (
+            ["--ignore-label", 2, "--regions", "a: 1 2"],
+            "--ignore-label: 2 is a label of a region. Take it out",
+        ),
+    ],
+)
+def test_labels_that_can_not_be_ignored(tmp_path, run_verb, options, message):
+    data = write_data(tmp_path / "data", 2)
+    code, _, err = run_verb(train, "--data", data, *TINY, *options, "--output", tmp_path / "run")
+    assert code == 2
+    assert err.startswith(f"error: {message}")
+    assert err.count("\n") == 1
+
+
+def test_a_declared_label_and_a_loss_that_does_not_know_it(tmp_path, run_verb):
+    data = write_data(tmp_path / "data", 2)
+    (data / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "ball": 1, "ignore": 2}}))
+    code, _, err = run_verb(train, "--data", data, *TINY, "--loss", "weighted-ce", "--output", tmp_path / "run")
+    assert code == 2
+    assert err == "error: --loss: is weighted-ce, and the masks have a label to ignore. Give dice or dice-ce\n"
