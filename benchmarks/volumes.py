@@ -7,7 +7,7 @@ from benchmarks.measure import SIZE
 from vnet_fast.data.phantom import phantoms
 from vnet_fast.data.training_data import load_data
 from vnet_fast.run.configuration import Config
-from vnet_fast.training.sources import Volumes
+from vnet_fast.training.volumes import Volumes
 
 # mm, x y z
 SPACING = (1.0, 1.0, 1.5)

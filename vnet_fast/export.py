@@ -5,10 +5,10 @@ from typing import Any
 
 from vnet_fast import command_line
 from vnet_fast.command_line import option, path_text
-from vnet_fast.data.channels import of_checkpoint
 from vnet_fast.devices import HOST, use_all_cores
 from vnet_fast.nn.folding import folded
 from vnet_fast.prediction.export import check_output, export
+from vnet_fast.prediction.task import Task
 from vnet_fast.progress import working
 from vnet_fast.run import checkpoint
 
@@ -31,11 +31,11 @@ def main(given: dict[str, Any]) -> int:
     path = check_output(config.output, config.checkpoint)
     use_all_cores()
     stored = checkpoint.load(config.checkpoint)
-    spacing, size = checkpoint.grid_of(stored, config.checkpoint)
+    task = Task.of(stored, config.checkpoint)
     model = folded(checkpoint.build_model(stored, config.checkpoint, HOST)).eval().requires_grad_(False)
     with working("exporting"):
-        result = export(model, spacing, size, path, of_checkpoint(stored))
-    shape = ", ".join(map(str, reversed(size)))
+        result = export(model, task, path)
+    shape = ", ".join(map(str, reversed(task.size)))
     print(f"{path}: input (N, {model.in_channels}, {shape}) float32, {result}")
     return 0
 

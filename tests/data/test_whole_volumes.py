@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.data.test_cache_trust import rewrite
+from tests.data.test_channels import write_channels
 from tests.volumes import write_case
 from vnet_fast.data.cache import Cache
 from vnet_fast.data.cases import find_cases
@@ -88,3 +89,29 @@ def test_a_volume_that_no_memory_holds_is_refused(case, tmp_path):
     message = r"A\.mhd: takes 24000 x 33000 x 24000 voxels on the network's grid\. .* --spacing"
     with pytest.raises(InputErrors, match=message):
         Cache(tmp_path / "cache", (0.001, 0.001, 0.001), SIZE, whole=True).load([case])
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_large_cases_stay_in_their_entries(tmp_path, monkeypatch, channels):
+    """Made and read again, they are equal to those in memory; changing one changes no file."""
+    monkeypatch.setattr("vnet_fast.data.cache.MAPPED", 1)
+    write_channels(tmp_path, "A", channels)
+    (case,) = find_cases(tmp_path)
+    cache = Cache(tmp_path / "cache", SPACING, SIZE, whole=True)
+    made, again = cache.load([case])[0], cache.load([case])[0]
+    (entry,) = (tmp_path / "cache").iterdir()
+    content = entry.read_bytes()
+    monkeypatch.setattr("vnet_fast.data.cache.MAPPED", 1 << 40)
+    (expected,) = cache.load([case])
+    for mapped in (made, again):
+        for name in ("ranks", "mask"):
+            array = getattr(mapped, name)
+            assert isinstance(array.base, np.memmap)
+            np.testing.assert_array_equal(array, getattr(expected, name))
+        np.testing.assert_array_equal(mapped.table, expected.table)
+    assert not isinstance(expected.ranks.base, np.memmap)
+    made.mask[:] = 7
+    assert entry.read_bytes() == content
+    # what a run has mapped stays, whatever becomes of the entry
+    entry.unlink()
+    np.testing.assert_array_equal(again.ranks, expected.ranks)

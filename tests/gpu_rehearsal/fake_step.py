@@ -40,9 +40,10 @@ from vnet_fast.prediction.inference import LEFT_RIGHT, Attempt
 from vnet_fast.run import configuration
 from vnet_fast.training.draws import BatchSampler
 from vnet_fast.training.optimizer import make_optimizer
-from vnet_fast.training.sources import Streamed, Volumes
+from vnet_fast.training.sources import Streamed
 from vnet_fast.training.step import Step
 from vnet_fast.training.validation import validate
+from vnet_fast.training.volumes import Volumes
 
 OPERATORS = Path(__file__).with_name("operators.json")
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}

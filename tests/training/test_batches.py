@@ -11,7 +11,8 @@ from vnet_fast.run.augmentation import Augmentation
 from vnet_fast.training import batches
 from vnet_fast.training.batches import make_source
 from vnet_fast.training.draws import PAPER, BatchSampler, sample_batch
-from vnet_fast.training.sources import Ready, Resident, Streamed, Volumes
+from vnet_fast.training.sources import Ready, Resident, Streamed
+from vnet_fast.training.volumes import Volumes
 from vnet_fast.training.workers import FromWorkers
 
 SHAPE = (16, 32, 32)

@@ -8,12 +8,14 @@ import torch
 
 from tests.training.test_batches import CPU, DEVICES, EVERYTHING, made
 from vnet_fast.data.phantom import phantoms
-from vnet_fast.data.preparation import prepare
+from vnet_fast.data.preparation import IGNORED, prepare
 from vnet_fast.data.training_data import Data
+from vnet_fast.errors import InputError
 from vnet_fast.training.batches import make_source
 from vnet_fast.training.draws import PAPER, BatchSampler
 from vnet_fast.training.patches import FOREGROUND_EVERY, MAX_MIDDLES, Middles
-from vnet_fast.training.sources import Ready, Resident, Streamed, WholeVolumes
+from vnet_fast.training.sources import Ready, Resident, Streamed
+from vnet_fast.training.volumes import SeparateVolumes, WholeVolumes
 from vnet_fast.training.workers import FromWorkers
 
 PATCH = (8, 16, 16)
@@ -147,3 +149,45 @@ def test_patches_made_ahead_are_those_made_in_the_step(whole):
             for ours, theirs in zip(source.inputs(iteration), expected, strict=True):
                 assert torch.equal(ours, theirs)
     ahead.close()
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+@pytest.mark.parametrize("ignores", [False, True])
+def test_volumes_that_stay_where_they_are_give_the_same_batches(num_classes, ignores):
+    """Of several channels, binary or not, and with voxels that do not count."""
+    generator, cases = np.random.default_rng(0), []
+    for shape in ((9, 17, 18), (8, 16, 16), (12, 20, 16)):
+        mask = generator.integers(0, 3, shape).astype(np.uint8)
+        mask[:2] = IGNORED if ignores else 0
+        cases.append(prepare("A", generator.normal(size=(2, *shape)), mask, [0, 1, 2]))
+    middles = Middles.of(cases, num_classes)
+    drawn = BatchSampler(0, 2, len(cases), PATCH, augmentation=EVERYTHING, middles=middles, channels=2, ignores=ignores)
+    before = [case.mask.copy() for case in cases]
+    together = Ready(Resident(WholeVolumes(cases, num_classes, PATCH, ignores), drawn, CPU))
+    separate = SeparateVolumes(cases, num_classes, PATCH, ignores)
+    apart = Ready(Streamed(separate, drawn, CPU))
+    assert separate.nbytes == WholeVolumes(cases, num_classes, PATCH).nbytes
+    labels = set()
+    for iteration in range(4):
+        (image, mask), (expected, wanted) = (source.inputs(iteration) for source in (apart, together))
+        assert torch.equal(image, expected)
+        assert torch.equal(mask, wanted)
+        labels |= set(mask.unique().tolist())
+    assert labels == set(range(num_classes + ignores))
+    # what is on disk is not changed
+    assert all(np.array_equal(case.mask, mask) for case, mask in zip(cases, before, strict=True))
+
+
+def test_what_memory_does_not_hold_is_streamed(whole, monkeypatch):
+    drawn, data = sampler(whole), Data(whole, [], 2, patches=True)
+    source = make_source(data, drawn, CPU, torch.float32, range(0, 4))
+    assert isinstance(source, Resident)
+    expected = source.prepare(*source.inputs(0))
+    monkeypatch.setattr("vnet_fast.training.batches.memory_of", lambda device: 4 * 1000)
+    source = make_source(data, drawn, CPU, torch.float32, range(0, 4))
+    assert isinstance(source, Streamed)
+    assert source.description.endswith("streamed from the cache")
+    for ours, theirs in zip(source.prepare(*source.inputs(0)), expected, strict=True):
+        assert torch.equal(ours, theirs)
+    with pytest.raises(InputError, match="--workers: each of 2 holds all volumes"):
+        make_source(data, drawn, CPU, torch.float32, range(0, 4), workers=2)

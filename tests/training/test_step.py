@@ -6,8 +6,9 @@ from vnet_fast.data.phantom import phantoms
 from vnet_fast.training import step
 from vnet_fast.training.draws import BatchSampler
 from vnet_fast.training.optimizer import make_optimizer
-from vnet_fast.training.sources import Resident, Volumes
+from vnet_fast.training.sources import Resident
 from vnet_fast.training.step import WARM_UP, Step
+from vnet_fast.training.volumes import Volumes
 
 SHAPE = (16, 32, 32)
 CPU = torch.device("cpu")

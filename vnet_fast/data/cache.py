@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vnet_fast.data.cache_entry import DamagedEntry, read_entry, write_entry
+from vnet_fast.data.cache_entry import DAMAGE, DamagedEntry, mapped, read_entry, write_entry
 from vnet_fast.data.cases import Case
 from vnet_fast.data.preparation import PreparedCase, Progress, map_cases, read_case
 from vnet_fast.errors import InputError
@@ -21,6 +21,8 @@ from vnet_fast.io.integrity import CHUNK
 CACHE_FORMAT = 5
 # how often a case is read whose files change meanwhile
 ATTEMPTS = 3
+# bytes of the ranks of a case from which on it stays in its entry
+MAPPED = 1 << 24
 
 
 class Cache:
@@ -76,14 +78,14 @@ class Cache:
             entry = self.folder / f"{key}.npz"
             found, damage = self._read(entry, key, case.name)
             if found:
-                return found
+                return self._kept(entry, found)
             prepared = read_case(case, self.spacing, self.size, self.whole, self.raw)[2]
             # a file that was replaced after it was hashed would leave a wrong entry for good
             if self.key(case) == key:
                 self._write(entry, key, prepared)
                 if damage:
                     tqdm.write(f"{entry}: damaged ({damage}), prepared again")
-                return prepared
+                return self._kept(entry, prepared)
         raise InputError(case.image, "changes while it is read, or its mask does", "Start again when both are complete")
 
     def key(self, case: Case) -> str:
@@ -101,6 +103,17 @@ class Cache:
             # ends the list of files, so that moving a file from the image to the mask changes the key
             digest.update((formats.suffix_of(volume) or "dicom").encode())
         return digest.hexdigest()[:32]
+
+    @staticmethod
+    def _kept(entry: Path, prepared: PreparedCase) -> PreparedCase:
+        """A case as it is kept: large ones stay in their entry, so that there may be more than memory holds."""
+        if prepared.ranks.nbytes < MAPPED:
+            return prepared
+        try:
+            return mapped(entry, prepared)
+        except (OSError, *DAMAGE):
+            # another process has deleted or replaced it
+            return prepared
 
     def _read(self, entry: Path, key: str, name: str) -> tuple[PreparedCase | None, str]:
         """The case of an entry, or None; and what is wrong with the entry, if it is there."""

@@ -10,6 +10,8 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -27,6 +29,8 @@ LABEL_LEVELS = 256
 MAX_OVERHEAD = 1 << 16
 # of a .npy file of version 1.0: magic, version, length of the header
 PREFIX = struct.Struct("<6sBBH")
+# before a member of an archive: lengths of its name and of what else its header has
+LOCAL = struct.Struct("<26x2H")
 # of the end of an archive: signature, and bytes of the list of its members
 END, END_SIGNATURE = struct.Struct("<4s8xL6x"), b"PK\5\6"
 # the share by which float32 may be off
@@ -102,6 +106,35 @@ def read_entry(
     labels, extent = tuple(arrays["labels"].tolist()), tuple(map(tuple, arrays["extent"].tolist()))
     covering = tuple(arrays["covering"].tolist())
     return PreparedCase(name, arrays["ranks"], arrays["table"], arrays["mask"], labels, extent, covering)
+
+
+def mapped(path: Path, prepared: PreparedCase) -> PreparedCase:
+    """A case whose ranks and mask are read from its entry when they are needed, and are not held in memory.
+
+    Args:
+        path: of the entry, which `read_entry` has verified or `write_entry` has written. It may be deleted or replaced
+            afterwards, but not changed.
+        prepared: the case.
+    """
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+        places = [_place(file, archive.getinfo(f"{name}.npy")) for name in ("ranks", "mask")]
+    ranks, mask = (_mapped(path, *pair) for pair in ((prepared.ranks, places[0]), (prepared.mask, places[1])))
+    return replace(prepared, ranks=ranks, mask=mask)
+
+
+def _mapped(path: Path, like: NDArray[Any], place: int) -> NDArray[Any]:
+    """An array of a file. It is private, because PyTorch takes none that can't be written to."""
+    return np.asarray(np.memmap(path, like.dtype, "c", place, like.shape))
+
+
+def _place(file: IO[bytes], member: zipfile.ZipInfo) -> int:
+    """Where the numbers of a stored array begin in an archive."""
+    file.seek(member.header_offset)
+    name, extra = LOCAL.unpack(file.read(LOCAL.size))
+    start = member.header_offset + LOCAL.size + name + extra
+    file.seek(start)
+    *_, length = PREFIX.unpack(file.read(PREFIX.size))
+    return int(start + PREFIX.size + length)
 
 
 def _read_arrays(file: IO[bytes], shape: tuple[int, int, int], whole: bool) -> dict[str, NDArray[Any]]:

@@ -258,7 +258,9 @@ def find_warnings(cases: Sequence[Case], prepared: Sequence[PreparedCase]) -> li
     """Returns warnings, as InputErrors that are never raised, about masks that can be used but may be wrong."""
     warnings = []
     for case, entry in zip(cases, prepared, strict=True):
-        lost = sorted(set(entry.labels) - set(np.unique(entry.mask).tolist()) - {0})
+        present = np.zeros(256, bool)
+        present[entry.mask.reshape(-1)] = True
+        lost = sorted(set(entry.labels) - set(np.flatnonzero(present).tolist()) - {0})
         if not any(entry.labels):
             warnings.append(InputError(case.mask, "the mask is empty", "Check that there is nothing to segment"))
         if lost:

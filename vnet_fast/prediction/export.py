@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ from vnet_fast.files import make_folder, replacing
 from vnet_fast.nn.vnet import VNet
 from vnet_fast.ops.add_prelu import add_prelu_definition
 from vnet_fast.ops.norm_prelu_definition import Sets, norm_prelu_definition
+from vnet_fast.prediction.task import Task
 
+SOFTMAX = "a softmax over axis 1 gives probabilities, class 0 is background"
 INPUT, OUTPUT = "image", "logits"
 # the file inside a .pt2 that holds what ONNX keeps as properties
 ABOUT_FILE = "vnet_fast.json"
@@ -60,19 +62,15 @@ def check_output(output: str, checkpoint: str) -> Path:
 
 def export(
     model: VNet,
-    spacing: tuple[float, float, float],
-    size: tuple[int, int, int],
+    task: Task,
     path: Path,
-    channels: Sequence[Channel] = (Channel(),),
 ) -> str:
     """Writes a network as a file, in the format of its suffix, once its logits are compared with the network's.
 
     Args:
         model: on the CPU, in evaluation mode; its weights need no gradient.
-        spacing: of its grid, mm, x y z.
-        size: of its grid, voxels, x y z.
+        task: of the network.
         path: what `check_output` returned.
-        channels: of its volumes.
 
     Returns:
         the result of the comparison, for the log.
@@ -83,11 +81,11 @@ def export(
     is_onnx = path.suffix.lower() == ".onnx"
     if is_onnx:
         check_size(model, path)
-    x, y, z = size
+    x, y, z = task.size
     example = torch.zeros(2, model.in_channels, z, y, x)
     # torch.export.save needs the weights in PyTorch's default layout
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # missing in torch's types
-    facts = about(model, spacing, size, channels)
+    facts = about(model, task)
     content = (onnx_bytes if is_onnx else pt2_bytes)(plain_program(model, example), facts)
     result = f"not checked: onnxruntime is not installed ({INSTALL})"
     if not is_onnx or is_installed("onnxruntime"):
@@ -163,30 +161,27 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def about(
-    model: VNet,
-    spacing: tuple[float, float, float],
-    size: tuple[int, int, int],
-    channels: Sequence[Channel] = (Channel(),),
-) -> dict[str, str]:
+def about(model: VNet, task: Task) -> dict[str, str]:
     """What a user of the file has to know, as texts by name."""
-    x, y, z = size
+    x, y, z = task.size
+    channels, regions = task.channels, task.regions
     return {
         "producer": f"vnet_fast {__version__}",
         "topology": model.topology,
         "levels": str(model.levels),
         "kernel_size": str(model.kernel_size),
-        "spacing": " ".join(f"{s:g}" for s in spacing),
-        "volume": " ".join(map(str, size)),
+        "spacing": " ".join(f"{s:g}" for s in task.spacing),
+        "volume": " ".join(map(str, task.size)),
         "classes": str(model.num_classes),
+        "regions": "; ".join(f"{region.name}: {' '.join(map(str, region.labels))}" for region in regions),
         "input": f"(N, {model.in_channels}, {z}, {y}, {x}) float32, resampled to spacing (mm, x y z), "
         "x to the left, y to the back, z to the head",
         "channels": ", ".join(channel.name or str(number) for number, channel in enumerate(channels)),
         "normalisation": "; ".join(dict.fromkeys(map(_normalisation, channels)))
         if len({channel.scaling for channel in channels}) == 1
         else "; ".join(f"channel {number}: {_normalisation(channel)}" for number, channel in enumerate(channels)),
-        "output": f"(N, {model.num_classes}, {z}, {y}, {x}) logits; a softmax over axis 1 gives probabilities, "
-        "class 0 is background",
+        "output": f"(N, {model.num_classes}, {z}, {y}, {x}) logits; "
+        + ("a sigmoid gives the probability of each region" if regions else SOFTMAX),
     }
 
 

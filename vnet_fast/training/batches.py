@@ -3,18 +3,36 @@
 import torch
 
 from vnet_fast.data.training_data import Data
+from vnet_fast.devices import HOST
 from vnet_fast.distributed import Processes
+from vnet_fast.errors import InputError
 from vnet_fast.ops.augment import augments_by_kernel
 from vnet_fast.ops.patches import patches_by_kernel
 from vnet_fast.ops.transform import transforms_by_kernel
 from vnet_fast.run.configuration import Config
+from vnet_fast.run.memory import memory_of
 from vnet_fast.training.draws import BatchSampler
 from vnet_fast.training.patches import Middles
-from vnet_fast.training.sources import Ready, Resident, Source, Streamed, stacked
+from vnet_fast.training.sources import Ready, Resident, Source, Streamed
+from vnet_fast.training.volumes import SeparateVolumes, stacked
 from vnet_fast.training.workers import FromWorkers
 
 # of the free memory of a GPU; the rest is for weights, activations and the graph
 RESIDENT_SHARE = 0.25
+# of the memory of the host, which the cases may have a second time
+HOST_SHARE = 0.25
+
+
+def _bytes_of(data: Data) -> int:
+    return sum(case.ranks.nbytes + case.mask.nbytes for case in data.training)
+
+
+def _check_workers(data: Data, workers: int) -> None:
+    """Raises an InputError if not every worker can hold all cases."""
+    needed, memory = _bytes_of(data) * workers, memory_of(HOST)
+    if needed > memory:
+        cause = f"each of {workers} holds all volumes, {needed / 1e9:.1f} GB together, and there are {memory / 1e9:.1f}"
+        raise InputError("--workers", cause, "Leave it out")
 
 
 def make_sampler(config: Config, data: Data, processes: Processes) -> BatchSampler:
@@ -52,7 +70,11 @@ def make_source(
     """
     if device.type != "cuda":
         if workers:
+            _check_workers(data, workers)
             return FromWorkers(data.training, data.num_classes, sampler, iterations.start, iterations.stop, workers)
+        if sampler.middles is not None and _bytes_of(data) > HOST_SHARE * memory_of(device):
+            separate = SeparateVolumes(data.training, data.num_classes, sampler.shape, sampler.ignores)
+            return Streamed(separate, sampler, device)
         return Resident(stacked(data.training, data.num_classes, sampler), sampler, device)
     volumes = stacked(data.training, data.num_classes, sampler)
     fits = volumes.nbytes <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]

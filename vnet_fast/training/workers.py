@@ -13,7 +13,8 @@ from vnet_fast.data.preparation import PreparedCase
 from vnet_fast.devices import HOST
 from vnet_fast.errors import InputError
 from vnet_fast.training.draws import BatchSampler
-from vnet_fast.training.sources import Ready, Resident, stacked
+from vnet_fast.training.sources import Ready, Resident
+from vnet_fast.training.volumes import stacked
 
 # batches that a worker prepares ahead
 PREFETCH = 2
