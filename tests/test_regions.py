@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vnet_fast.errors import InputError
-from vnet_fast.regions import Region, parse_regions, stored_regions, writing_order, written_names
+from vnet_fast.regions import Region, ambiguities, label_table, parse_regions, stored_regions, written_names
 
 WHOLE, CORE, ACTIVE = Region("whole", (1, 2, 3, 4)), Region("core", (1, 3, 4)), Region("active", (4,))
 
@@ -37,24 +37,45 @@ def test_texts_that_are_none(texts, message):
 
 
 @pytest.mark.parametrize("regions", [(WHOLE, CORE, ACTIVE), (ACTIVE, WHOLE, CORE)])
-def test_smaller_regions_are_written_over_larger_ones(regions):
-    written = [(regions[number].name, label) for number, label in writing_order(regions)]
-    assert written == [("whole", 2), ("core", 1), ("active", 4)]
+def test_a_voxel_has_a_label_that_is_in_just_its_regions(regions):
+    table = label_table(regions)
+    for inside, label in (((WHOLE,), 2), ((WHOLE, CORE), 1), ((WHOLE, CORE, ACTIVE), 4), ((), 0)):
+        assert table[sum(1 << regions.index(region) for region in inside)] == label
+    # what no label is in is the nearest: the core is a part of the whole
+    assert table[1 << regions.index(CORE)] == 1
+    assert table[1 << regions.index(ACTIVE)] == 4
+    assert ambiguities(regions) == []
     assert written_names(regions) == {2: "whole", 1: "core", 4: "active"}
 
 
-def test_regions_are_found_again_in_a_mask_that_is_written():
-    generator = np.random.default_rng(0)
-    reference = generator.integers(0, 5, (6, 7, 8)).astype(np.uint8)
-    regions, mask = (CORE, WHOLE, ACTIVE), np.zeros(reference.shape, np.uint8)
-    for number, label in writing_order(regions):
-        mask[regions[number].of(reference)] = label
+SETS = {
+    "nested": (CORE, WHOLE, ACTIVE),
+    "overlapping": (Region("a", (1, 2)), Region("b", (2, 3))),
+    "covered": (Region("all", (2, 5)), Region("a", (2,)), Region("b", (5,))),
+    "apart": (Region("a", (7,)), Region("b", (1, 255))),
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_regions_are_found_again_in_a_mask_that_is_written(name):
+    regions = SETS[name]
+    labels = sorted({0, *(label for region in regions for label in region.labels)})
+    reference = np.random.default_rng(0).choice(np.array(labels, np.uint8), (6, 7, 8))
+    codes = sum(region.of(reference).astype(int) << number for number, region in enumerate(regions))
+    mask = label_table(regions)[codes]
     for region in regions:
         np.testing.assert_array_equal(region.of(mask), region.of(reference))
 
 
-def test_a_region_that_others_make_up_has_its_lowest_label():
-    assert writing_order((Region("all", (2, 5)), Region("a", (2,)), Region("b", (5,)))) == [(0, 2), (1, 2), (2, 5)]
+def test_a_region_without_a_label_of_its_own_is_said():
+    assert ambiguities(SETS["covered"]) == ["where all alone is predicted, masks have label 2, which is a too"]
+    assert ambiguities(SETS["overlapping"]) == ambiguities(SETS["apart"]) == []
+
+
+def test_there_are_not_too_many():
+    parse_regions([f"r{n}: {n + 1}" for n in range(12)])
+    with pytest.raises(InputError, match="--regions: names 13 regions, more than 12"):
+        parse_regions([f"r{n}: {n + 1}" for n in range(13)])
 
 
 def test_of_a_checkpoint():

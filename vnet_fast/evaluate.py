@@ -9,7 +9,7 @@ from typing import Any
 from vnet_fast import command_line, plotting
 from vnet_fast.command_line import option, path_text, positive_int
 from vnet_fast.data import cases
-from vnet_fast.data.classes import class_names, find_ignored, find_regions
+from vnet_fast.data.classes import Classes
 from vnet_fast.errors import InputError
 from vnet_fast.evaluation import tables
 from vnet_fast.evaluation.classes import labels_in
@@ -18,7 +18,7 @@ from vnet_fast.evaluation.evaluation import Evaluation, evaluate, names_of
 from vnet_fast.evaluation.figures import draw, find_case_images
 from vnet_fast.evaluation.score import read_observer
 from vnet_fast.files import make_folder, write_text
-from vnet_fast.regions import Region, parse_regions
+from vnet_fast.regions import parse_regions
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,11 @@ class Config:
         None, "TOML file with a second observer's means, for the challenge's score", type=path_text, metavar="FILE"
     )
 
+    @property
+    def data(self) -> str:
+        """What describes the classes is beside the reference masks."""
+        return self.labels
+
     def check(self) -> None:
         """Checks the options before anything is measured; raises an InputError."""
         if len({Path(folder).resolve() for folder in self.predictions}) < len(self.predictions):
@@ -96,10 +101,11 @@ def main(given: dict[str, Any]) -> int:
     if config.figures:
         images = find_case_images(config.labels, config.images, only=pairs[0][0][0])
         make_folder(config.figures, "Choose another --figures")
-    ignored = find_ignored(config.labels, config.labels, config.ignore_label)
-    unions, declared, known = _find_classes(config, unpredicted[0])
+    classes, known = _find_classes(config, unpredicted[0])
     thirds = config.regions is not None and not config.regions
-    evaluations = evaluate(names, pairs, config.binary, thirds, observer, declared, known - {ignored}, unions, ignored)
+    evaluations = evaluate(
+        names, pairs, config.binary, thirds, observer, classes.names, known, classes.regions, classes.ignored
+    )
     comparisons = compare_pairs(evaluations) if len(evaluations) > 1 else []
     # before anything is printed, which may fail
     _write(config, evaluations, comparisons)
@@ -112,20 +118,17 @@ def main(given: dict[str, Any]) -> int:
     return 0
 
 
-def _find_classes(config: Config, unpredicted: Sequence[Path]) -> tuple[tuple[Region, ...], dict[int, str], set[int]]:
-    """The regions that are measured instead of labels; or the names of the labels, and labels of references that have
-    no prediction, which belong to the data set too.
-    """
-    if config.binary or config.regions:
-        return parse_regions(config.regions or ()), {}, set()
+def _find_classes(config: Config, unpredicted: Sequence[Path]) -> tuple[Classes, set[int]]:
+    """The classes, and labels of references that have no prediction, which belong to the data set too."""
+    given = Classes(config.binary, None, parse_regions(config.regions or ()), config.ignore_label)
     try:
-        regions = find_regions(config.labels, config.labels, None, config.binary)
-        declared = {} if regions else class_names(config.labels)
+        classes = Classes.of(config)
     except InputError as error:
-        # masks can be compared without it
+        # masks can be compared without what the data set declares
         print(f"warning: {error}", file=sys.stderr)
-        regions, declared = (), {}
-    return regions, declared, set() if regions or declared else labels_in(unpredicted)
+        classes = given
+    needed = not (classes.binary or classes.regions or classes.declared)
+    return classes, labels_in(unpredicted) - {classes.ignored} if needed else set()
 
 
 def _write(config: Config, evaluations: Sequence[Evaluation], comparisons: Sequence[Comparison]) -> None:

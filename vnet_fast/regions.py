@@ -3,13 +3,12 @@
     whole: 1 2 3 4
     core: 1 3 4
 
-A network has an output for each region. In a mask, which has one label for each voxel, larger regions are written first
-and smaller ones over them. The label of a region is one that it has and no smaller one, so that the regions of a
-predicted mask are found as those of a reference are.
+A network has an output for each region. In a mask, which has one label for each voxel, a voxel has a label that is in
+just the regions that it is in, so that the regions of a predicted mask are found as those of a reference are.
 
 Source:
-    region-based training of nnU-Net (Isensee et al. 2021). Deviation: the order of writing and the labels follow from
-    the regions.
+    region-based training of nnU-Net (Isensee et al. 2021). Deviation: it writes regions one over the other, in an order
+    and with labels that the user gives.
 """
 
 from collections.abc import Sequence
@@ -23,6 +22,8 @@ from vnet_fast.errors import InputError
 
 MAX_LABEL = 255
 MAX_DIGITS = 3
+# of which a voxel may be in any
+MAX_REGIONS = 12
 HOW = 'Give regions as "NAME: LABEL LABEL …"'
 
 
@@ -54,6 +55,7 @@ def parse_regions(texts: Sequence[str], subject: object = "--regions") -> tuple[
         InputError: if a text is none, or a name or a set of labels occurs twice.
     """
     found: list[Region] = []
+    check_number(texts, subject)
     for text in texts:
         name, colon, numbers = text.rpartition(":")
         labels = numbers.replace(",", " ").split()
@@ -63,6 +65,12 @@ def parse_regions(texts: Sequence[str], subject: object = "--regions") -> tuple[
             raise InputError(subject, f"must have labels from 1 to {MAX_LABEL}; got {text[:60]!r}", HOW)
         found.append(checked(name.strip(), list(map(int, labels)), found, subject))
     return tuple(found)
+
+
+def check_number(regions: Sequence[object], subject: object) -> None:
+    """Raises an InputError if there are more regions than can overlap in any way."""
+    if len(regions) > MAX_REGIONS:
+        raise InputError(subject, f"names {len(regions)} regions, more than {MAX_REGIONS}", "Give fewer")
 
 
 def checked(name: str, labels: Sequence[int], others: Sequence[Region], subject: object) -> Region:
@@ -78,20 +86,50 @@ def checked(name: str, labels: Sequence[int], others: Sequence[Region], subject:
     return region
 
 
-def writing_order(regions: Sequence[Region]) -> list[tuple[int, int]]:
-    """The numbers of the regions in the order in which they are written into a mask, each with its label there."""
-    order = sorted(range(len(regions)), key=lambda number: -len(regions[number].labels))
-    written = []
-    for position, number in enumerate(order):
-        later = {label for after in order[position + 1 :] for label in regions[after].labels}
-        own = [label for label in regions[number].labels if label not in later]
-        written.append((number, (own or list(regions[number].labels))[0]))
-    return written
+def label_table(regions: Sequence[Region]) -> NDArray[np.uint8]:
+    """The label that is written for each set of regions that a voxel is in.
+
+    It is the lowest label that is in just these regions. If there is none, it is one of all these and as few others as
+    can be, or else one whose regions differ least.
+
+    Args:
+        regions: at most MAX_REGIONS.
+
+    Returns:
+        (2 ^ R,) uint8, by the sum of 2 ^ i for the regions i, counted from 0.
+    """
+    codes: dict[int, int] = {}
+    for label in sorted({label for region in regions for label in region.labels}, reverse=True):
+        codes[_code(label, regions)] = label
+    table = np.zeros(1 << len(regions), np.uint8)
+    for code in range(1, len(table)):
+        larger = [other for other in codes if other & code == code] or list(codes)
+        table[code] = codes[min(larger, key=lambda other: ((other ^ code).bit_count(), codes[other]))]
+    return table
+
+
+def _code(label: int, regions: Sequence[Region]) -> int:
+    return sum(1 << number for number, region in enumerate(regions) if label in region.labels)
+
+
+def ambiguities(regions: Sequence[Region]) -> list[str]:
+    """What predicted masks can't say: for each region that has no label of its own, a line."""
+    table, texts = label_table(regions), []
+    for number, region in enumerate(regions):
+        label = int(table[1 << number])
+        others = [other.name for other in regions if label in other.labels and other is not region]
+        inner = any(set(region.labels) < set(other.labels) for other in regions)
+        if others and not inner:
+            names = ", ".join(others)
+            texts.append(f"where {region.name} alone is predicted, masks have label {label}, which is {names} too")
+    return texts
 
 
 def written_names(regions: Sequence[Region]) -> dict[int, str]:
     """The names of the labels of a predicted mask: those of the smallest regions that have them."""
-    return {label: regions[number].name for number, label in writing_order(regions)}
+    by_size = sorted(regions, key=lambda region: len(region.labels))
+    labels = sorted(set(label_table(regions).tolist()) - {0})
+    return {label: next(region.name for region in by_size if label in region.labels) for label in labels}
 
 
 def stored_regions(content: dict[str, Any]) -> tuple[Region, ...]:

@@ -6,17 +6,17 @@ from typing import Any
 
 from vnet_fast import command_line, plotting
 from vnet_fast.command_line import option, path_text
-from vnet_fast.data.classes import find_declared, find_ignored, find_regions, foreground
+from vnet_fast.data.classes import Classes
 from vnet_fast.devices import find_device, keep_freed_memory, use_all_cores
 from vnet_fast.errors import InputError
 from vnet_fast.evaluation.comparison import compare_pairs
 from vnet_fast.evaluation.evaluation import evaluate
 from vnet_fast.evaluation.score import read_observer
 from vnet_fast.files import make_folder, write_text
-from vnet_fast.regions import Region
 from vnet_fast.reporting.html import page
 from vnet_fast.reporting.sections import make_sections
 from vnet_fast.reporting.subjects import read_subjects
+from vnet_fast.run.configuration import stored_config
 from vnet_fast.versions import versions
 
 PAGE = "report.html"
@@ -65,19 +65,12 @@ def main(given: dict[str, Any]) -> int:
     subjects = read_subjects(config.run, config.device)
     folder = make_folder(config.output or Path(config.run[0]) / "report", "Choose another --output")
     names, pairs = [subject.name for subject in subjects], [subject.pairs for subject in subjects]
-    settings = subjects[0].settings
-    declared: dict[int, str] = {}
-    unions: tuple[Region, ...] = ()
-    ignored = settings["ignore_label"]
-    if settings["data"]:
-        where, binary = (settings["data"], settings["labels"]), settings["binary"]
-        ignored = find_ignored(*where, ignored)
-        unions = find_regions(*where, settings["regions"], binary)
-        declared = find_declared(*where, binary or bool(unions)) or {}
+    config_of_run = stored_config(config.run[0])
+    classes = Classes.of(config_of_run) if config_of_run.data else Classes(config_of_run.binary)
     # a class that the runs know may be in none of the masks that they held out
     known = range(1, 1 + max(len(subject.summary.get("classes", ())) for subject in subjects))
     evaluations = evaluate(
-        names, pairs, settings["binary"], config.regions, observer, foreground(declared), known, unions, ignored
+        names, pairs, classes.binary, config.regions, observer, classes.names, known, classes.regions, classes.ignored
     )
     comparisons = compare_pairs(evaluations) if len(evaluations) > 1 else []
     sections = make_sections(subjects, evaluations, comparisons, folder)

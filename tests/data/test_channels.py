@@ -9,8 +9,8 @@ import SimpleITK as sitk
 from tests.volumes import make_image, write_case
 from vnet_fast.data.cache import Cache
 from vnet_fast.data.cases import channels_of, find_cases, find_images
-from vnet_fast.data.channels import Channel, check_order, declared_channels, find_errors, fitted, scale_case
-from vnet_fast.data.preparation import prepare, read_case
+from vnet_fast.data.channels import Channel, are_alike, check_order, declared_channels, find_errors, fitted, scale_case
+from vnet_fast.data.preparation import IGNORED, prepare, read_case
 from vnet_fast.errors import InputError, InputErrors
 
 # which float32, in which NIfTI stores it, holds
@@ -145,8 +145,8 @@ def test_channels_that_a_data_set_declares(tmp_path, content):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"modality": "MRI"}, "its modality must be an object with a name for each channel"),
-        ({"modality": {}}, "its modality must be an object with a name for each channel"),
+        ({"channel_names": {}}, "its channel_names must be an object with a name for each channel"),
+        ({"channel_names": 7}, "its channel_names must be an object with a name for each channel"),
         ({"modality": {"0": "MRI", "2": "T2"}}, "its modality must name the channels 0 to 1; 1 is None"),
         ({"channel_names": {"0": 7}}, "its channel_names must name the channels 0 to 0; 0 is 7"),
     ],
@@ -158,6 +158,19 @@ def test_descriptions_of_channels_that_are_none(tmp_path, content, message):
 
 def test_a_data_set_says_nothing(tmp_path):
     assert declared_channels(tmp_path) == declared_channels(described(tmp_path, labels={})) == ()
+    # other programs call something else so
+    assert declared_channels(described(tmp_path, modality=7)) == ()
+    assert declared_channels(described(tmp_path, modality="CT")) == (Channel("CT"),)
+
+
+def test_one_channel_may_have_another_name(tmp_path):
+    described(tmp_path, channel_names={"0": "T1"})
+    check_order(tmp_path, (Channel("MRI"),))
+    with pytest.raises(InputError, match="names the channels T1, and the network was trained on CT"):
+        check_order(tmp_path, (Channel("CT"),))
+    # nothing to compare with
+    (tmp_path / "dataset.json").write_text("{")
+    check_order(tmp_path, (Channel(),))
 
 
 def noise(name, channels, seed=0):
@@ -200,7 +213,7 @@ def test_ct_is_clipped_and_scaled_by_the_structures_of_the_data_set():
         values[0] = np.nan
         inside.append(values[mask > 0])
         cases.append(prepare(str(index), values, mask, [0, index + 1], raw=[True]))
-    (channel,) = fitted([Channel("CT")], cases)
+    (channel,) = fitted([Channel("CT")], cases, "DIR")
     values = np.concatenate(inside).astype(np.float64)
     expected = [*np.percentile(values, [0.5, 99.5]), values.mean(), values.std()]
     np.testing.assert_allclose(channel.scaling, expected, atol=1.0)
@@ -229,6 +242,20 @@ def test_ct_and_mr_in_one_volume(tmp_path):
 
 def test_structures_of_one_value_can_not_scale_ct():
     case = prepare("A", np.arange(120.0).reshape(4, 5, 6), np.zeros((4, 5, 6)), [0], raw=[True])
+    with pytest.raises(InputError, match=r"DIR: its masks have no structure to scale CT by"):
+        fitted([Channel("CT")], [case], "DIR")
     case.mask[0, 0, 0] = 1
-    with pytest.raises(InputError, match="the structures: all have the value 0 in channel 0"):
-        fitted([Channel("ct")], [case])
+    with pytest.raises(InputError, match="DIR: all structures have the intensity 0 in channel 0, which is CT"):
+        fitted([Channel("ct")], [case], "DIR")
+    case.mask[:] = IGNORED
+    with pytest.raises(InputError, match=r"DIR: its masks have no structure to scale CT by"):
+        fitted([Channel("CT")], [case], "DIR", ignored=9)
+    # a label like any other
+    assert fitted([Channel("CT")], [case], "DIR")[0].scaling is not None
+
+
+def test_scalings_may_differ_by_rounding():
+    first = Channel("CT", (-100.0, 300.0, 50.0, 30.0)), Channel("T1")
+    assert are_alike(first, (Channel("CT", (-100.0, 300.0, 50.0000001, 30.0)), Channel("T1")))
+    for second in ((Channel("CT", (-100.0, 300.0, 51.0, 30.0)), first[1]), (first[0],), (Channel("CT"), first[1])):
+        assert not are_alike(first, second)

@@ -6,8 +6,10 @@ import SimpleITK as sitk
 
 from tests.volumes import make_image, write_case
 from vnet_fast.data.cases import Case, find_cases
+from vnet_fast.data.classes import Classes
 from vnet_fast.data.planning import Geometry, find_geometries, make_plan
 from vnet_fast.errors import InputErrors
+from vnet_fast.regions import Region
 
 MANY = 10**9
 
@@ -95,6 +97,12 @@ def test_what_is_given_is_kept():
     assert (plan.spacing, plan.size) == ((1.0, 1.0, 1.0), (32, 16, 48))
 
 
+def test_a_tiny_spacing_is_planned_at_once():
+    plan = make_plan([of((100, 100, 100), (1.0, 1.0, 1.0))], 10**6, 16, coarse=False, spacing=(1e-6, 1e-6, 1e-6))
+    x, y, z = plan.size
+    assert 32**3 <= x * y * z <= 10**6
+
+
 def test_geometries_are_along_the_patient(tmp_path):
     write_case(tmp_path, "A", size=(20, 18, 16), spacing=(1, 2, 3))
     (case,) = find_cases(tmp_path)
@@ -106,9 +114,16 @@ def test_geometries_are_along_the_patient(tmp_path):
     sitk.WriteImage(turned, str(tmp_path / "B.nii.gz"))
     (tmp_path / "C.nii.gz").write_bytes(b"no volume")
     others = [Case(name, tmp_path / f"{name}.nii.gz", tmp_path / f"{name}.nii.gz") for name in "BC"]
-    first, second = find_geometries([case, *others])
+    first, second = find_geometries([case, *others], Classes())
     assert (first.size, first.spacing) == ((20, 18, 16), (1.0, 2.0, 3.0))
     assert list(first.structures) == [1]
     assert second == Geometry((5, 4, 6), (2.0, 4.0, 1.0), {1: (4.0, 4.0, 4.0), 3: (2.0, 4.0, 1.0)})
     with pytest.raises(InputErrors, match=r"C\.nii\.gz"):
-        find_geometries(others[1:])
+        find_geometries(others[1:], Classes())
+    # what is no class does not count, and what is one counts together
+    (one,) = find_geometries(others[:1], Classes(ignored=3))
+    assert one.structures == {1: (4.0, 4.0, 4.0)}
+    (one,) = find_geometries(others[:1], Classes(binary=True))
+    assert one.structures == {1: (8.0, 8.0, 5.0)}
+    (one,) = find_geometries(others[:1], Classes(regions=(Region("a", (3,)), Region("b", (1, 3)))))
+    assert one.structures == {1: (2.0, 4.0, 1.0), 2: (8.0, 8.0, 5.0)}

@@ -114,3 +114,61 @@ def test_a_declared_label_and_a_loss_that_does_not_know_it(tmp_path, run_verb):
     code, _, err = run_verb(train, "--data", data, *TINY, "--loss", "weighted-ce", "--output", tmp_path / "run")
     assert code == 2
     assert err == "error: --loss: is weighted-ce, and the masks have a label to ignore. Give dice or dice-ce\n"
+
+
+@pytest.mark.usefixtures("quick_training")
+def test_255_is_a_label_unless_it_is_ignored(tmp_path, run_verb):
+    """Binary masks of 0 and 255 are as good as those of 0 and 1."""
+    runs = []
+    for label in (1, 255):
+        data, run = tmp_path / f"data{label}", tmp_path / f"run{label}"
+        data.mkdir()
+        for index in range(6):
+            _, path = write_case(data, f"Case{index}", index)
+            sitk.WriteImage(sitk.ReadImage(str(path)) * label, str(path), useCompression=True)
+        code, _, err = run_verb(train, "--data", data, *TINY, *FAST, "--binary", "--patches", "on", "--output", run)
+        assert code == 0, err
+        runs.append(run)
+    assert_same_run(*runs)
+
+
+def test_255_can_not_be_a_class_beside_an_ignored_label(tmp_path, run_verb):
+    data = write_data(tmp_path / "data", 255)
+    code, _, err = run_verb(train, "--data", data, *TINY, "--binary", "--ignore-label", 1, "--output", tmp_path / "run")
+    assert code == 2
+    assert "error: --ignore-label: Case0 has label 255, which no mask may have beside one that is ignored" in err
+
+
+@pytest.mark.usefixtures("quick_training")
+def test_a_run_does_not_go_on_with_another_one(tmp_path, run_verb):
+    data, run = write_data(tmp_path / "data", 2), tmp_path / "run"
+    labels = {"background": 0, "ball": 1, "ignore": 2}
+    (data / "dataset.json").write_text(json.dumps({"labels": labels}))
+    assert run_verb(train, "--data", data, *TINY, *FAST, "--output", run)[0] == 0
+    (data / "dataset.json").write_text(json.dumps({"labels": {**labels, "ignore": 3, "more": 2}}))
+    code, _, err = run_verb(train, "--resume", run, "--iterations", 6)
+    assert code == 2
+    assert f"error: {run}: its label to ignore has changed. Restore dataset.json, or start a new run" in err
+
+
+def test_one_file_is_evaluated_as_its_data_set_says(tmp_path, run_verb):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    references = write_data(folder / "labelsTr", 9)
+    (folder / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "ball": 1, "ignore": 9}}))
+    mask = sitk.ReadImage(str(references / "Case0_segmentation.mhd"))
+    sitk.WriteImage(mask * sitk.Cast(mask != 9, sitk.sitkUInt8), str(tmp_path / "predicted.mhd"))
+    table = tmp_path / "x.csv"
+    code, _, err = run_verb(
+        evaluate, "--predictions", tmp_path / "predicted.mhd", "--labels", references / "Case0_segmentation.mhd",
+        "--csv", table,
+    )  # fmt: skip
+    assert code == 0, err
+    assert len(table.read_text().splitlines()) == 2
+    # what describes it is not needed
+    (folder / "dataset.json").write_text("{")
+    code, _, err = run_verb(
+        evaluate, "--predictions", tmp_path / "predicted.mhd", "--labels", references / "Case0_segmentation.mhd"
+    )
+    assert code == 0, err
+    assert err.startswith("warning: ")

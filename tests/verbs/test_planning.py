@@ -71,6 +71,18 @@ def test_a_check_prints_the_plan(data, run_verb):
         (["--spacing", "auto", "--recipe", "fast"], "--spacing: is auto without --data"),
         (["--data", "{data}", "--volume", 16, 16], "--volume: must be three numbers; got 16 16. Give x, y and z"),
         (["--data", "{data}", "--spacing", 1, "auto", 1], "--spacing: must be three numbers; got 1.0 auto 1.0"),
+        (
+            ["--data", "{data}", "--recipe", "fast", "--spacing", 1, 1],
+            "--spacing: must be three numbers; got 1.0 1.0",
+        ),
+        (
+            ["--data", "{data}", "--recipe", "fast", "--volume", "auto", "auto", "auto"],
+            "--volume: must be three numbers",
+        ),
+        (
+            ["--data", "{data}", "--recipe", "fast", "--spacing", 1e-20, 1, 1],
+            "--spacing: must be from 1e-06 to 1e+06",
+        ),
         (["--data", "{data}", "--volume", 16, 16, 0], "argument --volume: must be a whole number above 0; got '0'"),
     ],
 )

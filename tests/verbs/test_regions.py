@@ -132,6 +132,35 @@ def test_regions_that_a_data_set_declares(data, tmp_path, run_verb, monkeypatch)
         np.testing.assert_array_equal(masks_in(given / "predictions")[name], mask)
 
 
+@pytest.mark.usefixtures("quick_training")
+def test_a_run_does_not_go_on_with_other_regions(data, tmp_path, run_verb):
+    run = tmp_path / "run"
+    (data / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "ball": [1, 2], "right": 2}}))
+    assert run_verb(train, "--data", data, *TINY, *FAST, "--output", run)[0] == 0
+    (data / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "ball": [1, 2], "right": 1}}))
+    code, _, err = run_verb(train, "--resume", run, "--iterations", 6)
+    assert code == 2
+    assert f"error: {run}: its regions have changed. Restore dataset.json, or start a new run" in err
+
+
+@pytest.mark.usefixtures("quick_training")
+def test_many_regions_are_stored_and_read_again(data, tmp_path, run_verb):
+    run = tmp_path / "run"
+    texts = ["all: 1 2", "left: 1", "right: 2", "right or three: 2 3", "left or four: 1 4"]
+    code, _, err = run_verb(train, "--data", data, *TINY, *FAST, "--regions", *texts, "--output", run)
+    assert code == 0, err
+    assert "warning: where all alone is predicted, masks have label 1, which is left, left or four too" in err
+    assert len(checkpoint.load(run / "best.pt")["regions"]) == 5
+    assert run_verb(train, "--resume", run, "--iterations", 5)[0] == 0
+
+
+@pytest.mark.usefixtures("quick_training")
+def test_labels_of_no_region_are_said(data, tmp_path, run_verb):
+    code, _, err = run_verb(train, "--data", data, *TINY, *FAST, "--regions", "right: 2", "--output", tmp_path / "run")
+    assert code == 0, err
+    assert "warning: labels of masks that are in no region: 1\n" in err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

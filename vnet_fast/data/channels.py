@@ -17,21 +17,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vnet_fast.data.classes import MASK_FOLDERS
 from vnet_fast.data.intensity import HIGH_PERCENTILE, LOW_PERCENTILE, normalise
-from vnet_fast.data.labels import DESCRIPTION, is_storable, not_described, read_description
+from vnet_fast.data.labels import DESCRIPTION, described_in, is_storable, not_described, read_description
 from vnet_fast.data.preparation import IGNORED, PreparedCase
 from vnet_fast.errors import InputError
 from vnet_fast.io.header import MAX_CHANNELS
 from vnet_fast.stored import shown
 
 CT = "ct"
+# of statistics that are computed again
+ROUNDING = 1e-4
 # of each case, of the voxels whose values the percentiles are of
 MAX_SAMPLES = 10_000
 # the keys of dataset.json that name channels: nnU-Net's second version; the Decathlon's, and nnU-Net's first version
 KEYS = ("channel_names", "modality")
-# where the volumes of a data set are
-IMAGE_FOLDERS = ("imagesTr", "imagesTs")
 REMEDY = "Add what is missing, or take the case out"
 
 
@@ -100,15 +99,18 @@ def declared_channels(data: str | Path) -> tuple[Channel, ...]:
 
 def find_channels(data: str | Path, labels: str | Path | None) -> tuple[Channel, ...]:
     """The channels that a data set to train on declares, beside its volumes or its masks, as `declared_channels`."""
-    masks = Path(labels).absolute() if labels else None
-    beside = declared_channels(masks.parent) if masks is not None and masks.name in MASK_FOLDERS else ()
-    return declared_channels(data) or beside
+    return declared_channels(described_in(data, labels))
 
 
 def _names(path: Path, key: str, named: Any) -> list[str]:
+    if isinstance(named, str):
+        named = [named]
     if isinstance(named, list):
         named = dict(zip(map(str, range(len(named))), named, strict=True))
     if not isinstance(named, dict) or not 0 < len(named) <= MAX_CHANNELS:
+        if key == "modality":
+            # what the Decathlon calls so is something else in other descriptions
+            return []
         raise not_described(path, f"its {key} must be an object with a name for each channel")
     names = []
     for number in range(len(named)):
@@ -136,6 +138,16 @@ def of_checkpoint(content: Mapping[str, Any]) -> tuple[Channel, ...]:
     )
 
 
+def are_alike(first: Sequence[Channel], second: Sequence[Channel]) -> bool:
+    """Whether channels have the same names and scalings, up to the rounding of another processor."""
+    return len(first) == len(second) and all(
+        ours.name == theirs.name
+        and (ours.scaling is None) == (theirs.scaling is None)
+        and np.allclose(ours.scaling or 0, theirs.scaling or 0, rtol=ROUNDING, atol=ROUNDING)
+        for ours, theirs in zip(first, second, strict=True)
+    )
+
+
 def describe(channels: Sequence[Channel]) -> str:
     """The channels in a text: their number, and their names if they have any."""
     names = [channel.name for channel in channels if channel.name]
@@ -144,16 +156,22 @@ def describe(channels: Sequence[Channel]) -> str:
 
 
 def check_order(data: str | Path, channels: Sequence[Channel]) -> None:
-    """Raises an InputError if the data set of a folder of volumes names other channels than a network's.
+    """Raises an InputError if the data set of some volumes names other channels than a network's; of a single channel,
+    which is called this or that, if one is CT and the other is not.
 
     Args:
-        data: the folder, which may be `imagesTr` or `imagesTs` of the data set.
+        data: a volume, or a folder of volumes, of the data set or in it.
         channels: of the network.
     """
-    folder = Path(data).absolute()
-    folder = folder.parent if folder.name in IMAGE_FOLDERS else folder
-    ours, theirs = ([channel.name for channel in those] for those in (channels, declared_channels(folder)))
-    if all(ours) and theirs and [name.lower() for name in ours] != [name.lower() for name in theirs]:
+    folder = described_in(data)
+    declared: tuple[Channel, ...] = ()
+    if len(channels) > 1 or channels[0].name:
+        declared = declared_channels(folder)
+    ours, theirs = ([channel.name for channel in those] for those in (channels, declared))
+    differ = [name.lower() for name in ours] != [name.lower() for name in theirs]
+    if len(channels) == len(declared) == 1:
+        differ = channels[0].is_ct != declared[0].is_ct
+    if all(ours) and theirs and differ:
         cause = f"names the channels {', '.join(theirs)}, and the network was trained on {', '.join(ours)}"
         raise InputError(folder / DESCRIPTION, cause, "Put the channels in this order, or use another checkpoint")
 
@@ -183,35 +201,44 @@ def _number(count: int) -> str:
     return "1 channel" if count == 1 else f"{count} channels"
 
 
-def fitted(channels: Sequence[Channel], cases: Sequence[PreparedCase]) -> tuple[Channel, ...]:
+def fitted(
+    channels: Sequence[Channel], cases: Sequence[PreparedCase], data: str | Path, ignored: int | None = None
+) -> tuple[Channel, ...]:
     """The channels with the scaling of those that are CT.
 
     Args:
         channels: without scaling.
-        cases: those that are trained on, with the values of the files.
+        cases: of the data set, with the values of the files.
+        data: folder of the data set, for messages.
+        ignored: not None if voxels with the label IGNORED do not count.
 
     Raises:
-        InputError: if the structures of all cases have one value.
+        InputError: if the masks have no structures, or these have one value.
     """
     return tuple(
-        replace(channel, scaling=_scaling(number, cases)) if channel.is_ct else channel
+        replace(channel, scaling=_scaling(number, cases, data, ignored is not None)) if channel.is_ct else channel
         for number, channel in enumerate(channels)
     )
 
 
-def _scaling(number: int, cases: Sequence[PreparedCase]) -> tuple[float, float, float, float]:
+def _scaling(
+    number: int, cases: Sequence[PreparedCase], data: str | Path, ignores: bool
+) -> tuple[float, float, float, float]:
     """Percentiles, mean and standard deviation of a channel over the structures of all cases."""
     generator, samples = np.random.default_rng(0), []
     for case in cases:
-        voxels = np.flatnonzero((case.mask > 0) & (case.mask != IGNORED))
+        voxels = np.flatnonzero((case.mask > 0) & (case.mask != IGNORED) if ignores else case.mask)
         if len(voxels) > MAX_SAMPLES:
             voxels = generator.choice(voxels, MAX_SAMPLES, replace=False)
         ranks, table = case.of_channel(number)
         samples.append(table[ranks.reshape(-1)[voxels]].astype(np.float64))
     values = np.concatenate(samples)
+    if not values.size:
+        raise InputError(data, "its masks have no structure to scale CT by on the network's grid", "Check --volume")
     low, high = np.percentile(values, [LOW_PERCENTILE, HIGH_PERCENTILE])
     if low == high:
-        raise InputError("the structures", f"all have the value {low:g} in channel {number}", "Check the volumes")
+        cause = f"all structures have the intensity {low:g} in channel {number}, which is CT"
+        raise InputError(data, cause, "Check the volumes, or name the channel otherwise in dataset.json")
     return float(low), float(high), float(values.mean()), float(values.std())
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from vnet_fast.data.cases import Case
-from vnet_fast.data.channels import find_channels, find_errors
-from vnet_fast.data.classes import find_declared, find_ignored, find_regions
+from vnet_fast.data.channels import find_channels, find_errors, fitted
+from vnet_fast.data.classes import Classes
 from vnet_fast.data.labels import count_classes, without_ignored
 from vnet_fast.data.preparation import PreparedCase, map_cases, read_case
 from vnet_fast.data.settings import DataSettings
@@ -91,11 +91,10 @@ def check_data(settings: DataSettings) -> int:
     if not errors:
         # only then, because a label may be missing with the case that has it
         try:
-            regions = find_regions(settings.data, settings.labels, settings.regions, settings.binary)
-            declared = find_declared(settings.data, settings.labels, settings.binary or bool(regions))
-            ignored = find_ignored(settings.data, settings.labels, settings.ignore_label)
-            prepared = [without_ignored(case, ignored) for case in prepared]
-            count_classes(prepared, readable, settings.binary, declared, regions)
+            classes = Classes.of(settings)
+            prepared = [without_ignored(case, classes.ignored) for case in prepared]
+            count_classes(prepared, readable, classes.binary, classes.declared, classes.regions)
+            fitted(channels, prepared, settings.data, classes.ignored)
         except InputError as error:
             errors.append(error)
     print(f"{settings.data}: {len(readable)} of {len(cases)} cases can be read, {len(warnings)} warnings")

@@ -11,16 +11,31 @@ import numpy as np
 from vnet_fast.data.cases import Case
 from vnet_fast.data.preparation import IGNORED, PreparedCase
 from vnet_fast.errors import InputError
-from vnet_fast.regions import Region, checked
+from vnet_fast.regions import Region, check_number, checked
 from vnet_fast.stored import read_object, reason, shown
 
 # the file in which the Decathlon and nnU-Net describe a data set
 DESCRIPTION = "dataset.json"
+# the folders of the Decathlon and of nnU-Net beside it
+FOLDERS = ("imagesTr", "imagesTs", "labelsTr", "labelsTs")
 # what a mask of uint8 can hold
 MAX_LABEL = 255
 MAX_DIGITS = 3
 # nnU-Net's name of a label that does not count in losses and metrics
 IGNORE = "ignore"
+
+
+def described_in(*paths: str | Path | None) -> Path:
+    """The folder of a data set whose `dataset.json` describes some of its files.
+
+    Args:
+        *paths: of the data set, of folders in it, or of files in those; the first one is returned if there is none.
+    """
+    folders: list[Path] = []
+    for path in (Path(path).absolute() for path in paths if path is not None):
+        folder = path if path.is_dir() else path.parent
+        folders += [folder, *([folder.parent] if folder.name in FOLDERS else [])]
+    return next((folder for folder in folders if os.path.lexists(folder / DESCRIPTION)), folders[0])
 
 
 def declared_labels(data: str | Path, allow_regions: bool = False) -> dict[int, str] | None:
@@ -111,10 +126,23 @@ def declared_ignored(data: str | Path) -> int | None:
     return None
 
 
+def labels_of_no_region(prepared: Sequence[PreparedCase], regions: Sequence[Region]) -> list[int]:
+    """The labels of masks that are part of no region, so that they are background; none without regions."""
+    present = {label for case in prepared for label in case.labels} - {0}
+    return sorted(present - {label for region in regions for label in region.labels}) if regions else []
+
+
 def without_ignored(case: PreparedCase, ignored: int | None) -> PreparedCase:
-    """A case whose voxels to ignore are IGNORED, and whose labels are the others."""
+    """A case whose voxels to ignore are IGNORED, and whose labels are the others.
+
+    Raises:
+        InputError: if IGNORED is one of these.
+    """
     if ignored is None:
         return case
+    if IGNORED in case.labels and ignored != IGNORED:
+        cause = f"{case.name} has label {IGNORED}, which no mask may have beside one that is ignored"
+        raise InputError("--ignore-label", cause, f"Write another label instead of {IGNORED}")
     mask = np.where(case.mask == ignored, np.uint8(IGNORED), case.mask)
     return replace(case, mask=mask, labels=tuple(label for label in case.labels if label != ignored) or (0,))
 
@@ -159,6 +187,7 @@ def declared_regions(data: str | Path) -> tuple[Region, ...]:
             raise not_described(path, f"its region {shown(name)} must have whole numbers; got {shown(value)}")
         if several != [0]:
             found.append(checked(name, several, found, path))
+    check_number(found, path)
     return tuple(found)
 
 

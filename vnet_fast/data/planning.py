@@ -15,11 +15,13 @@ Source:
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vnet_fast.data.cases import Case
+from vnet_fast.data.classes import Classes
 from vnet_fast.data.preparation import map_cases
 from vnet_fast.errors import InputErrors
 from vnet_fast.progress import track
@@ -43,7 +45,7 @@ class Geometry:
     Args:
         size: voxels, x y z.
         spacing: mm, x y z.
-        structures: dict from label, 1 and up, to the extent of all its voxels together, mm, x y z.
+        structures: dict from class, 1 and up, to the extent of all its voxels together, mm, x y z.
     """
 
     size: tuple[int, int, int]
@@ -75,35 +77,49 @@ class Plan:
         return f"{size} voxels of {spacing} mm: volumes measure {extent} mm in the median{structure}"
 
 
-def find_geometries(cases: Sequence[Case]) -> list[Geometry]:
+def find_geometries(cases: Sequence[Case], classes: Classes) -> list[Geometry]:
     """The geometries of all cases whose masks can be read; training reports the errors of the others.
+
+    Args:
+        cases: Cases.
+        classes: what their labels stand for.
 
     Raises:
         InputErrors: if none can be read.
     """
     try:
-        return map_cases(_geometry, cases, lambda results: track(results, "planning", "cases", len(cases)))
+        progress = partial(track, description="planning", unit="cases", total=len(cases))
+        return map_cases(lambda case: _geometry(case, classes), cases, progress)
     except InputErrors as several:
         if not several.results:
             raise
         return list(several.results)
 
 
-def _geometry(case: Case) -> Geometry:
+def _geometry(case: Case, classes: Classes) -> Geometry:
     # imported here, because training from the cache needs no image library
     from vnet_fast.io.volumes import read_mask, sitk
 
     # it must lie on the grid of its image
     mask = sitk.DICOMOrient(read_mask(case.mask), "LPS")
     labels = sitk.GetArrayViewFromImage(mask)
-    spacing = mask.GetSpacing()
-    structures = {}
+    # of each class, along x, y and z, whether a plane has some of it
+    planes: dict[int, list[NDArray[np.bool_]]] = {}
     for label in np.unique(labels).tolist():
-        if label:
-            extents = [np.flatnonzero((labels == label).any(axes)) for axes in ((0, 1), (0, 2), (1, 2))]
-            x, y, z = ((e[-1] - e[0] + 1) * s for e, s in zip(extents, spacing, strict=True))
-            structures[label] = float(x), float(y), float(z)
-    return Geometry(mask.GetSize(), spacing, structures)
+        for number in classes.merged(label) if label else ():
+            found = [(labels == label).any(axes) for axes in ((0, 1), (0, 2), (1, 2))]
+            before = planes.get(number, found)
+            planes[number] = [ours | theirs for ours, theirs in zip(found, before, strict=True)]
+    spacing = mask.GetSpacing()
+    return Geometry(
+        mask.GetSize(), spacing, {number: _extent(found, spacing) for number, found in sorted(planes.items())}
+    )
+
+
+def _extent(planes: Sequence[NDArray[np.bool_]], spacing: Triple) -> Triple:
+    occupied = [np.flatnonzero(found) for found in planes]
+    x, y, z = (float((where[-1] - where[0] + 1) * length) for where, length in zip(occupied, spacing, strict=True))
+    return x, y, z
 
 
 def make_plan(
@@ -181,7 +197,8 @@ def _rounded_up(whole: NDArray[np.float64], multiple: int) -> NDArray[np.float64
 
 def _window(whole: NDArray[np.float64], voxels: int, multiple: int) -> tuple[int, int, int]:
     """The window for volumes of so many voxels."""
-    window = _rounded_up(whole, multiple)
+    # no longer than a window of any shape can be, so that it is soon short enough
+    window = np.minimum(_rounded_up(whole, multiple), _rounded_up(np.array([voxels / (2 * multiple) ** 2]), multiple))
     while window.prod() > voxels and (window > 2 * multiple).any():
         shares = np.where(window > 2 * multiple, window / whole, 0)
         window[int(shares.argmax())] -= multiple

@@ -3,8 +3,8 @@
 from typing import Protocol
 
 
-class DataSettings(Protocol):
-    """The settings that this room needs, for example those of `vnet_fast.run.configuration.Config`."""
+class ClassSettings(Protocol):
+    """The settings that determine what labels stand for."""
 
     @property
     def data(self) -> str | None:
@@ -13,6 +13,22 @@ class DataSettings(Protocol):
     @property
     def labels(self) -> str | None:
         """Folder of the masks; None if they are beside the volumes."""
+
+    @property
+    def binary(self) -> bool:
+        """Whether all labels above 0 are one class."""
+
+    @property
+    def regions(self) -> tuple[str, ...] | None:
+        """The regions that are classes, as texts; None if the labels are, or the data set declares regions."""
+
+    @property
+    def ignore_label(self) -> int | None:
+        """The label whose voxels do not count; None if there is none, or the data set declares it."""
+
+
+class DataSettings(ClassSettings, Protocol):
+    """The settings that this room needs, for example those of `vnet_fast.run.configuration.Config`."""
 
     @property
     def cache(self) -> str | None:
@@ -29,18 +45,6 @@ class DataSettings(Protocol):
     @property
     def wants_patches(self) -> bool | None:
         """Whether patches of whole volumes are trained on; None if that depends on the volumes."""
-
-    @property
-    def ignore_label(self) -> int | None:
-        """The label whose voxels do not count; None if there is none, or the data set declares it."""
-
-    @property
-    def regions(self) -> tuple[str, ...] | None:
-        """The regions that are classes, as texts; None if the labels are, or the data set declares regions."""
-
-    @property
-    def binary(self) -> bool:
-        """Whether all labels above 0 are one class."""
 
     @property
     def folds(self) -> int:

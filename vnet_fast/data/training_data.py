@@ -13,16 +13,16 @@ import numpy as np
 from vnet_fast.data.cache import Cache
 from vnet_fast.data.cases import Case, pair_cases
 from vnet_fast.data.channels import Channel, describe, find_channels, find_errors, fitted, scale_case
-from vnet_fast.data.classes import find_declared, find_ignored, find_regions, foreground, title_of
+from vnet_fast.data.classes import Classes, title_of
 from vnet_fast.data.folds import split
-from vnet_fast.data.labels import count_classes, without_ignored
+from vnet_fast.data.labels import count_classes, labels_of_no_region, without_ignored
 from vnet_fast.data.phantom import phantoms
 from vnet_fast.data.preparation import PreparedCase
 from vnet_fast.data.settings import DataSettings
 from vnet_fast.distributed import Processes
 from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.progress import track
-from vnet_fast.regions import Region
+from vnet_fast.regions import Region, ambiguities
 
 NUM_PHANTOMS = 100
 # by which a volume may be larger than the network's grid before patches are trained on
@@ -74,6 +74,7 @@ class Data:
             # empty for those without
             "classes": self.titles if self.regions else [self.class_names.get(label, "") for label in labels],
             "channels": [asdict(channel) for channel in self.channels],
+            "ignored": self.ignored,
             "regions": [{"name": region.name, "labels": list(region.labels)} for region in self.regions],
             **self.names,
         }
@@ -128,27 +129,22 @@ def load_data(settings: DataSettings) -> Data:
         training, validation = split(cases, settings.folds, fold, settings.seed)
         print(f"data: {NUM_PHANTOMS} synthetic phantoms, {len(training)} to train on, {len(validation)} to validate")
         return Data(training, validation, 2)
-    regions = find_regions(settings.data, settings.labels, settings.regions, settings.binary)
-    declared = find_declared(settings.data, settings.labels, settings.binary or bool(regions))
-    ignored = find_ignored(settings.data, settings.labels, settings.ignore_label)
-    channels = find_channels(settings.data, settings.labels)
-    prepared, num_classes, patches = _prepare_cases(settings, settings.data, declared, channels, regions, ignored)
-    channels = channels or (Channel(),) * prepared[0].channels
+    classes, channels = Classes.of(settings), find_channels(settings.data, settings.labels)
+    prepared, num_classes, patches = _prepare_cases(settings, settings.data, classes, channels)
+    # of all cases, as in nnU-Net, so that the folds of a cross-validation agree
+    channels = fitted(channels or (Channel(),) * prepared[0].channels, prepared, settings.data, classes.ignored)
     training, validation = split(prepared, settings.folds, fold, settings.seed)
-    channels = fitted(channels, training)
     training, validation = ([scale_case(case, channels) for case in cases] for cases in (training, validation))
     print(
         f"data: {len(prepared)} cases in {settings.data}, {len(training)} to train on, {len(validation)} to validate, "
-        f"{_count(num_classes - 1, regions)}"
+        f"{_count(num_classes - 1, classes.regions)}"
         f"{', ' + describe(channels) if len(channels) > 1 else ''} (prepared volumes in {_find_cache(settings)})"
     )
     if patches:
         largest = max((case.covering_size for case in prepared), key=math.prod)
         print(f"patches: of whole volumes, of up to {' x '.join(map(str, largest))} voxels")
-    return Data(
-        training, validation, num_classes, {} if settings.binary else foreground(declared), patches, channels, regions,
-        ignored,
-    )  # fmt: skip
+    regions, ignored = classes.regions, classes.ignored
+    return Data(training, validation, num_classes, classes.names, patches, channels, regions, ignored)
 
 
 def _count(classes: int, regions: Sequence[Region]) -> str:
@@ -160,10 +156,8 @@ def _count(classes: int, regions: Sequence[Region]) -> str:
 def _prepare_cases(
     settings: DataSettings,
     data: str,
-    declared: Mapping[int, str] | None,
+    classes: Classes,
     channels: Sequence[Channel],
-    regions: Sequence[Region],
-    ignored: int | None,
 ) -> tuple[list[PreparedCase], int, bool]:
     """Returns the prepared cases, the number of classes and whether they are whole, and prints warnings."""
     cases, errors = find_run_cases(settings, data)
@@ -177,8 +171,13 @@ def _prepare_cases(
     errors += find_duplicates(cases, prepared)
     if errors:
         raise InputErrors(errors)
-    prepared = [without_ignored(case, ignored) for case in prepared]
-    num_classes = count_classes(prepared, cases, settings.binary, declared, regions)
+    prepared = [without_ignored(case, classes.ignored) for case in prepared]
+    num_classes = count_classes(prepared, cases, classes.binary, classes.declared, classes.regions)
+    stray = labels_of_no_region(prepared, classes.regions)
+    if stray:
+        print(f"warning: labels of masks that are in no region: {', '.join(map(str, stray))}", file=sys.stderr)
+    for text in ambiguities(classes.regions):
+        print(f"warning: {text}", file=sys.stderr)
     for warning in find_warnings(cases, prepared):
         print(f"warning: {warning}", file=sys.stderr)
     return prepared, num_classes, patches

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from vnet_fast.regions import Region, writing_order
+from vnet_fast.regions import Region, label_table
 
 # the probability above which a voxel belongs to a region
 IS_INSIDE = 0.5
@@ -26,10 +26,10 @@ def most_probable(probabilities: NDArray[np.float32], regions: Sequence[Region] 
     """
     if not regions:
         return largest_components(probabilities.argmax(0).astype(np.uint8))
-    labels = np.zeros(probabilities.shape[1:], np.uint8)
-    for number, label in writing_order(regions):
-        labels[largest_components((probabilities[number] > IS_INSIDE).astype(np.uint8)) > 0] = label
-    return labels
+    codes = np.zeros(probabilities.shape[1:], np.uint16)
+    for number, probability in enumerate(probabilities):
+        codes |= (largest_components((probability > IS_INSIDE).astype(np.uint8)) > 0).astype(np.uint16) << number
+    return label_table(regions)[codes]
 
 
 def largest_components(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -24,7 +24,7 @@ from vnet_fast.prediction.components import IS_INSIDE, largest_components
 from vnet_fast.prediction.inference import OVERLAP, predict_probabilities
 from vnet_fast.prediction.task import Task
 from vnet_fast.progress import track
-from vnet_fast.regions import Region, writing_order, written_names
+from vnet_fast.regions import Region, label_table, written_names
 from vnet_fast.text_table import printable
 
 # of a grid that covers a volume: 4 GB as float32, and as much for the probabilities of each class
@@ -83,16 +83,17 @@ class Segmentation:
         return labels if all_components else largest_components(labels)
 
     def _labels_of_regions(self, all_components: bool) -> NDArray[np.uint8]:
-        """The labels of regions, of which smaller ones are written over larger ones."""
-        labels = np.zeros(self.grid.shape, np.uint8)
-        for number, label in writing_order(self.regions):
+        """The labels of the regions that voxels are in."""
+        codes = np.zeros(self.grid.shape, np.uint16)
+        for number in range(len(self.regions)):
             image, inside = self._image(number), np.zeros(self.grid.shape, np.uint8)
             for first, end in self._slabs():
-                # any label but the background's is 0 outside of the network's grid
-                probability = probability_on_grid(image, self.grid.slab(first, end), label)
+                # as of any class but the background, it is 0 outside of the network's grid
+                probability = probability_on_grid(image, self.grid.slab(first, end), number + 1)
                 inside[first:end] = probability > IS_INSIDE
-            labels[(inside if all_components else largest_components(inside)) > 0] = label
-        return labels
+            kept = inside if all_components else largest_components(inside)
+            codes |= (kept > 0).astype(np.uint16) << number
+        return label_table(self.regions)[codes]
 
     def _image(self, label: int) -> sitk.Image:
         return self.network_grid.image_from(self.network_probabilities[label])

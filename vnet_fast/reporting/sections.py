@@ -29,7 +29,8 @@ from vnet_fast.run.log import minutes
 SETTINGS = (
     "data", "recipe", "init", "freeze", "loss", "topology", "norm", "levels", "kernel_size", "base_channels", "volume",
     "spacing", "patches", "batch_size", "iterations", "minutes", "patience", "optimizer", "learning_rate", "schedule",
-    "lr_step", "warmup", "clip", "ema", "amp", "binary", "no_augment", "folds", "fold", "seed",
+    "lr_step", "warmup", "clip", "ema", "amp", "binary", "regions", "ignore_label", "no_augment", "folds", "fold",
+    "seed",
 )  # fmt: skip
 # of these, 0 is no value
 OFF_AT_ZERO = {"freeze", "warmup"}
@@ -270,4 +271,7 @@ def _format_setting(value: object) -> str:
         return ""
     if value is True:
         return "yes"
-    return " x ".join(f"{number:g}" for number in value) if isinstance(value, tuple) else str(value)
+    if isinstance(value, tuple):
+        numbers = all(isinstance(entry, int | float) for entry in value)
+        return " x ".join(f"{entry:g}" for entry in value) if numbers else "; ".join(map(str, value))
+    return str(value)

@@ -62,8 +62,10 @@ def read_subjects(runs: Sequence[str | Path], device: str) -> list[Subject]:
         if others["binary"] != settings[0]["binary"]:
             cause = f"one of this run and {runs[0]} has --binary and the other has not"
             raise InputError(run, cause, "Report them one by one")
-        if others["regions"] != settings[0]["regions"]:
-            raise InputError(run, f"has other --regions than {runs[0]}", "Report them one by one")
+        for name in ("regions", "ignore_label"):
+            if others[name] != settings[0][name]:
+                cause = f"has another --{name.replace('_', '-')} than {runs[0]}"
+                raise InputError(run, cause, "Report them one by one")
     subjects = [
         _read_subject(Path(run), f"{name} ({LOSS_NAMES[stored['loss']]})", stored, device)
         for run, name, stored in zip(runs, names_of(runs), settings, strict=True)

@@ -1,7 +1,7 @@
 """The settings of a training run: their defaults, their ranges, and those in the folder of a run."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -253,17 +253,10 @@ def check_settings(config: Config) -> None:
         raise InputError("--workers", f"must be at most {MAX_WORKERS}; got {config.workers}", "Give one per core")
     if isinstance(config.fold, int) and config.fold >= config.folds:
         raise InputError("--fold", f"must be below --folds ({config.folds}); got {config.fold}", "Folds count from 0")
-    for flag, values in (("--volume", config.volume), ("--spacing", config.spacing)):
-        if len(values) != 3 or AUTO in map(str, values):
-            raise InputError(flag, f"must be three numbers; got {' '.join(map(str, values))}", "Give x, y and z")
-    smallest = size_multiple(config.levels)
-    if min(config.volume) < smallest:
+    check_grid_options(config.volume, config.spacing)
+    if min(config.volume) < (smallest := size_multiple(config.levels)):
         size = " ".join(map(str, config.volume))
         raise InputError("--volume", f"must be at least {smallest} along each axis; got {size}", "Enlarge it")
-    if min(config.spacing) < MIN_SPACING or max(config.spacing) > MAX_SPACING:
-        spacing = " ".join(map(str, config.spacing))
-        cause = f"must be from {MIN_SPACING:g} to {MAX_SPACING:g} mm; got {spacing}"
-        raise InputError("--spacing", cause, "Give it in mm")
     if config.warmup > MAX_INT:
         raise InputError("--warmup", f"must be at most {MAX_INT}; got {config.warmup}", "Give far fewer")
     if config.optimizer == "nesterov" and not config.momentum:
@@ -272,6 +265,16 @@ def check_settings(config: Config) -> None:
         raise InputError("--momentum", f"must be below 1; got {config.momentum}", "The paper has 0.99")
     if config.seed >= MAX_SEED:
         raise InputError("--seed", f"must be below 2^63; got {config.seed}", "Any small number will do")
+
+
+def check_grid_options(volume: Sequence[int | str], spacing: Sequence[float | str]) -> None:
+    """Raises an InputError unless the options of a grid are three numbers each, and the spacing may be one."""
+    for flag, values in (("--volume", volume), ("--spacing", spacing)):
+        if len(values) != 3 or any(isinstance(value, str) for value in values):
+            raise InputError(flag, f"must be three numbers; got {' '.join(map(str, values))}", "Give x, y and z")
+    if not all(MIN_SPACING <= float(length) <= MAX_SPACING for length in spacing):
+        cause = f"must be from {MIN_SPACING:g} to {MAX_SPACING:g} mm; got {' '.join(map(str, spacing))}"
+        raise InputError("--spacing", cause, "Give it in mm")
 
 
 def stored_config(run: str | Path) -> Config:

@@ -57,7 +57,9 @@ def is_dice(value: object) -> bool:
 def _is_plain(value: object) -> bool:
     """Whether a value is a setting of a run."""
     entries = value if isinstance(value, list | tuple) else [value]
-    return len(entries) <= 3 and all(entry is None or type(entry) in (bool, int, float, str) for entry in entries)
+    return len(entries) <= MAX_ENTRIES and all(
+        entry is None or type(entry) in (bool, int, float, str) for entry in entries
+    )
 
 
 def _is_settings(value: object) -> bool:
@@ -125,6 +127,8 @@ def _dice_fields(name: str) -> dict[str, Field]:
     }
 
 
+# of a setting: as many as there may be regions
+MAX_ENTRIES = 255
 # of float32
 MAX_INTENSITY = 3e38
 ARCHITECTURE = {
@@ -160,6 +164,7 @@ RUN = {
     "average": Field("the average of the weights", lambda v: isinstance(v, dict)),
     "patches": Field("True or False", lambda v: type(v) is bool),
     "classes": Field("a list of names", lambda v: isinstance(v, list) and all(map(is_text, v))),
+    "ignored": Field("a label from 1 to 255, or None", lambda v: v is None or is_whole(v, 1, MAX_LABEL)),
     "regions": Field("a name and labels for each region", _are_regions),
     "channels": Field("a name and a scaling for each channel", _are_channels),
 }

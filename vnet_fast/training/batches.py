@@ -37,7 +37,7 @@ def _check_workers(data: Data, workers: int) -> None:
 
 def make_sampler(config: Config, data: Data, processes: Processes) -> BatchSampler:
     """The sampler of a process's part of a run's batches."""
-    channels = len(data.channels)
+    channels, ignores = len(data.channels), data.ignored is not None
     return BatchSampler(
         config.seed,
         config.batch_size,
@@ -49,9 +49,9 @@ def make_sampler(config: Config, data: Data, processes: Processes) -> BatchSampl
         augmentation=config,
         spacing=config.spacing,
         # one kernel reads patches and channels, so that a centre of several channels is a patch without room
-        middles=Middles.of(data.training, data.num_classes) if data.patches or channels > 1 else None,
+        middles=Middles.of(data.training, data.num_classes, ignores) if data.patches or channels > 1 else None,
         channels=channels,
-        ignores=data.ignored is not None,
+        ignores=ignores,
     )
 
 

@@ -163,6 +163,7 @@ def collect(output: Path, config: Config) -> None:
         f"evaluate with: python -m vnet_fast.evaluate --predictions {predictions} --labels {labels}"
         + (" --binary" if config.binary else "")
         + (f" --regions {shlex.join(config.regions)}" if config.regions else "")
+        + (f" --ignore-label {config.ignore_label}" if config.ignore_label else "")
     )
     print(f"predict with: python -m vnet_fast.predict --checkpoint {folds}*/{BEST} --input … --output …")
 

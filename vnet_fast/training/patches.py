@@ -38,10 +38,10 @@ class Middles:
     of_classes: tuple[tuple[NDArray[np.int64], ...], ...]
 
     @classmethod
-    def of(cls, cases: Sequence[PreparedCase], num_classes: int) -> "Middles":
-        """Those of prepared cases; with two classes all labels above 0 are one."""
+    def of(cls, cases: Sequence[PreparedCase], num_classes: int, ignores: bool = False) -> "Middles":
+        """Those of prepared cases; with two classes all labels above 0 are one, but what does not count, if any."""
         shapes = np.array([case.shape for case in cases], np.int64).reshape(-1, 3)
-        return cls(shapes, tuple(_voxels_of_classes(case.mask, num_classes) for case in cases))
+        return cls(shapes, tuple(_voxels_of_classes(case.mask, num_classes, ignores) for case in cases))
 
     def origins(
         self, generator: np.random.Generator, cases: NDArray[np.int64], positions: NDArray[np.int64], shape: Shape
@@ -70,10 +70,11 @@ class Middles:
         return origins
 
 
-def _voxels_of_classes(mask: NDArray[np.uint8], num_classes: int) -> tuple[NDArray[np.int64], ...]:
+def _voxels_of_classes(mask: NDArray[np.uint8], num_classes: int, ignores: bool) -> tuple[NDArray[np.int64], ...]:
     """Some voxels of each foreground class that a mask has, the same ones at every call."""
     if num_classes == 2:
-        mask = np.where(mask == IGNORED, 0, np.minimum(mask, 1))
+        counted = mask != IGNORED if ignores else np.True_
+        mask = np.minimum(mask, 1) * counted
     generator, found = np.random.default_rng(0), []
     for label in range(1, num_classes):
         voxels = np.flatnonzero(mask == label)

@@ -8,15 +8,18 @@ import torch
 
 from vnet_fast.command_line import AUTO
 from vnet_fast.data.cases import pair_cases
+from vnet_fast.data.classes import Classes
 from vnet_fast.data.planning import Plan, find_geometries, make_plan
 from vnet_fast.devices import HOST, find_device
 from vnet_fast.errors import InputError
 from vnet_fast.nn.vnet import LEVELS, size_multiple
-from vnet_fast.run.configuration import Config
+from vnet_fast.run.configuration import Config, check_grid_options
 from vnet_fast.run.memory import Load
 from vnet_fast.run.recipes import CPU_CHANNELS, FAST, PAPER, fitting_levels
 
 GRID = ("spacing", "volume")
+# the options that say what labels stand for
+CLASSES = ("data", "labels", "binary", "regions", "ignore_label")
 # voxels of a window: on a CPU as many as take about half a second a step; on a GPU nnU-Net's 128 x 128 x 128
 VOXELS = {"cpu": 96 * 96 * 32, "cuda": 128**3}
 # of the memory that a step may take, because its estimate is low
@@ -44,6 +47,8 @@ def planned(given: dict[str, Any]) -> tuple[dict[str, Any], Plan | None]:
         return others, None
     if given.get("recipe", PAPER) == FAST and given.get("data") is not None and not given.get("init"):
         asked = [name for name in GRID if name not in others]
+    # before anything is measured
+    check_grid_options(others.get("volume", Config.volume), others.get("spacing", Config.spacing))
     if not asked:
         return others, None
     if given.get("data") is None:
@@ -58,7 +63,9 @@ def _is_auto(value: object) -> bool:
 
 def _plan(given: dict[str, Any], data: str) -> Plan:
     device = find_device(given.get("device", Config.device))
-    geometries = find_geometries(pair_cases(data, given.get("labels"))[0])
+    settings = {name: given[name] for name in CLASSES if name in given}
+    classes = Classes.of(Config(**settings))
+    geometries = find_geometries(pair_cases(data, given.get("labels"))[0], classes)
     spacing, size = (tuple(given[name]) if name in given else None for name in GRID)
     voxels = _voxels(given, device)
     levels = given.get("levels", LEVELS)

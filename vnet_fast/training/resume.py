@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vnet_fast.data.channels import describe, of_checkpoint
+from vnet_fast.data.channels import are_alike, describe, of_checkpoint
 from vnet_fast.data.training_data import Data
 from vnet_fast.devices import HOST
 from vnet_fast.distributed import Processes
@@ -63,7 +63,7 @@ def restore(
         folder.set_last_aside()
     _check_complete(content, path)
     data.check_unchanged({part: content[part] for part in ("training", "validation")}, path.parent)
-    _check_channels(content, path, data)
+    _check_data(content, path, data)
     checkpoint.fill_model(model, content, path)
     check_step_state(content, step, path)
     try:
@@ -108,13 +108,20 @@ def _check_complete(content: dict[str, Any], path: Path) -> None:
         raise InputError(path, "can't be resumed: its best is a validation of other cases", ANOTHER_RUN)
 
 
-def _check_channels(content: dict[str, Any], path: Path, data: Data) -> None:
-    """Raises an InputError unless a run's channels are those that it was started with; older runs have no names."""
+def _check_data(content: dict[str, Any], path: Path, data: Data) -> None:
+    """Raises an InputError unless channels and classes are those that a run was started with. Older runs say less."""
     stored = of_checkpoint(content)
-    ours = data.channels if "channels" in content else tuple(replace(channel, name="") for channel in data.channels)
-    if ours != stored:
+    if any(ours.is_ct and theirs.scaling is None for ours, theirs in zip(data.channels, stored, strict=False)):
+        cause = "was started when CT was normalised volume by volume, and dataset.json names CT"
+        raise InputError(path.parent, cause, "Start a new run, or name the channel otherwise there")
+    if "channels" in content and not are_alike(data.channels, stored):
         cause = f"its channels have changed from {describe(stored)} to {describe(data.channels)}"
         raise InputError(path.parent, cause, "Restore the volumes and dataset.json, or start a new run")
+    ours = data.description
+    for name, title in (("regions", "regions"), ("ignored", "label to ignore")):
+        if name in content and content[name] != ours[name]:
+            cause = f"its {title} have changed" if name == "regions" else f"its {title} has changed"
+            raise InputError(path.parent, cause, "Restore dataset.json, or start a new run")
 
 
 def _divide_batch(total: int, processes: int) -> int:

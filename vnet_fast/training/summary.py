@@ -154,7 +154,7 @@ def _draw_overlay(folder: RunFolder, result: Result, model: VNet, data: Data, co
     inside = z, y, x = case.inside
     plotting.overlay(
         case.image.reshape(-1, *case.shape)[0][inside],
-        reference_labels(case, data.num_classes)[inside],
+        reference_labels(case, data.num_classes, data.ignored is not None)[inside],
         {"": most_probable(probabilities[:, z, y, x], data.regions)},
         config.spacing,
         f"{case.name}: Dice {defined_mean(per_case[case.name]):.3f} on the network's grid, the median of validation",

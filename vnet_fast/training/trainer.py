@@ -234,8 +234,8 @@ class Trainer(AbstractContextManager["Trainer"]):
         cases = self.processes.share(self.data.validation)
         progress = partial(track, description="validating", unit="cases") if self.folder else iter
         with self.step.averaged():
-            data = self.data.num_classes, self.autocast, progress, self.window, self.data.regions
-            mine = validate(self.model, cases, *data)
+            how = self.data.regions, self.data.ignored is not None
+            mine = validate(self.model, cases, self.data.num_classes, self.autocast, progress, self.window, *how)
         dice = {name: values for part in self.processes.gathered(mine) for name, values in part.items()}
         per_case = {case.name: dice[case.name] for case in self.data.validation}
         if self.best.improved_by(self.iteration, per_case) and self.folder:

@@ -98,6 +98,7 @@ def validate(
     progress: Callable[[Sequence[PreparedCase]], Iterable[PreparedCase]] = iter,
     window: Shape | None = None,
     regions: Sequence[Region] = (),
+    ignores: bool = False,
 ) -> dict[str, list[float]]:
     """Dice of each case and foreground class.
 
@@ -112,6 +113,7 @@ def validate(
         progress: wraps the cases, for example in a progress bar.
         window: None, or the (d, h, w) voxels of the windows in which larger cases are predicted.
         regions: the classes, if they are regions of labels.
+        ignores: whether masks have voxels that do not count.
 
     Returns:
         a number for each region, or num_classes - 1 numbers, by the name of each case; NaN where neither mask has the
@@ -126,19 +128,22 @@ def validate(
     else:
         masks = [_by_windows(model, case.image, autocast, window, bool(regions)) for case in progress(cases)]
     model.train()
-    return {case.name: _dice_of(case, found, num_classes, regions) for case, found in zip(cases, masks, strict=True)}
+    return {
+        case.name: _dice_of(case, found, num_classes, regions, ignores)
+        for case, found in zip(cases, masks, strict=True)
+    }
 
 
 def _dice_of(
-    case: PreparedCase, predicted: NDArray[np.uint8], num_classes: int, regions: Sequence[Region]
+    case: PreparedCase, predicted: NDArray[np.uint8], num_classes: int, regions: Sequence[Region], ignores: bool
 ) -> list[float]:
     """Dice of each class of a case, of its predicted labels, or of a mask for each region."""
-    inside, reference = case.inside, reference_labels(case, num_classes)[case.inside]
-    counted = case.mask[inside] != IGNORED
+    inside, reference = case.inside, reference_labels(case, num_classes, ignores)[case.inside]
+    counted = case.mask[inside] != IGNORED if ignores else np.True_
     if not regions:
-        return dice_per_class(largest_components(predicted[inside]) * counted, reference * counted, num_classes)
+        return dice_per_class(largest_components(predicted[inside]) * counted, reference, num_classes)
     return [
-        dice_of_masks((largest_components(found[inside]) > 0) & counted, region.of(reference) & counted)
+        dice_of_masks((largest_components(found[inside]) > 0) & counted, region.of(reference))
         for region, found in zip(regions, predicted, strict=True)
     ]
 
@@ -190,6 +195,9 @@ def seconds_of_a_validation(
     return len(cases) * seconds if cases else 0.0
 
 
-def reference_labels(case: PreparedCase, num_classes: int) -> NDArray[np.uint8]:
-    """The labels of a case as a network with so many classes sees them: with two, all above 0 are one."""
-    return np.minimum(case.mask, 1) if num_classes == 2 else case.mask
+def reference_labels(case: PreparedCase, num_classes: int, ignores: bool = False) -> NDArray[np.uint8]:
+    """The labels of a case as a network with so many classes sees them: with two, all above 0 are one. What does not
+    count, if any, is 0.
+    """
+    mask = np.where(case.mask == IGNORED, 0, case.mask) if ignores else case.mask
+    return np.minimum(mask, 1) if num_classes == 2 else mask
