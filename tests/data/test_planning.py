@@ -62,26 +62,26 @@ def test_a_window_never_has_less_than_two_multiples():
     assert make_plan([of((500, 500, 3), (1.0, 1.0, 1.0))], 1, 8, coarse=False).size == (16, 16, 16)
 
 
-def test_a_coarse_grid_has_32_voxels_across_the_smallest_structure():
+def test_a_coarse_grid_has_40_voxels_across_the_smallest_structure():
     large, small = (200.0, 200.0, 200.0), (100.0, 60.0, 36.0)
     cases = [of((400, 400, 300), (0.5, 0.5, 3.0), large, small)]
     plan = make_plan(cases, MANY, 8, coarse=True)
     assert plan.across == pytest.approx(60)
     # slices stay as far apart as they are
-    assert plan.spacing == (1.875, 1.875, 3.0)
-    assert plan.size == (112, 112, 304)
+    assert plan.spacing == (1.5, 1.5, 3.0)
+    assert plan.size == (136, 136, 304)
     assert make_plan(cases, MANY, 8, coarse=False).spacing == (0.5, 0.5, 3.0)
 
 
 def test_a_coarse_grid_is_a_little_coarser_if_a_window_then_holds_the_volume():
-    # 100 voxels of 2 mm; with 96 of 2.084 mm the volume fits
+    # 125 voxels of 1.6 mm; with 96 of 2.084 mm the volume fits
     cases = [of((400, 400, 400), (0.5, 0.5, 0.5), (64.0, 64.0, 64.0))]
     plan = make_plan(cases, 96**3, 8, coarse=True)
     assert plan.spacing == pytest.approx((2.084,) * 3, abs=2e-3)
     assert plan.size == (96, 96, 96)
-    # but not by more than a quarter
+    # but not by more than two fifths
     plan = make_plan(cases, 64**3, 8, coarse=True)
-    assert plan.spacing == (2.0, 2.0, 2.0)
+    assert plan.spacing == (1.6, 1.6, 1.6)
     assert plan.size == (64, 64, 64)
 
 

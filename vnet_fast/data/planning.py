@@ -2,7 +2,7 @@
 
 The spacing is the median of the cases'. Along an axis on which slices lie far apart it is finer, so that cases with
 more slices keep them. On a CPU, where time is short before memory is, it is coarser, if the smallest structure still
-has about 32 voxels across.
+has about 40 voxels across.
 
 The windows hold a volume of median extent. If that is more than a number of voxels, they are shortened along the axes
 of which they hold the largest share.
@@ -30,9 +30,9 @@ from vnet_fast.progress import track
 ANISOTROPY = 3.0
 FINE_PERCENTILE = 10
 # voxels across the smallest structure, where a coarser grid learns sooner
-ACROSS = 32
+ACROSS = 40
 # by which a grid may be coarser than that, if a window then holds the whole volume
-COARSER = 1.25
+COARSER = 1.4
 # decimals of a spacing in mm
 DECIMALS = 3
 Triple = tuple[float, float, float]
