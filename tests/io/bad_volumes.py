@@ -40,6 +40,7 @@ changed_nrrd_header = partial(changed_header, suffix=".nrrd")
 OUTSIDE, SHORT = "its data file lies outside its folder", "truncated"
 NOT_PERPENDICULAR = "whose axes are not perpendicular unit vectors"
 SEVERAL = "is 4-D (8 x 7 x 6 x 2) with 1 value per voxel, not 3-D. Split it into its points in time or channels"
+FIVE = "is 5-D (8 x 7 x 6 x 2 x 3) with 1 value per voxel, not 3-D. Split it into its points in time or channels"
 NOISE = np.random.default_rng(7).bytes(3000)
 DIRECTIONS = "space directions: (1,0,0) (0,1,0) (0,0,2)"
 
@@ -168,7 +169,7 @@ FILES = {
 PIXELS = {
     "2-D": bad_image(lambda a: make_image(a)[:, :, 0], "is 2-D with 1 value per voxel, not 3-D with 1"),
     "4-D": bad_image(lambda a: sitk.JoinSeries([make_image(a)] * 2), SEVERAL),
-    "nii 4-D": bad_image(lambda a: sitk.JoinSeries([make_image(a)] * 2), SEVERAL, ".nii"),
+    "nii 5-D": bad_image(lambda a: sitk.JoinSeries([sitk.JoinSeries([make_image(a)] * 2)] * 3), FIVE, ".nii"),
     "nrrd 4-D": bad_image(lambda a: sitk.JoinSeries([make_image(a)] * 2), SEVERAL, ".nrrd"),
     "vector": bad_image(lambda a: sitk.Compose(*[make_image(a)] * 3), "is 3-D with 3 values per voxel"),
     "nrrd vector": bad_image(

@@ -47,15 +47,15 @@ def test_each_file_is_read_once_for_both_colour_schemes(subjects, tmp_path, monk
     read = Counter()
 
     def count(function):
-        def counting(path, *arguments):
-            read[path] += 1
-            return function(path, *arguments)
+        def counting(paths, *arguments):
+            read.update(paths if isinstance(paths, list) else [paths])
+            return function(paths, *arguments)
 
         return counting
 
     subjects = subjects[:runs]
     evaluations = evaluate([run.name for run in subjects], [run.pairs for run in subjects])
-    for name in ("read_image", "read_mask"):
+    for name in ("read_channels", "read_mask"):
         monkeypatch.setattr(volumes, name, count(getattr(volumes, name)))
     sections = make_sections(subjects, evaluations, [], tmp_path)
     overlays = next(section.pictures for section in sections if section.heading == "Best, median and worst case")

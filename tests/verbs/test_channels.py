@@ -17,7 +17,7 @@ FAST = ["--recipe", "fast", "--iterations", 4, "--val-every", 2]
 NAMES = {"0": "FLAIR", "1": "T1c"}
 
 
-@pytest.fixture(params=["4-D", "files"])
+@pytest.fixture(params=["4-D", pytest.param("files", marks=pytest.mark.exhaustive)])
 def data(tmp_path, request):
     """Six cases of two channels, of up to 30 voxels along an axis."""
     return write_data(tmp_path / "data", request.param)

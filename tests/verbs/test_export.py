@@ -12,6 +12,7 @@ from vnet_fast.nn.folding import folded
 from vnet_fast.prediction import export as exporting
 from vnet_fast.prediction.export import export as to_file
 from vnet_fast.prediction.export import run_onnx, run_pt2
+from vnet_fast.prediction.task import Task
 from vnet_fast.run import checkpoint
 
 TOPOLOGIES = ("paper", "caffe")
@@ -137,7 +138,7 @@ def test_networks_with_norm(tmp_path, norm, suffix):
     for name, value in model.named_buffers():
         value.uniform_(0.5, 2) if name.endswith("var") else value.normal_()
     model.requires_grad_(False)
-    result = to_file(folded(model), (1, 1, 1), SIZE, tmp_path / f"x{suffix}")
+    result = to_file(folded(model), Task((1.0, 1.0, 1.0), SIZE), tmp_path / f"x{suffix}")
     assert result.startswith("logits ")
     run = run_pt2 if suffix == ".pt2" else run_onnx
     for x in (volumes(1), volumes(3)):

@@ -32,9 +32,16 @@ def write_data(folder, ignored, second=False):
 
 @pytest.mark.usefixtures("quick_training")
 @pytest.mark.parametrize(
-    "options", [FAST, [*FAST, "--patches", "on"], ["--iterations", 2], [*FAST, "--regions", "ball: 1", "all: 1 2"]],
-    ids=["fast", "patches", "paper", "regions"],
-)  # fmt: skip
+    "options",
+    [
+        [*FAST, "--patches", "on"],
+        *(
+            pytest.param(options, marks=pytest.mark.exhaustive)
+            for options in (FAST, ["--iterations", 2], [*FAST, "--regions", "ball: 1", "all: 1 2"])
+        ),
+    ],
+    ids=["patches", "centres", "paper", "regions"],
+)
 def test_a_run_does_not_depend_on_which_label_is_ignored(tmp_path, run_verb, options):
     runs = []
     for ignored in (3, 7):
@@ -116,6 +123,7 @@ def test_a_declared_label_and_a_loss_that_does_not_know_it(tmp_path, run_verb):
     assert err == "error: --loss: is weighted-ce, and the masks have a label to ignore. Give dice or dice-ce\n"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("quick_training")
 def test_255_is_a_label_unless_it_is_ignored(tmp_path, run_verb):
     """Binary masks of 0 and 255 are as good as those of 0 and 1."""

@@ -31,10 +31,18 @@ def stored(run):
     ("options", "expected"),
     [
         (["--recipe", "fast"], ((24, 24, 20), (2.0, 2.0, 2.0), 3)),
-        (["--recipe", "fast", "--volume", 16, 16, 16], ((16, 16, 16), (2.0, 2.0, 2.0), 3)),
+        pytest.param(
+            ["--recipe", "fast", "--volume", 16, 16, 16],
+            ((16, 16, 16), (2.0, 2.0, 2.0), 3),
+            marks=pytest.mark.exhaustive,
+        ),
         (["--recipe", "fast", "--spacing", 3, 3, 3, "--volume", "auto"], ((16, 16, 16), (3.0, 3.0, 3.0), 3)),
         (["--volume", "auto", "--spacing", 3, 3, 3], ((32, 32, 32), (3.0, 3.0, 3.0), 5)),
-        (["--volume", 16, 16, 16, "--spacing", "auto"], ((16, 16, 16), (2.0, 2.0, 2.0), 5)),
+        pytest.param(
+            ["--volume", 16, 16, 16, "--spacing", "auto"],
+            ((16, 16, 16), (2.0, 2.0, 2.0), 5),
+            marks=pytest.mark.exhaustive,
+        ),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
 )

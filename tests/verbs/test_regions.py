@@ -39,7 +39,12 @@ def masks_in(folder):
 
 @pytest.mark.usefixtures("quick_training")
 @pytest.mark.parametrize(
-    "options", [FAST, [*FAST, "--patches", "on"], ["--iterations", 2]], ids=["", "patches", "paper"]
+    "options",
+    [
+        [*FAST, "--patches", "on"],
+        *(pytest.param(options, marks=pytest.mark.exhaustive) for options in (FAST, ["--iterations", 2])),
+    ],
+    ids=["patches", "centres", "paper"],
 )
 def test_from_training_to_evaluation(data, tmp_path, run_verb, options):
     run, masks = tmp_path / "run", tmp_path / "masks"

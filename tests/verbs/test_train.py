@@ -264,5 +264,5 @@ def test_options_are_documented(capsys):
     with pytest.raises(SystemExit):
         parser.parse_args(["--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "size of the network's input, voxels (default: 128 128 64)" in shown
+    assert "size of the network's input, voxels, or auto (default: 128 128 64)" in shown
     assert "--lr-step N" in shown
