@@ -171,7 +171,8 @@ class Description:
         labels = json.loads((self.folder / self.name).read_bytes()).get("labels")
         pairs = ((key, value) if key.isdigit() and isinstance(value, str) else (value, key)
                  for key, value in (labels or {}).items())  # fmt: skip
-        return {int(label): name for label, name in pairs} or None
+        # the label to ignore is none of the classes
+        return {int(label): name for label, name in pairs if name.lower() != "ignore"} or None
 
     mutate = staticmethod(stored_mutants.mutate_json)
 

@@ -62,9 +62,11 @@ def declared_labels(data: str | Path, allow_regions: bool = False) -> dict[int, 
         raise not_described(path, "its labels must be an object with a name for each label")
     declared: dict[int, str] = {}
     for key, value in labels.items():
-        if (allow_regions and isinstance(value, list)) or _is_ignored(key, value):
+        if allow_regions and isinstance(value, list):
             continue
         label, name = _label_and_name(path, key, value)
+        if _is_ignored(key, value):
+            continue
         if label in declared:
             raise not_described(path, f"names label {label} twice")
         declared[label] = name
@@ -103,7 +105,8 @@ def _label_and_name(path: Path, key: str, value: object) -> tuple[int, str]:
 
 def _is_ignored(key: str, value: object) -> bool:
     """Whether an entry names the label to ignore: `"ignore": 3` in nnU-Net."""
-    return IGNORE in (key.lower(), value.lower() if isinstance(value, str) else "")
+    name = value if _is_digits(key) and isinstance(value, str) else key
+    return not isinstance(value, list) and name.lower() == IGNORE
 
 
 def declared_ignored(data: str | Path) -> int | None:

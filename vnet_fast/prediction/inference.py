@@ -142,7 +142,7 @@ def _average(
     overlap: float,
     flips: Sequence[tuple[int, ...]],
     track: Callable[[Any], Iterable[windows.Window]],
-    overlapping: bool,
+    overlapping: bool = False,
 ) -> np.ndarray:
     """The weighted average of the windows' probabilities, (K, D, H, W) float32."""
     d, h, w = image.shape[-3:]
