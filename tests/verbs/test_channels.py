@@ -35,7 +35,9 @@ def masks_in(folder):
 
 
 @pytest.mark.usefixtures("quick_training")
-@pytest.mark.parametrize("recipe", [FAST, ["--iterations", 2]], ids=["patches", "paper"])
+@pytest.mark.parametrize(
+    "recipe", [FAST, pytest.param(["--iterations", 2], marks=pytest.mark.exhaustive)], ids=["patches", "paper"]
+)
 def test_from_training_to_masks_and_export(data, tmp_path, run_verb, recipe):
     run, masks = tmp_path / "run", tmp_path / "masks"
     code, out, err = run_verb(train, "--data", data, *TINY, *recipe, "--output", run)
@@ -57,6 +59,7 @@ def test_from_training_to_masks_and_export(data, tmp_path, run_verb, recipe):
     assert "input (N, 2, 16, 16, 16) float32" in out
 
 
+@pytest.mark.exhaustive
 def test_pictures_show_the_first_channel(tmp_path, run_verb):
     data, run, figures = write_data(tmp_path / "data", "files"), tmp_path / "run", tmp_path / "figures"
     code, _, err = run_verb(train, "--data", data, *TINY, *FAST, "--output", run)

@@ -53,6 +53,7 @@ def test_a_run_does_not_depend_on_which_label_is_ignored(tmp_path, run_verb, opt
     assert_same_run(*runs)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("quick_training")
 def test_it_is_no_class(tmp_path, run_verb):
     data = write_data(tmp_path / "data", 2)

@@ -105,6 +105,7 @@ def test_masks_are_written_by_probabilities(data, tmp_path, run_verb):
         assert set(np.unique(sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "m.nii.gz"))))) == expected
 
 
+@pytest.mark.exhaustive
 def test_a_report(data, tmp_path, run_verb):
     run = tmp_path / "run"
     code, _, err = run_verb(train, "--data", data, *TINY, *FAST, *REGIONS, "--output", run)
@@ -116,6 +117,7 @@ def test_a_report(data, tmp_path, run_verb):
     assert "right" in text
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("quick_training")
 def test_regions_that_a_data_set_declares(data, tmp_path, run_verb, monkeypatch):
     labels = {"background": 0, "ball": [1, 2], "right": 2}
@@ -148,6 +150,7 @@ def test_a_run_does_not_go_on_with_other_regions(data, tmp_path, run_verb):
     assert f"error: {run}: its regions have changed. Restore dataset.json, or start a new run" in err
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("quick_training")
 def test_many_regions_are_stored_and_read_again(data, tmp_path, run_verb):
     run = tmp_path / "run"
@@ -195,6 +198,7 @@ def test_networks_of_other_regions_are_not_averaged(data, tmp_path, run_verb):
     assert "its list of regions is ball: 1; right: 2, that of" in err
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("quick_training")
 def test_fine_tuning_from_labels_to_regions_has_a_new_output_layer(data, tmp_path, run_verb):
     run, tuned = tmp_path / "run", tmp_path / "tuned"
