@@ -131,11 +131,14 @@ def of_checkpoint(content: Mapping[str, Any]) -> tuple[Channel, ...]:
     stored = content.get("channels")
     if stored is None:
         return (Channel(),) * content["architecture"]["in_channels"]
-    scalings = (channel["scaling"] for channel in stored)
-    return tuple(
-        Channel(channel["name"], None if scaling is None else tuple(map(float, scaling)))  # type: ignore[arg-type]
-        for channel, scaling in zip(stored, scalings, strict=True)
-    )
+    return tuple(Channel(channel["name"], _numbers(channel["scaling"])) for channel in stored)
+
+
+def _numbers(scaling: Sequence[float] | None) -> tuple[float, float, float, float] | None:
+    if scaling is None:
+        return None
+    low, high, mean, deviation = map(float, scaling)
+    return low, high, mean, deviation
 
 
 def are_alike(first: Sequence[Channel], second: Sequence[Channel]) -> bool:
