@@ -25,7 +25,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.floor import Convolution, convolutions
-from vnet_fast.nn.vnet import TOPOLOGIES, VNet
+from vnet_fast.nn.topology import TOPOLOGIES
+from vnet_fast.nn.vnet import VNet
 from vnet_fast.ops.convolution import REWRITES, forward, grad_input, grad_weight
 
 RESULTS = Path(__file__).parent / "results" / "cudnn"

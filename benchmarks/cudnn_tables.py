@@ -24,7 +24,7 @@ from benchmarks.cudnn_heuristics import (
     questions,
 )
 from vnet_fast.devices import HOPPER
-from vnet_fast.nn.vnet import TOPOLOGIES
+from vnet_fast.nn.topology import TOPOLOGIES
 from vnet_fast.ops.convolution_choice import Layer, tabulated
 
 README = RESULTS / "README.md"

@@ -14,6 +14,14 @@ from vnet_fast.regions import Region
 MANY = 10**9
 
 
+def cubes(spacing):
+    return 16, 16, 16
+
+
+def eights(spacing):
+    return 8, 8, 8
+
+
 def of(size, spacing, *structures):
     return Geometry(size, spacing, dict(enumerate(structures, start=1)))
 
@@ -24,7 +32,7 @@ def test_the_median_spacing_and_a_window_that_holds_the_median_volume():
         of((90, 110, 60), (0.8, 0.9, 2.0)),
         of((70, 130, 50), (1.2, 1.1, 1.0)),
     ]
-    plan = make_plan(cases, MANY, 16, coarse=False)
+    plan = make_plan(cases, MANY, cubes, coarse=False)
     assert plan.spacing == (1.0, 1.0, 1.5)
     # extents of 84 x 120 x 120 mm in the median
     assert plan.extent == (84.0, 120.0, 120.0)
@@ -38,16 +46,16 @@ def test_the_median_spacing_and_a_window_that_holds_the_median_volume():
 )
 def test_slices_that_lie_far_apart(slices, expected):
     cases = [of((256, 256, 20), (0.8, 0.8, length)) for length in slices]
-    assert make_plan(cases, MANY, 16, coarse=False).spacing == pytest.approx((0.8, 0.8, expected))
+    assert make_plan(cases, MANY, cubes, coarse=False).spacing == pytest.approx((0.8, 0.8, expected))
 
 
 def test_slices_far_apart_of_which_there_are_many_keep_the_median():
     cases = [of((256, 256, 100), (0.8, 0.8, length)) for length in (5.0, 5.0, 2.0)]
-    assert make_plan(cases, MANY, 16, coarse=False).spacing == (0.8, 0.8, 5.0)
+    assert make_plan(cases, MANY, cubes, coarse=False).spacing == (0.8, 0.8, 5.0)
 
 
 def test_a_window_is_shortened_where_it_holds_the_largest_share():
-    plan = make_plan([of((300, 200, 100), (1.0, 1.0, 1.0))], 128 * 128 * 96, 16, coarse=False)
+    plan = make_plan([of((300, 200, 100), (1.0, 1.0, 1.0))], 128 * 128 * 96, cubes, coarse=False)
     assert plan.spacing == (1.0, 1.0, 1.0)
     x, y, z = plan.size
     assert x * y * z <= 128 * 128 * 96
@@ -59,46 +67,50 @@ def test_a_window_is_shortened_where_it_holds_the_largest_share():
 
 
 def test_a_window_never_has_less_than_two_multiples():
-    assert make_plan([of((500, 500, 3), (1.0, 1.0, 1.0))], 1, 8, coarse=False).size == (16, 16, 16)
+    assert make_plan([of((500, 500, 3), (1.0, 1.0, 1.0))], 1, eights, coarse=False).size == (
+        16,
+        16,
+        16,
+    )
 
 
 def test_a_coarse_grid_has_40_voxels_across_the_smallest_structure():
     large, small = (200.0, 200.0, 200.0), (100.0, 60.0, 36.0)
     cases = [of((400, 400, 300), (0.5, 0.5, 3.0), large, small)]
-    plan = make_plan(cases, MANY, 8, coarse=True)
+    plan = make_plan(cases, MANY, eights, coarse=True)
     assert plan.across == pytest.approx(60)
     # slices stay as far apart as they are
     assert plan.spacing == (1.5, 1.5, 3.0)
     assert plan.size == (136, 136, 304)
-    assert make_plan(cases, MANY, 8, coarse=False).spacing == (0.5, 0.5, 3.0)
+    assert make_plan(cases, MANY, eights, coarse=False).spacing == (0.5, 0.5, 3.0)
 
 
 def test_a_coarse_grid_is_a_little_coarser_if_a_window_then_holds_the_volume():
     # 125 voxels of 1.6 mm; with 96 of 2.084 mm the volume fits
     cases = [of((400, 400, 400), (0.5, 0.5, 0.5), (64.0, 64.0, 64.0))]
-    plan = make_plan(cases, 96**3, 8, coarse=True)
+    plan = make_plan(cases, 96**3, eights, coarse=True)
     assert plan.spacing == pytest.approx((2.084,) * 3, abs=2e-3)
     assert plan.size == (96, 96, 96)
     # but not by more than two fifths
-    plan = make_plan(cases, 64**3, 8, coarse=True)
+    plan = make_plan(cases, 64**3, eights, coarse=True)
     assert plan.spacing == (1.6, 1.6, 1.6)
     assert plan.size == (64, 64, 64)
 
 
 def test_without_structures_the_spacing_is_that_of_the_files():
-    assert make_plan([of((40, 40, 40), (1.0, 1.0, 1.0))], MANY, 8, coarse=True).spacing == (1.0, 1.0, 1.0)
+    assert make_plan([of((40, 40, 40), (1.0, 1.0, 1.0))], MANY, eights, coarse=True).spacing == (1.0, 1.0, 1.0)
 
 
 def test_what_is_given_is_kept():
     cases = [of((100, 100, 100), (1.0, 1.0, 1.0), (90.0, 90.0, 90.0))]
-    plan = make_plan(cases, MANY, 16, coarse=True, spacing=(2.0, 2.0, 2.5))
+    plan = make_plan(cases, MANY, cubes, coarse=True, spacing=(2.0, 2.0, 2.5))
     assert (plan.spacing, plan.size) == ((2.0, 2.0, 2.5), (64, 64, 48))
-    plan = make_plan(cases, MANY, 16, coarse=False, size=(32, 16, 48))
+    plan = make_plan(cases, MANY, cubes, coarse=False, size=(32, 16, 48))
     assert (plan.spacing, plan.size) == ((1.0, 1.0, 1.0), (32, 16, 48))
 
 
 def test_a_tiny_spacing_is_planned_at_once():
-    plan = make_plan([of((100, 100, 100), (1.0, 1.0, 1.0))], 10**6, 16, coarse=False, spacing=(1e-6, 1e-6, 1e-6))
+    plan = make_plan([of((100, 100, 100), (1.0, 1.0, 1.0))], 10**6, cubes, coarse=False, spacing=(1e-6, 1e-6, 1e-6))
     x, y, z = plan.size
     assert 32**3 <= x * y * z <= 10**6
 
@@ -127,3 +139,9 @@ def test_geometries_are_along_the_patient(tmp_path):
     assert one.structures == {1: (8.0, 8.0, 5.0)}
     (one,) = find_geometries(others[:1], Classes(regions=(Region("a", (3,)), Region("b", (1, 3)))))
     assert one.structures == {1: (2.0, 4.0, 1.0), 2: (8.0, 8.0, 5.0)}
+
+
+def test_a_window_may_have_other_multiples_along_each_axis():
+    plan = make_plan([of((200, 200, 20), (0.6, 0.6, 3.6))], 128 * 128 * 16, lambda spacing: (16, 16, 4), coarse=False)
+    assert plan.size == (144, 144, 12)
+    assert plan.spacing == (0.6, 0.6, 3.6)

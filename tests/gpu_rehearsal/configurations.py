@@ -15,7 +15,8 @@ from vnet_fast.nn import vnet
 from vnet_fast.nn.dice_ce import DiceCELoss
 from vnet_fast.nn.dice_focal import DiceFocalLoss
 from vnet_fast.nn.losses import DiceLoss
-from vnet_fast.nn.vnet import TOPOLOGIES, VNet
+from vnet_fast.nn.topology import TOPOLOGIES
+from vnet_fast.nn.vnet import VNet
 from vnet_fast.ops import eager
 from vnet_fast.ops.augment import augment
 from vnet_fast.ops.convolution import REWRITES

@@ -111,7 +111,7 @@ def timed_step(clock, dtype):
     torch.Tensor.backward = clock.timed("backward pass", torch.Tensor.backward)
     model = VNet(base_channels=BASE_CHANNELS)
     # so that nothing is padded
-    model.size_multiple = 1
+    model.size_multiples = (1, 1, 1)
     optimizer = fused_optimizer(model, "sgd")
     optimizer.step = clock.timed("update", optimizer.step)
     prepare = clock.timed("augment", functools.partial(augment, num_classes=2, dtype=dtype))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from vnet_fast import VNet
 from vnet_fast.nn.folding import folded
 from vnet_fast.nn.norm import KINDS, Norm
-from vnet_fast.nn.vnet import TOPOLOGIES
+from vnet_fast.nn.topology import TOPOLOGIES
 
 
 def network(norm, topology="paper", **arguments):

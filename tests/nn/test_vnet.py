@@ -1,10 +1,12 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from vnet_fast import VNet
-from vnet_fast.nn.vnet import TOPOLOGIES
+from vnet_fast.nn.topology import TOPOLOGIES
 
 FULL = (64, 128, 128)
 TABLE_1 = {
@@ -238,3 +240,57 @@ def test_wrong_arguments(arguments, message):
 def test_wrong_input(shape):
     with pytest.raises(ValueError, match=r"x must have shape \(N, 1, D, H, W\); got"):
         small()(torch.zeros(shape))
+
+
+def test_an_axis_may_be_halved_less_often():
+    model = small(levels=4, halvings=(1, 3, 3))
+    assert model.strides == [(1, 2, 2), (1, 2, 2), (2, 2, 2)]
+    assert model.size_multiples == (2, 8, 8)
+    shapes = []
+    for stage in model.left:
+        stage.register_forward_hook(lambda module, given, y: shapes.append(tuple(y.shape[2:])))
+    image = torch.randn(1, 1, 6, 24, 16)
+    assert model(image).shape[2:] == image.shape[2:]
+    assert shapes == [(6, 24, 16), (6, 12, 8), (6, 6, 4), (3, 3, 2)]
+    # padded along the axes that are not multiples
+    assert model(torch.randn(1, 1, 5, 17, 16)).shape[2:] == (5, 17, 16)
+
+
+def test_without_depth_it_is_a_network_of_slices():
+    """Where no step halves z and each slice has its own zeros above and below, slices do not see each other."""
+    model = small(levels=3, halvings=(0, 2, 2), kernel_size=3).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("convolution.weight") and weight.shape[2:] == (3, 3, 3):
+                weight[:, :, [0, 2]] = 0
+        image = torch.randn(1, 1, 4, 16, 16)
+        whole = model(image)
+        alone = torch.cat([model(image[:, :, z : z + 1]) for z in range(4)], dim=2)
+    torch.testing.assert_close(whole, alone)
+
+
+@pytest.mark.parametrize("kernel_size", [3, 5])
+def test_where_steps_differ_logits_and_gradients_are_those_of_float64(kernel_size, monkeypatch):
+    model = small(base_channels=8, levels=3, halvings=(1, 2, 2), kernel_size=kernel_size)
+    exact = copy.deepcopy(model).double()
+    image = torch.randn(2, 1, 6, 32, 32)
+    wanted = exact(image.double())
+    # with the kernels for CPUs
+    torch.testing.assert_close(model(image), wanted.float(), atol=1e-4, rtol=1e-4)
+    # without, because an activation that rounding moves across zero has another gradient
+    monkeypatch.setenv("VNET_FAST_CPU_CONV", "onednn")
+    model(image).square().mean().backward()
+    wanted.square().mean().backward()
+    for (name, weight), other in zip(model.named_parameters(), exact.parameters(), strict=True):
+        error = (weight.grad - other.grad).norm() / other.grad.norm()
+        assert error < 1e-5, name
+
+
+def test_halvings_of_every_step_are_the_usual_network():
+    assert small(levels=3, halvings=(2, 2, 2)).halvings is None
+
+
+@pytest.mark.parametrize("halvings", [(1, 1, 1), (3, 2, 2), (2, 2), (-1, 2, 2), (1.0, 2, 2), (True, 2, 2)])
+def test_halvings_that_there_are_not(halvings):
+    with pytest.raises(ValueError, match="halvings must be None or three whole numbers from 0 to 2, one of them 2"):
+        small(levels=3, halvings=halvings)

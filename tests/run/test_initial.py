@@ -6,7 +6,7 @@ import torch
 from vnet_fast import VNet
 from vnet_fast.errors import InputError
 from vnet_fast.run import checkpoint
-from vnet_fast.run.initial import FIRST_WEIGHT, start_from
+from vnet_fast.run.initial import FIRST_WEIGHT, inherited_settings, start_from
 
 
 def network(seed, **arguments):
@@ -79,3 +79,18 @@ def test_weights_that_are_not_numbers_are_refused(tmp_path):
     with pytest.raises(InputError, match="some of its weights are NaN or infinite"):
         start_from(model, saved(tmp_path, source))
     assert torch.equal(model.head.weight, before)
+
+
+def test_other_halvings_are_another_network(tmp_path):
+    path = saved(tmp_path, network(0, halvings=(1, 2, 2)))
+    assert start_from(network(1, halvings=(1, 2, 2)), path) == ""
+    with pytest.raises(InputError, match=r"has halvings \(1, 2, 2\), not None"):
+        start_from(network(1), path)
+    assert inherited_settings(str(path), {})["halvings"] == (2, 2, 1)
+    with pytest.raises(InputError, match=r"--halvings: is \(2, 2, 2\) here and \(2, 2, 1\) in "):
+        inherited_settings(str(path), {"halvings": (2, 2, 2)})
+
+
+def test_halvings_of_every_step_may_be_given_or_not(tmp_path):
+    path = saved(tmp_path, network(0))
+    assert inherited_settings(str(path), {"halvings": (2, 2, 2)})["halvings"] == (2, 2, 2)

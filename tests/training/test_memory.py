@@ -12,7 +12,8 @@ from vnet_fast.training.memory import largest_fitting_batch
 class Limited(torch.nn.Module):
     """Runs out of memory beyond so many voxels, as a GPU does."""
 
-    size_multiple = 16
+    size_multiples = (16, 16, 16)
+    in_channels = 1
 
     def __init__(self, voxels):
         super().__init__()

@@ -35,6 +35,7 @@ def test_a_run_has_the_weights_the_network_and_the_grid_of_its_checkpoint(cases,
     assert f"weights: of {source}; its output layer is new, for 1 class instead of 2\n" in out
     config, content = json_of(run / "config.json"), checkpoint.load(run / "last.pt")
     expected = {"topology": "paper", "norm": "batch", "levels": 3, "kernel_size": 3, "base_channels": 3}
+    expected["halvings"] = [2, 2, 2]
     assert {name: config[name] for name in NETWORK} == expected
     assert (config["spacing"], config["volume"], config["init"]) == ([1.5, 1.5, 2.0], [24, 16, 16], str(source))
     stored = checkpoint.load(source)["model"]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.volumes import write_case
-from vnet_fast import train
+from vnet_fast import predict, train
 
 TINY = ["--base-channels", 1, "--device", "cpu", "--folds", 3, "--iterations", 1]
 
@@ -110,3 +110,30 @@ def test_no_case_can_be_read(data, tmp_path, run_verb):
     # a line for each
     assert err.count("error: ") == err.count("_segmentation.mhd: ") == 6
     assert not (tmp_path / "run").exists()
+
+
+def test_slices_that_lie_far_apart_are_halved_less_often(tmp_path, run_verb):
+    folder, run = tmp_path / "data", tmp_path / "run"
+    folder.mkdir()
+    for index in range(4):
+        write_case(folder, f"Case{index}", seed=index, size=(32, 30, 9), spacing=(1, 1, 4))
+    code, _, err = run_verb(
+        train, "--data", folder, *TINY, "--recipe", "fast", "--spacing", 1, 1, 4, "--folds", 2, "--output", run
+    )
+    assert code == 0, err
+    # 9 slices, which need not be a multiple of 8
+    assert stored(run) == ((32, 32, 10), (1.0, 1.0, 4.0), 4)
+    config = json.loads((run / "config.json").read_text())
+    assert config["halvings"] == [3, 3, 1]
+    masks = tmp_path / "masks"
+    code, _, err = run_verb(predict, "--checkpoint", run / "best.pt", "--input", folder, "--output", masks)
+    assert code == 0, err
+    assert len(list(masks.glob("*.mhd"))) == 4
+    code, _, err = run_verb(train, "--resume", run, "--iterations", 2)
+    assert code == 0, err
+    for given, message in (
+        ((2, 2, 2), "must be from 0 to 4, the steps of 5 levels, and 4 along one axis; got 2 2 2"),
+        ((4, 4, 5), "must be from 0 to 4, the steps of 5 levels, and 4 along one axis; got 4 4 5"),
+    ):
+        code, _, err = run_verb(train, "--data", folder, "--halvings", *given, "--output", tmp_path / "no")
+        assert (code, err) == (2, f"error: --halvings: {message}. Leave it out for all steps\n")

@@ -75,6 +75,23 @@ def test_a_recipe_sets_what_is_not_given():
     assert configure({"data": "x", "recipe": "fast", "device": "cpu"}).base_channels == CPU_CHANNELS
 
 
+@pytest.mark.parametrize(
+    ("spacing", "volume", "levels", "halvings"),
+    [
+        ((1.0, 1.0, 1.9), (64, 64, 64), 5, None),
+        ((0.6, 0.6, 3.6), (64, 64, 20), 5, (4, 4, 2)),
+        ((1.0, 2.0, 1.0), (64, 64, 64), 5, (4, 3, 4)),
+        # of fewer slices the coarsest resolution would have one
+        ((0.6, 0.6, 3.6), (64, 64, 10), 4, (3, 3, 1)),
+        ((1.0, 1.0, 100.0), (64, 64, 4), 5, (4, 4, 0)),
+    ],
+)
+def test_the_fast_recipe_halves_a_coarse_axis_less_often(spacing, volume, levels, halvings):
+    config = configure({"data": "x", "recipe": "fast", "volume": volume, "spacing": spacing})
+    assert (config.levels, config.halvings) == (levels, halvings)
+    assert configure({"data": "x", "volume": (64, 64, 64), "spacing": spacing}).halvings is None
+
+
 def test_without_data_it_learns_by_the_fast_recipe():
     config = configure({"device": "cpu", "gamma": (0.0, 1.0, 1.0)})
     assert (config.recipe, config.schedule, config.base_channels) == ("fast", "poly", CPU_CHANNELS)

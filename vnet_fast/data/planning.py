@@ -13,7 +13,7 @@ Source:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -125,7 +125,7 @@ def _extent(planes: Sequence[NDArray[np.bool_]], spacing: Triple) -> Triple:
 def make_plan(
     geometries: Sequence[Geometry],
     voxels: int,
-    multiple: int,
+    multiples_of: Callable[[Sequence[float]], Sequence[int]],
     coarse: bool,
     spacing: Triple | None = None,
     size: tuple[int, int, int] | None = None,
@@ -134,8 +134,8 @@ def make_plan(
 
     Args:
         geometries: of its cases, at least one.
-        voxels: of a window, at most, if that leaves 2 x `multiple` along each axis.
-        multiple: of which the window's lengths are multiples.
+        voxels: of a window, at most, if that leaves twice the multiple along each axis.
+        multiples_of: gives, for a spacing, what the window's lengths are multiples of, x y z.
         coarse: whether the spacing may be coarser than the files', where structures stay large enough.
         spacing: mm, x y z, if it is given.
         size: of the windows, voxels, x y z, if it is given.
@@ -146,11 +146,11 @@ def make_plan(
         planned = _median_spacing(geometries)
         if coarse and across:
             finest = np.maximum(planned, across / ACROSS)
-            fitting = _fitting_spacing(planned, extent, voxels, multiple)
+            fitting = _fitting_spacing(planned, extent, voxels, np.array(multiples_of(planned.tolist())))
             planned = np.maximum(planned, min(max(across / ACROSS, fitting), COARSER * across / ACROSS))
             planned = planned if fitting <= COARSER * across / ACROSS else finest
         spacing = _triple(np.round(planned, DECIMALS))
-    window = size or _window(np.ceil(np.round(extent / spacing, DECIMALS)), voxels, multiple)
+    window = size or _window(np.ceil(np.round(extent / spacing, DECIMALS)), voxels, np.array(multiples_of(spacing)))
     return Plan(spacing, window, _triple(extent), across)
 
 
@@ -174,34 +174,38 @@ def _smallest_structure(geometries: Sequence[Geometry]) -> float:
     return min((float(np.median(means)) for means in of_labels.values()), default=0.0)
 
 
-def _fitting_spacing(spacing: NDArray[np.float64], extent: NDArray[np.float64], voxels: int, multiple: int) -> float:
+def _fitting_spacing(
+    spacing: NDArray[np.float64], extent: NDArray[np.float64], voxels: int, multiples: NDArray[np.int64]
+) -> float:
     """The least spacing, mm, with which a window holds a volume of an extent, if no axis gets finer than `spacing`."""
     low, high = float(spacing.min()), float(extent.max())
-    if _voxels_of(spacing, extent, multiple) <= voxels:
+    if _voxels_of(spacing, extent, multiples) <= voxels:
         return low
     for _ in range(30):
         middle = (low + high) / 2
-        fits = _voxels_of(np.maximum(spacing, middle), extent, multiple) <= voxels
+        fits = _voxels_of(np.maximum(spacing, middle), extent, multiples) <= voxels
         low, high = (low, middle) if fits else (middle, high)
     # rounded up, so that it still fits
     return math.ceil(high * 10**DECIMALS) / 10**DECIMALS
 
 
-def _voxels_of(spacing: NDArray[np.float64], extent: NDArray[np.float64], multiple: int) -> float:
-    return float(np.prod(_rounded_up(np.ceil(np.round(extent / spacing, DECIMALS)), multiple)))
+def _voxels_of(spacing: NDArray[np.float64], extent: NDArray[np.float64], multiples: NDArray[np.int64]) -> float:
+    return float(np.prod(_rounded_up(np.ceil(np.round(extent / spacing, DECIMALS)), multiples)))
 
 
-def _rounded_up(whole: NDArray[np.float64], multiple: int) -> NDArray[np.float64]:
-    return np.maximum(np.ceil(whole / multiple), 2) * multiple
+def _rounded_up(whole: NDArray[np.float64], multiples: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.maximum(np.ceil(whole / multiples), 2) * multiples
 
 
-def _window(whole: NDArray[np.float64], voxels: int, multiple: int) -> tuple[int, int, int]:
+def _window(whole: NDArray[np.float64], voxels: int, multiples: NDArray[np.int64]) -> tuple[int, int, int]:
     """The window for volumes of so many voxels."""
     # no longer than a window of any shape can be, so that it is soon short enough
-    window = np.minimum(_rounded_up(whole, multiple), _rounded_up(np.array([voxels / (2 * multiple) ** 2]), multiple))
-    while window.prod() > voxels and (window > 2 * multiple).any():
-        shares = np.where(window > 2 * multiple, window / whole, 0)
-        window[int(shares.argmax())] -= multiple
+    longest = voxels * 2 * multiples / np.prod(2 * multiples)
+    window = np.minimum(_rounded_up(whole, multiples), _rounded_up(longest, multiples))
+    while window.prod() > voxels and (window > 2 * multiples).any():
+        shares = np.where(window > 2 * multiples, window / whole, 0)
+        axis = int(shares.argmax())
+        window[axis] -= multiples[axis]
     x, y, z = window.astype(int).tolist()
     return x, y, z
 

@@ -79,7 +79,7 @@ def _folded(convolution: nn.Conv3d | nn.ConvTranspose3d, norm: Norm | None) -> t
 
 def _is_filtered(convolution: nn.Conv3d | nn.ConvTranspose3d, x: Tensor) -> bool:
     """Whether the CPU's kernels are for a convolution."""
-    fits = isinstance(convolution, nn.Conv3d) and convolution.stride[0] == 1 and x.device.type == "cpu"
+    fits = isinstance(convolution, nn.Conv3d) and max(convolution.stride) == 1 and x.device.type == "cpu"
     # keeps the shape
     fits = fits and convolution.padding[0] == convolution.kernel_size[0] // 2
     return fits and cpu_convolution.takes(_narrow(x), _weight(convolution))
@@ -115,7 +115,7 @@ def _convolve(convolution: nn.Conv3d | nn.ConvTranspose3d, x: Tensor, weight: Te
 def _by_pytorch(convolution: nn.Conv3d | nn.ConvTranspose3d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if isinstance(convolution, nn.ConvTranspose3d):
         return F.conv_transpose3d(x, weight, bias, convolution.stride)
-    if convolution.stride[0] == 1:
+    if max(convolution.stride) == 1:
         if _is_coarse(convolution, x):
             apply: Callable[..., Tensor] = _CoarseConvolution.apply
             return apply(*_autocast("cpu", x, weight, bias))

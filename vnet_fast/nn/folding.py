@@ -22,7 +22,7 @@ def folded(model: VNet) -> VNet:
     device = model.head.weight.device
     with torch.random.fork_rng([]):
         channels = model.in_channels, model.num_classes, model.base_channels
-        plain = VNet(*channels, model.topology, None, model.levels, model.kernel_size).to(device)
+        plain = VNet(*channels, model.topology, None, model.levels, model.kernel_size, model.halvings).to(device)
     state = {name: value for name, value in model.state_dict().items() if ".norm." not in name}
     for name, module in model.named_modules():
         if isinstance(module, Activated) and module.norm is not None:

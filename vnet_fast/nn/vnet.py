@@ -1,8 +1,7 @@
 """V-Net: the volumetric, fully convolutional network of Milletari, Navab and Ahmadi (2016)."""
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
@@ -10,41 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vnet_fast.nn.convolution import Convolution, convolve, convolve_prelu
-from vnet_fast.nn.norm import KINDS, Norm
+from vnet_fast.nn.norm import Norm
+from vnet_fast.nn.topology import KERNEL_SIZE, LEVELS, TOPOLOGIES, check_channels, check_form, fewer_halvings, strides
 from vnet_fast.ops.add_prelu import add_prelu_join
 
-# of the paper's convolutions
-KERNEL_SIZE = 5
-KERNEL_SIZES = (3, KERNEL_SIZE)
-DOWN_FACTOR = 2
-# of the paper's network; fewer leave out the coarsest
-LEVELS = 5
-MIN_LEVELS = 2
-# of the shapes that a network of any number of levels takes
-SIZE_MULTIPLE = DOWN_FACTOR ** (LEVELS - 1)
 INITIAL_SLOPE = 0.25
-
-
-@dataclass(frozen=True)
-class Topology:
-    """A variant of the network.
-
-    Args:
-        left, right: how many convolutions each stage has, from the input to the output.
-        wide_head: whether another such convolution, to the classes, precedes the 1x1x1 convolution.
-    """
-
-    left: tuple[int, ...]
-    right: tuple[int, ...]
-    wide_head: bool
-
-
-TOPOLOGIES = {
-    # figure 2 of the paper
-    "paper": Topology(left=(1, 2, 3, 3, 3), right=(3, 3, 2, 1), wide_head=False),
-    # the network that the authors released
-    "caffe": Topology(left=(1, 1, 2, 3, 3), right=(3, 2, 1, 1), wide_head=True),
-}
 
 
 def initialise(module: nn.Conv3d | nn.ConvTranspose3d) -> None:
@@ -71,9 +40,9 @@ class Activated(nn.Module):
         convolution: type[nn.Conv3d] | type[nn.ConvTranspose3d],
         in_channels: int,
         channels: int,
-        kernel_size: int,
+        kernel_size: int | tuple[int, int, int],
         norm: str | None,
-        stride: int = 1,
+        stride: int | tuple[int, int, int] = 1,
         padding: int = 0,
     ) -> None:
         super().__init__()
@@ -135,10 +104,13 @@ class VNet(nn.Module):
         levels: resolutions, from 2 to 5 as in the paper. Fewer leave out the coarsest stages.
         kernel_size: of the stages' convolutions along every axis: 5 as in the paper, or 3, which takes about a fifth
             of the arithmetic.
+        halvings: how many of the `levels` - 1 steps to the next resolution halve it along each axis (D, H, W); None as
+            in the paper: all of them. Along an axis that has fewer, the first steps leave the resolution as it is:
+            the network for volumes whose slices lie far apart.
 
     The input is added to the first stage's output, repeated over its channels (cyclically, if it has more than one).
-    A shape that is not a multiple of 2^(levels - 1), which is 16 for 5 levels, is padded with zeros on both sides, and
-    the logits are cropped back. The network runs in channels-last 3D layout, whatever the layout of its input.
+    A shape that is not a multiple of 2^halvings along each axis, which is 16 for 5 levels, is padded with zeros on both
+    sides, and the logits are cropped back. The network runs in channels-last 3D layout, whatever its input's.
 
     Source:
         Milletari, Navab, Ahmadi: V-Net, 3DV 2016, arXiv 1606.04797.
@@ -155,30 +127,32 @@ class VNet(nn.Module):
         norm: str | None = None,
         levels: int = LEVELS,
         kernel_size: int = KERNEL_SIZE,
+        halvings: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        _check_channels(in_channels=in_channels, num_classes=num_classes, base_channels=base_channels)
-        _check_form(topology, norm, levels, kernel_size)
+        check_channels(in_channels=in_channels, num_classes=num_classes, base_channels=base_channels)
+        check_form(topology, norm, levels, kernel_size, halvings)
         self.in_channels, self.num_classes, self.base_channels = in_channels, num_classes, base_channels
         self.topology, self.norm, self.levels, self.kernel_size = topology, norm, levels, kernel_size
-        self.size_multiple = size_multiple(levels)
+        self.halvings = fewer_halvings(halvings, levels)
+        self.strides = strides(levels, self.halvings)
+        self.size_multiples = tuple(math.prod(along) for along in zip(*self.strides, strict=True))
         plan = TOPOLOGIES[topology]
         width = [base_channels * 2**level for level in range(levels)]
-
         self.left = nn.ModuleList(
             Stage(in_channels if level == 0 else width[level], width[level], count, kernel_size, norm)
             for level, count in enumerate(plan.left[:levels])
         )
         self.down = nn.ModuleList(
-            Activated(nn.Conv3d, width[level], width[level + 1], DOWN_FACTOR, norm, stride=DOWN_FACTOR)
-            for level in range(levels - 1)
+            Activated(nn.Conv3d, width[level], width[level + 1], stride, norm, stride)
+            for level, stride in enumerate(self.strides)
         )
         # from the coarsest level up: the up-convolution gives as many channels as the skip brings
         entering = [width[-1], *(2 * channels for channels in width[-2:0:-1])]
         skipped = width[-2::-1]
         self.up = nn.ModuleList(
-            Activated(nn.ConvTranspose3d, source, skip, DOWN_FACTOR, norm, stride=DOWN_FACTOR)
-            for source, skip in zip(entering, skipped, strict=True)
+            Activated(nn.ConvTranspose3d, source, skip, stride, norm, stride)
+            for source, skip, stride in zip(entering, skipped, reversed(self.strides), strict=True)
         )
         self.right = nn.ModuleList(
             Stage(2 * skip, 2 * skip, count, kernel_size, norm)
@@ -205,7 +179,7 @@ class VNet(nn.Module):
         if x.ndim != 5 or x.shape[1] != self.in_channels or 0 in x.shape:
             raise ValueError(f"x must have shape (N, {self.in_channels}, D, H, W); got {tuple(x.shape)}")
         shape = x.shape[2:]
-        missing = [-length % self.size_multiple for length in shape]
+        missing = [-length % multiple for length, multiple in zip(shape, self.size_multiples, strict=True)]
         before = [length // 2 for length in missing]
         if any(missing):
             # F.pad counts from the last axis
@@ -239,7 +213,7 @@ class VNet(nn.Module):
         return x.index_select(1, channel).contiguous(memory_format=self.memory_format)
 
     def receptive_fields(self) -> dict[str, int]:
-        """The receptive field of every stage, in voxels of the input along one axis.
+        """The receptive field of every stage, in voxels of the input along the axis that is halved most often.
 
         Returns:
             voxels by the name of the stage: `left 1` … `left 5`, `right 4` … `right 1`, `output`.
@@ -252,7 +226,7 @@ class VNet(nn.Module):
         field, step = 1, 1
 
         def growth(layers: Iterable[nn.Module]) -> int:
-            kernels = (cast(Activated, layer).convolution.kernel_size[0] for layer in layers)
+            kernels = (max(cast(Activated, layer).convolution.kernel_size) for layer in layers)
             return sum((kernel - 1) * step for kernel in kernels)
 
         for level, stage in enumerate(self.left):
@@ -260,34 +234,12 @@ class VNet(nn.Module):
             fields[f"left {level + 1}"] = field
             if level < len(self.down):
                 field += growth([self.down[level]])
-                step *= DOWN_FACTOR
+                step *= max(self.strides[level])
         for level, (up, stage) in enumerate(zip(self.up, self.right, strict=True)):
-            step //= DOWN_FACTOR
+            step //= max(self.strides[-1 - level])
             field += growth([up, *cast(Stage, stage).layers])
             fields[f"right {self.levels - 1 - level}"] = field
         if self.wide_head is not None:
             field += growth([self.wide_head])
         fields["output"] = field
         return fields
-
-
-def size_multiple(levels: int) -> int:
-    """What each length of a shape must be a multiple of, so that nothing is padded."""
-    return int(DOWN_FACTOR ** (levels - 1))
-
-
-def _check_channels(**numbers: int) -> None:
-    for name, value in numbers.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a positive integer; got {value!r}")
-
-
-def _check_form(topology: str, norm: str | None, levels: int, kernel_size: int) -> None:
-    if topology not in TOPOLOGIES:
-        raise ValueError(f"topology must be one of {', '.join(TOPOLOGIES)}; got {topology!r}")
-    if norm is not None and norm not in KINDS:
-        raise ValueError(f"norm must be None or one of {', '.join(KINDS)}; got {norm!r}")
-    if not isinstance(levels, int) or not MIN_LEVELS <= levels <= LEVELS:
-        raise ValueError(f"levels must be a whole number from {MIN_LEVELS} to {LEVELS}; got {levels!r}")
-    if kernel_size not in KERNEL_SIZES:
-        raise ValueError(f"kernel_size must be one of {', '.join(map(str, KERNEL_SIZES))}; got {kernel_size!r}")

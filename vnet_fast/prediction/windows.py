@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vnet_fast.nn.vnet import SIZE_MULTIPLE
+from vnet_fast.nn.topology import SIZE_MULTIPLE
 
 # standard deviation of the weights, as a share of the window's length (nnU-Net's and MONAI's)
 SIGMA = 1 / 8

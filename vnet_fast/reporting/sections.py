@@ -27,7 +27,8 @@ from vnet_fast.run.log import minutes
 
 # the settings that are shown, if at least one run has a value
 SETTINGS = (
-    "data", "recipe", "init", "freeze", "loss", "topology", "norm", "levels", "kernel_size", "base_channels", "volume",
+    "data", "recipe", "init", "freeze", "loss", "topology", "norm", "levels", "kernel_size", "halvings",
+    "base_channels", "volume",
     "spacing", "patches", "batch_size", "iterations", "minutes", "patience", "optimizer", "learning_rate", "schedule",
     "lr_step", "warmup", "clip", "ema", "amp", "binary", "regions", "ignore_label", "no_augment", "folds", "fold",
     "seed",

@@ -1,7 +1,7 @@
 """The settings of a training run: their defaults, their ranges, and those in the folder of a run."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,9 +27,9 @@ from vnet_fast.errors import InputError
 from vnet_fast.nn.dice_ce import DiceCELoss
 from vnet_fast.nn.losses import DiceLoss, WeightedCrossEntropy
 from vnet_fast.nn.norm import KINDS
-from vnet_fast.nn.vnet import KERNEL_SIZE, KERNEL_SIZES, LEVELS, MIN_LEVELS, TOPOLOGIES, size_multiple
+from vnet_fast.nn.topology import KERNEL_SIZE, KERNEL_SIZES, LEVELS, MIN_LEVELS, TOPOLOGIES
 from vnet_fast.run.augmentation import Augmentation, check_augmentation
-from vnet_fast.run.fields import MAX_SPACING, MIN_SPACING
+from vnet_fast.run.grid_options import check_grid_options, check_size
 from vnet_fast.run.initial import NO_NORM, check_freeze
 from vnet_fast.run.labels import DICE, DICE_CE, check_labels
 from vnet_fast.run.memory import Load, check_grid, check_load
@@ -125,6 +125,11 @@ class Config(Augmentation):
         type=positive_int,
         choices=KERNEL_SIZES,
     )
+    halvings: tuple[int, int, int] | None = option(
+        None, "of the steps to the next resolution, how many halve it along each axis; the others come first (default: "
+        "all; with the fast recipe fewer along an axis whose spacing is twice the finest, or more)",
+        type=natural_int, nargs=3, metavar=("X", "Y", "Z"),
+    )  # fmt: skip
     base_channels: int = option(16, "channels of the first stage", type=positive_int, metavar="N")
     # never auto once `configure` has returned
     volume: tuple[int, int, int] = option(
@@ -212,7 +217,7 @@ class Config(Augmentation):
         norm = None if self.norm == NO_NORM else self.norm
         return {
             "base_channels": self.base_channels, "topology": self.topology, "norm": norm, "levels": self.levels,
-            "kernel_size": self.kernel_size,
+            "kernel_size": self.kernel_size, "halvings": self.halvings and self.halvings[::-1],
         }  # fmt: skip
 
     @property
@@ -254,9 +259,7 @@ def check_settings(config: Config) -> None:
     if isinstance(config.fold, int) and config.fold >= config.folds:
         raise InputError("--fold", f"must be below --folds ({config.folds}); got {config.fold}", "Folds count from 0")
     check_grid_options(config.volume, config.spacing)
-    if min(config.volume) < (smallest := size_multiple(config.levels)):
-        size = " ".join(map(str, config.volume))
-        raise InputError("--volume", f"must be at least {smallest} along each axis; got {size}", "Enlarge it")
+    check_size(config.volume, config.halvings, config.levels)
     if config.warmup > MAX_INT:
         raise InputError("--warmup", f"must be at most {MAX_INT}; got {config.warmup}", "Give far fewer")
     if config.optimizer == "nesterov" and not config.momentum:
@@ -265,16 +268,6 @@ def check_settings(config: Config) -> None:
         raise InputError("--momentum", f"must be below 1; got {config.momentum}", "The paper has 0.99")
     if config.seed >= MAX_SEED:
         raise InputError("--seed", f"must be below 2^63; got {config.seed}", "Any small number will do")
-
-
-def check_grid_options(volume: Sequence[int | str], spacing: Sequence[float | str]) -> None:
-    """Raises an InputError unless the options of a grid are three numbers each, and the spacing may be one."""
-    for flag, values in (("--volume", volume), ("--spacing", spacing)):
-        if len(values) != 3 or any(isinstance(value, str) for value in values):
-            raise InputError(flag, f"must be three numbers; got {' '.join(map(str, values))}", "Give x, y and z")
-    if not all(MIN_SPACING <= float(length) <= MAX_SPACING for length in spacing):
-        cause = f"must be from {MIN_SPACING:g} to {MAX_SPACING:g} mm; got {' '.join(map(str, spacing))}"
-        raise InputError("--spacing", cause, "Give it in mm")
 
 
 def stored_config(run: str | Path) -> Config:

@@ -43,8 +43,9 @@ def _new(given: dict[str, Any]) -> Config:
     if given.get("init"):
         settings |= inherited_settings(given["init"], given)
     settings |= given
-    volume = settings.get("volume", Config.volume)
-    config = Config(**{**settings_of(settings["recipe"], volume, device), **settings})
+    volume, spacing = settings.get("volume", Config.volume), settings.get("spacing", Config.spacing)
+    of_recipe = settings_of(settings["recipe"], volume, spacing, device, settings.get("levels"))
+    config = Config(**{**of_recipe, **settings})
     if config.amp is None:
         # resuming on another device keeps the precision
         config = replace(config, amp=default_precision(device))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from vnet_fast.errors import InputError
 from vnet_fast.nn.norm import KINDS
-from vnet_fast.nn.vnet import KERNEL_SIZE, KERNEL_SIZES, LEVELS, MIN_LEVELS, TOPOLOGIES
+from vnet_fast.nn.topology import KERNEL_SIZE, KERNEL_SIZES, LEVELS, MIN_LEVELS, TOPOLOGIES
 from vnet_fast.regions import MAX_LABEL
 from vnet_fast.stored import shown
 
@@ -139,9 +139,13 @@ ARCHITECTURE = {
     "norm": Field(f"None or one of {', '.join(KINDS)}", lambda v: v is None or (type(v) is str and v in KINDS)),
     "levels": Field(f"a whole number from {MIN_LEVELS} to {LEVELS}", lambda v: is_whole(v, MIN_LEVELS, LEVELS)),
     "kernel_size": Field(f"one of {', '.join(map(str, KERNEL_SIZES))}", lambda v: is_whole(v) and v in KERNEL_SIZES),
+    "halvings": Field(
+        f"None or three whole numbers from 0 to {LEVELS - 1}",
+        lambda v: v is None or (type(v) is tuple and _are_three(v, lambda n: is_whole(n, 0, LEVELS - 1))),
+    ),
 }
 # what older checkpoints do not say
-OLDER_ARCHITECTURE: dict[str, Any] = {"norm": None, "levels": LEVELS, "kernel_size": KERNEL_SIZE}
+OLDER_ARCHITECTURE: dict[str, Any] = {"norm": None, "levels": LEVELS, "kernel_size": KERNEL_SIZE, "halvings": None}
 GRID = {
     "spacing": Field(
         f"three numbers from {MIN_SPACING:g} to {MAX_SPACING:g}",

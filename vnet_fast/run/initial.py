@@ -17,7 +17,7 @@ from vnet_fast.run import checkpoint
 from vnet_fast.text_table import printable
 
 # of the network, which must be those of the checkpoint
-NETWORK = ("topology", "norm", "levels", "kernel_size", "base_channels")
+NETWORK = ("topology", "norm", "levels", "kernel_size", "halvings", "base_channels")
 # the value of --norm for a network without
 NO_NORM = "none"
 # the layers whose outputs are the classes
@@ -38,6 +38,8 @@ def inherited_settings(path: str, given: dict[str, Any]) -> dict[str, Any]:
     content = checkpoint.load(path)
     settings = {name: content["architecture"][name] for name in NETWORK}
     settings["norm"] = settings["norm"] or NO_NORM
+    # x y z, as options are
+    settings["halvings"] = tuple(reversed(settings["halvings"] or (settings["levels"] - 1,) * 3))
     for name, value in settings.items():
         if given.get(name, value) != value:
             flag = "--" + name.replace("_", "-")

@@ -14,7 +14,7 @@ import torch
 
 from vnet_fast.devices import HOST
 from vnet_fast.errors import InputError
-from vnet_fast.nn.vnet import KERNEL_SIZE, LEVELS, SIZE_MULTIPLE, size_multiple
+from vnet_fast.nn.topology import KERNEL_SIZE, LEVELS, SIZE_MULTIPLE, size_multiple
 
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 # Bytes of a training step, for each voxel and channel of the first stage, in float32; half of it in half precision.

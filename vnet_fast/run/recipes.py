@@ -1,11 +1,12 @@
 """The recipes of `--recipe`: tables of settings that the command line can still change."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from vnet_fast.nn.vnet import LEVELS, MIN_LEVELS, size_multiple
+from vnet_fast.nn.topology import DOWN_FACTOR, LEVELS, MIN_LEVELS
 
 PAPER, FAST = "paper", "fast"
 # What a recipe sets; everything else has the default of its option, which is the paper's.
@@ -42,20 +43,50 @@ COARSEST_LENGTH = 4
 CPU_CHANNELS = 8
 
 
-def settings_of(recipe: str, volume: Sequence[int], device: torch.device) -> dict[str, Any]:
-    """The settings of a recipe for volumes of a size, where it trains."""
+def settings_of(
+    recipe: str, volume: Sequence[int], spacing: Sequence[float], device: torch.device, levels: int | None = None
+) -> dict[str, Any]:
+    """The settings of a recipe for volumes of a size and spacing (mm), where it trains.
+
+    Args:
+        recipe, volume, spacing, device: of the run.
+        levels: of the network, if they are given.
+    """
     settings = dict(RECIPES[recipe])
     if recipe == FAST:
-        settings["levels"] = fitting_levels(volume)
+        settings["levels"] = levels or fitting_levels(volume, spacing)
+        halvings = halvings_of(settings["levels"], spacing)
+        # the network of most volumes is described as it always was
+        settings["halvings"] = None if len(set(halvings)) == 1 else halvings
         if device.type == "cpu":
             settings["base_channels"] = CPU_CHANNELS
     return settings
 
 
-def fitting_levels(volume: Sequence[int]) -> int:
-    """Into how many resolutions a volume can be divided, so that the coarsest still has an extent."""
+def halvings_of(levels: int, spacing: Sequence[float]) -> tuple[int, ...]:
+    """How many of the steps between a network's resolutions halve it along each axis: along an axis of a longer
+    spacing (mm), the first steps leave it as it is, until the others' has come within a factor of two.
+
+    Source: nnU-Net (Isensee et al. 2021), which also leaves the last steps out along an axis of few voxels.
+    """
+    finest = min(spacing)
+    # a power of two stays one in spite of rounding
+    skipped = (math.floor(math.log2(length / finest) + 1e-6) for length in spacing)
+    return tuple(max(0, levels - 1 - count) for count in skipped)
+
+
+def multiples_of(levels: int, spacing: Sequence[float]) -> tuple[int, ...]:
+    """What the lengths of a volume of a spacing must be multiples of, so that nothing is padded."""
+    return tuple(DOWN_FACTOR**count for count in halvings_of(levels, spacing))
+
+
+def fitting_levels(volume: Sequence[int], spacing: Sequence[float]) -> int:
+    """Into how many resolutions a volume of a spacing can be divided, so that the coarsest still has an extent."""
     levels = MIN_LEVELS
-    while levels < LEVELS and min(volume) >= COARSEST_LENGTH * size_multiple(levels + 1):
+    while levels < LEVELS and all(
+        length >= COARSEST_LENGTH * multiple
+        for length, multiple in zip(volume, multiples_of(levels + 1, spacing), strict=True)
+    ):
         levels += 1
     return levels
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vnet_fast.devices import free_memory, is_out_of_memory, mixed_precision
 from vnet_fast.errors import InputError
@@ -84,19 +84,18 @@ def largest_fitting_batch(
     for smaller in range(batch_size - 1, 0, -1):
         if _fits(model, loss, autocast, smaller, shape):
             return smaller, shape
-    while (halved := halve_longest_axis(shape, model.size_multiple, model.size_multiple)) is not None:
+    multiple = max(model.size_multiples)
+    while (halved := halve_longest_axis(shape, multiple, multiple)) is not None:
         shape = halved
         if _fits(model, loss, autocast, 1, shape):
             return 1, shape
     return None
 
 
-def _fits(
-    model: nn.Module, loss: Loss, autocast: torch.dtype | None, batch_size: int, shape: tuple[int, int, int]
-) -> bool:
+def _fits(model: VNet, loss: Loss, autocast: torch.dtype | None, batch_size: int, shape: tuple[int, int, int]) -> bool:
     device = next(model.parameters()).device
     try:
-        image = torch.zeros(batch_size, 1, *shape, device=device, dtype=autocast or torch.float32)
+        image = torch.zeros(batch_size, model.in_channels, *shape, device=device, dtype=autocast or torch.float32)
         with mixed_precision(device, autocast):
             logits = model(image)
         loss(logits, torch.zeros(batch_size, 1, *shape, device=device, dtype=torch.uint8)).backward()

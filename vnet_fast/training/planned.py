@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,10 +13,11 @@ from vnet_fast.data.classes import Classes
 from vnet_fast.data.planning import Plan, find_geometries, make_plan
 from vnet_fast.devices import HOST, find_device
 from vnet_fast.errors import InputError
-from vnet_fast.nn.vnet import LEVELS, size_multiple
-from vnet_fast.run.configuration import Config, check_grid_options
+from vnet_fast.nn.topology import DOWN_FACTOR, LEVELS
+from vnet_fast.run.configuration import Config
+from vnet_fast.run.grid_options import check_grid_options
 from vnet_fast.run.memory import Load
-from vnet_fast.run.recipes import CPU_CHANNELS, FAST, PAPER, fitting_levels
+from vnet_fast.run.recipes import CPU_CHANNELS, FAST, PAPER, fitting_levels, multiples_of
 
 GRID = ("spacing", "volume")
 # the options that say what labels stand for
@@ -70,12 +72,20 @@ def _plan(given: dict[str, Any], data: str) -> Plan:
     voxels = _voxels(given, device)
     levels = given.get("levels", LEVELS)
     while True:
-        plan = make_plan(geometries, voxels, size_multiple(levels), device == HOST, spacing, size)
-        fitting = min(levels, fitting_levels(plan.size))
+        plan = make_plan(geometries, voxels, partial(_multiples, given, levels), device == HOST, spacing, size)
+        fitting = min(levels, fitting_levels(plan.size, plan.spacing))
         # a coarsest resolution without an extent is left out, and with it some of the multiple
         if "levels" in given or given.get("recipe", PAPER) != FAST or fitting == levels:
             return plan
         levels = fitting
+
+
+def _multiples(given: dict[str, Any], levels: int, spacing: Sequence[float]) -> tuple[int, ...]:
+    """What the lengths of a window are multiples of."""
+    if given.get("halvings"):
+        return tuple(DOWN_FACTOR**count for count in given["halvings"])
+    # only the fast recipe looks at the spacing
+    return multiples_of(levels, spacing if given.get("recipe", PAPER) == FAST else (1.0,) * 3)
 
 
 def _voxels(given: dict[str, Any], device: torch.device) -> int:
