@@ -58,7 +58,16 @@ def real_data():
 @pytest.fixture(scope="session")
 def triton_cache(tmp_path_factory):
     """Triton's cache of compiled kernels: what several tests launch is compiled once."""
-    return tmp_path_factory.mktemp("triton")
+    kept = os.environ.get("VNET_FAST_TRITON_CACHE")
+    return Path(kept) if kept else tmp_path_factory.mktemp("triton")
+
+
+@pytest.fixture(scope="session")
+def known_kernels():
+    """The environment in which Triton compiles only kernels that are not known, unless they are compiled to be kept."""
+    if "VNET_FAST_TRITON_CACHE" in os.environ:
+        return {}
+    return {"TRITON_CACHE_MANAGER": "tests.gpu_rehearsal.known_kernels:KnownKernels"}
 
 
 @pytest.fixture

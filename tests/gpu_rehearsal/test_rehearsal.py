@@ -23,13 +23,13 @@ KERNELS = device.ROOT / "kernels"
 
 
 @pytest.fixture(scope="session")
-def found(stub):
+def found(stub, known_kernels):
     """{(part, capability): what `rehearse.rehearse` returned in a process of its own}."""
 
     def rehearse(job):
         part, capability = job
         code = CODE.format(part=part, share=SHARES[capability], capability=capability)
-        result = stub.run(code, capability, timeout=900)
+        result = stub.run(code, capability, known_kernels, timeout=900)
         assert result.returncode == 0, result.stderr
         return json.loads(result.stdout)
 

@@ -51,7 +51,7 @@ KERNELS = {*WIDE, "patches_kernel"}
 
 
 @pytest.fixture(scope="session")
-def compiled(triton_cache):
+def compiled(triton_cache, known_kernels):
     """Runs the script: returns a function from its arguments to its rows."""
     # Triton must not be imported here: other tests decide whether it interprets
     found = importlib.util.find_spec("triton")
@@ -61,7 +61,7 @@ def compiled(triton_cache):
     for tool in ("cuobjdump", "nvdisasm"):
         if not (tools / tool).is_file():
             pytest.skip(f"this Triton comes without {tool} ({tools})")
-    environment = os.environ | {"TRITON_CACHE_DIR": str(triton_cache)}
+    environment = os.environ | {"TRITON_CACHE_DIR": str(triton_cache)} | known_kernels
 
     def run(*arguments):
         command = [sys.executable, str(SCRIPT), *map(str, arguments)]
