@@ -5,7 +5,8 @@ import json
 import pytest
 
 from tests.volumes import write_case
-from vnet_fast import predict, train
+from vnet_fast import VNet, predict, train
+from vnet_fast.run import checkpoint
 
 TINY = ["--base-channels", 1, "--device", "cpu", "--folds", 3, "--iterations", 1]
 
@@ -137,3 +138,17 @@ def test_slices_that_lie_far_apart_are_halved_less_often(tmp_path, run_verb):
     ):
         code, _, err = run_verb(train, "--data", folder, "--halvings", *given, "--output", tmp_path / "no")
         assert (code, err) == (2, f"error: --halvings: {message}. Leave it out for all steps\n")
+
+
+def test_windows_are_planned_for_the_grid_of_a_checkpoint(data, tmp_path, run_verb):
+    source = tmp_path / "source.pt"
+    model = VNet(base_channels=1, levels=3, kernel_size=3)
+    checkpoint.save(source, model, spacing=[3.0, 3.0, 3.0], volume=[48, 48, 48], validation=[])
+    run = tmp_path / "run"
+    code, out, err = run_verb(
+        train, "--data", data, "--init", source, "--volume", "auto", *TINY, "--recipe", "fast", "--output", run
+    )
+    assert code == 0, err
+    # 48 x 44 x 40 mm, in multiples of 4 voxels
+    assert out.startswith("plan: 16 x 16 x 16 voxels of 3 x 3 x 3 mm: ")
+    assert stored(run) == ((16, 16, 16), (3.0, 3.0, 3.0), 3)

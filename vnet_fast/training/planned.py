@@ -16,6 +16,7 @@ from vnet_fast.errors import InputError
 from vnet_fast.nn.topology import DOWN_FACTOR, LEVELS
 from vnet_fast.run.configuration import Config
 from vnet_fast.run.grid_options import check_grid_options
+from vnet_fast.run.initial import inherited_settings
 from vnet_fast.run.memory import Load
 from vnet_fast.run.recipes import CPU_CHANNELS, FAST, PAPER, fitting_levels, multiples_of
 
@@ -55,8 +56,15 @@ def planned(given: dict[str, Any]) -> tuple[dict[str, Any], Plan | None]:
         return others, None
     if given.get("data") is None:
         raise InputError(f"--{asked[0]}", f"is {AUTO} without --data", "Give numbers, or the folder of the volumes")
-    plan = _plan(others, given["data"])
+    plan = _plan({**_inherited(others, asked), **others}, given["data"])
     return {**others, "spacing": plan.spacing, "volume": plan.size}, plan
+
+
+def _inherited(given: dict[str, Any], asked: Sequence[str]) -> dict[str, Any]:
+    """What a run that starts from a checkpoint has of it, without what is planned."""
+    if not given.get("init"):
+        return {}
+    return {name: value for name, value in inherited_settings(given["init"], given).items() if name not in asked}
 
 
 def _is_auto(value: object) -> bool:
