@@ -174,7 +174,7 @@ def test_phantoms_are_written_and_are_those_that_were_validated(tmp_path):
     trained_beside = {case.name: case for case in phantoms(config.seed, 4, config.volume, config.spacing)}
     for case in found:
         files = held_out.Case(case.name, case.image, case.reference)
-        image, _, prepared = read_case(files, config.spacing, config.volume)
+        (image,), _, prepared = read_case(files, config.spacing, config.volume)
         assert image.GetSpacing() == pytest.approx(config.spacing)
         np.testing.assert_array_equal(prepared.ranks, trained_beside[case.name].ranks)
         np.testing.assert_array_equal(prepared.mask, trained_beside[case.name].mask)

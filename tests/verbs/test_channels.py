@@ -158,3 +158,13 @@ def test_ct_is_scaled_by_the_data_set_in_training_and_prediction(tmp_path, run_v
     assert code == 0, err
     for name, mask in masks_in(run / "predictions").items():
         np.testing.assert_array_equal(mask, masks_in(tmp_path / "masks")[name])
+
+
+def test_the_check_shows_the_intensities_of_every_channel(tmp_path, run_verb):
+    folder = write_data(tmp_path / "data", "files")
+    code, out, err = run_verb(train, "--data", folder, "--check", *TINY)
+    assert code == 0, err
+    (row,) = [line for line in out.splitlines() if line.startswith("Case0 ")]
+    for number in range(2):
+        values = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "imagesTr" / f"Case0_000{number}.nii.gz")))
+        assert f"{values.min():.6g} to {values.max():.6g}" in row

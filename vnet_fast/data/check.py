@@ -29,24 +29,23 @@ class CaseSummary:
         case: the Case.
         size: voxels, x y z.
         spacing: mm, x y z.
-        intensities: lowest and highest.
+        intensities: lowest and highest, of each channel.
         prepared: the PreparedCase.
     """
 
     case: Case
     size: tuple[int, int, int]
     spacing: tuple[float, float, float]
-    intensities: tuple[float, float]
+    intensities: list[tuple[float, float]]
     prepared: PreparedCase
 
     def row(self) -> tuple[str, ...]:
         """Returns the cells of its row of the table, under HEADINGS."""
-        low, high = self.intensities
         return (
             printable(self.case.name),
             _format_size(self.size),
             " x ".join(f"{length:.4g}" for length in self.spacing),
-            f"{low:.6g} to {high:.6g}",
+            ", ".join(f"{low:.6g} to {high:.6g}" for low, high in self.intensities),
             " ".join(map(str, self.prepared.labels)),
         )
 
@@ -107,9 +106,10 @@ def _summarise(case: Case, settings: DataSettings, raw: Sequence[bool]) -> CaseS
     # imported here, because training from the cache needs no image library
     from vnet_fast.io.volumes import sitk
 
-    image, _, prepared = read_case(case, settings.spacing, settings.volume, bool(settings.wants_patches), raw)
-    values = sitk.GetArrayViewFromImage(image)
-    return CaseSummary(case, image.GetSize(), image.GetSpacing(), (float(values.min()), float(values.max())), prepared)
+    images, _, prepared = read_case(case, settings.spacing, settings.volume, bool(settings.wants_patches), raw)
+    values = [sitk.GetArrayViewFromImage(image) for image in images]
+    intensities = [(float(channel.min()), float(channel.max())) for channel in values]
+    return CaseSummary(case, images[0].GetSize(), images[0].GetSpacing(), intensities, prepared)
 
 
 def _format_size(size: tuple[int, int, int]) -> str:

@@ -150,7 +150,7 @@ def _extent(inside: NDArray[np.bool_]) -> tuple[tuple[int, int], ...]:
 
 def read_case(
     case: Case, spacing: Sequence[float], size: Sequence[int], whole: bool = False, raw: Sequence[bool] = ()
-) -> tuple["sitk.Image", "sitk.Image", PreparedCase]:
+) -> tuple[list["sitk.Image"], "sitk.Image", PreparedCase]:
     """Reads and prepares a case.
 
     Args:
@@ -161,8 +161,8 @@ def read_case(
         raw: see `prepare`.
 
     Returns:
-        image and mask, as from `volumes.read_image` and `volumes.read_mask`, and the PreparedCase; of several channels
-        the first one.
+        the image of each channel and the mask, as from `volumes.read_channels` and `volumes.read_mask`, and the
+        PreparedCase.
 
     Raises:
         InputError, InputErrors: for the image, the mask or both.
@@ -186,7 +186,7 @@ def read_case(
     except ValueError as error:
         remedy = "Check the volume, --spacing and --volume"
         raise InputError(case.image, f"{error} on the network's grid", remedy) from None
-    return image, mask, prepared
+    return images, mask, prepared
 
 
 def _read_files(case: Case) -> tuple[list["sitk.Image"], "sitk.Image", list[int]]:
