@@ -22,6 +22,7 @@ SMALL = {
     "streams",
     "stored",
     "progress",
+    "slices",
 }
 # rooms that each room may import; the small modules are for all but io, which knows only errors
 ARROWS = {
@@ -37,6 +38,7 @@ ARROWS = {
     "training": {"evaluation", "prediction", "data", "run", "nn", "ops"},
     "diagnostics": {"training", "data", "run", "nn", "ops"},
     "reporting": {"evaluation", "prediction", "data", "run", "io"},
+    "interface": {"training", "evaluation", "prediction", "data", "run", "io"},
 }
 LONGEST_FILE, LONGEST_FUNCTION = 300, 45
 
