@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = {"train", "predict", "evaluate", "report", "export", "doctor"}
 SMALL = {
+    "accelerators",
     "errors",
     "files",
     "devices",

@@ -6,7 +6,7 @@ from typing import Any
 from vnet_fast import command_line
 from vnet_fast.command_line import option, path_text, share
 from vnet_fast.data.channels import check_order
-from vnet_fast.devices import device_name, find_device, keep_freed_memory, use_all_cores
+from vnet_fast.devices import DEVICES, device_name, find_device, keep_freed_memory, use_all_cores
 from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.files import make_folder
 from vnet_fast.interface.segmenter import Segmenter
@@ -57,7 +57,7 @@ class Config:
         None, "mixed precision; --amp alone means auto (default: auto on a GPU, off on a CPU)", nargs="?", const="auto",
         choices=("auto", "bf16", "fp16", "off"),
     )  # fmt: skip
-    device: str = option("auto", "device to predict on", choices=("auto", "cpu", "cuda"))
+    device: str = option("auto", "device to predict on", choices=DEVICES)
 
 
 def main(given: dict[str, Any]) -> int:

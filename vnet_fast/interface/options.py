@@ -56,7 +56,7 @@ def _checked(field: "dataclasses.Field[Any]", value: Any) -> Any:
             wanted = "True or False" if "action" in field.metadata else "no truth value"
             parser.error(f"argument {flag}: must be {wanted}; got {value!r}")
         return value
-    takes_several = field.metadata.get("nargs") in ("+", "*")
+    takes_several = field.metadata.get("nargs", "?") != "?"
     is_single = isinstance(value, str | os.PathLike) or not hasattr(value, "__iter__")
     entries = [os.fspath(entry) if isinstance(entry, os.PathLike) else entry for entry in _list(value, is_single)]
     # after =, what begins with - is no option

@@ -65,7 +65,7 @@ def held_out(run: str | Path, device: str = "auto", interrupted: Callable[[], bo
     Args:
         run: the folder of a training run with a `best.pt`; or of a cross-validation, whose cases are each predicted
             by the fold that did not train on them.
-        device: `auto`, `cpu` or `cuda`.
+        device: see `vnet_fast.devices.find_device`.
         interrupted: asked before each volume.
 
     Returns:

@@ -22,7 +22,7 @@ def own_grid_dice(
 
     Args:
         run: folder of the run.
-        device: to predict on: `auto`, `cpu` or `cuda`.
+        device: to predict on, see `vnet_fast.devices.find_device`.
         num_classes: background included.
         binary: whether all labels above 0 are one class.
         interrupted: asked between two volumes.
