@@ -113,7 +113,7 @@ def test_ctrl_c_is_raised_once_the_run_is_stored(options, tmp_path, monkeypatch)
             Trainer(**options).run()
     assert state() == before
     assert checkpoint.load(tmp_path / "run" / "last.pt")["iteration"] == 2
-    with pytest.raises(InputError, match="summary.json"):
+    with pytest.raises(InputError, match=r"summary.json"):
         Run(tmp_path / "run").summary  # noqa: B018 - is read
     resumed = Trainer.resume(tmp_path / "run").run()
     whole = Trainer(**{**options, "output": tmp_path / "whole"}).run()
