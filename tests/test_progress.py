@@ -2,10 +2,13 @@ import sys
 import threading
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 
 from vnet_fast import progress
+from vnet_fast.data.cases import Case
+from vnet_fast.data.preparation import map_cases
 
 
 @pytest.fixture
@@ -58,6 +61,17 @@ def test_quiet_is_of_a_thread(often, capsys):
         progress.say("a line")
     progress.warn("a warning")
     assert capsys.readouterr() == ("a line\n", "warning: a warning\n")
+
+
+def test_threads_that_read_cases_are_as_quiet_as_their_caller(capsys):
+    cases = [Case(f"case{number}", Path("image"), Path("mask")) for number in range(20)]
+    with warnings.catch_warnings(record=True) as found, progress.quiet():
+        warnings.simplefilter("always")
+        map_cases(lambda case: progress.note(case.name), cases)
+    assert sorted(str(warning.message) for warning in found) == sorted(case.name for case in cases)
+    assert capsys.readouterr() == ("", "")
+    map_cases(lambda case: progress.note(case.name), cases)
+    assert sorted(capsys.readouterr().out.split()) == sorted(case.name for case in cases)
 
 
 def test_a_line_elsewhere_counts(monkeypatch, capsys):

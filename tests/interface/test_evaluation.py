@@ -41,6 +41,7 @@ def test_rows_are_those_of_the_command(masks, run_verb, capsys):
         assert list(ours) == list(theirs)
         assert [str(ours[name]) for name in SUBJECT] == [theirs[name] for name in SUBJECT]
         assert ours["dice"] == pytest.approx(float(theirs["dice"]), rel=1e-7)
+    assert list(table[0])[:5] == SUBJECT
     assert table[0]["case"] == "Case0"
     assert {row["class"] for row in table} == {1, 2}
     assert 0 < table[0]["dice"] < 1

@@ -13,6 +13,7 @@ import torch
 
 from tests.interface.conftest import TINY
 from vnet_fast import InputError, InputErrors, Segmenter, Trainer, train
+from vnet_fast.interface import training
 from vnet_fast.interface.training import Run
 from vnet_fast.run import checkpoint
 from vnet_fast.run.configuration import Config
@@ -35,7 +36,6 @@ def state():
         "cudnn": (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark),
         "handlers": [signal.getsignal(number) for number in HANDLED],
         "streams": (sys.stdout, sys.stderr),
-        "filters": list(warnings.filters),
     }
 
 
@@ -72,12 +72,13 @@ def test_the_same_run_as_the_command(options, cases, tmp_path, run_verb):
 
 
 @pytest.mark.usefixtures("quick_training")
-def test_nothing_is_printed_and_all_is_as_before(options, capfd):
+def test_nothing_is_printed_and_all_is_as_before(options, capfd, monkeypatch):
+    # as on a machine with more cores than PyTorch was told to use
+    monkeypatch.setattr(training, "use_all_cores", lambda: torch.set_num_threads(2))
     torch.manual_seed(7)
     before = state()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        before["filters"] = list(warnings.filters)
         Trainer(**options, deterministic=True).run()
         assert state() == before
     assert capfd.readouterr() == ("", "")
