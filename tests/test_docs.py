@@ -88,8 +88,19 @@ def test_every_example_is_known():
     assert sum(text.count("```") for text in PAGES.values()) == 2 * len(FENCES)
 
 
+class TinyTrainer(vnet_fast.Trainer):
+    """A Trainer whose runs are short, whatever an example says."""
+
+    def __init__(self, **options):
+        tiny = {"volume": (16, 16, 16), "spacing": (1.5, 1.5, 2), "base_channels": 2, "folds": 3, "device": "cpu"}
+        if "resume" not in options:
+            options |= {**tiny, "minutes": 0.001} if "minutes" in options else {**tiny, "iterations": 2}
+        super().__init__(**options)
+
+
 @pytest.mark.parametrize("code", BLOCKS)
-def test_code(code, folder):
+def test_code(code, folder, monkeypatch):
+    monkeypatch.setattr(vnet_fast, "Trainer", TinyTrainer)
     exec(compile(code, "example", "exec"), {"__name__": "example"})
 
 

@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import shutil
@@ -29,8 +30,14 @@ def python(code, folder, **environment):
 
 def test_public_names():
     losses = ["DiceCELoss", "DiceFocalLoss", "DiceLoss", "GeneralizedDiceLoss", "TverskyLoss", "WeightedCrossEntropy"]
-    assert sorted(vnet_fast.__all__) == sorted([*losses, "VNet", "__version__"])
+    interface = ["InputError", "InputErrors", "Segmenter", "Trainer", "evaluate_masks"]
+    assert sorted(vnet_fast.__all__) == sorted([*losses, *interface, "VNet", "__version__"])
     assert all(hasattr(vnet_fast, name) for name in vnet_fast.__all__)
+    assert set(vnet_fast.__all__) <= set(dir(vnet_fast))
+    # the modules of the commands are none of these names
+    assert all(callable(getattr(vnet_fast, name)) for name in interface)
+    with pytest.raises(AttributeError, match="has no attribute 'Segmenters'"):
+        vnet_fast.Segmenters  # noqa: B018 - is looked up
 
 
 @pytest.mark.parametrize(
@@ -49,6 +56,65 @@ def test_imports_without(absent, tmp_path):
     )
     result = python(code, tmp_path)
     assert result.returncode == 0, result.stderr
+
+
+GLOBALS = """
+import json, locale, logging, os, signal, sys, warnings
+import torch
+import SimpleITK
+import matplotlib
+# these have filters of warnings of their own
+import scipy.sparse, scipy.special
+
+def state():
+    loggers = {"": logging.root, **logging.root.manager.loggerDict}
+    return {
+        "threads": [torch.get_num_threads(), torch.get_num_interop_threads()],
+        "random": torch.get_rng_state().tolist(),
+        "environment": dict(os.environ),
+        "logging": {name: [str(logger.handlers), logger.level] for name, logger in loggers.items()
+                    if isinstance(logger, logging.Logger) and (logger.handlers or logger.level)},
+        "warnings": [str(filter) for filter in warnings.filters],
+        "backend": matplotlib.rcParams._get("backend") is matplotlib.rcsetup._auto_backend_sentinel,
+        "signals": [str(signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)],
+        "hooks": [str(sys.excepthook), str(sys.unraisablehook)],
+        "streams": [str(sys.stdout), str(sys.stderr)],
+        "locale": locale.setlocale(locale.LC_ALL),
+        "itk": SimpleITK.ProcessObject.GetGlobalWarningDisplay(),
+        "torch": [torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark,
+                  str(torch.get_default_dtype())],
+    }
+
+before = state()
+import vnet_fast
+if len(sys.argv) > 1:
+    vnet_fast.Segmenter, vnet_fast.Trainer, vnet_fast.evaluate_masks
+after = state()
+print(json.dumps({name: [before[name], after[name]] for name in before if before[name] != after[name]}))
+print(json.dumps([name for name in sys.modules if name in ("SimpleITK._SimpleITK", "matplotlib.pyplot")]))
+print(json.dumps([name for name in sys.modules if name.startswith("vnet_fast.")]))
+"""
+
+
+@pytest.mark.parametrize("used", [False, True], ids=["package", "interface"])
+def test_an_import_changes_nothing_global(used, tmp_path):
+    pytest.importorskip("SimpleITK", reason="SimpleITK is not installed")
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    result = python(GLOBALS.replace("len(sys.argv) > 1", str(used)), tmp_path)
+    assert result.returncode == 0, result.stderr
+    changed, pyplot, modules = map(json.loads, result.stdout.splitlines())
+    assert changed == {}
+    assert "matplotlib.pyplot" not in pyplot
+    assert ("vnet_fast.interface.segmenter" in modules) == used
+
+
+def test_an_import_takes_no_more_than_the_network(tmp_path):
+    """Of all rooms, only those of the network and the losses are imported."""
+    result = python("import sys, vnet_fast; print(*sys.modules)", tmp_path)
+    assert result.returncode == 0, result.stderr
+    rooms = {name.split(".")[1] for name in result.stdout.split() if name.startswith("vnet_fast.")}
+    assert {"nn", "ops", "errors"} <= rooms
+    assert not rooms & {"interface", "training", "prediction", "evaluation", "data", "io", "run", "plotting"}
 
 
 def test_a_start_does_not_import_the_compiler(tmp_path):

@@ -5,7 +5,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from vnet_fast import plotting
+from vnet_fast import plotting, slices
 from vnet_fast.plotting import DARK, LIGHT
 from vnet_fast.run.log import read_log
 
@@ -97,7 +97,7 @@ def test_overlay_shows_the_structure_large(tmp_path):
     """A small structure fills about half of the picture, even at the volume's border."""
     image, reference = np.zeros((4, 200, 300), np.float32), np.zeros((4, 200, 300), np.uint8)
     reference[:, :20, 280:] = 1
-    rows, columns = plotting._crop_around([reference], [1], (1, 1, 1))
+    rows, columns = slices.crop_around([reference], [1], (1, 1, 1))
     assert (rows, columns) == (slice(0, 32), slice(268, 312))
     plotting.overlay(image, reference, {"": reference}, (1, 1, 1), "a corner", tmp_path / "overlay.png")
     picture = matplotlib.image.imread(tmp_path / "overlay.png")

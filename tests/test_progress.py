@@ -1,9 +1,14 @@
 import sys
+import threading
 import time
+import warnings
+from pathlib import Path
 
 import pytest
 
 from vnet_fast import progress
+from vnet_fast.data.cases import Case
+from vnet_fast.data.preparation import map_cases
 
 
 @pytest.fixture
@@ -34,6 +39,39 @@ def test_lines_without_a_terminal(often, capsys):
     capsys.readouterr()
     time.sleep(0.2)
     assert capsys.readouterr().err == ""
+
+
+def test_quiet_is_of_a_thread(often, capsys):
+    """Nothing is printed in it, and what the user should know is a warning; another thread prints as before."""
+    other = threading.Thread(target=lambda: [progress.say("another"), progress.warn("and another")])
+    with warnings.catch_warnings(record=True) as found, progress.quiet():
+        warnings.simplefilter("always")
+        progress.say("a line")
+        progress.warn("a warning")
+        progress.note("a note")
+        for _ in progress.track(range(1), "working", "steps"):
+            time.sleep(0.2)
+        other.start()
+        other.join()
+        with progress.quiet(False):
+            progress.say("still quiet")
+    assert [str(warning.message) for warning in found] == ["a warning", "a note"]
+    assert capsys.readouterr() == ("another\n", "warning: and another\n")
+    with progress.quiet(False):
+        progress.say("a line")
+    progress.warn("a warning")
+    assert capsys.readouterr() == ("a line\n", "warning: a warning\n")
+
+
+def test_threads_that_read_cases_are_as_quiet_as_their_caller(capsys):
+    cases = [Case(f"case{number}", Path("image"), Path("mask")) for number in range(20)]
+    with warnings.catch_warnings(record=True) as found, progress.quiet():
+        warnings.simplefilter("always")
+        map_cases(lambda case: progress.note(case.name), cases)
+    assert sorted(str(warning.message) for warning in found) == sorted(case.name for case in cases)
+    assert capsys.readouterr() == ("", "")
+    map_cases(lambda case: progress.note(case.name), cases)
+    assert sorted(capsys.readouterr().out.split()) == sorted(case.name for case in cases)
 
 
 def test_a_line_elsewhere_counts(monkeypatch, capsys):

@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = {"train", "predict", "evaluate", "report", "export", "doctor"}
 SMALL = {
+    "accelerators",
     "errors",
     "files",
     "devices",
@@ -22,6 +23,7 @@ SMALL = {
     "streams",
     "stored",
     "progress",
+    "slices",
 }
 # rooms that each room may import; the small modules are for all but io, which knows only errors
 ARROWS = {
@@ -37,6 +39,7 @@ ARROWS = {
     "training": {"evaluation", "prediction", "data", "run", "nn", "ops"},
     "diagnostics": {"training", "data", "run", "nn", "ops"},
     "reporting": {"evaluation", "prediction", "data", "run", "io"},
+    "interface": {"training", "evaluation", "prediction", "data", "run", "io"},
 }
 LONGEST_FILE, LONGEST_FUNCTION = 300, 45
 

@@ -81,7 +81,7 @@ def parse_stored(config_class: type[ConfigType], stored: dict[str, Any], path: s
     fields = [field for field in dataclasses.fields(config_class) if field.name in stored]  # type: ignore[arg-type]  # every Config is a dataclass
     arguments: list[str] = []
     for field in fields:
-        arguments += _stored_arguments(parser, field, _add_option(parser, field), stored[field.name])
+        arguments += _stored_arguments(parser, field, add_option(parser, field), stored[field.name])
     given = vars(parser.parse_args(arguments))
     for field in fields:
         value = stored[field.name]
@@ -108,7 +108,8 @@ def _stored_arguments(parser: StoredParser, field: "dataclasses.Field[Any]", fla
     return [flag, *map(str, values)] if isinstance(value, list) else [f"{flag}={value}"]
 
 
-def _add_option(parser: argparse._ActionsContainer, field: "dataclasses.Field[Any]") -> str:
+def add_option(parser: argparse._ActionsContainer, field: "dataclasses.Field[Any]") -> str:
+    """Adds the option of a field of a Config to a parser; returns its flag."""
     arguments = dict(field.metadata)
     if field.default not in (None, False, "") and "action" not in arguments:
         default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
@@ -146,7 +147,7 @@ def parser_of(config_class: type[Any], module: str) -> Parser:
         title, description = owner.__name__.lower(), inspect.cleandoc(owner.__doc__ or "")
         container = parser if is_own else parser.add_argument_group(title, description)
         for field in fields:
-            _add_option(container, field)
+            add_option(container, field)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 

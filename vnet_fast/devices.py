@@ -12,12 +12,21 @@ from typing import Any, TypeVar
 
 import torch
 
+from vnet_fast.accelerators import (
+    ACCELERATORS,
+    MPS_OUT_OF_MEMORY,
+    accelerator_is_available,
+    accelerator_name,
+    empty_cache,
+)
 from vnet_fast.errors import InputError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 HOST = torch.device("cpu")
+# of the option --device
+DEVICES = ("auto", "cpu", "cuda", *ACCELERATORS)
 # messages of the CPU's allocator and of CUDA's libraries, whose errors have no type of their own
-OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED", MPS_OUT_OF_MEMORY)
 # What PyTorch says if cuDNN has no engine for a convolution, and also if none of its engines finds the memory that it
 # needs: of PyTorch's allocator, or below these free bytes of the GPU for its own tables and kernels.
 NO_ENGINE = "unable to find an engine"
@@ -37,15 +46,20 @@ MODE_B = "TORCH_CUDNN_USE_HEURISTIC_MODE_B"
 
 
 def find_device(name: str) -> torch.device:
-    """The device of the option `--device`: `auto`, `cpu` or `cuda`; PyTorch is prepared for a GPU.
+    """The device of the option `--device`: one of DEVICES; PyTorch is prepared for a GPU.
 
     Raises:
-        InputError: if a CUDA device is asked for and there is none.
+        InputError: if there is no such device.
     """
+    if name not in DEVICES:
+        raise InputError("--device", f"is {name}, which is none of {', '.join(DEVICES)}", "Use --device cpu")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device", "no CUDA device is available", "Use --device cpu")
+    if name in ACCELERATORS and not accelerator_is_available(name):
+        cause = f"no {name.upper()} device, which is a GPU of {ACCELERATORS[name]}, is available"
+        raise InputError("--device", cause, "Use --device cpu")
     if name == "cuda":
         prepare_gpu()
     return torch.device(name)
@@ -62,6 +76,8 @@ def device_name(device: torch.device) -> str:
     """The name of a GPU, or the CPU's number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    if device.type in ACCELERATORS:
+        return accelerator_name(device)
     return f"CPU, {torch.get_num_threads()} threads"
 
 
@@ -178,6 +194,7 @@ def free_memory(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    empty_cache(device)
 
 
 def mixed_precision(device: torch.device, dtype: torch.dtype | None) -> "contextlib.AbstractContextManager[object]":
@@ -206,6 +223,8 @@ def choose_precision(name: str | None, device: torch.device) -> tuple[torch.dtyp
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16, "mixed precision (bf16)"
         return torch.float16, "mixed precision (fp16: this GPU has no bfloat16 units)"
+    if device.type in ACCELERATORS:
+        return None, "float32: mixed precision must be asked for by name on this device"
     if cpu_has_fast_bf16():
         return torch.bfloat16, "mixed precision (bf16)"
     return None, "float32: this CPU has no fast bfloat16, which --amp would use"

@@ -54,10 +54,12 @@ class Processes:
             the device of this process: of several GPUs, each process has its own.
 
         Raises:
-            RuntimeError: if a machine has more processes than GPUs.
+            RuntimeError: if a machine has more processes than GPUs, or the device can't be shared.
         """
         if not self.several:
             return device
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError(f"several processes can't train on {device.type}")
         if device.type == "cuda":
             local = int(os.environ.get("LOCAL_RANK", self.rank))
             if local >= torch.cuda.device_count():

@@ -1,6 +1,5 @@
 """Compares predicted masks with reference masks."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,17 +7,14 @@ from typing import Any
 
 from vnet_fast import command_line, plotting
 from vnet_fast.command_line import option, path_text, positive_int
-from vnet_fast.data import cases
-from vnet_fast.data.classes import Classes
 from vnet_fast.errors import InputError
 from vnet_fast.evaluation import tables
-from vnet_fast.evaluation.classes import labels_in
-from vnet_fast.evaluation.comparison import Comparison, check_same_cases, compare_pairs
-from vnet_fast.evaluation.evaluation import Evaluation, evaluate, names_of
+from vnet_fast.evaluation.comparison import Comparison
+from vnet_fast.evaluation.evaluation import Evaluation
 from vnet_fast.evaluation.figures import draw, find_case_images
 from vnet_fast.evaluation.score import read_observer
 from vnet_fast.files import make_folder, write_text
-from vnet_fast.regions import parse_regions
+from vnet_fast.interface.evaluation import ClassSettings, Sets, Table, measure
 
 
 @dataclass(frozen=True)
@@ -59,17 +55,13 @@ class Config:
     )
 
     @property
-    def data(self) -> str:
-        """What describes the classes is beside the reference masks."""
-        return self.labels
+    def classes(self) -> ClassSettings:
+        """What the labels stand for."""
+        return ClassSettings(self.labels, self.binary, self.regions, self.ignore_label)
 
     def check(self) -> None:
         """Checks the options before anything is measured; raises an InputError."""
-        if len({Path(folder).resolve() for folder in self.predictions}) < len(self.predictions):
-            raise InputError("--predictions", "names a folder twice", "Name each folder once")
-        parse_regions(self.regions or ())
-        if self.regions and self.binary:
-            raise InputError("--regions", "given with --binary", "Leave one of them out")
+        self.classes.check()
         if self.images and not self.figures:
             raise InputError("--images", "given without --figures", "Name the folder of the pictures too")
         if self.figures and not plotting.available():
@@ -91,44 +83,23 @@ def main(given: dict[str, Any]) -> int:
     config = Config(**given)
     config.check()
     observer = read_observer(config.observer) if config.observer else None
-    names = names_of(config.predictions)
-    pairs, unpredicted = zip(*(cases.pair_masks(folder, config.labels) for folder in config.predictions), strict=True)
     # before anything is measured or written
-    check_same_cases(
-        {name: [case for case, _, _ in cases_of_set] for name, cases_of_set in zip(names, pairs, strict=True)}
-    )
+    sets = Sets.find(config.predictions, config.labels)
     images = {}
     if config.figures:
-        images = find_case_images(config.labels, config.images, only=pairs[0][0][0])
+        images = find_case_images(config.labels, config.images, only=sets.pairs[0][0][0])
         make_folder(config.figures, "Choose another --figures")
-    classes, known = _find_classes(config, unpredicted[0])
-    thirds = config.regions is not None and not config.regions
-    evaluations = evaluate(
-        names, pairs, config.binary, thirds, observer, classes.names, known, classes.regions, classes.ignored
-    )
-    comparisons = compare_pairs(evaluations) if len(evaluations) > 1 else []
+    table = Table(measure(sets, config.classes, observer))
     # before anything is printed, which may fail
-    _write(config, evaluations, comparisons)
+    _write(config, table.evaluations, table.comparisons)
     if config.figures:
-        draw(config.figures, evaluations, pairs, images, comparisons, config.binary)
-    print("\n".join(tables.text(evaluations, comparisons)))
-    for name, others in zip(names, unpredicted, strict=True):
+        draw(config.figures, table.evaluations, sets.pairs, images, table.comparisons, config.binary)
+    print(table)
+    for name, others in zip(sets.names, sets.unpredicted, strict=True):
         if others:
-            print(f"{len(others)} more reference masks have no prediction" + (f" in {name}" if len(names) > 1 else ""))
+            several = f" in {name}" if len(sets.names) > 1 else ""
+            print(f"{len(others)} more reference masks have no prediction{several}")
     return 0
-
-
-def _find_classes(config: Config, unpredicted: Sequence[Path]) -> tuple[Classes, set[int]]:
-    """The classes, and labels of references that have no prediction, which belong to the data set too."""
-    given = Classes(config.binary, None, parse_regions(config.regions or ()), config.ignore_label)
-    try:
-        classes = Classes.of(config)
-    except InputError as error:
-        # masks can be compared without what the data set declares
-        print(f"warning: {error}", file=sys.stderr)
-        classes = given
-    needed = not (classes.binary or classes.regions or classes.declared)
-    return classes, labels_in(unpredicted) - {classes.ignored} if needed else set()
 
 
 def _write(config: Config, evaluations: Sequence[Evaluation], comparisons: Sequence[Comparison]) -> None:

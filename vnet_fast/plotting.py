@@ -4,11 +4,19 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from vnet_fast.slices import (
+    ContourStyle,
+    choose_slices,
+    crop_around,
+    draw_contours,
+    height_of_row,
+    intensity_limits,
+    show_slice,
+)
 from vnet_fast.text_table import printable
 
 if TYPE_CHECKING:
@@ -23,12 +31,8 @@ SMOOTHING_WINDOWS = 50
 DPI = 120
 # edges of the histogram's bars, Dice
 BINS = np.linspace(0, 1, 21)
-# around the structures on a picture's slices: a fraction of their extent, and at least so many mm
-MARGIN, MIN_MARGIN = 0.35, 12.0
 # up to this number of cases, each bar is labelled with the name of its case
 MAX_NAMED_BARS = 45
-# where the patient's directions are on a slice, as shares of its width and height
-DIRECTIONS = {"A": (0.5, 0.95), "P": (0.5, 0.05), "R": (0.04, 0.5), "L": (0.96, 0.5)}
 # sets of predictions that one picture can distinguish
 MAX_SERIES = 4
 
@@ -51,14 +55,6 @@ LINES = ("solid", "dashed", "dotted", "dashdot")
 HATCHES = ("", "///", "...", "xxx")
 
 
-@dataclass(frozen=True)
-class ContourStyle:
-    """How a mask's contours are drawn on grey slices."""
-
-    color: str
-    linestyle: Literal["solid", "dashed"]
-
-
 REFERENCE = ContourStyle("#ffb000", "solid")
 PREDICTION = ContourStyle("#40c8ff", "dashed")
 
@@ -68,7 +64,8 @@ def available() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def _make_figure(width: float, height: float, theme: Theme) -> "Figure":
+def make_figure(width: float, height: float, theme: Theme) -> "Figure":
+    """A figure, inches, in the theme's colours."""
     # without pyplot, which needs a display and keeps global state
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -90,12 +87,13 @@ def _apply_theme(axes: "Axes", theme: Theme) -> None:
         label.set_color(theme.text)
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Escapes dollar signs, which would start a formula, and characters that can't be drawn."""
     return "\n".join(map(printable, text.split("\n"))).replace("$", r"\$")
 
 
-def _add_legend(figure: "Figure", theme: Theme, **arguments: object) -> None:
+def add_legend(figure: "Figure", theme: Theme, **arguments: object) -> None:
+    """Adds a legend below a figure."""
     figure.legend(loc="outside lower center", frameon=False, labelcolor=theme.text, fontsize=9, **arguments)
 
 
@@ -111,7 +109,7 @@ def curves(rows: Sequence[LogRow], path: str | Path, theme: Theme = LIGHT, title
     iteration, loss, rate = (np.array(column) for column in list(zip(*rows, strict=True))[:3])
     validations = [(iteration, dice) for iteration, _, _, dice in rows if dice is not None]
 
-    figure = _make_figure(7, 4.4, theme)
+    figure = make_figure(7, 4.4, theme)
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     axes.plot(iteration, loss, color=theme.faint, alpha=0.6, linewidth=0.8, label="loss")
     window = max(1, len(loss) // SMOOTHING_WINDOWS)
@@ -130,9 +128,9 @@ def curves(rows: Sequence[LogRow], path: str | Path, theme: Theme = LIGHT, title
     _apply_theme(below, theme)
     below.minorticks_off()
     if title:
-        figure.suptitle(_escape(title), fontsize=11, color=theme.text)
+        figure.suptitle(escape(title), fontsize=11, color=theme.text)
     handles, labels = axes.get_legend_handles_labels()
-    _add_legend(figure, theme, handles=handles, labels=labels, ncols=3)
+    add_legend(figure, theme, handles=handles, labels=labels, ncols=3)
     figure.savefig(path, dpi=DPI)
 
 
@@ -159,69 +157,24 @@ def overlay(
         path: of the PNG.
         theme: LIGHT or DARK.
     """
-    slices = _choose_slices(reference)
-    rows, columns = _crop_around([reference, *predictions.values()], slices, spacing)
+    slices = choose_slices(reference)
+    rows, columns = crop_around([reference, *predictions.values()], slices, spacing)
     image = image[:, rows, columns]
-    aspect = image.shape[1] * spacing[1] / (image.shape[2] * spacing[0])
-    low, high = np.percentile(image[slices], [1, 99.5])
+    limits = intensity_limits(image, slices)
 
-    figure = _make_figure(11, 0.9 + len(predictions) * (3.5 * min(max(aspect, 0.4), 1.6) + 0.25), theme)
+    figure = make_figure(11, 0.9 + len(predictions) * (height_of_row(image, spacing) + 0.25), theme)
     grid = figure.subplots(len(predictions), 3, squeeze=False)
     for (name, labels), row in zip(predictions.items(), grid, strict=True):
         for axes, z in zip(row, slices, strict=True):
-            axes.imshow(image[z], cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=spacing[1] / spacing[0])
-            _draw_contours(axes, reference[z, rows, columns], REFERENCE)
-            _draw_contours(axes, labels[z, rows, columns], PREDICTION)
-            _mark_directions(axes)
-            axes.set_title(f"slice {z + 1} of {len(image)}", fontsize=9, color=theme.text)
+            show_slice(axes, image, z, limits, spacing, theme.text)
+            draw_contours(axes, reference[z, rows, columns], REFERENCE)
+            draw_contours(axes, labels[z, rows, columns], PREDICTION)
             # contours reach half a voxel beyond the image
-            axes.set(xticks=[], yticks=[], facecolor=theme.face)
-            axes.spines[:].set_visible(False)
-        row[0].set_ylabel(_escape(name), fontsize=10, color=theme.text)
-    figure.suptitle(_escape(title), fontsize=11, color=theme.text)
+            axes.set_facecolor(theme.face)
+        row[0].set_ylabel(escape(name), fontsize=10, color=theme.text)
+    figure.suptitle(escape(title), fontsize=11, color=theme.text)
     _add_contour_legend(figure, theme)
     figure.savefig(path, dpi=DPI)
-
-
-def _mark_directions(axes: "Axes") -> None:
-    """Writes the patient's directions at the edges of a slice: anterior, posterior, right and left."""
-    from matplotlib.patheffects import withStroke
-
-    outline = [withStroke(linewidth=2, foreground="black")]
-    for letter, (x, y) in DIRECTIONS.items():
-        axes.annotate(letter, (x, y), xycoords="axes fraction", color="white", fontsize=9, ha="center", va="center",
-                      path_effects=outline)  # fmt: skip
-
-
-def _choose_slices(reference: np.ndarray) -> list[int]:
-    """The indices of three slices across the structure, or across the volume if there is no structure."""
-    occupied = np.flatnonzero((reference > 0).any((1, 2)))
-    first, last = (int(occupied[0]), int(occupied[-1])) if occupied.size else (0, len(reference) - 1)
-    return [round(first + fraction * (last - first)) for fraction in (0.2, 0.5, 0.8)]
-
-
-def _crop_around(masks: Sequence[np.ndarray], slices: Sequence[int], spacing: Sequence[float]) -> tuple[slice, slice]:
-    """Rows and columns around the structures on the slices; all rows and columns if there are no structures."""
-    structures = np.any([(mask[slices] > 0).any(0) for mask in masks], axis=0)
-    if not structures.any():
-        return slice(None), slice(None)
-    return _extent(structures.any(1), spacing[1]), _extent(structures.any(0), spacing[0])
-
-
-def _extent(occupied: NDArray[np.bool_], step: float) -> slice:
-    """The occupied range of rows or columns, which are `step` mm apart, with a margin."""
-    indices = np.flatnonzero(occupied)
-    first, last = int(indices[0]), int(indices[-1])
-    margin = round(max(MARGIN * (last - first + 1), MIN_MARGIN / step))
-    return slice(max(0, first - margin), last + 1 + margin)
-
-
-def _draw_contours(axes: "Axes", labels: np.ndarray, style: ContourStyle) -> None:
-    """Draws the border of each label, also where it meets the border of the picture."""
-    for label in np.unique(labels[labels > 0]):
-        padded = np.pad((labels == label).astype(float), 1)
-        y, x = (np.arange(n) - 1 for n in padded.shape)
-        axes.contour(x, y, padded, [0.5], colors=style.color, linestyles=style.linestyle, linewidths=1.7)
 
 
 def _add_contour_legend(figure: "Figure", theme: Theme) -> None:
@@ -231,7 +184,7 @@ def _add_contour_legend(figure: "Figure", theme: Theme) -> None:
         Line2D([], [], color=style.color, linestyle=style.linestyle, label=name)
         for name, style in (("reference", REFERENCE), ("prediction", PREDICTION))
     ]
-    _add_legend(figure, theme, handles=handles, ncols=2)
+    add_legend(figure, theme, handles=handles, ncols=2)
 
 
 def distribution(dice: Mapping[str, Sequence[float]], path: str | Path, theme: Theme = LIGHT) -> None:
@@ -244,7 +197,7 @@ def distribution(dice: Mapping[str, Sequence[float]], path: str | Path, theme: T
     """
     from matplotlib.legend_handler import HandlerTuple
 
-    figure = _make_figure(9, 3.8, theme)
+    figure = make_figure(9, 3.8, theme)
     axes = figure.subplots()
     width, handles, labels = (BINS[1] - BINS[0]) * 0.86 / len(dice), [], []
     for index, (name, values) in enumerate(dice.items()):
@@ -254,12 +207,12 @@ def distribution(dice: Mapping[str, Sequence[float]], path: str | Path, theme: T
                         edgecolor=theme.face)  # fmt: skip
         median = float(np.median(values)) if values else float("nan")
         handles.append((bars, axes.axvline(median, color=theme.text, linestyle=LINES[index], linewidth=1.4)))
-        labels.append(_escape(f"{name}: median {median:.3f} of {len(values)} cases"))
+        labels.append(escape(f"{name}: median {median:.3f} of {len(values)} cases"))
     lowest = min((value for values in dice.values() for value in values), default=1.0)
     axes.set(xlabel="Dice", ylabel="cases", xlim=(max(0.0, np.floor(lowest * 10 - 1) / 10), 1))
     axes.locator_params(axis="y", integer=True)
     _apply_theme(axes, theme)
-    _add_legend(
+    add_legend(
         figure, theme, handles=handles, labels=labels, ncols=min(2, len(dice)), handlelength=4,
         handler_map={tuple: HandlerTuple(ndivide=None)},
     )  # fmt: skip
@@ -277,7 +230,7 @@ def differences(values: Mapping[str, float], title: str, path: str | Path, theme
     """
     ordered = sorted(values, key=lambda name: values[name])
     heights = np.array([values[name] for name in ordered])
-    figure = _make_figure(9, 3.8, theme)
+    figure = make_figure(9, 3.8, theme)
     axes = figure.subplots()
     for sign, description, index in ((-1, "lower", 1), (1, "higher", 0)):
         positions = np.flatnonzero(np.sign(heights) == sign)
@@ -287,11 +240,11 @@ def differences(values: Mapping[str, float], title: str, path: str | Path, theme
                  label=f"{description} in {len(positions)} cases")  # fmt: skip
     axes.axhline(0, color=theme.text, linewidth=0.8)
     axes.set(ylabel="difference", xticks=[])
-    figure.suptitle(_escape(title), fontsize=11, color=theme.text)
+    figure.suptitle(escape(title), fontsize=11, color=theme.text)
     axes.margins(x=0.01)
     if len(ordered) <= MAX_NAMED_BARS:
-        axes.set_xticks(range(len(ordered)), map(_escape, ordered), rotation=90)
+        axes.set_xticks(range(len(ordered)), map(escape, ordered), rotation=90)
     _apply_theme(axes, theme)
     axes.tick_params(axis="x", labelsize=7)
-    _add_legend(figure, theme, ncols=2)
+    add_legend(figure, theme, ncols=2)
     figure.savefig(path, dpi=DPI)

@@ -1,21 +1,20 @@
 """Segments volumes with a trained V-Net, in their own geometry."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from vnet_fast import command_line
 from vnet_fast.command_line import option, path_text, share
 from vnet_fast.data.channels import check_order
-from vnet_fast.devices import choose_precision, device_name, find_device, keep_freed_memory, use_all_cores
+from vnet_fast.devices import DEVICES, device_name, find_device, keep_freed_memory, use_all_cores
 from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.files import make_folder
+from vnet_fast.interface.segmenter import Segmenter
 from vnet_fast.io.writing import sweep_unfinished
 from vnet_fast.ops.cpu_convolution_choice import description
-from vnet_fast.prediction.inference import LEFT_RIGHT, NO_FLIP, OVERLAP
 from vnet_fast.prediction.networks import load_networks
-from vnet_fast.prediction.plan import plan
-from vnet_fast.prediction.segmentation import segment, segment_all
+from vnet_fast.prediction.plan import ENTROPY, plan, probability_endings
+from vnet_fast.prediction.segmentation import segment_all
 from vnet_fast.progress import track
 
 
@@ -25,7 +24,7 @@ class Config:
 
     checkpoint: tuple[str, ...] = option(
         None,
-        "best.pt or last.pt of a run; the probabilities of several checkpoints are averaged",
+        "best.pt or last.pt of a run, or its folder; the probabilities of several checkpoints are averaged",
         type=path_text,
         metavar="FILE",
         nargs="+",
@@ -37,6 +36,9 @@ class Config:
     output: str = option(None, "file of the mask, or a folder", type=path_text, required=True)
     validation_only: bool = option(False, "predict only the cases that every run held out", action="store_true")
     probabilities: bool = option(False, "also write NAME_probability files, float32", action="store_true")
+    entropy: bool = option(
+        False, "also write NAME_entropy files, float32: how uncertain each voxel is, in nats", action="store_true"
+    )
     all_components: bool = option(
         False, "keep all connected components, not only the largest one of each class", action="store_true"
     )
@@ -55,7 +57,7 @@ class Config:
         None, "mixed precision; --amp alone means auto (default: auto on a GPU, off on a CPU)", nargs="?", const="auto",
         choices=("auto", "bf16", "fp16", "off"),
     )  # fmt: skip
-    device: str = option("auto", "device to predict on", choices=("auto", "cpu", "cuda"))
+    device: str = option("auto", "device to predict on", choices=DEVICES)
 
 
 def main(given: dict[str, Any]) -> int:
@@ -64,34 +66,25 @@ def main(given: dict[str, Any]) -> int:
     use_all_cores()
     keep_freed_memory()
     networks = load_networks(config.checkpoint, find_device(config.device))
-    if config.validation_only and len(config.checkpoint) > 1 and not networks.held_out:
+    if config.validation_only and networks.count > 1 and not networks.held_out:
         cause = "no case was held out by every run"
         raise InputError("--validation-only", cause, "Give one checkpoint, or train with --fold all")
     task, only = networks.task, networks.held_out if config.validation_only else None
     check_order(config.input, task.channels)
-    pairs = plan(config.input, config.output, only, several=len(task.channels) > 1)
+    endings = probability_endings(networks.outputs - (not task.regions)) if config.probabilities else []
+    endings += [ENTROPY] if config.entropy else []
+    pairs = plan(config.input, config.output, only, several=len(task.channels) > 1, endings=endings)
     folder = make_folder(pairs[0][1].parent, "Choose another --output")
     sweep_unfinished(folder)
-    autocast, precision = choose_precision(config.amp, networks.device)
-    together = f", {len(config.checkpoint)} networks averaged" if len(config.checkpoint) > 1 else ""
-    print(f"device: {device_name(networks.device)}, {precision}{description(networks.device)}{together}")
-    segment_one = partial(
-        segment,
-        networks.model,
-        task=task,
-        autocast=autocast,
-        overlap=config.overlap,
-        flips=LEFT_RIGHT if config.tta else NO_FLIP,
-    )
+    segmenter = Segmenter(networks, config.amp, config.overlap, config.tta, config.all_components)
+    together = f", {networks.count} networks averaged" if networks.count > 1 else ""
+    print(f"device: {device_name(networks.device)}, {segmenter.precision}{description(networks.device)}{together}")
     volumes = track(pairs, "predicting", "volumes")
-    errors, larger = segment_all(volumes, segment_one, config.probabilities, config.all_components)
+    errors, larger = segment_all(
+        volumes, segmenter.segmentation_of, config.probabilities, config.all_components, config.entropy
+    )
     if larger:
-        extent = " x ".join(f"{n * s:g}" for n, s in zip(task.size, task.spacing, strict=True))
-        treatment = "background beyond, unless --overlap is given"
-        if task.patches or config.overlap is not None:
-            overlap = OVERLAP if config.overlap is None else config.overlap
-            treatment = f"in windows, overlap {overlap:g}"
-        print(f"{larger} of {len(pairs)} volumes are larger than the network's {extent} mm: {treatment}")
+        print(f"{larger} of {len(pairs)} volumes are {segmenter.larger}")
     print(f"{len(pairs) - len(errors)} of {len(pairs)} volumes segmented, masks in {folder}")
     if errors:
         raise InputErrors(errors)

@@ -1,12 +1,16 @@
-"""Progress of long work: a bar on a terminal, and elsewhere a line on stderr every ten seconds.
+"""What is said while something runs, and the progress of long work: a bar on a terminal, and elsewhere a line on
+stderr every ten seconds.
 
-The lines come from a thread, so that they also come in the middle of a step that takes long.
+The lines come from a thread, so that they also come in the middle of a step that takes long. Within `quiet` nothing
+is printed, and what the user has to know is a warning of Python's.
 """
 
 import contextlib
+import contextvars
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -17,6 +21,50 @@ T = TypeVar("T")
 
 # from one line to the next
 SECONDS = 10.0
+# of this thread, and of those that get a copy of its context
+_is_quiet: contextvars.ContextVar[bool] = contextvars.ContextVar("quiet", default=False)
+
+
+@contextlib.contextmanager
+def quiet(wanted: bool = True) -> Iterator[None]:
+    """Prints nothing and shows no progress while the block runs, in this thread; does nothing unless that is wanted."""
+    token = _is_quiet.set(wanted or _is_quiet.get())
+    try:
+        yield
+    finally:
+        _is_quiet.reset(token)
+
+
+def say(text: str) -> None:
+    """Prints a line on stdout."""
+    if not _is_quiet.get():
+        print(text, flush=True)
+
+
+def warn(text: str) -> None:
+    """Prints a warning on stderr."""
+    if _is_quiet.get():
+        _warn_by_python(text)
+    else:
+        print(f"warning: {text}", file=sys.stderr)
+
+
+def note(text: str) -> None:
+    """Prints a line about something unexpected on stdout, above the bars of a terminal."""
+    if _is_quiet.get():
+        _warn_by_python(text)
+    else:
+        tqdm.write(text)
+
+
+def _warn_by_python(text: str) -> None:
+    # where it was called from is of no interest, and every text shall be seen once
+    warnings.warn(text, UserWarning, stacklevel=3)
+
+
+def shows_bar() -> bool:
+    """Whether progress is a bar on a terminal, and not lines."""
+    return not _is_quiet.get() and sys.stderr.isatty()
 
 
 @dataclass
@@ -98,7 +146,7 @@ def working(description: str, total: int | None = None, unit: str = "", done: in
         the Work, whose `done` the block increases.
     """
     work = Work(description, total, unit, done)
-    if sys.stderr.isatty():
+    if _is_quiet.get() or shows_bar():
         yield work
         return
     _lines.begin(work)
@@ -120,7 +168,7 @@ def track(items: Iterable[T], description: str, unit: str, total: int | None = N
     if total is None and isinstance(items, Sized):
         total = len(items)
     with working(description, total, unit) as work:
-        bar = tqdm(items, description, total, leave=False, unit=f" {unit}", disable=not sys.stderr.isatty())
+        bar = tqdm(items, description, total, leave=False, unit=f" {unit}", disable=not shows_bar())
         for item in bar:
             yield item
             work.done += 1

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.volumes import write_case
-from vnet_fast.data.cases import Case, find_cases, find_images, pair_masks
+from vnet_fast.data.cases import Case, find_cases, find_images, pair_cases, pair_masks
 from vnet_fast.data.folds import split
 from vnet_fast.data.labels import count_classes, declared_labels
 from vnet_fast.data.preparation import PreparedCase
@@ -94,6 +94,23 @@ def test_images_to_predict(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no volumes"):
         find_images(tmp_path / "empty")
+
+
+def test_maps_beside_masks_are_no_cases(tmp_path):
+    """What `predict` writes beside a mask; a volume of such a name without a mask beside it is one."""
+    folder = tmp_path / "p"
+    maps = ["A_entropy", "A_probability", "A_probability_12", "A_segmentation_entropy", "A_segmentation_probability_1"]
+    touch(*[folder / f"{name}.mhd" for name in ("A", "A_segmentation", "B_entropy", "C_probability_map", *maps)])
+    assert list(find_images(folder)) == ["A", "B_entropy", "C_probability_map"]
+    assert [case.name for case in pair_cases(folder)[0]] == ["A"]
+    touch(*[tmp_path / name / f"{end}.mhd" for name in ("i", "l") for end in ("A", "A_entropy", "A_probability_1")])
+    cases, unpaired = pair_cases(tmp_path / "i", tmp_path / "l")
+    assert ([case.name for case in cases], unpaired) == (["A"], [])
+    pairs, unpredicted = pair_masks(tmp_path / "l", tmp_path / "l")
+    assert ([name for name, *_ in pairs], unpredicted) == (["A"], [])
+    touch(tmp_path / "maps" / "A_entropy.mhd")
+    with pytest.raises(InputError, match="no predicted masks"):
+        pair_masks(tmp_path / "maps", tmp_path / "l")
 
 
 def test_predictions_and_references_pair(tmp_path):

@@ -4,6 +4,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import SimpleITK as sitk
 
 from vnet_fast.io import itk
 
@@ -39,3 +40,15 @@ def test_the_locale_is_restored_after_an_error():
     # the lock is free again
     with itk.kept_locale():
         pass
+
+
+@pytest.mark.parametrize("warns", [False, True])
+def test_warnings_of_itk_are_off_only_while_files_are_used(warns):
+    before = sitk.ProcessObject.GetGlobalWarningDisplay()
+    try:
+        sitk.ProcessObject.SetGlobalWarningDisplay(warns)
+        with itk.kept_locale():
+            assert not sitk.ProcessObject.GetGlobalWarningDisplay()
+        assert sitk.ProcessObject.GetGlobalWarningDisplay() == warns
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(before)

@@ -7,8 +7,6 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from vnet_fast.data.cache_entry import DAMAGE, DamagedEntry, mapped, read_entry, write_entry
 from vnet_fast.data.cases import Case
 from vnet_fast.data.preparation import PreparedCase, Progress, map_cases, read_case
@@ -16,6 +14,7 @@ from vnet_fast.errors import InputError
 from vnet_fast.files import make_folder, replacing
 from vnet_fast.io import formats
 from vnet_fast.io.integrity import CHUNK
+from vnet_fast.progress import note
 
 # must be raised when the content of the entries, or its computation, changes
 CACHE_FORMAT = 5
@@ -84,7 +83,7 @@ class Cache:
             if self.key(case) == key:
                 self._write(entry, key, prepared)
                 if damage:
-                    tqdm.write(f"{entry}: damaged ({damage}), prepared again")
+                    note(f"{entry}: damaged ({damage}), prepared again")
                 return self._kept(entry, prepared)
         raise InputError(case.image, "changes while it is read, or its mask does", "Start again when both are complete")
 

@@ -15,6 +15,8 @@ MASK_ENDINGS = (MASK_SUFFIX, "_seg", "_mask", "_label", "_labels", "_gt")
 # nnU-Net's ending of the file of a channel
 CHANNEL = re.compile(r"(?P<case>.+)_(?P<number>\d{4})")
 FIRST_CHANNEL = "_0000"
+# the names of the maps that prediction writes beside a mask
+MAP = re.compile(r"(?P<mask>.+)_(?:probability(?:_\d+)?|entropy)")
 LAYOUTS = f"Provide X.mhd with X{MASK_SUFFIX}.mhd, or imagesTr with labelsTr, or two folders with --data and --labels"
 
 
@@ -78,10 +80,10 @@ def pair_cases(data: str | Path, labels: str | Path | None = None) -> tuple[list
     if os.path.isdir(data / "imagesTr"):
         data, labels = data / "imagesTr", labels or data / "labelsTr"
     if labels is not None:
-        volumes = formats.volumes_in(data)
-        masks = _strip_endings(formats.volumes_in(labels), MASK_ENDINGS)
+        volumes = _without_maps(formats.volumes_in(data))
+        masks = _strip_endings(_without_maps(formats.volumes_in(labels)), MASK_ENDINGS)
     else:
-        volumes = formats.volumes_in(data)
+        volumes = _without_maps(formats.volumes_in(data))
         masks = {_strip_ending(name, (MASK_SUFFIX,)): path for name, path in volumes.items() if _is_mask(name)}
         volumes = {name: path for name, path in volumes.items() if not _is_mask(name)}
         if volumes and not masks:
@@ -163,7 +165,7 @@ def find_images(data: str | Path, several: bool = False) -> dict[str, tuple[Path
         if os.path.isdir(data / folder):
             data = data / folder
             break
-    found = formats.volumes_in(data)
+    found = _without_maps(formats.volumes_in(data))
     firsts = {name.removesuffix(FIRST_CHANNEL) for name in found if name.endswith(FIRST_CHANNEL)}
     volumes, errors = join_channels(
         {name: path for name, path in found.items() if not _is_mask(name)},
@@ -201,7 +203,7 @@ def pair_masks(predictions: str | Path, labels: str | Path) -> tuple[list[tuple[
     labels = Path(labels)
     if os.path.isdir(labels / "labelsTr"):
         labels = labels / "labelsTr"
-    volumes = formats.volumes_in(labels)
+    volumes = _without_maps(formats.volumes_in(labels))
     # without names that end in MASK_SUFFIX, it is a folder of masks only
     masks = {name: path for name, path in volumes.items() if _is_mask(name)} or volumes
     references = _strip_endings(masks, MASK_ENDINGS)
@@ -226,6 +228,7 @@ def _find_predictions(predictions: str | Path) -> dict[str, Path]:
         found = formats.volumes_in(predictions)
     predicted = _strip_endings(found, MASK_ENDINGS)
     predicted = {name: path for name, path in predicted.items() if "_probability" not in name}
+    predicted = {name: path for name, path in predicted.items() if not MAP.fullmatch(name)}
     if not predicted:
         raise InputError(predictions, "no predicted masks", "Name the folder that predict wrote to")
     return predicted
@@ -243,6 +246,12 @@ def natural(name: object) -> list[tuple[int, int, str]]:
 
 def _is_mask(name: str) -> bool:
     return name.lower().endswith(MASK_SUFFIX)
+
+
+def _without_maps(volumes: Mapping[str, Path]) -> dict[str, Path]:
+    """Volumes and masks without the maps beside them, by name."""
+    matches = {name: MAP.fullmatch(name) for name in volumes}
+    return {name: path for name, path in volumes.items() if not ((map_ := matches[name]) and map_["mask"] in volumes)}
 
 
 def _strip_ending(name: str, endings: Sequence[str]) -> str:

@@ -1,6 +1,5 @@
 """Checks all cases of a folder without training: prints a table of them, and reports all errors."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,7 @@ from vnet_fast.data.preparation import PreparedCase, map_cases, read_case
 from vnet_fast.data.settings import DataSettings
 from vnet_fast.data.training_data import find_duplicates, find_run_cases, find_warnings
 from vnet_fast.errors import InputError, InputErrors
-from vnet_fast.progress import track
+from vnet_fast.progress import say, track, warn
 from vnet_fast.text_table import format_table, printable
 
 # fewer voxels along an axis are a warning
@@ -80,11 +79,11 @@ def check_data(settings: DataSettings) -> int:
         summaries = list(several.results)
         errors += several.errors
     for line in format_table([HEADINGS, *(summary.row() for summary in summaries)]):
-        print(line)
+        say(line)
     readable, prepared = [summary.case for summary in summaries], [summary.prepared for summary in summaries]
     warnings = find_warnings(readable, prepared) + [entry for summary in summaries for entry in summary.warnings()]
     for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        warn(str(warning))
     errors += find_errors(prepared, {case.name: case.image for case in cases}, channels, settings.data)
     errors += find_duplicates(cases, prepared)
     if not errors:
@@ -96,7 +95,7 @@ def check_data(settings: DataSettings) -> int:
             fitted(channels, prepared, settings.data, classes.ignored)
         except InputError as error:
             errors.append(error)
-    print(f"{settings.data}: {len(readable)} of {len(cases)} cases can be read, {len(warnings)} warnings")
+    say(f"{settings.data}: {len(readable)} of {len(cases)} cases can be read, {len(warnings)} warnings")
     if errors:
         raise InputErrors(errors)
     return 0

@@ -1,5 +1,6 @@
 """Prepares cases: resamples volumes and masks to the network's grid, and normalises the intensities."""
 
+import contextvars
 import hashlib
 import math
 import os
@@ -230,8 +231,10 @@ def map_cases(function: Callable[[Case], T], cases: Sequence[Case], progress: Pr
 
     results: list[T] = []
     errors: list[InputError] = []
+    # whether anything is said belongs to the context
+    context = contextvars.copy_context()
     with ThreadPoolExecutor(max_workers=min(MAX_THREADS, os.cpu_count() or 1)) as pool:
-        for result, error in progress(pool.map(attempt, cases)):
+        for result, error in progress(pool.map(lambda case: context.copy().run(attempt, case), cases)):
             errors += error
             results += result
     if errors:

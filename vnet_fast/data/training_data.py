@@ -1,7 +1,6 @@
 """Finds, splits and prepares the cases that a run trains and validates on."""
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -21,7 +20,7 @@ from vnet_fast.data.preparation import PreparedCase
 from vnet_fast.data.settings import DataSettings
 from vnet_fast.distributed import Processes
 from vnet_fast.errors import InputError, InputErrors
-from vnet_fast.progress import track
+from vnet_fast.progress import say, track, warn
 from vnet_fast.regions import Region, ambiguities
 
 NUM_PHANTOMS = 100
@@ -127,7 +126,7 @@ def load_data(settings: DataSettings) -> Data:
         check_folds("the phantoms", NUM_PHANTOMS, settings.folds)
         cases = phantoms(settings.seed, NUM_PHANTOMS, settings.volume, settings.spacing)
         training, validation = split(cases, settings.folds, fold, settings.seed)
-        print(f"data: {NUM_PHANTOMS} synthetic phantoms, {len(training)} to train on, {len(validation)} to validate")
+        say(f"data: {NUM_PHANTOMS} synthetic phantoms, {len(training)} to train on, {len(validation)} to validate")
         return Data(training, validation, 2)
     classes, channels = Classes.of(settings), find_channels(settings.data, settings.labels)
     prepared, num_classes, patches = _prepare_cases(settings, settings.data, classes, channels)
@@ -135,14 +134,14 @@ def load_data(settings: DataSettings) -> Data:
     channels = fitted(channels or (Channel(),) * prepared[0].channels, prepared, settings.data, classes.ignored)
     training, validation = split(prepared, settings.folds, fold, settings.seed)
     training, validation = ([scale_case(case, channels) for case in cases] for cases in (training, validation))
-    print(
+    say(
         f"data: {len(prepared)} cases in {settings.data}, {len(training)} to train on, {len(validation)} to validate, "
         f"{_count(num_classes - 1, classes.regions)}"
         f"{', ' + describe(channels) if len(channels) > 1 else ''} (prepared volumes in {_find_cache(settings)})"
     )
     if patches:
         largest = max((case.covering_size for case in prepared), key=math.prod)
-        print(f"patches: of whole volumes, of up to {' x '.join(map(str, largest))} voxels")
+        say(f"patches: of whole volumes, of up to {' x '.join(map(str, largest))} voxels")
     regions, ignored = classes.regions, classes.ignored
     return Data(training, validation, num_classes, classes.names, patches, channels, regions, ignored)
 
@@ -175,11 +174,11 @@ def _prepare_cases(
     num_classes = count_classes(prepared, cases, classes.binary, classes.declared, classes.regions)
     stray = labels_of_no_region(prepared, classes.regions)
     if stray:
-        print(f"warning: labels of masks that are in no region: {', '.join(map(str, stray))}", file=sys.stderr)
+        warn(f"labels of masks that are in no region: {', '.join(map(str, stray))}")
     for text in ambiguities(classes.regions):
-        print(f"warning: {text}", file=sys.stderr)
+        warn(text)
     for warning in find_warnings(cases, prepared):
-        print(f"warning: {warning}", file=sys.stderr)
+        warn(str(warning))
     return prepared, num_classes, patches
 
 

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vnet_fast.averages import defined_mean
@@ -30,6 +30,8 @@ COLUMNS = (
     Column("average_boundary_distance_mm", "ABD mm", 2),
     Column("relative_volume_difference_percent", "RVD %", 1),
 )
+# what a row is about
+SUBJECT = ("predictions", "case", "class", "class_name", "region")
 SCORE_COLUMN = Column(SCORE, "score", 1)
 
 
@@ -148,7 +150,7 @@ def json_text(evaluations: Sequence[Evaluation], comparisons: Sequence[Compariso
             "cases": evaluation.cases,
             "summary": summarise(evaluation),
             "absent": {label: evaluation.absent(label) for label in evaluation.labels},
-            "mean_dice": defined_mean(defined_mean(evaluation.values("dice", label)) for label in evaluation.labels),
+            "mean_dice": mean_dice(evaluation),
         }
         if evaluation.scores:
             predictions[evaluation.name]["scores"] = evaluation.scores
@@ -160,23 +162,42 @@ def json_text(evaluations: Sequence[Evaluation], comparisons: Sequence[Compariso
     return json.dumps(plain(report), indent=2, allow_nan=False) + "\n"
 
 
+def mean_dice(evaluation: Evaluation) -> float:
+    """The mean over the classes of each class's mean Dice over the cases."""
+    return defined_mean(defined_mean(evaluation.values("dice", label)) for label in evaluation.labels)
+
+
+def rows(evaluations: Sequence[Evaluation]) -> Iterator[dict[str, Any]]:
+    """A row for each set of predictions, case, class and region: dict from column to value.
+
+    The score is in the rows of the region `whole`; in those of other regions it is None.
+    """
+    scored = any(evaluation.scores for evaluation in evaluations)
+    names = [metric.name for metric in METRICS] + ([SCORE] if scored else [])
+    for evaluation in evaluations:
+        for name, case in evaluation.cases.items():
+            for label, by_region in case.items():
+                for region in by_region:
+                    values = {metric: case_value(evaluation, name, label, region, metric) for metric in names}
+                    subject = evaluation.name, name, label, evaluation.title(label), region
+                    yield {**dict(zip(SUBJECT, subject, strict=True)), **values}
+
+
 def csv_text(evaluations: Sequence[Evaluation]) -> str:
     """A table as CSV, with a row for each set of predictions, case, class and region.
 
     Values that are not finite are left empty. The score is in the rows of the region `whole`. A name that a
     spreadsheet would take for a formula has an apostrophe before it.
     """
-    scored = any(evaluation.scores for evaluation in evaluations)
-    names = [metric.name for metric in METRICS] + ([SCORE] if scored else [])
     out = io.StringIO(newline="")
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["predictions", "case", "class", "class_name", "region", *names])
-    for evaluation in evaluations:
-        for name, case in evaluation.cases.items():
-            for label, by_region in case.items():
-                subject = [csv_name(evaluation.name), csv_name(name), label, csv_name(evaluation.title(label))]
-                for region in by_region:
-                    values = [case_value(evaluation, name, label, region, metric) for metric in names]
-                    cells = ["" if value is None or not math.isfinite(value) else f"{value:.8g}" for value in values]
-                    writer.writerow([*subject, region, *cells])
+    table = list(rows(evaluations))
+    writer = csv.DictWriter(out, list(table[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in table:
+        for name in ("predictions", "case", "class_name"):
+            row[name] = csv_name(row[name])
+        for name, value in row.items():
+            if name not in SUBJECT:
+                row[name] = "" if value is None or not math.isfinite(value) else f"{value:.8g}"
+        writer.writerow(row)
     return out.getvalue()

@@ -132,7 +132,7 @@ def scalar_volume_error(path: Path, size: Sequence[int], channels: int, remedy: 
     return InputError(path, f"is {len(size)}-D with {values}, not 3-D with 1", remedy)
 
 
-def check_placement(path: Path, placement: Placement) -> None:
+def check_placement(path: str | Path, placement: Placement) -> None:
     """Raises an InputError unless a medical scan can have this placement."""
     spacing, origin = placement.spacing, placement.origin
     if not all(MIN_SPACING <= length <= MAX_SPACING for length in spacing):

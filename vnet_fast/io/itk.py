@@ -12,7 +12,6 @@ import SimpleITK as sitk
 from vnet_fast.errors import InputError
 from vnet_fast.io.integrity import COPY_AGAIN
 
-sitk.ProcessObject.SetGlobalWarningDisplay(False)
 # the locale of text, before ITK changes it
 ENCODING = locale.setlocale(locale.LC_CTYPE)
 # held while ITK reads or writes, because setting the locale in one thread can crash another that uses it
@@ -21,15 +20,18 @@ _LOCALE_LOCK = threading.Lock()
 
 @contextlib.contextmanager
 def kept_locale() -> Iterator[None]:
-    """Lets one thread at a time use ITK's files, and restores the locale of the process afterwards.
+    """Lets one thread at a time use ITK's files, without ITK's warnings, and restores the locale of the process.
 
     ITK changes the locale while it reads and writes numbers. After some errors it leaves it at `C`, and Python then
     takes all text for ASCII.
     """
     with _LOCALE_LOCK:
+        warns = sitk.ProcessObject.GetGlobalWarningDisplay()
+        sitk.ProcessObject.SetGlobalWarningDisplay(False)
         try:
             yield
         finally:
+            sitk.ProcessObject.SetGlobalWarningDisplay(warns)
             locale.setlocale(locale.LC_CTYPE, ENCODING)
 
 

@@ -30,7 +30,7 @@ def read_image(path: str | Path) -> sitk.Image:
     Raises:
         InputError: if it is missing, damaged, not a 3-D volume with one value per voxel, or holds NaN or infinity.
     """
-    return _as_intensities(path, _read(Path(path)))
+    return as_intensities(path, _read(Path(path)))
 
 
 def read_channels(paths: Sequence[Path]) -> list[sitk.Image]:
@@ -48,14 +48,15 @@ def read_channels(paths: Sequence[Path]) -> list[sitk.Image]:
             first one by more than 1e-3.
     """
     if len(paths) == 1:
-        return [_as_intensities(paths[0], image) for image in _read_several(paths[0])]
+        return [as_intensities(paths[0], image) for image in _read_several(paths[0])]
     images = [read_image(path) for path in paths]
     for path, image in zip(paths[1:], images[1:], strict=True):
-        _check_same_grid(path, image, images[0], paths[0], "Resample the channels to one grid")
+        check_same_grid(path, image, images[0], paths[0], "Resample the channels to one grid")
     return images
 
 
-def _as_intensities(path: str | Path, image: sitk.Image) -> sitk.Image:
+def as_intensities(path: str | Path, image: sitk.Image) -> sitk.Image:
+    """An image as float32; raises an InputError about `path` unless all its voxels are finite."""
     # ITK would copy an image of the same pixel type
     if image.GetPixelID() != sitk.sitkFloat32:
         return_memory_beside(image.GetNumberOfPixels())
@@ -97,7 +98,7 @@ def read_mask(path: str | Path, image: sitk.Image | None = None, image_path: str
         _check_labels(path, mask)
         mask = sitk.Cast(mask, sitk.sitkUInt8)
     if image is not None:
-        _check_same_grid(path, mask, image, image_path, "Export the mask on the grid of its image")
+        check_same_grid(path, mask, image, image_path, "Export the mask on the grid of its image")
     return mask
 
 
@@ -116,9 +117,10 @@ def _check_labels(path: str | Path, mask: sitk.Image) -> None:
         raise InputError(path, f"{cause}, such as {example}", remedy)
 
 
-def _check_same_grid(
+def check_same_grid(
     path: str | Path, mask: sitk.Image, image: sitk.Image, image_path: str | Path | None, remedy: str
 ) -> None:
+    """Raises an InputError about the mask at `path` unless it has the grid of an image."""
     of_mask, of_image = Grid.of(mask), Grid.of(image)
     for name in ("size", "spacing", "origin", "direction"):
         masks, images = getattr(of_mask, name), getattr(of_image, name)

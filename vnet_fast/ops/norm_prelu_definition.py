@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vnet_fast.accelerators import has_float64
 from vnet_fast.ops.prelu import prelu, prelu_gradients
 
 # numbers, 512 kB in float32
@@ -86,10 +87,11 @@ def _of_each_channel(x: Tensor) -> tuple[Tensor, Tensor]:
         means.append(values.mean(0))
         centred = values - means[-1]
         squares.append(centred.mul_(centred).sum(0))
-    counts = torch.tensor([[len(piece)] for piece in pieces], dtype=torch.float64, device=x.device)
-    of_pieces = torch.stack(means).double()
+    widest = torch.float64 if has_float64(x.device) else torch.float32
+    counts = torch.tensor([[len(piece)] for piece in pieces], dtype=widest, device=x.device)
+    of_pieces = torch.stack(means).to(widest)
     mean = (of_pieces * counts).sum(0) / len(rows)
-    variance = (torch.stack(squares).double() + counts * (of_pieces - mean).square()).sum(0) / len(rows)
+    variance = (torch.stack(squares).to(widest) + counts * (of_pieces - mean).square()).sum(0) / len(rows)
     return mean.to(wide_type(x)), variance.to(wide_type(x))
 
 

@@ -23,10 +23,10 @@ from vnet_fast.prediction.networks import build_network
 from vnet_fast.prediction.plan import output_suffix
 from vnet_fast.prediction.segmentation import segment
 from vnet_fast.prediction.task import Task
-from vnet_fast.progress import track
+from vnet_fast.progress import say, track
 from vnet_fast.run import checkpoint
-from vnet_fast.run.configuration import ALL, CONFIG_FILE, Config, stored_config
-from vnet_fast.run.folder import BEST, RESUME_HINT, fold_folder
+from vnet_fast.run.configuration import CONFIG_FILE, Config, stored_config
+from vnet_fast.run.folder import best_checkpoints
 from vnet_fast.stored import read_object
 
 PREDICTION_FOLDER, PHANTOM_FOLDER, RECORD_FILE = "predictions", "phantoms", "made_by.json"
@@ -65,7 +65,7 @@ def held_out(run: str | Path, device: str = "auto", interrupted: Callable[[], bo
     Args:
         run: the folder of a training run with a `best.pt`; or of a cross-validation, whose cases are each predicted
             by the fold that did not train on them.
-        device: `auto`, `cpu` or `cuda`.
+        device: see `vnet_fast.devices.find_device`.
         interrupted: asked before each volume.
 
     Returns:
@@ -77,23 +77,17 @@ def held_out(run: str | Path, device: str = "auto", interrupted: Callable[[], bo
         KeyboardInterrupt: if `interrupted` said so.
     """
     run, chosen_device = Path(run), find_device(device)
-    config = stored_config(run)
-    folders = [run] if config.fold != ALL else [fold_folder(run, fold) for fold in range(config.folds)]
-    for folder in folders:
-        if not (folder / BEST).exists():
-            raise InputError(folder, f"has no {BEST} yet", f"{RESUME_HINT} {run}")
+    config, checkpoints = stored_config(run), best_checkpoints(run)
     results: list[HeldOut] = []
     errors: list[InputError] = []
     names: set[str] | None = None
-    for folder in folders:
-        content = checkpoint.load(folder / BEST)
-        checkpoint.grid_of(content, folder / BEST)
-        names = _check_names(names, content, folder)
+    for path in checkpoints:
+        content = checkpoint.load(path)
+        checkpoint.grid_of(content, path)
+        names = _check_names(names, content, path.parent)
         cases = _find_cases(run, config, content["validation"])
         try:
-            results += _predict_cases(
-                cases, content, folder / BEST, config, run / PREDICTION_FOLDER, chosen_device, interrupted
-            )
+            results += _predict_cases(cases, content, path, config, run / PREDICTION_FOLDER, chosen_device, interrupted)
         except InputErrors as several:
             errors += several.errors
     if errors:
@@ -188,7 +182,7 @@ def _predict(
     """Predicts cases and yields those that are written; at last raises the InputErrors of the others."""
     model, device = build_network(content, path, device)
     autocast, precision = choose_precision(amp, device)
-    print(f"predicting {len(missing)} cases held out by {path}: {device_name(device)}, {precision}", flush=True)
+    say(f"predicting {len(missing)} cases held out by {path}: {device_name(device)}, {precision}")
     task, errors = Task.of(content, path), []
     for case in missing:
         if interrupted():

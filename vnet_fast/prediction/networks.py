@@ -1,5 +1,6 @@
 """The networks of checkpoints, one or an ensemble."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,9 @@ from vnet_fast.errors import InputError
 from vnet_fast.nn.folding import folded
 from vnet_fast.nn.vnet import VNet
 from vnet_fast.prediction.task import Task
+from vnet_fast.progress import note
 from vnet_fast.run import checkpoint
+from vnet_fast.run.folder import best_checkpoints
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,16 @@ class Networks:
         device: where they are.
         task: what they all do.
         held_out: the names of the cases that all the runs held out.
+        count: how many there are.
+        outputs: channels of their output: one for each label, background included, or for each region.
     """
 
     model: nn.Module
     device: torch.device
     task: Task
     held_out: set[str]
+    count: int
+    outputs: int
 
 
 def build_network(content: dict[str, Any], path: str | Path, device: torch.device) -> tuple[VNet, torch.device]:
@@ -40,18 +47,23 @@ def build_network(content: dict[str, Any], path: str | Path, device: torch.devic
     try:
         return folded(checkpoint.build_model(content, path, device)), device
     except torch.OutOfMemoryError:
-        print(f"{path}: out of memory on the GPU, the network runs on the CPU")
+        note(f"{path}: out of memory on the GPU, the network runs on the CPU")
     return folded(checkpoint.build_model(content, path, HOST)), HOST
 
 
 def load_networks(paths: Sequence[str], device: torch.device) -> Networks:
     """Loads the networks of checkpoints.
 
+    Args:
+        paths: of checkpoints; a folder stands for the `best.pt` of its run, or of each fold of its cross-validation.
+        device: where they go.
+
     Raises:
         InputError: if one can't be used, or differs from the first in classes, channels, spacing or volume.
     """
     networks: list[VNet] = []
     held_out, tasks = [], []
+    paths = [file for path in paths for file in (map(str, best_checkpoints(path)) if os.path.isdir(path) else [path])]
     for path in paths:
         content = checkpoint.load(path)
         tasks.append(Task.of(content, path))
@@ -61,7 +73,7 @@ def load_networks(paths: Sequence[str], device: torch.device) -> Networks:
         held_out.append({*content["validation"]})
     # if one did not fit on the GPU, all of them run on the CPU
     model = networks[0] if len(networks) == 1 else nn.ModuleList(networks).to(device)
-    return Networks(model, device, tasks[0], set.intersection(*held_out))
+    return Networks(model, device, tasks[0], set.intersection(*held_out), len(networks), networks[0].num_classes)
 
 
 def _check_agreement(first_path: str, first: VNet, first_task: Task, path: str, network: VNet, task: Task) -> None:

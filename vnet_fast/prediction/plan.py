@@ -10,13 +10,18 @@ from vnet_fast.io import formats
 
 # of the mask of a folder of DICOM slices
 DICOM_OUTPUT = ".nii.gz"
-
+# at the end of the name of a file beside the mask
+ENTROPY, PROBABILITY = "_entropy", "_probability"
 
 Files = tuple[Path, ...]
 
 
 def plan(
-    source: str | Path, target: str | Path, only: Collection[str] | None = None, several: bool = False
+    source: str | Path,
+    target: str | Path,
+    only: Collection[str] | None = None,
+    several: bool = False,
+    endings: Collection[str] = (),
 ) -> list[tuple[Files, Path]]:
     """The files to predict and the files of their masks.
 
@@ -25,12 +30,13 @@ def plan(
         target: the mask's file, or a folder.
         only: None, or the names of the cases to take from a folder.
         several: whether volumes may have a file for each channel, of which `source` is the first one's.
+        endings: of the names of the maps that are written beside a mask.
 
     Returns:
         list of (files of a volume, path of its mask).
 
     Raises:
-        InputError: if there is nothing to predict, or a mask would replace a volume.
+        InputError: if there is nothing to predict, or a mask or a map would replace a volume.
     """
     source, target = Path(source), Path(target)
     is_single = not os.path.isdir(source) or formats.is_dicom_folder(source)
@@ -47,22 +53,41 @@ def plan(
         if is_single and target.suffix and not target.is_dir():
             raise InputError(target, "not a format that is written", formats.CONVERT.replace("Convert", "Change"))
         pairs = [(files, target / f"{name}{output_suffix(files[0])}") for name, files in volumes.items()]
-    _check_nothing_is_replaced((path for files in volumes.values() for path in files), [mask for _, mask in pairs])
+    written = [path for _, mask in pairs for path in (mask, *(beside(mask, ending) for ending in endings))]
+    check_nothing_is_replaced((path for files in volumes.values() for path in files), written)
     return pairs
+
+
+def probability_endings(count: int) -> list[str]:
+    """What the names of the files with the probabilities of foreground classes or regions end in."""
+    return [PROBABILITY] if count == 1 else [f"{PROBABILITY}_{number}" for number in range(1, count + 1)]
+
+
+def beside(mask: Path, ending: str) -> Path:
+    """The file of a map beside its mask."""
+    suffix = formats.suffix_of(mask)
+    stem = formats.stem_of(mask) if suffix else mask.stem
+    return mask.with_name(f"{stem}{ending}{suffix or DICOM_OUTPUT}")
+
+
+def volume_files(source: Path, several: bool = False) -> Files:
+    """The files of a single volume: one for each channel beside the first one's if there may be several."""
+    if not os.path.isdir(source):
+        formats.check_regular(source)
+    # resolved, because the name of the folder `.` is that of the folder itself
+    return channels_of(source.resolve()) if several else (source,)
 
 
 def _find_volumes(source: Path, is_single: bool, several: bool) -> dict[str, Files]:
     if not is_single:
         return find_images(source, several)
-    if not os.path.isdir(source):
-        formats.check_regular(source)
-    # resolved, because the name of the folder `.` is that of the folder itself
-    name, files = formats.stem_of(source.resolve()), channels_of(source.resolve()) if several else (source,)
+    name, files = formats.stem_of(source.resolve()), volume_files(source, several)
     match = CHANNEL.fullmatch(name)
     return {match["case"] if match and len(files) > 1 else name: files}
 
 
-def _check_nothing_is_replaced(volumes: Iterable[Path], masks: Iterable[Path]) -> None:
+def check_nothing_is_replaced(volumes: Iterable[Path], masks: Iterable[Path]) -> None:
+    """Raises an InputError if writing masks or maps would replace a file of a volume."""
     # unlike Path.resolve, realpath accepts a loop of links
     inputs = {os.path.realpath(file) for path in volumes for file in _files_of(path)}
     for mask in masks:

@@ -13,17 +13,18 @@ import SimpleITK as sitk
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from tqdm import tqdm
 
 from vnet_fast.data.channels import Channel, describe
 from vnet_fast.data.classes import title_of
 from vnet_fast.errors import InputError
-from vnet_fast.io import formats, volumes, writing
+from vnet_fast.io import volumes, writing
 from vnet_fast.io.grid import Grid, covering_size, image_on_grid, probability_on_grid, working_grid
 from vnet_fast.prediction.components import IS_INSIDE, largest_components
 from vnet_fast.prediction.inference import OVERLAP, predict_probabilities
+from vnet_fast.prediction.plan import ENTROPY, beside, probability_endings
 from vnet_fast.prediction.task import Task
-from vnet_fast.progress import track
+from vnet_fast.prediction.uncertainty import entropy_on_grid
+from vnet_fast.progress import note, track
 from vnet_fast.regions import Region, label_table, written_names
 from vnet_fast.text_table import printable
 
@@ -32,6 +33,8 @@ MAX_VOXELS = 1 << 30
 REMEDY_OF_CHANNELS = "Name a 4-D NIfTI file, or the file that ends in _0000 with those of the other channels beside it"
 # of the slabs in which labels of a volume are made: larger than most volumes, small beside the memory of a machine
 SLAB_VOXELS = 1 << 23
+# what `_prepare` returns
+Prepared = tuple[NDArray[np.float32], Grid, Grid, tuple[int, int, int], bool]
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,11 @@ class Segmentation:
             codes |= (kept > 0).astype(np.uint16) << number
         return label_table(self.regions)[codes]
 
+    def entropy(self) -> NDArray[np.float32]:
+        """The entropy of the probabilities of each voxel, see `entropy_on_grid`, on the volume's own grid."""
+        images = [self._image(number) for number in range(len(self.network_probabilities))]
+        return entropy_on_grid(images, self.grid, self._slabs(), bool(self.regions))
+
     def _image(self, label: int) -> sitk.Image:
         return self.network_grid.image_from(self.network_probabilities[label])
 
@@ -114,11 +122,13 @@ class Segmentation:
 
     def write_probabilities(self, path: Path) -> None:
         """Writes a file NAME_probability beside the mask for each foreground class, numbered if there are several."""
-        stem, suffix = formats.stem_of(path), formats.suffix_of(path)
         count = len(self.network_probabilities) - (not self.regions)
-        for label in range(1, count + 1):
-            number = f"_{label}" if count > 1 else ""
-            writing.write(self.probability(label), self.grid, path.with_name(f"{stem}_probability{number}{suffix}"))
+        for label, ending in enumerate(probability_endings(count), start=1):
+            writing.write(self.probability(label), self.grid, beside(path, ending))
+
+    def write_entropy(self, path: Path) -> None:
+        """Writes a file NAME_entropy beside the mask, see `entropy`."""
+        writing.write(self.entropy(), self.grid, beside(path, ENTROPY))
 
 
 def segment(
@@ -149,13 +159,49 @@ def segment(
             centre, has more than 2^30 voxels on the network's grid, or makes the network overflow.
     """
     files = [paths] if isinstance(paths, Path) else list(paths)
-    path = files[0]
-    values, grid, own_grid, window, is_larger = _read(files, task, task.patches or overlap is not None)
+    prepared = _prepare(volumes.read_channels(files), files, task, task.patches or overlap is not None)
+    return _predict(model, prepared, files[0], task, autocast, overlap, **options)
+
+
+def segment_images(
+    model: nn.Module,
+    images: Sequence[sitk.Image],
+    names: Sequence[object],
+    task: Task,
+    autocast: torch.dtype | None = None,
+    overlap: float | None = None,
+    **options: Any,
+) -> Segmentation:
+    """Predicts the probabilities of a volume in memory, as `segment` does of one in files.
+
+    Args:
+        model, task, autocast, overlap: see `segment`.
+        images: its channels, 3-D SimpleITK images on one grid, float32, finite.
+        names: what messages call the volume, or each of its channels.
+        **options: see `segment`.
+
+    Raises:
+        InputError: as `segment`.
+    """
+    prepared = _prepare(images, names, task, task.patches or overlap is not None)
+    return _predict(model, prepared, names[0], task, autocast, overlap, **options)
+
+
+def _predict(
+    model: nn.Module,
+    prepared: Prepared,
+    path: object,
+    task: Task,
+    autocast: torch.dtype | None,
+    overlap: float | None,
+    **options: Any,
+) -> Segmentation:
+    values, grid, own_grid, window, is_larger = prepared
     volumes.return_memory_beside(math.prod(own_grid.size))
     share = OVERLAP if overlap is None else overlap
     try:
         probabilities = predict_probabilities(
-            model, values, autocast, window, share, notify=lambda message: tqdm.write(f"{path}: {message}"),
+            model, values, autocast, window, share, notify=lambda message: note(f"{path}: {message}"),
             track=partial(track, description="", unit="windows"), overlapping=bool(task.regions), **options,
         )  # fmt: skip
     except InputError as error:
@@ -163,16 +209,14 @@ def segment(
     return Segmentation(own_grid, grid, probabilities, is_larger, task.class_names, task.regions)
 
 
-def _read(
-    paths: Sequence[Path], task: Task, covering: bool
-) -> tuple[NDArray[np.float32], Grid, Grid, tuple[int, int, int], bool]:
-    """Reads a volume.
+def _prepare(images: Sequence[sitk.Image], paths: Sequence[Any], task: Task, covering: bool) -> Prepared:
+    """Puts a volume on the network's grid.
 
     Returns:
         its normalised intensities, (C, z, y, x) float32; the network's grid that they are on; the volume's own grid;
         the shape of the network's size; and whether the volume is larger.
     """
-    images, path, channels = volumes.read_channels(paths), paths[0], task.channels
+    path, channels = paths[0], task.channels
     if len(images) != len(channels):
         cause = f"has {describe((Channel(),) * len(images))}, and the network was trained on {describe(channels)}"
         raise InputError(path, cause, REMEDY_OF_CHANNELS)
@@ -192,7 +236,7 @@ def _read(
     return values, grid, Grid.of(image), centre.shape, is_larger
 
 
-def _covering_grid(image: sitk.Image, path: Path, centre: Grid) -> Grid:
+def _covering_grid(image: sitk.Image, path: object, centre: Grid) -> Grid:
     size = covering_size(image, centre)
     if math.prod(size) > MAX_VOXELS:
         cause = f"takes {' x '.join(map(str, size))} voxels on the network's grid"
@@ -205,6 +249,7 @@ def segment_all(
     segment_one: Callable[[Sequence[Path]], Segmentation],
     probabilities: bool = False,
     all_components: bool = False,
+    entropy: bool = False,
 ) -> tuple[list[InputError], int]:
     """Writes the masks of volumes.
 
@@ -213,6 +258,7 @@ def segment_all(
         segment_one: segments the volume of some files.
         probabilities: whether the probabilities are written too.
         all_components: see `Segmentation.labels`.
+        entropy: whether the entropy is written too.
 
     Returns:
         (the errors of the volumes that have no mask, how many volumes are larger than the network's size).
@@ -223,6 +269,8 @@ def segment_all(
             result = segment_one(files)
             if probabilities:
                 result.write_probabilities(target)
+            if entropy:
+                result.write_entropy(target)
             result.write_mask(target, all_components)
         except InputError as error:
             errors.append(error)

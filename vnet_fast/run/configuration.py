@@ -22,7 +22,7 @@ from vnet_fast.command_line import (
     positive_int,
     share,
 )
-from vnet_fast.devices import find_device
+from vnet_fast.devices import DEVICES, find_device
 from vnet_fast.errors import InputError
 from vnet_fast.nn.dice_ce import DiceCELoss
 from vnet_fast.nn.losses import DiceLoss, WeightedCrossEntropy
@@ -98,7 +98,7 @@ class Config(Augmentation):
         None, "mixed precision; --amp alone means auto (default: auto on a GPU, off on a CPU)", nargs="?", const="auto",
         choices=("auto", "bf16", "fp16", "off"),
     )  # fmt: skip
-    device: str = option("auto", "device to train on", choices=("auto", "cpu", "cuda"))
+    device: str = option("auto", "device to train on", choices=DEVICES)
     recipe: str = option(
         PAPER,
         "settings that are not given: the paper's, or those that learn fastest, best with --minutes",

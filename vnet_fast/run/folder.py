@@ -14,8 +14,9 @@ from filelock import FileLock, Timeout
 from vnet_fast.errors import InputError
 from vnet_fast.files import make_folder, write_text
 from vnet_fast.nn.vnet import VNet
+from vnet_fast.progress import note, say
 from vnet_fast.run import checkpoint, fields
-from vnet_fast.run.configuration import CONFIG_FILE, Config
+from vnet_fast.run.configuration import ALL, CONFIG_FILE, Config, stored_config
 from vnet_fast.run.fields import wrong_field
 from vnet_fast.stored import open_regular, read_object, reason
 
@@ -38,6 +39,20 @@ def fold_folder(run: str | Path, fold: int) -> Path:
 def holds_run(path: str | Path) -> bool:
     """Whether a run has been started in a folder."""
     return any((Path(path) / name).exists() for name in (LAST, PREVIOUS))
+
+
+def best_checkpoints(path: str | Path) -> list[Path]:
+    """`best.pt` of the run in a folder, or of each fold of a cross-validation.
+
+    Raises:
+        InputError: if it is no run's folder, or a run has none yet.
+    """
+    path, config = Path(path), stored_config(path)
+    folders = [path] if config.fold != ALL else [fold_folder(path, fold) for fold in range(config.folds)]
+    for folder in folders:
+        if not (folder / BEST).exists():
+            raise InputError(folder, f"has no {BEST} yet", f"{RESUME_HINT} {path}")
+    return [folder / BEST for folder in folders]
 
 
 def write_config(path: str | Path, config: Config) -> None:
@@ -136,7 +151,7 @@ class RunFolder:
             raise InputError(self.path, cause, "Wait for its end, or choose another --output") from None
         killed = self._read_process()
         if killed:
-            print(f"{self.path}: process {killed}, which trained in it, has ended; its lock is taken over")
+            say(f"{self.path}: process {killed}, which trained in it, has ended; its lock is taken over")
         # replaced, because writing to a FIFO of this name would wait for a reader
         (self.path / PROCESS).unlink(missing_ok=True)
         (self.path / PROCESS).write_text(str(os.getpid()))
@@ -194,5 +209,5 @@ class RunFolder:
                 content = checkpoint.load(previous, device)
             except InputError:
                 raise error from None
-            print(f"{last}: {error.cause}; going on from {PREVIOUS}")
+            note(f"{last}: {error.cause}; going on from {PREVIOUS}")
             return content, previous

@@ -1,6 +1,5 @@
 """Fine-tuning: what a run takes from the checkpoint of another one that it starts from."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from vnet_fast.devices import HOST
 from vnet_fast.errors import InputError
 from vnet_fast.nn.freezing import freeze
 from vnet_fast.nn.vnet import VNet
+from vnet_fast.progress import say, warn
 from vnet_fast.regions import Region, stored_regions
 from vnet_fast.run import checkpoint
 from vnet_fast.text_table import printable
@@ -117,10 +117,9 @@ def _warn_of_known_cases(path: str, validation: Sequence[str]) -> None:
     known = sorted(set(validation) & set(checkpoint.load(path).get("training", ())))
     if known:
         names = ", ".join(map(printable, known[:5])) + (" and others" if len(known) > 5 else "")
-        print(
-            f"warning: {path} was trained on {len(known)} of the {len(validation)} cases that this run holds out, if "
-            f"they are the same ({names}): their Dice is not that of new cases",
-            file=sys.stderr,
+        warn(
+            f"{path} was trained on {len(known)} of the {len(validation)} cases that this run holds out, if "
+            f"they are the same ({names}): their Dice is not that of new cases"
         )
 
 
@@ -143,6 +142,6 @@ def prepare(model: nn.Module, init: str | None, stages: int, resumes: bool, desc
     assert isinstance(model, VNet)
     if not resumes:
         different = start_from(model, init, stored_regions(described))
-        print(f"weights: of {init}" + (f"; {different}" if different else ""))
+        say(f"weights: of {init}" + (f"; {different}" if different else ""))
         _warn_of_known_cases(init, described["validation"])
     freeze(model, stages)

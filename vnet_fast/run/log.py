@@ -4,7 +4,6 @@ import contextlib
 import csv
 import io
 import math
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +16,7 @@ from tqdm import tqdm
 from vnet_fast.averages import class_means, mean_dice
 from vnet_fast.errors import InputError
 from vnet_fast.files import write_text
-from vnet_fast.progress import said, working
+from vnet_fast.progress import said, say, shows_bar, working
 from vnet_fast.run.configuration import Config
 from vnet_fast.run.folder import TENSORBOARD
 from vnet_fast.run.tensorboard import Board
@@ -61,7 +60,7 @@ class Log:
         self.writer = csv.writer(self.file)
         self.stack = contextlib.ExitStack()
         self.work = self.stack.enter_context(working("training", config.iterations, "iterations", start))
-        self.bar = tqdm(total=config.iterations, initial=start, unit="it", disable=not sys.stderr.isatty())
+        self.bar = tqdm(total=config.iterations, initial=start, unit="it", disable=not shows_bar())
         self.shown_dice = "-"
         self.began = self.last_line = time.monotonic()
 
@@ -114,7 +113,7 @@ class Log:
         is_due = validated or now - self.last_line > SECONDS_BETWEEN_LINES
         if self.bar.disable and is_due:
             left = (now - self.began) / (done - self.start) * (self.config.iterations - done)
-            print(f"iteration {done}/{self.config.iterations}  {progress}  {minutes(left)} left", flush=True)
+            say(f"iteration {done}/{self.config.iterations}  {progress}  {minutes(left)} left")
             self.last_line = now
             said()
 

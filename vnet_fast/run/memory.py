@@ -56,8 +56,8 @@ class Load(NamedTuple):
 
     def of_step(self, size: Sequence[int]) -> float:
         """Bytes of a step on volumes of a size, on the device."""
-        activations = STEP_BYTES[self.device.type] * (0.5 if self.half else 1) * self.base_channels
-        return self.batch_size * math.prod(size) * activations + self.of_weights()
+        of_channel = STEP_BYTES.get(self.device.type, STEP_BYTES["cuda"]) * (0.5 if self.half else 1)
+        return self.batch_size * math.prod(size) * of_channel * self.base_channels + self.of_weights()
 
     def of_weights(self) -> float:
         """Bytes of the weights, on the device."""
@@ -80,9 +80,11 @@ class Load(NamedTuple):
 
 
 def memory_of(device: torch.device) -> int:
-    """Bytes of memory of a GPU; or of this machine, of which a container may have a part."""
+    """Bytes of memory of a GPU; or of this machine, of which a container may have a part, and an Apple GPU uses it."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
+    if device.type == "xpu":
+        return int(torch.xpu.get_device_properties(device).total_memory)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 1 << 62
     for path in CGROUP_LIMITS:
         try:

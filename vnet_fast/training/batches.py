@@ -13,7 +13,7 @@ from vnet_fast.run.configuration import Config
 from vnet_fast.run.memory import memory_of
 from vnet_fast.training.draws import BatchSampler
 from vnet_fast.training.patches import Middles
-from vnet_fast.training.sources import Ready, Resident, Source, Streamed
+from vnet_fast.training.sources import Ready, Resident, Sent, Source, Streamed
 from vnet_fast.training.volumes import SeparateVolumes, stacked
 from vnet_fast.training.workers import FromWorkers
 
@@ -68,6 +68,8 @@ def make_source(
         iterations: of the run.
         workers: processes that augment ahead of the step, on a CPU; 0 augments within the step.
     """
+    if device.type not in ("cpu", "cuda"):
+        return Sent(make_source(data, sampler, HOST, dtype, iterations, workers), device)
     if device.type != "cuda":
         if workers:
             _check_workers(data, workers)

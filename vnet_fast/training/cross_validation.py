@@ -1,10 +1,8 @@
 """Cross-validation: one run per fold, and the result over all cases."""
 
-import contextlib
 import math
 import shlex
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import numpy as np
 from vnet_fast.devices import find_device, free_memory
 from vnet_fast.distributed import Processes
 from vnet_fast.errors import InputError
+from vnet_fast.progress import say
 from vnet_fast.run.configuration import ALL, CONFIG_FILE, FREE_ON_RESUME, Config, stored_config
 from vnet_fast.run.folder import (
     BEST,
@@ -29,6 +28,7 @@ from vnet_fast.run.folder import (
     write_summary,
 )
 from vnet_fast.text_table import format_table
+from vnet_fast.training.signals import restored_handlers
 from vnet_fast.training.summary import dice_entries
 from vnet_fast.versions import versions
 
@@ -62,14 +62,14 @@ def cross_validate(config: Config, train_run: Callable[[Config, str], int]) -> i
         # a fold without its last checkpoint can't be resumed, and is not trained anew over its result
         has_result = is_measured(run.output) or not holds_run(run.output)
         if has_result and has_ended(run.output, run.iterations, config.patience):
-            print(f"fold {fold}: finished at iteration {finished_at(run.output)}, {run.output}")
+            say(f"fold {fold}: finished at iteration {finished_at(run.output)}, {run.output}")
             continue
-        print(f"fold {fold} of {config.folds}:", flush=True)
+        say(f"fold {fold} of {config.folds}:")
         try:
-            with _restored_handlers():
+            with restored_handlers():
                 code = train_run(run, config.output)
         except KeyboardInterrupt:
-            print(f"stopped in fold {fold}. {RESUME_HINT} {config.output}")
+            say(f"stopped in fold {fold}. {RESUME_HINT} {config.output}")
             raise
         if holds_run(run.output):
             # written only now, so that bad data leaves nothing, and whatever there is can be resumed
@@ -123,17 +123,6 @@ def _as_given(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-@contextlib.contextmanager
-def _restored_handlers() -> Iterator[None]:
-    """Restores the handlers of signals that a run replaces."""
-    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
-    try:
-        yield
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
-
-
 def collect(output: Path, config: Config) -> None:
     """Writes `summary.json` and predicts every case with the run that held it out; prints the result.
 
@@ -143,29 +132,29 @@ def collect(output: Path, config: Config) -> None:
     """
     summary = summarise(output, config)
     write_summary(output, summary)
-    print("\n".join(table(summary)))
+    say("\n".join(table(summary)))
     try:
         # imported here, because training from the cache needs no image library
         from vnet_fast.prediction.held_out import PHANTOM_FOLDER, PREDICTION_FOLDER, held_out
     except ImportError as error:
-        print(f"no predictions: {error.name} is not installed")
+        say(f"no predictions: {error.name} is not installed")
         return
     try:
         held_out(output, config.device)
     except KeyboardInterrupt:
-        print(f"stopped while predicting. {RESUME_HINT} {output}")
+        say(f"stopped while predicting. {RESUME_HINT} {output}")
         raise
     labels = config.labels or config.data or output / PHANTOM_FOLDER
-    print(f"every case was predicted by the fold that did not train on it: {output / PREDICTION_FOLDER}")
+    say(f"every case was predicted by the fold that did not train on it: {output / PREDICTION_FOLDER}")
     paths = (output / PREDICTION_FOLDER, labels, output / "fold")
     predictions, labels, folds = (shlex.quote(str(path)) for path in paths)
-    print(
+    say(
         f"evaluate with: python -m vnet_fast.evaluate --predictions {predictions} --labels {labels}"
         + (" --binary" if config.binary else "")
         + (f" --regions {shlex.join(config.regions)}" if config.regions else "")
         + (f" --ignore-label {config.ignore_label}" if config.ignore_label else "")
     )
-    print(f"predict with: python -m vnet_fast.predict --checkpoint {folds}*/{BEST} --input … --output …")
+    say(f"predict with: python -m vnet_fast.predict --checkpoint {folds}*/{BEST} --input … --output …")
 
 
 def summarise(output: Path, config: Config) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vnet_fast.devices import is_out_of_memory
 from vnet_fast.errors import InputError, InputErrors
-from vnet_fast.progress import track
+from vnet_fast.progress import note, say, track
 from vnet_fast.regions import Region
 
 
@@ -22,7 +22,7 @@ def own_grid_dice(
 
     Args:
         run: folder of the run.
-        device: to predict on: `auto`, `cpu` or `cuda`.
+        device: to predict on, see `vnet_fast.devices.find_device`.
         num_classes: background included.
         binary: whether all labels above 0 are one class.
         interrupted: asked between two volumes.
@@ -41,7 +41,7 @@ def own_grid_dice(
         from vnet_fast.evaluation.evaluation import dice_of_pair
         from vnet_fast.prediction.held_out import held_out
     except ImportError as error:
-        print(f"no predictions: {error.name} is not installed")
+        say(f"no predictions: {error.name} is not installed")
         return None
     try:
         return {
@@ -52,5 +52,5 @@ def own_grid_dice(
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
         # the run is finished in spite of it
-        print(f"no Dice on the volumes' own grids: {str(error) or 'out of memory'}")
+        note(f"no Dice on the volumes' own grids: {str(error) or 'out of memory'}")
         return None

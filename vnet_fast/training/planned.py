@@ -23,7 +23,8 @@ from vnet_fast.run.recipes import CPU_CHANNELS, FAST, PAPER, fitting_levels, mul
 GRID = ("spacing", "volume")
 # the options that say what labels stand for
 CLASSES = ("data", "labels", "binary", "regions", "ignore_label")
-# voxels of a window: on a CPU as many as take about half a second a step; on a GPU nnU-Net's 128 x 128 x 128
+# voxels of a window: on a CPU as many as take about half a second a step; on a GPU nnU-Net's 128 x 128 x 128. Those of
+# Apple and Intel, on which no kernels run, have the CPU's.
 VOXELS = {"cpu": 96 * 96 * 32, "cuda": 128**3}
 # of the memory that a step may take, because its estimate is low
 SHARE = 1 / 4
@@ -100,7 +101,7 @@ def _voxels(given: dict[str, Any], device: torch.device) -> int:
     """Voxels of a window for which a step has room."""
     channels = given.get("base_channels", CPU_CHANNELS if device == HOST else Config.base_channels)
     load = Load(device, max(2, given.get("batch_size", Config.batch_size)), channels, device != HOST, phantoms=False)
-    voxels = VOXELS[device.type]
+    voxels = VOXELS.get(device.type, VOXELS["cpu"])
     while voxels > 1 and not load.fits((math.ceil(voxels ** (1 / 3)),) * 3, SHARE):
         voxels //= 2
     return voxels

@@ -45,7 +45,7 @@ class ReadBack:
         losses = self._receive()
         if self.pending:
             group = torch.stack(self.pending)
-            self.sent, self.pending = (group.to("cpu", non_blocking=True), _mark(group.device)), []
+            self.sent, self.pending = (group.to("cpu", non_blocking=group.is_cuda), _mark(group.device)), []
         if self.sent is not None and (everything or self.sent[1] is None):
             losses += self._receive()
         first = self.first
@@ -64,7 +64,7 @@ class ReadBack:
 
 
 def _mark(device: torch.device) -> torch.cuda.Event | None:
-    """A mark in the device's queue of work that can be waited for; None on a CPU, which has no queue."""
+    """A mark in a CUDA device's queue of work that can be waited for; None elsewhere, where copying has waited."""
     if device.type != "cuda":
         return None
     event = torch.cuda.Event()

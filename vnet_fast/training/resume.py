@@ -10,6 +10,7 @@ from vnet_fast.devices import HOST
 from vnet_fast.distributed import Processes
 from vnet_fast.errors import InputError
 from vnet_fast.nn.vnet import VNet
+from vnet_fast.progress import say
 from vnet_fast.run import checkpoint
 from vnet_fast.run.configuration import Config, check_memory
 from vnet_fast.run.fields import is_whole
@@ -82,7 +83,7 @@ def restore(
     if state.best.exhausts(config.patience) and is_finished:
         cause = f"has ended: no higher Dice in {state.best.since} validations"
         raise InputError(path.parent, cause, "Give more --patience")
-    print(f"resuming at iteration {state.iteration}")
+    say(f"resuming at iteration {state.iteration}")
     return state
 
 

@@ -114,6 +114,32 @@ class Streamed:
         """Does nothing."""
 
 
+class Sent:
+    """Batches of another source, made on the host and sent to a device where neither kernels nor float64 run.
+
+    Args:
+        source: the other source, whose batches are on the host.
+        device: where the network trains.
+    """
+
+    prepare = None
+
+    def __init__(self, source: Source, device: torch.device) -> None:
+        self.source, self.device = source, device
+        self.description = source.description
+
+    def inputs(self, iteration: int) -> tuple[Tensor, ...]:
+        """(image, mask)."""
+        inputs = self.source.inputs(iteration)
+        if self.source.prepare is not None:
+            inputs = self.source.prepare(*inputs)
+        return tuple(tensor.to(self.device) for tensor in inputs)
+
+    def close(self) -> None:
+        """Closes the other source."""
+        self.source.close()
+
+
 class Ready:
     """Batches of another source, made before the step because a CUDA graph can't hold their making.
 

@@ -16,6 +16,7 @@ from vnet_fast.files import plain
 from vnet_fast.nn.vnet import VNet
 from vnet_fast.prediction.components import most_probable
 from vnet_fast.prediction.inference import predict_probabilities
+from vnet_fast.progress import say
 from vnet_fast.run import checkpoint
 from vnet_fast.run.configuration import Config
 from vnet_fast.run.folder import BEST, CURVES, LOG, OVERLAY, RunFolder, write_summary
@@ -127,15 +128,15 @@ def finish(
         plotting.curves(read_log(folder / LOG), folder / CURVES)
         _draw_overlay(folder, result, model, data, config)
     else:
-        print("no pictures: matplotlib is not installed (pip install 'vnet_fast[plots]')")
+        say("no pictures: matplotlib is not installed (pip install 'vnet_fast[plots]')")
     texts = [dice_text(own_grid, data.titles)] if own_grid else []
     on_network_grid = dice_text(result.best.per_case or {}, data.titles)
     texts += [f"{on_network_grid} on the network's grid"] if on_network_grid not in texts else []
-    print(
+    say(
         f"validation Dice {', '.join(texts)}, at iteration {result.best.iteration}; "
         f"{summary['volumes_per_second']:.2f} volumes/s, {minutes(result.seconds)} of training"
     )
-    print(f"predict with: python -m vnet_fast.predict --checkpoint {folder / BEST} --input … --output …")
+    say(f"predict with: python -m vnet_fast.predict --checkpoint {folder / BEST} --input … --output …")
 
 
 def _draw_overlay(folder: RunFolder, result: Result, model: VNet, data: Data, config: Config) -> None:
@@ -149,7 +150,7 @@ def _draw_overlay(folder: RunFolder, result: Result, model: VNet, data: Data, co
         overlapping = bool(data.regions)
         probabilities = predict_probabilities(model, case.image, result.autocast, config.shape, overlapping=overlapping)
     except InputError as error:
-        print(f"no {OVERLAY}: {error}")
+        say(f"no {OVERLAY}: {error}")
         return
     inside = z, y, x = case.inside
     plotting.overlay(

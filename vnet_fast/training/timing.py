@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 
+from vnet_fast.accelerators import synchronize
 from vnet_fast.command_line import MAX_INT
 from vnet_fast.distributed import Processes
 from vnet_fast.run.configuration import Config
@@ -61,8 +62,7 @@ class Timing:
         return True
 
     def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        synchronize(self.device)
         return time.monotonic()
 
     def iterations(self, done: int) -> int:

@@ -1,5 +1,6 @@
 """A whole run, from its settings to its result or to the command that resumes it."""
 
+from vnet_fast.progress import say
 from vnet_fast.run.configuration import Config
 from vnet_fast.run.folder import RESUME_HINT
 from vnet_fast.training.trainer import Trainer
@@ -28,6 +29,6 @@ def train_run(config: Config, cross_validation: str | None = None) -> int:
         if number is not None and (cross_validation or not is_complete):
             run = cross_validation or trainer.config.output
             hint = f"{RESUME_HINT} {run}" if trainer.is_planned else "It was still timed, and is not saved"
-            print(f"stopped at iteration {trainer.iteration}. {hint}")
+            say(f"stopped at iteration {trainer.iteration}. {hint}")
             return 128 + number
     return 0

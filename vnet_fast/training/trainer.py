@@ -16,7 +16,7 @@ from vnet_fast.distributed import Processes
 from vnet_fast.errors import InputError
 from vnet_fast.nn.vnet import VNet
 from vnet_fast.ops.cpu_convolution_choice import description
-from vnet_fast.progress import track
+from vnet_fast.progress import say, track
 from vnet_fast.run import checkpoint
 from vnet_fast.run.configuration import Config
 from vnet_fast.run.folder import BEST, LOG, RunFolder, write_config
@@ -78,7 +78,7 @@ class Trainer(AbstractContextManager["Trainer"]):
         self.config = replace(config, output=self.processes.first(config.output))
         self.autocast, precision = choose_precision(config.amp, self.device)
         together = f", {self.processes.count} processes" if self.processes.several else ""
-        print(f"device: {device_name(self.device)}{together}, {precision}{description(self.device)}")
+        say(f"device: {device_name(self.device)}{together}, {precision}{description(self.device)}")
         self.data = load_data_once(self.config, self.processes)
         # in which larger volumes are validated
         self.window = self.config.shape if self.data.patches else None
@@ -96,9 +96,9 @@ class Trainer(AbstractContextManager["Trainer"]):
         self.step.model = self.processes.wrap(self.model)
         if self.folder:
             write_config(self.folder.path, self.config)
-        print(network_text(config, sum(weight.numel() for weight in self.model.parameters())))
-        print(recipe_text(config))
-        print(f"run: {self.config.output}", flush=True)
+        say(network_text(config, sum(weight.numel() for weight in self.model.parameters())))
+        say(recipe_text(config))
+        say(f"run: {self.config.output}")
 
     def _make_network(self) -> None:
         config = self.config
@@ -117,7 +117,7 @@ class Trainer(AbstractContextManager["Trainer"]):
         source = make_source(self.data, self.sampler, self.device, dtype, iterations, config.workers)
         self.step.prepare = source.prepare
         graph = ", a step is one CUDA graph" if self.step.wants_graph else ""
-        print(f"batches: {source.description}{graph}", flush=True)
+        say(f"batches: {source.description}{graph}")
         return source
 
     # The loop
@@ -188,7 +188,7 @@ class Trainer(AbstractContextManager["Trainer"]):
                 began = time.monotonic()
                 self._report(validating=False, saving=True)
                 timing.save_seconds = time.monotonic() - began
-        print(timing.plan(self.config.iterations), flush=True)
+        say(timing.plan(self.config.iterations))
 
     def _set_iterations(self, iterations: int) -> None:
         self.config, self.is_planned = replace(self.config, iterations=iterations), True
@@ -220,7 +220,7 @@ class Trainer(AbstractContextManager["Trainer"]):
             volumes = (self.iteration - self.since) * self.config.batch_size * self.processes.count
             self.log.add(first, losses, rates, volumes / spent, per_case)
         if self.step.refusal:
-            print(f"no CUDA graph of the step, which runs eagerly: {self.step.refusal}", flush=True)
+            say(f"no CUDA graph of the step, which runs eagerly: {self.step.refusal}")
             self.step.refusal = None
         if saving:
             self._save_last()
@@ -242,7 +242,7 @@ class Trainer(AbstractContextManager["Trainer"]):
             with self.step.averaged():
                 checkpoint.save(self.folder / BEST, self.model, **self._description())
         if self.is_finished and self.iteration < self.config.iterations:
-            print(f"no higher Dice in {self.best.since} validations: the run ends here", flush=True)
+            say(f"no higher Dice in {self.best.since} validations: the run ends here")
         return per_case
 
     def _save_last(self) -> None:

@@ -1,0 +1,169 @@
+"""Compares predicted masks with reference masks: what `evaluate` and `evaluate_masks` have in common."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vnet_fast.data import cases
+from vnet_fast.data.classes import Classes
+from vnet_fast.errors import InputError
+from vnet_fast.evaluation import tables
+from vnet_fast.evaluation.classes import labels_in
+from vnet_fast.evaluation.comparison import Comparison, check_same_cases, compare_pairs
+from vnet_fast.evaluation.evaluation import Evaluation, Pair, evaluate, names_of
+from vnet_fast.evaluation.score import Observer, read_observer
+from vnet_fast.interface.options import PathLike
+from vnet_fast.progress import quiet, warn
+from vnet_fast.regions import parse_regions
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Sets of predictions with the reference masks of their cases.
+
+    Args:
+        names: of the sets.
+        pairs: of each set, (name of the case, prediction, reference).
+        unpredicted: of each set, the reference masks that have no prediction.
+    """
+
+    names: list[str]
+    pairs: list[list[Pair]]
+    unpredicted: list[list[Path]]
+
+    @classmethod
+    def find(cls, predictions: Sequence[str], labels: str) -> "Sets":
+        """Pairs the masks of folders, or of single files.
+
+        Raises:
+            InputError, InputErrors: if a prediction has no reference, or sets have different cases.
+        """
+        if len({Path(folder).resolve() for folder in predictions}) < len(predictions):
+            raise InputError("--predictions", "names a folder twice", "Name each folder once")
+        names, found = names_of(predictions), [cases.pair_masks(folder, labels) for folder in predictions]
+        pairs = [of_set for of_set, _ in found]
+        check_same_cases({name: [case for case, _, _ in of_set] for name, of_set in zip(names, pairs, strict=True)})
+        return cls(names, pairs, [others for _, others in found])
+
+
+@dataclass(frozen=True)
+class ClassSettings:
+    """What the masks' labels stand for, as options say it; see the fields of the same name of `evaluate`."""
+
+    labels: str
+    binary: bool = False
+    regions: tuple[str, ...] | None = None
+    ignore_label: int | None = None
+
+    @property
+    def data(self) -> str:
+        """What describes the classes is beside the reference masks."""
+        return self.labels
+
+    def check(self) -> None:
+        """Raises an InputError if they contradict each other."""
+        parse_regions(self.regions or ())
+        if self.regions and self.binary:
+            raise InputError("--regions", "given with --binary", "Leave one of them out")
+
+    def classes(self) -> Classes:
+        """The classes, with what the data set declares; a warning if that can't be read."""
+        try:
+            return Classes.of(self)
+        except InputError as error:
+            # masks can be compared without what the data set declares
+            warn(str(error))
+            return Classes(self.binary, None, parse_regions(self.regions or ()), self.ignore_label)
+
+
+def measure(sets: Sets, settings: ClassSettings, observer: Observer | None = None) -> list[Evaluation]:
+    """Measures sets of predictions.
+
+    Raises:
+        InputErrors: for all masks that can't be compared.
+    """
+    classes = settings.classes()
+    needed = not (classes.binary or classes.regions or classes.declared)
+    # labels of references that have no prediction belong to the data set too
+    known = labels_in(sets.unpredicted[0]) - {classes.ignored} if needed else set()
+    thirds = settings.regions is not None and not settings.regions
+    return evaluate(
+        sets.names,
+        sets.pairs,
+        settings.binary,
+        thirds,
+        observer,
+        classes.names,
+        known,
+        classes.regions,
+        classes.ignored,
+    )
+
+
+class Table(list[dict[str, Any]]):
+    """The metrics of predicted masks: a row, which is a dict, for each set of predictions, case, class and region.
+
+    `pandas.DataFrame(table)` makes a data frame of it. Where a metric is not defined, such as Dice of a class that
+    neither mask has, it is NaN; distances to an empty mask are infinite. `print(table)` shows it as the command does.
+
+    Args:
+        evaluations: of the sets.
+
+    Attributes:
+        evaluations: of the sets.
+        comparisons: of each pair of sets, with a paired test.
+    """
+
+    def __init__(self, evaluations: Sequence[Evaluation]) -> None:
+        super().__init__(tables.rows(evaluations))
+        self.evaluations = list(evaluations)
+        self.comparisons: list[Comparison] = compare_pairs(evaluations) if len(evaluations) > 1 else []
+
+    @property
+    def mean_dice(self) -> dict[str, float]:
+        """The mean Dice of each set: the mean over the classes of each class's mean over the cases."""
+        return {evaluation.name: tables.mean_dice(evaluation) for evaluation in self.evaluations}
+
+    def __str__(self) -> str:
+        return "\n".join(tables.text(self.evaluations, self.comparisons))
+
+
+def evaluate_masks(
+    predictions: PathLike | Sequence[PathLike],
+    labels: PathLike,
+    *,
+    binary: bool = False,
+    regions: Sequence[str] | None = None,
+    ignore_label: int | None = None,
+    observer: PathLike | None = None,
+) -> Table:
+    """Measures predicted masks against reference masks: Dice, surface distances and volumes of each case and class.
+
+    Args:
+        predictions: folder of predicted masks, or the file of one; or several folders with the same cases, which are
+            compared with a paired test.
+        labels: folder of the reference masks, with or without their volumes; or the file of one.
+        binary: whether all labels above 0 are one foreground class.
+        regions: of several labels, each as `NAME: LABEL LABEL`, which are measured instead of the labels. An empty
+            sequence measures the whole, and base and apex, the cranial and caudal thirds of the reference's slices.
+        ignore_label: label of the reference masks whose voxels do not count.
+        observer: TOML file with a second observer's means, for the challenge's score.
+
+    Returns:
+        the metrics, a row for each case, class and region.
+
+    Raises:
+        InputError, InputErrors: if masks can't be read, have no counterpart or another grid than that.
+    """
+    folders = [predictions] if isinstance(predictions, str | os.PathLike) else list(predictions)
+    if isinstance(regions, str):
+        raise TypeError(f"regions must be a sequence of texts; got the text {regions!r}")
+    given = None if regions is None else tuple(regions)
+    settings = ClassSettings(os.fspath(labels), binary, given, ignore_label)
+    with quiet():
+        settings.check()
+        means = read_observer(os.fspath(observer)) if observer is not None else None
+        sets = Sets.find([os.fspath(folder) for folder in folders], os.fspath(labels))
+        return Table(measure(sets, settings, means))

@@ -1,0 +1,149 @@
+"""What the segmentation of a volume returns."""
+
+import functools
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from vnet_fast.data.classes import title_of
+from vnet_fast.errors import InputError
+from vnet_fast.files import make_folder
+from vnet_fast.interface.picture import draw
+from vnet_fast.io import writing
+from vnet_fast.io.grid import Grid
+from vnet_fast.prediction.plan import check_nothing_is_replaced
+from vnet_fast.prediction.segmentation import Segmentation
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WHERE = "Choose another path"
+
+
+class Result:
+    """The segmentation of a volume, on the volume's own grid.
+
+    Only the probabilities on the network's grid are kept. Everything else is computed when it is first asked for, and
+    kept then; `del result.probabilities` frees it.
+
+    Args:
+        segmentation: of the volume.
+        image: the volume, or its first channel.
+        files: of the volume, which are never replaced.
+        all_components: whether the mask has all connected components, and not only the largest one of each class.
+    """
+
+    def __init__(
+        self, segmentation: Segmentation, image: sitk.Image, files: Sequence[Path] = (), all_components: bool = False
+    ) -> None:
+        self.segmentation, self.image, self.files = segmentation, image, tuple(files)
+        self.all_components = all_components
+
+    @functools.cached_property
+    def labels(self) -> NDArray[np.uint8]:
+        """The label of each voxel, (z, y, x) uint8; 0 is background."""
+        return self.segmentation.labels(self.all_components)
+
+    @property
+    def mask(self) -> sitk.Image:
+        """The labels as a SimpleITK image, uint8, with size, spacing, origin and direction of the volume."""
+        return self.segmentation.grid.image_from(self.labels)
+
+    @functools.cached_property
+    def probabilities(self) -> NDArray[np.float32]:
+        """The probabilities, (K, z, y, x) float32: of all labels from 0, the background, on; or of the regions."""
+        segmentation = self.segmentation
+        first = 1 if segmentation.regions else 0
+        count = len(segmentation.network_probabilities)
+        probabilities = np.empty((count, *segmentation.grid.shape), np.float32)
+        for number in range(count):
+            probabilities[number] = segmentation.probability(first + number)
+        return probabilities
+
+    @functools.cached_property
+    def entropy(self) -> NDArray[np.float32]:
+        """How uncertain the network is about each voxel, (z, y, x) float32: the entropy of its probabilities, in nats.
+
+        It is 0 where one class is certain, and ln K where K classes are equally probable. Of regions it is the mean of
+        their binary entropies, at most ln 2.
+        """
+        return self.segmentation.entropy()
+
+    @functools.cached_property
+    def volumes_ml(self) -> dict[str | int, float]:
+        """The volume of each class in ml, by its name, or by its label if it has no name of its own."""
+        voxel = math.prod(self.segmentation.grid.spacing) / 1000
+        return {name: int(np.count_nonzero(voxels)) * voxel for name, voxels in self._structures()}
+
+    def _structures(self) -> Iterator[tuple[str | int, NDArray[np.bool_]]]:
+        """The voxels of each foreground class or region, with its name or its label."""
+        regions = self.segmentation.regions
+        for region in regions:
+            yield region.name, region.of(self.labels)
+        for label in range(1, 1 if regions else len(self.segmentation.network_probabilities)):
+            yield self._name(label), self.labels == label
+
+    def _name(self, label: int) -> str | int:
+        names = self.segmentation.class_names
+        name = names.get(label)
+        return name if name and Counter(names.values())[name] == 1 else label
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Of the voxels, mm, x y z."""
+        return self.segmentation.grid.spacing
+
+    def save(self, path: "str | os.PathLike[str]") -> None:
+        """Writes the mask, as the command does: in the format of the path's suffix, with the names of the labels.
+
+        Raises:
+            InputError: if it can't be written, or would replace the volume.
+        """
+        self.segmentation.write_mask(self._writable(path), self.all_components)
+
+    def save_entropy(self, path: "str | os.PathLike[str]") -> None:
+        """Writes the entropy as float32.
+
+        Raises:
+            InputError: if it can't be written, or would replace the volume.
+        """
+        writing.write(self.entropy, self.segmentation.grid, self._writable(path))
+
+    def _writable(self, path: "str | os.PathLike[str]") -> Path:
+        """A path that may be written; its folder is made."""
+        target = Path(path)
+        try:
+            check_nothing_is_replaced(self.files, [target])
+        except InputError as error:
+            raise InputError(error.subject, error.cause, WHERE) from None
+        make_folder(target.parent, WHERE)
+        return target
+
+    def show(self, title: str = "") -> "Figure":
+        """Draws the contours of the mask on three slices, from the patient's feet to the head.
+
+        Args:
+            title: above the picture; by default the name of the volume.
+
+        Returns:
+            a matplotlib Figure, which a notebook shows; `figure.savefig("picture.png")` writes it.
+
+        Raises:
+            InputError: if matplotlib is not installed.
+        """
+        structures = (
+            (name if isinstance(name, str) else title_of(name, {}), voxels) for name, voxels in self._structures()
+        )
+        return draw(self.image, structures, title or (self.files[0].name if self.files else ""))
+
+    def __repr__(self) -> str:
+        grid: Grid = self.segmentation.grid
+        size, spacing = (" x ".join(f"{value:g}" for value in values) for values in (grid.size, grid.spacing))
+        return f"Result({self.files[0].name + ', ' if self.files else ''}{size} voxels of {spacing} mm)"

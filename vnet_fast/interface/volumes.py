@@ -1,0 +1,115 @@
+"""The volumes that can be segmented: files, SimpleITK images and arrays."""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import ArrayLike, NDArray
+
+from vnet_fast.data.channels import Channel, check_order
+from vnet_fast.interface.options import PathLike
+from vnet_fast.io import volumes
+from vnet_fast.io.grid import Grid
+from vnet_fast.io.header import check_placement
+from vnet_fast.prediction.plan import volume_files
+
+Volume: TypeAlias = "PathLike | sitk.Image | ArrayLike | Sequence[PathLike] | Sequence[sitk.Image]"
+IMAGE, ARRAY = "the image", "the array"
+
+
+@dataclass(frozen=True)
+class Channels:
+    """A volume in memory.
+
+    Args:
+        images: of its channels, 3-D, float32, finite, on one grid.
+        names: what messages call each of them, or the volume.
+        files: that they come from, one for each channel or for all; none for a volume that was in memory.
+    """
+
+    images: list[sitk.Image]
+    names: list[str | Path]
+    files: tuple[Path, ...] = ()
+
+
+def read(volume: Volume, spacing: Sequence[float] | None, channels: Sequence[Channel]) -> Channels:
+    """Reads a volume, or takes it from memory.
+
+    Args:
+        volume: a path, a SimpleITK image or an array; or a sequence of paths or images, one for each channel.
+        spacing: of the voxels of an array, mm, x y z; None for all else.
+        channels: of the network.
+
+    Raises:
+        InputError, InputErrors: if it can't be read or used, see `vnet_fast.io.volumes.read_channels`.
+        TypeError, ValueError: if it is nothing of that kind.
+    """
+    entries: list[Any] = list(volume) if isinstance(volume, list | tuple) else [volume]
+    are_paths, are_images = ([isinstance(entry, kind) for entry in entries] for kind in (str | os.PathLike, sitk.Image))
+    if spacing is not None and any(are_paths + are_images):
+        raise TypeError("spacing is for an array; files and images have their own")
+    if entries and all(are_paths):
+        return _of_files([Path(entry) for entry in entries], channels)
+    if entries and all(are_images):
+        return _of_images([channel for image in entries for channel in _channels_of(image)])
+    if any(are_paths + are_images):
+        raise TypeError("volume must be paths or images, not some of each")
+    return _of_array(np.asarray(volume), spacing)
+
+
+def _of_files(paths: list[Path], channels: Sequence[Channel]) -> Channels:
+    check_order(str(paths[0]), channels)
+    files = tuple(paths) if len(paths) > 1 else volume_files(paths[0], several=len(channels) > 1)
+    return Channels(volumes.read_channels(files), list(files), files)
+
+
+def _channels_of(image: sitk.Image) -> list[sitk.Image]:
+    """The channels of an image: its components, or what lies along its fourth axis."""
+    if image.GetDimension() == 4:
+        return [image[:, :, :, number] for number in range(image.GetSize()[3])]
+    if image.GetDimension() != 3:
+        raise ValueError(f"the image must have 3 dimensions, or 4 with the channels last; got {image.GetDimension()}")
+    count = image.GetNumberOfComponentsPerPixel()
+    return [image] if count == 1 else [sitk.VectorIndexSelectionCast(image, number) for number in range(count)]
+
+
+def _of_images(images: list[sitk.Image]) -> Channels:
+    for image in images:
+        if "complex" in image.GetPixelIDTypeAsString() or image.GetNumberOfComponentsPerPixel() != 1:
+            raise TypeError(f"the image must have real numbers; got {image.GetPixelIDTypeAsString()}")
+    names: list[str | Path] = [IMAGE] if len(images) == 1 else [f"channel {number}" for number in range(len(images))]
+    return _checked(images, names)
+
+
+def _checked(images: list[sitk.Image], names: list[str | Path]) -> Channels:
+    for name, image in zip(names, images, strict=True):
+        check_placement(name, Grid.of(image).placement)
+        volumes.check_same_grid(name, image, images[0], names[0], "Resample the channels to one grid")
+    return Channels([volumes.as_intensities(*pair) for pair in zip(names, images, strict=True)], names)
+
+
+def _of_array(array: NDArray[np.generic], spacing: Sequence[float] | None) -> Channels:
+    if array.dtype.kind not in "buif":
+        raise TypeError(f"volume must be a path, a SimpleITK image or an array of real numbers; got {array.dtype}")
+    if array.ndim not in (3, 4) or 0 in array.shape:
+        raise ValueError(f"the array must have shape (z, y, x) or (C, z, y, x); got {array.shape}")
+    if spacing is None:
+        raise TypeError("an array needs its spacing: spacing=(x, y, z), in mm")
+    lengths = tuple(map(float, spacing))
+    if len(lengths) != 3 or not all(0 < length < math.inf for length in lengths):
+        raise ValueError(f"spacing must be three numbers above 0, mm, (x, y, z); got {spacing}")
+    x, y, z = lengths
+    images = []
+    for channel in array.reshape(-1, *array.shape[-3:]):
+        # values that float32 can't hold are found there
+        with np.errstate(over="ignore"):
+            image = sitk.GetImageFromArray(channel.astype(np.float32))
+        image.SetSpacing((x, y, z))
+        images.append(image)
+    names: list[str | Path] = [ARRAY if len(images) == 1 else f"channel {number}" for number in range(len(images))]
+    return _checked(images, names)
