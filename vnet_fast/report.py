@@ -73,7 +73,7 @@ def main(given: dict[str, Any]) -> int:
         names, pairs, classes.binary, config.regions, observer, classes.names, known, classes.regions, classes.ignored
     )
     comparisons = compare_pairs(evaluations) if len(evaluations) > 1 else []
-    sections = make_sections(subjects, evaluations, comparisons, folder)
+    sections = make_sections(subjects, evaluations, comparisons, folder, classes.regions)
     made_with = ", ".join(f"{name} {version}" for name, version in versions().items() if version)
     title = "V-Net: " + " and ".join(names)
     write_text(folder / PAGE, page(title, f"Made with {made_with}.", sections), "Choose another --output")

@@ -43,7 +43,9 @@ def test_a_page_of_one_run(runs, run_verb):
     assert shown == {path.read_bytes() for path in folder.glob("*.png")}
     assert all(picture["alt"] for picture in page.pictures if "src" in picture)
     without = re.sub(r"data:image/png;base64,[^\"]*", "", text)
-    assert not re.search(r"https?:|src=\"[^\"]|url\(|<script|<link", without)
+    assert not re.search(r"https?:|src=\"[^\"]|url\(|<link", without)
+    # its own script, and the volumes of the two cases
+    assert [attributes.get("class", "") for attributes, _ in page.scripts] == ["settings", "case", "case", ""]
 
     result, cases, settings = page.tables
     assert result[0][:4] == ["run", "class", "region", "cases"]

@@ -1,6 +1,6 @@
 """The sections of a report: its tables, texts and pictures."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import numpy as np
 from vnet_fast import plotting
 from vnet_fast.evaluation.comparison import COMPARED, TITLES, Comparison
 from vnet_fast.evaluation.evaluation import WHOLE, Evaluation, summarise
-from vnet_fast.evaluation.figures import choose_cases, difference_title, draw_distribution, rated_dice, read_case
+from vnet_fast.evaluation.figures import difference_title, draw_distribution, rated_dice
 from vnet_fast.evaluation.tables import (
     COLUMNS,
     Column,
@@ -20,7 +20,10 @@ from vnet_fast.evaluation.tables import (
     mean_and_deviation,
     number,
 )
+from vnet_fast.regions import Region
+from vnet_fast.reporting.cases import explain_overlays, explain_viewer, show_cases, worst_first
 from vnet_fast.reporting.html import Bar, Picture, Section, Table
+from vnet_fast.reporting.pictures import draw_picture
 from vnet_fast.reporting.subjects import Subject
 from vnet_fast.run.augmentation import changes_to_the_papers
 from vnet_fast.run.log import minutes
@@ -34,11 +37,6 @@ SETTINGS = (
 )  # fmt: skip
 # of these, 0 is no value
 OFF_AT_ZERO = {"freeze", "warmup"}
-RANKS = {
-    "worst": "the lowest Dice",
-    "median": "the median Dice",
-    "best": "the highest Dice",
-}
 RESULT_CAPTION = (
     "Mean ± standard deviation over the cases that the run did not train on, in each volume's own geometry. "
     "HD: Hausdorff distance; HD95: its 95th percentile; ABD: average boundary distance; RVD: relative volume "
@@ -48,7 +46,11 @@ RESULT_CAPTION = (
 
 
 def make_sections(
-    subjects: Sequence[Subject], evaluations: Sequence[Evaluation], comparisons: Sequence[Comparison], folder: Path
+    subjects: Sequence[Subject],
+    evaluations: Sequence[Evaluation],
+    comparisons: Sequence[Comparison],
+    folder: Path,
+    unions: Sequence[Region] = (),
 ) -> list[Section]:
     """Makes the sections of a report and draws their pictures.
 
@@ -57,38 +59,24 @@ def make_sections(
         evaluations: of the runs, in the same order.
         comparisons: of the evaluations.
         folder: where the pictures are written.
+        unions: of labels, which are the classes if there are any.
 
     Raises:
         InputError: if a volume or mask can't be read.
     """
     result_tables = [_result_table(evaluations)]
     result_tables += [_comparison_table(comparisons, evaluations[0])] if comparisons else []
-    curves, overlays = _draw_curves(subjects, folder), _draw_overlays(subjects, evaluations, folder)
+    curves = _draw_curves(subjects, folder)
+    overlays, viewer = show_cases(subjects, evaluations, unions, folder)
     return [
         Section("Result", result_tables, pictures=_draw_differences(comparisons, folder)),
         Section("Dice over the cases", pictures=[_draw_distribution(evaluations, folder)]),
         Section("Training", pictures=curves, side_by_side=True),
-        Section("Best, median and worst case", text=_explain_overlays(evaluations), pictures=overlays),
+        Section("Best, median and worst case", text=explain_overlays(evaluations), pictures=overlays),
+        Section("Slice by slice", text=explain_viewer(viewer, evaluations[0]), viewer=viewer),
         Section("All cases, the worst first", [_case_table(evaluations)]),
         Section("Settings", [_settings_table(subjects)]),
     ]
-
-
-def draw_picture(
-    folder: Path, name: str, draw: Callable[[Path, plotting.Theme], None], alt: str, caption: str
-) -> Picture:
-    """Draws a picture in both colour schemes, NAME.png and NAME-dark.png.
-
-    Args:
-        folder: of the files.
-        name: of the files.
-        draw: draws it to a path in a theme.
-        alt, caption: as in `html.Picture`.
-    """
-    light, dark = folder / f"{name}.png", folder / f"{name}-dark.png"
-    draw(light, plotting.LIGHT)
-    draw(dark, plotting.DARK)
-    return Picture(light, dark, alt, caption)
 
 
 def _result_table(evaluations: Sequence[Evaluation]) -> Table:
@@ -191,41 +179,9 @@ def _describe_training(subject: Subject) -> str:
     )
 
 
-def _explain_overlays(evaluations: Sequence[Evaluation]) -> str:
-    text = (
-        "Contours of the reference (solid) and of the prediction (dashed) on three axial slices in radiological "
-        "orientation: the patient's right (R) is on the left"
-    )
-    if len(evaluations) > 1:
-        text += f". The cases are chosen by the Dice of {evaluations[0].name}; all runs show the same slices"
-    return text + "."
-
-
-def _draw_overlays(subjects: Sequence[Subject], evaluations: Sequence[Evaluation], folder: Path) -> list[Picture]:
-    files = {case.name: case for case in subjects[0].cases}
-    predictions = [{case.name: case.prediction for case in subject.cases} for subject in subjects]
-    binary = subjects[0].settings["binary"]
-    pictures = []
-    for rank, name in choose_cases(evaluations[0]).items():
-        masks = [by_name.get(name) for by_name in predictions]
-        case = read_case(evaluations, name, rank, files[name].image, files[name].reference, masks, binary)
-        dice = ", ".join(
-            f"{evaluation.name} {number(evaluation.mean_dice(name), 3)}"
-            for evaluation in evaluations
-            if name in evaluation.cases
-        )
-        alt = f"Three slices of {name} with contours of reference and prediction."
-        pictures.append(draw_picture(folder, rank, case.draw, alt, f"{name}, {RANKS[rank]}: Dice {dice}."))
-    return pictures
-
-
 def _case_table(evaluations: Sequence[Evaluation]) -> Table:
     """A row for each case: Dice of each run and class, and further metrics if there is only one run."""
     first, several = evaluations[0], len(evaluations) > 1
-    others = [name for evaluation in evaluations[1:] for name in evaluation.cases if name not in first.cases]
-    # cases without any structure, which have no Dice, come last
-    ordered = sorted(first.cases, key=lambda name: np.nan_to_num(first.mean_dice(name), nan=2.0))
-    ordered += list(dict.fromkeys(others))
     shown = list(COLUMNS[:1]) if several else columns(first)
     headings, rows = ["case"], []
     for evaluation in evaluations:
@@ -233,7 +189,7 @@ def _case_table(evaluations: Sequence[Evaluation]) -> Table:
             subject = [evaluation.name] if several else []
             subject += [evaluation.title(label)] if len(evaluation.labels) > 1 else []
             headings += [", ".join([*subject, column.heading]) for column in shown]
-    for name in ordered:
+    for name in worst_first(evaluations):
         cells: list[str | Bar] = [name]
         for evaluation in evaluations:
             for label in evaluation.labels:
