@@ -29,16 +29,20 @@ class Page:
 
     Args:
         call: sends a command with its arguments, and returns its result.
-        events: all events of the browser so far.
+        events: the events since the page was opened.
     """
 
     def __init__(self, call, events):
         self.call, self.events = call, events
 
     def open(self, path):
-        """Opens a file."""
+        """Opens a file, and waits until it is loaded."""
+        self.events.clear()
         self.call("Page.navigate", url=path.absolute().as_uri())
-        self.wait("document.readyState == 'complete'")
+        end = time.monotonic() + SECONDS
+        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
+            assert time.monotonic() < end, f"not loaded: {path}"
+            self.call("Page.getFrameTree")
 
     def evaluate(self, expression):
         """The value of an expression of JavaScript; an AssertionError if it throws."""
