@@ -16,6 +16,8 @@ from vnet_fast.evaluation.classes import labels_in
 from vnet_fast.evaluation.comparison import Comparison, check_same_cases, compare_pairs
 from vnet_fast.evaluation.evaluation import Evaluation, evaluate, names_of
 from vnet_fast.evaluation.figures import draw, find_case_images
+from vnet_fast.evaluation.probabilities import calibrate
+from vnet_fast.evaluation.reliability import draw_calibration
 from vnet_fast.evaluation.score import read_observer
 from vnet_fast.files import make_folder, write_text
 from vnet_fast.regions import parse_regions
@@ -57,6 +59,10 @@ class Config:
     observer: str | None = option(
         None, "TOML file with a second observer's means, for the challenge's score", type=path_text, metavar="FILE"
     )
+    calibration: bool = option(
+        False, "also measure the calibration of the probabilities that predict --probabilities wrote beside the masks",
+        action="store_true",
+    )  # fmt: skip
 
     @property
     def data(self) -> str:
@@ -106,11 +112,15 @@ def main(given: dict[str, Any]) -> int:
     evaluations = evaluate(
         names, pairs, config.binary, thirds, observer, classes.names, known, classes.regions, classes.ignored
     )
+    if config.calibration:
+        calibrate(evaluations, pairs, config.binary, classes.regions, classes.ignored)
     comparisons = compare_pairs(evaluations) if len(evaluations) > 1 else []
     # before anything is printed, which may fail
     _write(config, evaluations, comparisons)
     if config.figures:
         draw(config.figures, evaluations, pairs, images, comparisons, config.binary)
+        if config.calibration:
+            draw_calibration(evaluations, Path(config.figures) / "calibration.png")
     print("\n".join(tables.text(evaluations, comparisons)))
     for name, others in zip(names, unpredicted, strict=True):
         if others:

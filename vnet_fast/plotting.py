@@ -68,7 +68,8 @@ def available() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def _make_figure(width: float, height: float, theme: Theme) -> "Figure":
+def make_figure(width: float, height: float, theme: Theme) -> "Figure":
+    """A figure of some inches."""
     # without pyplot, which needs a display and keeps global state
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -78,7 +79,7 @@ def _make_figure(width: float, height: float, theme: Theme) -> "Figure":
     return figure
 
 
-def _apply_theme(axes: "Axes", theme: Theme) -> None:
+def apply_theme(axes: "Axes", theme: Theme) -> None:
     """Gives a plot the theme's colours."""
     axes.set_facecolor(theme.face)
     axes.grid(color=theme.grid, linewidth=0.8)
@@ -90,12 +91,13 @@ def _apply_theme(axes: "Axes", theme: Theme) -> None:
         label.set_color(theme.text)
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Escapes dollar signs, which would start a formula, and characters that can't be drawn."""
     return "\n".join(map(printable, text.split("\n"))).replace("$", r"\$")
 
 
-def _add_legend(figure: "Figure", theme: Theme, **arguments: object) -> None:
+def add_legend(figure: "Figure", theme: Theme, **arguments: object) -> None:
+    """Adds a legend below the plots."""
     figure.legend(loc="outside lower center", frameon=False, labelcolor=theme.text, fontsize=9, **arguments)
 
 
@@ -111,7 +113,7 @@ def curves(rows: Sequence[LogRow], path: str | Path, theme: Theme = LIGHT, title
     iteration, loss, rate = (np.array(column) for column in list(zip(*rows, strict=True))[:3])
     validations = [(iteration, dice) for iteration, _, _, dice in rows if dice is not None]
 
-    figure = _make_figure(7, 4.4, theme)
+    figure = make_figure(7, 4.4, theme)
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     axes.plot(iteration, loss, color=theme.faint, alpha=0.6, linewidth=0.8, label="loss")
     window = max(1, len(loss) // SMOOTHING_WINDOWS)
@@ -126,13 +128,13 @@ def curves(rows: Sequence[LogRow], path: str | Path, theme: Theme = LIGHT, title
     below.step(iteration, rate, where="post", color=theme.series[1])
     below.set(xlabel="iteration", ylabel="learning\nrate", yscale="log")
     below.set_ylim(rate.min() / 3, rate.max() * 3)
-    _apply_theme(axes, theme)
-    _apply_theme(below, theme)
+    apply_theme(axes, theme)
+    apply_theme(below, theme)
     below.minorticks_off()
     if title:
-        figure.suptitle(_escape(title), fontsize=11, color=theme.text)
+        figure.suptitle(escape(title), fontsize=11, color=theme.text)
     handles, labels = axes.get_legend_handles_labels()
-    _add_legend(figure, theme, handles=handles, labels=labels, ncols=3)
+    add_legend(figure, theme, handles=handles, labels=labels, ncols=3)
     figure.savefig(path, dpi=DPI)
 
 
@@ -165,7 +167,7 @@ def overlay(
     aspect = image.shape[1] * spacing[1] / (image.shape[2] * spacing[0])
     low, high = np.percentile(image[slices], [1, 99.5])
 
-    figure = _make_figure(11, 0.9 + len(predictions) * (3.5 * min(max(aspect, 0.4), 1.6) + 0.25), theme)
+    figure = make_figure(11, 0.9 + len(predictions) * (3.5 * min(max(aspect, 0.4), 1.6) + 0.25), theme)
     grid = figure.subplots(len(predictions), 3, squeeze=False)
     for (name, labels), row in zip(predictions.items(), grid, strict=True):
         for axes, z in zip(row, slices, strict=True):
@@ -177,8 +179,8 @@ def overlay(
             # contours reach half a voxel beyond the image
             axes.set(xticks=[], yticks=[], facecolor=theme.face)
             axes.spines[:].set_visible(False)
-        row[0].set_ylabel(_escape(name), fontsize=10, color=theme.text)
-    figure.suptitle(_escape(title), fontsize=11, color=theme.text)
+        row[0].set_ylabel(escape(name), fontsize=10, color=theme.text)
+    figure.suptitle(escape(title), fontsize=11, color=theme.text)
     _add_contour_legend(figure, theme)
     figure.savefig(path, dpi=DPI)
 
@@ -231,7 +233,7 @@ def _add_contour_legend(figure: "Figure", theme: Theme) -> None:
         Line2D([], [], color=style.color, linestyle=style.linestyle, label=name)
         for name, style in (("reference", REFERENCE), ("prediction", PREDICTION))
     ]
-    _add_legend(figure, theme, handles=handles, ncols=2)
+    add_legend(figure, theme, handles=handles, ncols=2)
 
 
 def distribution(dice: Mapping[str, Sequence[float]], path: str | Path, theme: Theme = LIGHT) -> None:
@@ -244,7 +246,7 @@ def distribution(dice: Mapping[str, Sequence[float]], path: str | Path, theme: T
     """
     from matplotlib.legend_handler import HandlerTuple
 
-    figure = _make_figure(9, 3.8, theme)
+    figure = make_figure(9, 3.8, theme)
     axes = figure.subplots()
     width, handles, labels = (BINS[1] - BINS[0]) * 0.86 / len(dice), [], []
     for index, (name, values) in enumerate(dice.items()):
@@ -254,12 +256,12 @@ def distribution(dice: Mapping[str, Sequence[float]], path: str | Path, theme: T
                         edgecolor=theme.face)  # fmt: skip
         median = float(np.median(values)) if values else float("nan")
         handles.append((bars, axes.axvline(median, color=theme.text, linestyle=LINES[index], linewidth=1.4)))
-        labels.append(_escape(f"{name}: median {median:.3f} of {len(values)} cases"))
+        labels.append(escape(f"{name}: median {median:.3f} of {len(values)} cases"))
     lowest = min((value for values in dice.values() for value in values), default=1.0)
     axes.set(xlabel="Dice", ylabel="cases", xlim=(max(0.0, np.floor(lowest * 10 - 1) / 10), 1))
     axes.locator_params(axis="y", integer=True)
-    _apply_theme(axes, theme)
-    _add_legend(
+    apply_theme(axes, theme)
+    add_legend(
         figure, theme, handles=handles, labels=labels, ncols=min(2, len(dice)), handlelength=4,
         handler_map={tuple: HandlerTuple(ndivide=None)},
     )  # fmt: skip
@@ -277,7 +279,7 @@ def differences(values: Mapping[str, float], title: str, path: str | Path, theme
     """
     ordered = sorted(values, key=lambda name: values[name])
     heights = np.array([values[name] for name in ordered])
-    figure = _make_figure(9, 3.8, theme)
+    figure = make_figure(9, 3.8, theme)
     axes = figure.subplots()
     for sign, description, index in ((-1, "lower", 1), (1, "higher", 0)):
         positions = np.flatnonzero(np.sign(heights) == sign)
@@ -287,11 +289,11 @@ def differences(values: Mapping[str, float], title: str, path: str | Path, theme
                  label=f"{description} in {len(positions)} cases")  # fmt: skip
     axes.axhline(0, color=theme.text, linewidth=0.8)
     axes.set(ylabel="difference", xticks=[])
-    figure.suptitle(_escape(title), fontsize=11, color=theme.text)
+    figure.suptitle(escape(title), fontsize=11, color=theme.text)
     axes.margins(x=0.01)
     if len(ordered) <= MAX_NAMED_BARS:
-        axes.set_xticks(range(len(ordered)), map(_escape, ordered), rotation=90)
-    _apply_theme(axes, theme)
+        axes.set_xticks(range(len(ordered)), map(escape, ordered), rotation=90)
+    apply_theme(axes, theme)
     axes.tick_params(axis="x", labelsize=7)
-    _add_legend(figure, theme, ncols=2)
+    add_legend(figure, theme, ncols=2)
     figure.savefig(path, dpi=DPI)

@@ -51,7 +51,7 @@ def read_channels(paths: Sequence[Path]) -> list[sitk.Image]:
         return [_as_intensities(paths[0], image) for image in _read_several(paths[0])]
     images = [read_image(path) for path in paths]
     for path, image in zip(paths[1:], images[1:], strict=True):
-        _check_same_grid(path, image, images[0], paths[0], "Resample the channels to one grid")
+        check_same_grid(path, image, images[0], paths[0], "Resample the channels to one grid")
     return images
 
 
@@ -97,7 +97,7 @@ def read_mask(path: str | Path, image: sitk.Image | None = None, image_path: str
         _check_labels(path, mask)
         mask = sitk.Cast(mask, sitk.sitkUInt8)
     if image is not None:
-        _check_same_grid(path, mask, image, image_path, "Export the mask on the grid of its image")
+        check_same_grid(path, mask, image, image_path, "Export the mask on the grid of its image")
     return mask
 
 
@@ -116,9 +116,10 @@ def _check_labels(path: str | Path, mask: sitk.Image) -> None:
         raise InputError(path, f"{cause}, such as {example}", remedy)
 
 
-def _check_same_grid(
+def check_same_grid(
     path: str | Path, mask: sitk.Image, image: sitk.Image, image_path: str | Path | None, remedy: str
 ) -> None:
+    """Raises an InputError with a remedy unless what was read from a path has the grid of an image."""
     of_mask, of_image = Grid.of(mask), Grid.of(image)
     for name in ("size", "spacing", "origin", "direction"):
         masks, images = getattr(of_mask, name), getattr(of_image, name)

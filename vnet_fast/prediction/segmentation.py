@@ -18,8 +18,9 @@ from tqdm import tqdm
 from vnet_fast.data.channels import Channel, describe
 from vnet_fast.data.classes import title_of
 from vnet_fast.errors import InputError
-from vnet_fast.io import formats, volumes, writing
+from vnet_fast.io import volumes, writing
 from vnet_fast.io.grid import Grid, covering_size, image_on_grid, probability_on_grid, working_grid
+from vnet_fast.io.probabilities import probability_file
 from vnet_fast.prediction.components import IS_INSIDE, largest_components
 from vnet_fast.prediction.inference import OVERLAP, predict_probabilities
 from vnet_fast.prediction.task import Task
@@ -114,11 +115,9 @@ class Segmentation:
 
     def write_probabilities(self, path: Path) -> None:
         """Writes a file NAME_probability beside the mask for each foreground class, numbered if there are several."""
-        stem, suffix = formats.stem_of(path), formats.suffix_of(path)
         count = len(self.network_probabilities) - (not self.regions)
         for label in range(1, count + 1):
-            number = f"_{label}" if count > 1 else ""
-            writing.write(self.probability(label), self.grid, path.with_name(f"{stem}_probability{number}{suffix}"))
+            writing.write(self.probability(label), self.grid, probability_file(path, label, count))
 
 
 def segment(
