@@ -7,15 +7,19 @@ from pathlib import Path
 import numpy as np
 
 from vnet_fast import plotting
+from vnet_fast.evaluation.calibration import BINS
 from vnet_fast.evaluation.comparison import COMPARED, TITLES, Comparison
 from vnet_fast.evaluation.evaluation import WHOLE, Evaluation, summarise
 from vnet_fast.evaluation.figures import difference_title, draw_distribution, rated_dice
+from vnet_fast.evaluation.probabilities import MARGIN
+from vnet_fast.evaluation.reliability import draw_calibration
 from vnet_fast.evaluation.tables import (
     COLUMNS,
     Column,
     case_value,
     class_cell,
     columns,
+    describe_calibration,
     explain_undefined,
     mean_and_deviation,
     number,
@@ -42,6 +46,13 @@ RESULT_CAPTION = (
     "HD: Hausdorff distance; HD95: its 95th percentile; ABD: average boundary distance; RVD: relative volume "
     "difference, prediction minus reference. A class that neither mask of a case has is not rated there, and "
     "distances leave out cases where one mask is empty; (of N) is the number of cases that remain."
+)
+
+CALIBRATION_CAPTION = (
+    f"Of the voxels with a probability in one of {BINS} bins: the share that is in the reference, against their mean "
+    "probability. Where probabilities can be trusted, the line is the diagonal. Below it, they are too high. ECE: "
+    "expected calibration error, the mean distance to the diagonal, weighted by the voxels, whose numbers are below. "
+    f"Voxels of a box around prediction and reference count, with a margin of {MARGIN:g} mm."
 )
 
 
@@ -71,6 +82,7 @@ def make_sections(
     return [
         Section("Result", result_tables, pictures=_draw_differences(comparisons, folder)),
         Section("Dice over the cases", pictures=[_draw_distribution(evaluations, folder)]),
+        *_calibration(evaluations, folder),
         Section("Training", pictures=curves, side_by_side=True),
         Section("Best, median and worst case", text=explain_overlays(evaluations), pictures=overlays),
         Section("Slice by slice", text=explain_viewer(viewer, evaluations[0]), viewer=viewer),
@@ -149,6 +161,18 @@ def _draw_distribution(evaluations: Sequence[Evaluation], folder: Path) -> Pictu
         f"Histogram of Dice over the cases. {medians}.",
         "Number of cases by Dice, which is the mean over the classes. The lines are the medians.",
     )
+
+
+def _calibration(evaluations: Sequence[Evaluation], folder: Path) -> list[Section]:
+    """The section about the calibration, if it was measured."""
+    if not any(evaluation.calibration for evaluation in evaluations):
+        return []
+    errors = "; ".join(
+        f"{evaluation.name}, {line}" for evaluation in evaluations for line in describe_calibration(evaluation)
+    )
+    alt = f"Reliability diagram of each class. {errors}."
+    draw = partial(draw_calibration, evaluations)
+    return [Section("Calibration", pictures=[draw_picture(folder, "calibration", draw, alt, CALIBRATION_CAPTION)])]
 
 
 def _draw_curves(subjects: Sequence[Subject], folder: Path) -> list[Picture]:
