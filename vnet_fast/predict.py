@@ -1,5 +1,6 @@
 """Segments volumes with a trained V-Net, in their own geometry."""
 
+import os
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from vnet_fast.files import make_folder
 from vnet_fast.io.writing import sweep_unfinished
 from vnet_fast.ops.cpu_convolution_choice import description
 from vnet_fast.prediction.inference import LEFT_RIGHT, NO_FLIP, OVERLAP
+from vnet_fast.prediction.label_descriptions import write_descriptions
 from vnet_fast.prediction.networks import load_networks
 from vnet_fast.prediction.plan import plan
 from vnet_fast.prediction.segmentation import segment, segment_all
@@ -72,6 +74,8 @@ def main(given: dict[str, Any]) -> int:
     pairs = plan(config.input, config.output, only, several=len(task.channels) > 1)
     folder = make_folder(pairs[0][1].parent, "Choose another --output")
     sweep_unfinished(folder)
+    if os.path.isdir(config.output):
+        write_descriptions(folder, task.label_names)
     autocast, precision = choose_precision(config.amp, networks.device)
     together = f", {len(config.checkpoint)} networks averaged" if len(config.checkpoint) > 1 else ""
     print(f"device: {device_name(networks.device)}, {precision}{description(networks.device)}{together}")
