@@ -57,6 +57,17 @@ def test_the_box_around_the_structures_is_kept():
     assert content["start"] == [24 - 14, 20 - 15, 5 - 2]
 
 
+def test_the_reference_is_seen_first():
+    """Even if there is more of the prediction elsewhere; the prediction where there is no reference."""
+    figure = make_figure()
+    prediction = np.zeros_like(figure.reference)
+    prediction[1, 2:12, 3:30] = 1
+    content = pack(figure, [prediction], 1)
+    assert [first + at for first, at in zip(content["first"], content["start"], strict=True)] == [24, 20, 5]
+    content = pack(CaseFigure("A", figure.image, figure.reference * 0, {}, figure.grid), [prediction], 1)
+    assert [first + at for first, at in zip(content["first"], content["start"], strict=True)] == [3, 2, 1]
+
+
 def test_a_volume_without_structures_is_shown_whole():
     figure = make_figure()
     nothing = figure.reference * 0

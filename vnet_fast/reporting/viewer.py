@@ -133,12 +133,14 @@ def pack(figure: CaseFigure, predictions: Iterable[NDArray[np.uint8] | None], nu
         an object for JSON. Lists of three are x y z: `size` in voxels, `spacing` in mm, the `first` slice of the
         volume's `slices` that is shown, counted from 0, and the `step` to the next one; `origin`, the place of the
         volume's first voxel along each axis in mm (left, posterior, superior); `start`, the slices with most of the
-        structure. `range` and `window` are pairs of intensities: those of the bytes 0 and 255, and those shown black
+        reference. `range` and `window` are pairs of intensities: those of the bytes 0 and 255, and those shown black
         and white. `image` and `masks` (null for None) are bytes in the order of the voxels, x first, compressed by zlib
         and in base64.
     """
     masks = [figure.reference, *predictions]
     grid, structures = figure.grid, np.any([mask > 0 for mask in masks if mask is not None], axis=0)
+    # first seen is what should be there; a wrong prediction may be elsewhere
+    sought = figure.reference > 0 if figure.reference.any() else structures
     box = _box(structures, grid.spacing)
     step = _steps(structures[box].shape, grid.spacing, min(MOST_VOXELS, TOTAL_VOXELS // number))
     image = _block_means(figure.image[box], step)
@@ -155,7 +157,7 @@ def pack(figure: CaseFigure, predictions: Iterable[NDArray[np.uint8] | None], nu
         "step": step[::-1],
         "slices": grid.size,
         "origin": [round(float(value), 4) for value in _origin_along_axes(grid)],
-        "start": _fullest(_fitting(structures[box][middles], image.shape)),
+        "start": _fullest(_fitting(sought[box][middles], image.shape)),
         "range": [low, high],
         "window": [black, max(white, black + 1e-6)],
         "image": _compressed(scaled),
