@@ -101,6 +101,16 @@ def test_all_cases_together_have_room(monkeypatch, number):
             assert mask[k, j, i] == figure.reference[place[2], place[1], place[0]]
 
 
+@pytest.mark.parametrize("number", [2, 40, viewer.MAX_CASES])
+def test_a_page_of_noise_has_room(number):
+    """Intensities that can't be compressed, and a structure that fills the volume."""
+    shape = (60, 120, 120)
+    image = np.random.default_rng(0).random(shape, np.float32)
+    reference = np.ones(shape, np.uint8)
+    content = pack(CaseFigure("A", image, reference, {}, Grid(shape[::-1], (1, 1, 1), (0, 0, 0), IDENTITY)), [], number)
+    assert len(json.dumps(content)) * number < 10.1e6
+
+
 def test_means_of_blocks():
     image = np.arange(5 * 2 * 3, dtype=np.float32).reshape(5, 2, 3)
     means = viewer._block_means(image, (2, 1, 3))

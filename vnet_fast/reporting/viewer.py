@@ -17,10 +17,10 @@ from vnet_fast.io.grid import Grid
 from vnet_fast.io.label_names import colour_of
 from vnet_fast.regions import Region
 
-# of all cases together, so that a page has at most 15 MB even if intensities can't be compressed
-TOTAL_VOXELS = 10_000_000
+# of all cases together: 10 MB in the page if intensities can't be compressed, and pictures of two runs take 5 MB
+TOTAL_VOXELS = 7_500_000
 # of one case; if there are more cases than have room with the fewest, those with the lowest Dice are shown
-MOST_VOXELS, FEWEST_VOXELS = 4_000_000, 40_000
+MOST_VOXELS, FEWEST_VOXELS = 4_000_000, 30_000
 MAX_CASES = TOTAL_VOXELS // FEWEST_VOXELS
 # around the structures: a fraction of their extent, and at least so many mm
 MARGIN, MIN_MARGIN = 0.25, 10.0
