@@ -17,10 +17,10 @@ from vnet_fast.io.grid import Grid
 from vnet_fast.io.label_names import colour_of
 from vnet_fast.regions import Region
 
-# of all cases together: 10 MB in the page if intensities can't be compressed, and pictures of two runs take 5 MB
-TOTAL_VOXELS = 7_500_000
+# of all cases together: 7 to 10 MB in the page, as MR is compressed by 15 to 40 %, beside 3 to 5 MB of pictures
+TOTAL_VOXELS = 8_500_000
 # of one case; if there are more cases than have room with the fewest, those with the lowest Dice are shown
-MOST_VOXELS, FEWEST_VOXELS = 4_000_000, 30_000
+MOST_VOXELS, FEWEST_VOXELS = 4_000_000, 34_000
 MAX_CASES = TOTAL_VOXELS // FEWEST_VOXELS
 # around the structures: a fraction of their extent, and at least so many mm
 MARGIN, MIN_MARGIN = 0.25, 10.0
