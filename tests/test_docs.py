@@ -59,6 +59,7 @@ def folder(tmp_path_factory):
         assert run_verb([*common, "--output", run, "--loss", loss]) == 0
     for run, masks in (("RUN_A", "MASKS_A"), ("RUN_B", "MASKS_B"), ("RUN", "MASKS")):
         predicted = ["predict", "--checkpoint", f"{run}/best.pt", "--input", "IMAGES", "--output", masks]
+        predicted += ["--probabilities"] if masks == "MASKS" else []
         assert run_verb(predicted) == 0
     Path("LABELS").symlink_to("DIR")
     (observer,) = [code for _, kind, code in FENCES if kind == "toml"]

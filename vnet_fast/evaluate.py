@@ -12,6 +12,7 @@ from vnet_fast.evaluation import tables
 from vnet_fast.evaluation.comparison import Comparison
 from vnet_fast.evaluation.evaluation import Evaluation
 from vnet_fast.evaluation.figures import draw, find_case_images
+from vnet_fast.evaluation.reliability import draw_calibration
 from vnet_fast.evaluation.score import read_observer
 from vnet_fast.files import make_folder, write_text
 from vnet_fast.interface.evaluation import ClassSettings, Sets, Table, measure
@@ -53,6 +54,10 @@ class Config:
     observer: str | None = option(
         None, "TOML file with a second observer's means, for the challenge's score", type=path_text, metavar="FILE"
     )
+    calibration: bool = option(
+        False, "also measure the calibration of the probabilities that predict --probabilities wrote beside the masks",
+        action="store_true",
+    )  # fmt: skip
 
     @property
     def classes(self) -> ClassSettings:
@@ -89,11 +94,13 @@ def main(given: dict[str, Any]) -> int:
     if config.figures:
         images = find_case_images(config.labels, config.images, only=sets.pairs[0][0][0])
         make_folder(config.figures, "Choose another --figures")
-    table = Table(measure(sets, config.classes, observer))
+    table = Table(measure(sets, config.classes, observer, config.calibration))
     # before anything is printed, which may fail
     _write(config, table.evaluations, table.comparisons)
     if config.figures:
         draw(config.figures, table.evaluations, sets.pairs, images, table.comparisons, config.binary)
+        if config.calibration:
+            draw_calibration(table.evaluations, Path(config.figures) / "calibration.png")
     print(table)
     for name, others in zip(sets.names, sets.unpredicted, strict=True):
         if others:

@@ -75,7 +75,7 @@ def make_figure(width: float, height: float, theme: Theme) -> "Figure":
     return figure
 
 
-def _apply_theme(axes: "Axes", theme: Theme) -> None:
+def apply_theme(axes: "Axes", theme: Theme) -> None:
     """Gives a plot the theme's colours."""
     axes.set_facecolor(theme.face)
     axes.grid(color=theme.grid, linewidth=0.8)
@@ -124,8 +124,8 @@ def curves(rows: Sequence[LogRow], path: str | Path, theme: Theme = LIGHT, title
     below.step(iteration, rate, where="post", color=theme.series[1])
     below.set(xlabel="iteration", ylabel="learning\nrate", yscale="log")
     below.set_ylim(rate.min() / 3, rate.max() * 3)
-    _apply_theme(axes, theme)
-    _apply_theme(below, theme)
+    apply_theme(axes, theme)
+    apply_theme(below, theme)
     below.minorticks_off()
     if title:
         figure.suptitle(escape(title), fontsize=11, color=theme.text)
@@ -211,7 +211,7 @@ def distribution(dice: Mapping[str, Sequence[float]], path: str | Path, theme: T
     lowest = min((value for values in dice.values() for value in values), default=1.0)
     axes.set(xlabel="Dice", ylabel="cases", xlim=(max(0.0, np.floor(lowest * 10 - 1) / 10), 1))
     axes.locator_params(axis="y", integer=True)
-    _apply_theme(axes, theme)
+    apply_theme(axes, theme)
     add_legend(
         figure, theme, handles=handles, labels=labels, ncols=min(2, len(dice)), handlelength=4,
         handler_map={tuple: HandlerTuple(ndivide=None)},
@@ -244,7 +244,7 @@ def differences(values: Mapping[str, float], title: str, path: str | Path, theme
     axes.margins(x=0.01)
     if len(ordered) <= MAX_NAMED_BARS:
         axes.set_xticks(range(len(ordered)), map(escape, ordered), rotation=90)
-    _apply_theme(axes, theme)
+    apply_theme(axes, theme)
     axes.tick_params(axis="x", labelsize=7)
     add_legend(figure, theme, ncols=2)
     figure.savefig(path, dpi=DPI)

@@ -1,5 +1,6 @@
 """Segments volumes with a trained V-Net, in their own geometry."""
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +11,12 @@ from vnet_fast.devices import DEVICES, device_name, find_device, keep_freed_memo
 from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.files import make_folder
 from vnet_fast.interface.segmenter import Segmenter
+from vnet_fast.io.probabilities import ENTROPY, probability_endings
 from vnet_fast.io.writing import sweep_unfinished
 from vnet_fast.ops.cpu_convolution_choice import description
+from vnet_fast.prediction.label_descriptions import write_descriptions
 from vnet_fast.prediction.networks import load_networks
-from vnet_fast.prediction.plan import ENTROPY, plan, probability_endings
+from vnet_fast.prediction.plan import plan
 from vnet_fast.prediction.segmentation import segment_all
 from vnet_fast.progress import track
 
@@ -76,6 +79,8 @@ def main(given: dict[str, Any]) -> int:
     pairs = plan(config.input, config.output, only, several=len(task.channels) > 1, endings=endings)
     folder = make_folder(pairs[0][1].parent, "Choose another --output")
     sweep_unfinished(folder)
+    if os.path.isdir(config.output):
+        write_descriptions(folder, task.label_names)
     segmenter = Segmenter(networks, config.amp, config.overlap, config.tta, config.all_components)
     together = f", {networks.count} networks averaged" if networks.count > 1 else ""
     print(f"device: {device_name(networks.device)}, {segmenter.precision}{description(networks.device)}{together}")

@@ -11,6 +11,7 @@ from vnet_fast.devices import find_device, keep_freed_memory, use_all_cores
 from vnet_fast.errors import InputError
 from vnet_fast.evaluation.comparison import compare_pairs
 from vnet_fast.evaluation.evaluation import evaluate
+from vnet_fast.evaluation.probabilities import calibrate
 from vnet_fast.evaluation.score import read_observer
 from vnet_fast.files import make_folder, write_text
 from vnet_fast.reporting.html import page
@@ -43,6 +44,10 @@ class Config:
     observer: str | None = option(
         None, "TOML file with a second observer's means, for the challenge's score", type=path_text, metavar="FILE"
     )
+    calibration: bool = option(
+        False, "also show the calibration of the probabilities; cases without stored probabilities are predicted again",
+        action="store_true",
+    )  # fmt: skip
     device: str = option("auto", "device to predict on", choices=("auto", "cpu", "cuda"))
 
     def check(self) -> None:
@@ -62,7 +67,7 @@ def main(given: dict[str, Any]) -> int:
     config.check()
     observer = read_observer(config.observer) if config.observer else None
     find_device(config.device)
-    subjects = read_subjects(config.run, config.device)
+    subjects = read_subjects(config.run, config.device, config.calibration)
     folder = make_folder(config.output or Path(config.run[0]) / "report", "Choose another --output")
     names, pairs = [subject.name for subject in subjects], [subject.pairs for subject in subjects]
     config_of_run = stored_config(config.run[0])
@@ -72,8 +77,10 @@ def main(given: dict[str, Any]) -> int:
     evaluations = evaluate(
         names, pairs, classes.binary, config.regions, observer, classes.names, known, classes.regions, classes.ignored
     )
+    if config.calibration:
+        calibrate(evaluations, pairs, classes.binary, classes.regions, classes.ignored)
     comparisons = compare_pairs(evaluations) if len(evaluations) > 1 else []
-    sections = make_sections(subjects, evaluations, comparisons, folder)
+    sections = make_sections(subjects, evaluations, comparisons, folder, classes.regions)
     made_with = ", ".join(f"{name} {version}" for name, version in versions().items() if version)
     title = "V-Net: " + " and ".join(names)
     write_text(folder / PAGE, page(title, f"Made with {made_with}.", sections), "Choose another --output")

@@ -212,3 +212,33 @@ def test_a_volume_that_cannot_be_read_does_not_keep_the_others(cases, run):
     with pytest.raises(InputErrors, match=r"Case04.zraw"):
         held_out.held_out(run, "cpu")
     assert [path.stem for path in (run / "predictions").glob("*.mhd")] == ["Case01"]
+
+
+def test_probabilities_beside_the_masks(cases, run, tmp_path, run_verb, capsys):
+    """They are those that predict writes; masks without them are predicted again, once."""
+    held_out.held_out(run, "cpu")
+    assert not list((run / "predictions").glob("*_probability*"))
+    capsys.readouterr()
+    found = held_out.held_out(run, "cpu", probabilities=True)
+    assert "predicting 2 cases" in capsys.readouterr().out
+    predict_folder(run_verb, run / "best.pt", cases, tmp_path / "masks", "--probabilities")
+    for case in found:
+        for file in case.files(1):
+            np.testing.assert_array_equal(array_of(file), array_of(tmp_path / "masks" / file.name))
+    capsys.readouterr()
+    for probabilities in (True, False):
+        held_out.held_out(run, "cpu", probabilities=probabilities)
+        assert "predicting" not in capsys.readouterr().out
+    found[0].files(1)[1].unlink()
+    held_out.held_out(run, "cpu", probabilities=True)
+    assert "predicting 1 cases" in capsys.readouterr().out
+
+
+def test_probabilities_of_another_network_are_not_used(run, capsys):
+    """The masks were predicted by it without probabilities."""
+    held_out.held_out(run, "cpu", probabilities=True)
+    save_best(run, 1, ["Case04", "Case01"])
+    held_out.held_out(run, "cpu")
+    capsys.readouterr()
+    held_out.held_out(run, "cpu", probabilities=True)
+    assert "predicting 2 cases" in capsys.readouterr().out

@@ -14,16 +14,18 @@ class PageReader(HTMLParser):
         tables: rows of cells, as text.
         pictures: attributes of the elements `source` and `img`.
         headings: of the sections.
-        labels: of the regions that scroll by themselves.
+        labels: of the regions that scroll by themselves, and of other elements that have one.
+        scripts: (attributes, content) of the elements `script`.
         texts: all other text.
     """
 
-    VOID = frozenset({"meta", "img", "source", "br"})
+    VOID = frozenset({"meta", "img", "source", "br", "input"})
     PREFIX = "data:image/png;base64,"
 
     def __init__(self, text):
         super().__init__()
         self.open, self.tables, self.pictures, self.headings, self.labels, self.texts = [], [], [], [], [], []
+        self.scripts = []
         self.feed(text)
         assert self.open == []
 
@@ -39,8 +41,13 @@ class PageReader(HTMLParser):
             self.tables[-1][-1].append("")
         elif tag in ("img", "source"):
             self.pictures.append(attributes)
+        elif tag == "script":
+            self.scripts.append((attributes, ""))
         elif "aria-label" in attributes:
             self.labels.append(attributes["aria-label"])
+
+    def handle_startendtag(self, tag, attributes):
+        """Of an element of SVG, which closes itself."""
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -48,6 +55,9 @@ class PageReader(HTMLParser):
     def handle_data(self, data):
         if "td" in self.open or "th" in self.open:
             self.tables[-1][-1][-1] += data
+        elif self.open[-1:] == ["script"]:
+            attributes, content = self.scripts.pop()
+            self.scripts.append((attributes, content + data))
         elif "h2" in self.open:
             self.headings.append(data)
         else:

@@ -292,6 +292,53 @@ def test_predictions_of_other_cases_are_refused(folders, second, run_verb):
     assert err.count("\n") == 1
 
 
+def write_probabilities(folders):
+    """Of both labels: what is predicted is certain, but for a tenth."""
+    for path in folders[0].glob("*.nii.gz"):
+        labels = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+        for label in (1, 2):
+            values = np.where(labels == label, 0.9, 0.05).astype(np.float32)
+            name = path.name.replace(".nii.gz", f"_probability_{label}.nii.gz")
+            sitk.WriteImage(make_image(values, (0.5, 1, 2)), str(folders[0] / name))
+
+
+def test_calibration(folders, tmp_path, run_verb):
+    write_probabilities(folders)
+    path, table = tmp_path / "report.json", tmp_path / "cases.csv"
+    common = ["--predictions", folders[0], "--labels", folders[1], "--output", path, "--csv", table]
+    code, out, err = run_verb(evaluate, *common, "--calibration")
+    assert code == 0, err
+    measured = only(path)["calibration"]["1"]
+    assert f"expected calibration error: class 1 {measured['expected_calibration_error']:.4f}, class 2 0." in out
+    # of the case that is predicted as it is, what is inside is off by 0.1 and the rest of the volume by 0.05
+    inside, voxels = 4 * 6 * 6, 10 * 20 * 20
+    expected = (0.1 * inside + 0.05 * (voxels - inside)) / voxels
+    assert measured["cases"]["a10"] == pytest.approx(expected, rel=1e-4)
+    assert len(measured["bins"]) == 15
+    last = measured["bins"][13]
+    assert (last["from"], last["to"], last["voxels"]) == (pytest.approx(13 / 15), pytest.approx(14 / 15), 2 * inside)
+    assert last["mean_probability"] == pytest.approx(0.9)
+    # of the predicted voxels, all are inside in one case, and four of six columns in the other
+    assert last["share"] == pytest.approx((1 + 4 / 6) / 2)
+    assert measured["bins"][5] == {"from": 5 / 15, "to": 6 / 15, "voxels": 0, "mean_probability": None, "share": None}
+    with open(table, newline="") as file:
+        rows = {(row["case"], row["class"]): row["expected_calibration_error"] for row in csv.DictReader(file)}
+    assert float(rows["a10", "1"]) == pytest.approx(expected, rel=1e-4)
+    # without the option, nothing is read or said of it
+    code, out, _ = run_verb(evaluate, *common)
+    assert code == 0
+    assert "calibration" not in out + path.read_text() + table.read_text()
+
+
+def test_calibration_without_probabilities(folders, tmp_path, run_verb):
+    code, out, err = run_verb(
+        evaluate, "--predictions", folders[0], "--labels", folders[1], "--calibration", "--output", tmp_path / "x.json"
+    )
+    assert (code, err.count("\n"), out) == (2, 3, "")
+    assert "a2.nii.gz: no probabilities beside it. Predict with --probabilities" in err
+    assert not (tmp_path / "x.json").exists()
+
+
 def test_folders_of_one_name_keep_their_paths(folders, tmp_path):
     assert names_of(["a/predictions", "b/predictions", "c"]) == ["a/predictions", "b/predictions", "c"]
     assert names_of(["a/predictions/"]) == ["predictions"]

@@ -1,6 +1,7 @@
 """Regions of labels from the command line: trained on, resumed, predicted, evaluated, reported."""
 
 import json
+import re
 import signal
 
 import numpy as np
@@ -110,9 +111,13 @@ def test_a_report(data, tmp_path, run_verb):
     run = tmp_path / "run"
     code, _, err = run_verb(train, "--data", data, *TINY, *FAST, *REGIONS, "--output", run)
     assert code == 0, err
-    code, _, err = run_verb(report, "--run", run, "--output", tmp_path / "report")
+    code, _, err = run_verb(report, "--run", run, "--output", tmp_path / "report", "--calibration")
     assert code == 0, err
     text = (tmp_path / "report" / "report.html").read_text()
+    # the viewer draws the contours of regions, and the calibration is theirs
+    settings = json.loads(re.search(r'class="settings">(.*?)</script>', text)[1])
+    assert [(shown["title"], shown["labels"]) for shown in settings["classes"]] == [("ball", [1, 2]), ("right", [2])]
+    assert re.search(r"expected calibration error: ball 0\.\d+, right 0\.\d+", text)
     assert "ball" in text
     assert "right" in text
 

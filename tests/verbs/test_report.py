@@ -7,7 +7,7 @@ import pytest
 
 from tests.reporting.page_reader import PageReader
 from tests.volumes import write_case
-from vnet_fast import plotting, report, train
+from vnet_fast import evaluate, plotting, report, train
 
 TINY = ["--volume", 16, 16, 16, "--spacing", 1.5, 1.5, 2, "--base-channels", 2, "--device", "cpu", "--seed", 1]
 TINY += ["--folds", 3, "--iterations", 2, "--optimizer", "adamw", "--learning-rate", 0.02]
@@ -43,7 +43,9 @@ def test_a_page_of_one_run(runs, run_verb):
     assert shown == {path.read_bytes() for path in folder.glob("*.png")}
     assert all(picture["alt"] for picture in page.pictures if "src" in picture)
     without = re.sub(r"data:image/png;base64,[^\"]*", "", text)
-    assert not re.search(r"https?:|src=\"[^\"]|url\(|<script|<link", without)
+    assert not re.search(r"https?:|src=\"[^\"]|url\(|<link", without)
+    # its own script, and the volumes of the two cases
+    assert [attributes.get("class", "") for attributes, _ in page.scripts] == ["settings", "case", "case", ""]
 
     result, cases, settings = page.tables
     assert result[0][:4] == ["run", "class", "region", "cases"]
@@ -75,6 +77,24 @@ def test_two_runs_side_by_side(runs, tmp_path, run_verb):
     assert float(compared[1][3]) == pytest.approx(median, abs=2e-4)
     assert ["loss", "dice", "weighted-ce"] in settings
     assert {path.stem for path in (tmp_path / "page").glob("curves-?.png")} == {"curves-0", "curves-1"}
+
+
+def test_calibration_of_the_held_out_cases(runs, tmp_path, run_verb):
+    """The probabilities are predicted once; the errors are those that evaluate measures of the same files."""
+    run = copy_run(runs / "a", tmp_path / "run")
+    common = ["--run", run, "--device", "cpu", "--calibration"]
+    code, out, err = run_verb(report, *common)
+    assert code == 0, err
+    assert "predicting 2 cases held out" in out
+    page = PageReader((run / "report" / "report.html").read_text(encoding="utf-8"))
+    assert page.headings[:3] == ["Result", "Dice over the cases", "Calibration"]
+    code, out, err = run_verb(
+        evaluate, "--predictions", run / "predictions", "--labels", runs / "cases", "--calibration"
+    )
+    assert code == 0, err
+    (line,) = [line for line in out.splitlines() if line.startswith("expected calibration error: class 1 0.")]
+    assert any(line in picture.get("alt", "") for picture in page.pictures)
+    assert "predicting" not in run_verb(report, *common)[1]
 
 
 def copy_run(run, folder):

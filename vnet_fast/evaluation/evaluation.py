@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from vnet_fast.averages import defined_mean
 from vnet_fast.data.classes import title_of
 from vnet_fast.errors import InputError, InputErrors
+from vnet_fast.evaluation.calibration import Calibration
 from vnet_fast.evaluation.classes import choose_labels
 from vnet_fast.evaluation.masks import label_arrays
 from vnet_fast.evaluation.metrics import METRICS, dice, dice_per_class, measure
@@ -44,6 +45,7 @@ class Evaluation:
         class_names: dict from label to name, of the classes that have one.
         strays: dict from each predicted label that is none of the data set's classes, and therefore not measured, to
             the number of cases where it was predicted.
+        calibration: dict from the case's name to label to its calibration, as `probabilities.calibrate` measures it.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Evaluation:
     scores: dict[str, dict[int, float]] = field(default_factory=dict)
     class_names: Mapping[int, str] = field(default_factory=dict)
     strays: dict[int, int] = field(default_factory=dict)
+    calibration: dict[str, dict[int, Calibration]] = field(default_factory=dict)
 
     @property
     def labels(self) -> list[int]:

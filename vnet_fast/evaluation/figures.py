@@ -136,14 +136,19 @@ class CaseFigure:
         image: (z, y, x) intensities, with the axes of `plotting.overlay`.
         reference: (z, y, x) labels.
         predictions: dict from the text beside a row of slices, which may be "", to (z, y, x) labels.
-        spacing: mm, x y z.
+        grid: of the three, with its axes in the order and direction in which pictures show them.
     """
 
     title: str
     image: np.ndarray
     reference: np.ndarray
     predictions: dict[str, np.ndarray]
-    spacing: tuple[float, float, float]
+    grid: Grid
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Of the voxels, mm, x y z."""
+        return self.grid.spacing
 
     def draw(self, path: Path, theme: plotting.Theme = plotting.LIGHT) -> None:
         """Draws the contours of the reference and the predictions on three slices."""
@@ -164,7 +169,7 @@ def read_case(
     Args:
         evaluations: one or several.
         name: of the case.
-        rank: why it is drawn, such as "worst".
+        rank: why it is drawn, such as "worst"; "" if no picture of it is.
         image_path, reference_path: its files.
         prediction_paths: its predicted mask in each evaluation, or None.
         binary: whether all labels above 0 count as one.
@@ -188,5 +193,5 @@ def read_case(
         np.array(sitk.GetArrayViewFromImage(image)),
         label_array(reference, binary),
         predictions,
-        Grid.of(image).spacing,
+        Grid.of(image),
     )

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vnet_fast.averages import defined_mean
+from vnet_fast.evaluation.calibration import BINS, Calibration, pooled
 from vnet_fast.evaluation.comparison import TITLES, Comparison
 from vnet_fast.evaluation.evaluation import SCORE, WHOLE, Evaluation, summarise
 from vnet_fast.evaluation.metrics import METRICS
@@ -33,6 +34,7 @@ COLUMNS = (
 # what a row is about
 SUBJECT = ("predictions", "case", "class", "class_name", "region")
 SCORE_COLUMN = Column(SCORE, "score", 1)
+CALIBRATION = "expected_calibration_error"
 
 
 def text(evaluations: Sequence[Evaluation], comparisons: Sequence[Comparison] = ()) -> list[str]:
@@ -63,7 +65,7 @@ def _format_evaluation(evaluation: Evaluation) -> list[str]:
             rows.append([heading, class_cell(evaluation, label), region, *cells])
     align: list[Alignment] = ["left", "left" if evaluation.class_names else "right", "left"]
     table = format_table(rows, align + ["right"] * len(shown))
-    return table + explain_undefined(evaluation)
+    return table + explain_undefined(evaluation) + describe_calibration(evaluation)
 
 
 def class_cell(evaluation: Evaluation, label: int) -> str:
@@ -72,7 +74,10 @@ def class_cell(evaluation: Evaluation, label: int) -> str:
 
 
 def case_value(evaluation: Evaluation, name: str, label: int, region: str, metric: str) -> float | None:
-    """One value of a case; None for the score of a region, because the score is of all regions together."""
+    """One value of a case; None for the score and the calibration of a region, which are of all regions together."""
+    if metric == CALIBRATION:
+        measured = evaluation.calibration.get(name, {}).get(label)
+        return measured.error if measured and region == WHOLE else None
     if metric != SCORE:
         return evaluation.cases[name][label][region][metric]
     return evaluation.scores[name][label] if region == WHOLE else None
@@ -125,6 +130,44 @@ def explain_undefined(evaluation: Evaluation) -> list[str]:
     return lines
 
 
+def describe_calibration(evaluation: Evaluation) -> list[str]:
+    """A line with the expected calibration error of each class over all cases, if it was measured."""
+    if not evaluation.calibration:
+        return []
+    found = {label: pooled(evaluation.calibration.values(), label) for label in evaluation.labels}
+    errors = ", ".join(
+        f"{printable(evaluation.title(label))} {number(measured.error if measured else None, 4) or '-'}"
+        for label, measured in found.items()
+    )
+    return [f"expected calibration error: {errors}"]
+
+
+def _calibration(evaluation: Evaluation) -> dict[int, dict[str, Any]]:
+    """What the JSON file has of the calibration of each class, over all cases and of each."""
+    content = {}
+    for label in evaluation.labels:
+        measured = pooled(evaluation.calibration.values(), label)
+        if measured:
+            errors = {name: case[label].error for name, case in evaluation.calibration.items() if label in case}
+            content[label] = {CALIBRATION: measured.error, "bins": _bins(measured), "cases": errors}
+    return content
+
+
+def _bins(measured: Calibration) -> list[dict[str, float]]:
+    return [
+        {
+            "from": number / BINS,
+            "to": (number + 1) / BINS,
+            "voxels": int(voxels),
+            "mean_probability": mean,
+            "share": share,
+        }
+        for number, (voxels, mean, share) in enumerate(
+            zip(measured.voxels, measured.mean_probability, measured.share, strict=True)
+        )
+    ]
+
+
 def _format_comparison(comparison: Comparison) -> str:
     subject = f"{comparison.second} - {comparison.first}, {comparison.title}, {TITLES[comparison.metric]}"
     subject = printable(subject)
@@ -142,7 +185,7 @@ def json_text(evaluations: Sequence[Evaluation], comparisons: Sequence[Compariso
     Returns:
         an object with `classes`, from label to name; `predictions`, from name to `cases`, `summary`, `absent` (from
         label to the number of cases where neither mask has it), `mean_dice` (over the classes) and, with an
-        observer, `scores`; and with `comparisons`.
+        observer, `scores`, and if it was measured, `calibration`; and with `comparisons`.
     """
     predictions: dict[str, Any] = {}
     for evaluation in evaluations:
@@ -154,6 +197,8 @@ def json_text(evaluations: Sequence[Evaluation], comparisons: Sequence[Compariso
         }
         if evaluation.scores:
             predictions[evaluation.name]["scores"] = evaluation.scores
+        if evaluation.calibration:
+            predictions[evaluation.name]["calibration"] = _calibration(evaluation)
     report = {
         "classes": {label: evaluations[0].title(label) for label in evaluations[0].labels},
         "predictions": predictions,
@@ -170,10 +215,11 @@ def mean_dice(evaluation: Evaluation) -> float:
 def rows(evaluations: Sequence[Evaluation]) -> Iterator[dict[str, Any]]:
     """A row for each set of predictions, case, class and region: dict from column to value.
 
-    The score is in the rows of the region `whole`; in those of other regions it is None.
+    The score and the calibration are in the rows of the region `whole`; in those of other regions they are None.
     """
     scored = any(evaluation.scores for evaluation in evaluations)
-    names = [metric.name for metric in METRICS] + ([SCORE] if scored else [])
+    calibrated = any(evaluation.calibration for evaluation in evaluations)
+    names = [metric.name for metric in METRICS] + [SCORE] * scored + [CALIBRATION] * calibrated
     for evaluation in evaluations:
         for name, case in evaluation.cases.items():
             for label, by_region in case.items():
@@ -186,8 +232,8 @@ def rows(evaluations: Sequence[Evaluation]) -> Iterator[dict[str, Any]]:
 def csv_text(evaluations: Sequence[Evaluation]) -> str:
     """A table as CSV, with a row for each set of predictions, case, class and region.
 
-    Values that are not finite are left empty. The score is in the rows of the region `whole`. A name that a
-    spreadsheet would take for a formula has an apostrophe before it.
+    Values that are not finite are left empty. The score and the calibration are in the rows of the region `whole`. A
+    name that a spreadsheet would take for a formula has an apostrophe before it.
     """
     out = io.StringIO(newline="")
     table = list(rows(evaluations))

@@ -13,6 +13,7 @@ from vnet_fast.evaluation import tables
 from vnet_fast.evaluation.classes import labels_in
 from vnet_fast.evaluation.comparison import Comparison, check_same_cases, compare_pairs
 from vnet_fast.evaluation.evaluation import Evaluation, Pair, evaluate, names_of
+from vnet_fast.evaluation.probabilities import calibrate
 from vnet_fast.evaluation.score import Observer, read_observer
 from vnet_fast.interface.options import PathLike
 from vnet_fast.progress import quiet, warn
@@ -78,8 +79,16 @@ class ClassSettings:
             return Classes(self.binary, None, parse_regions(self.regions or ()), self.ignore_label)
 
 
-def measure(sets: Sets, settings: ClassSettings, observer: Observer | None = None) -> list[Evaluation]:
+def measure(
+    sets: Sets, settings: ClassSettings, observer: Observer | None = None, calibration: bool = False
+) -> list[Evaluation]:
     """Measures sets of predictions.
+
+    Args:
+        sets: the Sets.
+        settings: what their labels stand for.
+        observer: a second observer's means, for the challenge's score.
+        calibration: whether the calibration of the probabilities beside the masks is measured too.
 
     Raises:
         InputErrors: for all masks that can't be compared.
@@ -89,7 +98,7 @@ def measure(sets: Sets, settings: ClassSettings, observer: Observer | None = Non
     # labels of references that have no prediction belong to the data set too
     known = labels_in(sets.unpredicted[0]) - {classes.ignored} if needed else set()
     thirds = settings.regions is not None and not settings.regions
-    return evaluate(
+    evaluations = evaluate(
         sets.names,
         sets.pairs,
         settings.binary,
@@ -100,6 +109,9 @@ def measure(sets: Sets, settings: ClassSettings, observer: Observer | None = Non
         classes.regions,
         classes.ignored,
     )
+    if calibration:
+        calibrate(evaluations, sets.pairs, settings.binary, classes.regions, classes.ignored)
+    return evaluations
 
 
 class Table(list[dict[str, Any]]):
@@ -138,6 +150,7 @@ def evaluate_masks(
     regions: Sequence[str] | None = None,
     ignore_label: int | None = None,
     observer: PathLike | None = None,
+    calibration: bool = False,
 ) -> Table:
     """Measures predicted masks against reference masks: Dice, surface distances and volumes of each case and class.
 
@@ -150,6 +163,7 @@ def evaluate_masks(
             sequence measures the whole, and base and apex, the cranial and caudal thirds of the reference's slices.
         ignore_label: label of the reference masks whose voxels do not count.
         observer: TOML file with a second observer's means, for the challenge's score.
+        calibration: whether the calibration of the probabilities beside the masks is measured too.
 
     Returns:
         the metrics, a row for each case, class and region.
@@ -166,4 +180,4 @@ def evaluate_masks(
         settings.check()
         means = read_observer(os.fspath(observer)) if observer is not None else None
         sets = Sets.find([os.fspath(folder) for folder in folders], os.fspath(labels))
-        return Table(measure(sets, settings, means))
+        return Table(measure(sets, settings, means, calibration))

@@ -120,7 +120,7 @@ def _check_labels(path: str | Path, mask: sitk.Image) -> None:
 def check_same_grid(
     path: str | Path, mask: sitk.Image, image: sitk.Image, image_path: str | Path | None, remedy: str
 ) -> None:
-    """Raises an InputError about the mask at `path` unless it has the grid of an image."""
+    """Raises an InputError with a remedy unless what was read from a path has the grid of an image."""
     of_mask, of_image = Grid.of(mask), Grid.of(image)
     for name in ("size", "spacing", "origin", "direction"):
         masks, images = getattr(of_mask, name), getattr(of_image, name)

@@ -1,8 +1,6 @@
 """The cases that a run did not train on, each with the run's prediction."""
 
-import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,20 +14,21 @@ from vnet_fast.data.cases import MASK_SUFFIX, Case, natural, pair_cases
 from vnet_fast.data.phantom import case_seed, phantom
 from vnet_fast.devices import choose_precision, device_name, find_device
 from vnet_fast.errors import InputError, InputErrors
-from vnet_fast.files import make_folder, write_text
+from vnet_fast.files import make_folder
 from vnet_fast.io import formats, writing
 from vnet_fast.io.grid import Grid
+from vnet_fast.io.probabilities import probability_file
 from vnet_fast.prediction.networks import build_network
 from vnet_fast.prediction.plan import output_suffix
+from vnet_fast.prediction.record import Record
 from vnet_fast.prediction.segmentation import segment
 from vnet_fast.prediction.task import Task
 from vnet_fast.progress import say, track
 from vnet_fast.run import checkpoint
 from vnet_fast.run.configuration import CONFIG_FILE, Config, stored_config
 from vnet_fast.run.folder import best_checkpoints
-from vnet_fast.stored import read_object
 
-PREDICTION_FOLDER, PHANTOM_FOLDER, RECORD_FILE = "predictions", "phantoms", "made_by.json"
+PREDICTION_FOLDER, PHANTOM_FOLDER = "predictions", "phantoms"
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,18 @@ class HeldOut:
         """The volume's files, one for each channel."""
         return self.image, *self.others
 
+    def files(self, outputs: int) -> list[Path]:
+        """The predicted mask, and the files of so many probabilities beside it."""
+        numbers = range(1, outputs + 1)
+        return [self.prediction, *(probability_file(self.prediction, number, outputs) for number in numbers)]
 
-def held_out(run: str | Path, device: str = "auto", interrupted: Callable[[], bool] = lambda: False) -> list[HeldOut]:
+
+def held_out(
+    run: str | Path,
+    device: str = "auto",
+    interrupted: Callable[[], bool] = lambda: False,
+    probabilities: bool = False,
+) -> list[HeldOut]:
     """Predicts the cases that a run held out, as `python -m vnet_fast.predict` would.
 
     Masks are written to RUN/predictions. Masks that are there already and come from the same network are kept, and
@@ -67,6 +76,7 @@ def held_out(run: str | Path, device: str = "auto", interrupted: Callable[[], bo
             by the fold that did not train on them.
         device: see `vnet_fast.devices.find_device`.
         interrupted: asked before each volume.
+        probabilities: whether the probabilities are to be beside the masks too.
 
     Returns:
         the cases, in natural order of name.
@@ -86,8 +96,9 @@ def held_out(run: str | Path, device: str = "auto", interrupted: Callable[[], bo
         checkpoint.grid_of(content, path)
         names = _check_names(names, content, path.parent)
         cases = _find_cases(run, config, content["validation"])
+        target = run / PREDICTION_FOLDER
         try:
-            results += _predict_cases(cases, content, path, config, run / PREDICTION_FOLDER, chosen_device, interrupted)
+            results += _predict_cases(cases, content, path, config, target, chosen_device, interrupted, probabilities)
         except InputErrors as several:
             errors += several.errors
     if errors:
@@ -142,6 +153,7 @@ def _predict_cases(
     folder: Path,
     device: torch.device,
     interrupted: Callable[[], bool],
+    probabilities: bool,
 ) -> list[HeldOut]:
     """Predicts the cases that have no valid prediction yet.
 
@@ -153,7 +165,9 @@ def _predict_cases(
         folder: of the predictions.
         device: where to predict.
         interrupted: asked before each volume.
+        probabilities: whether they are to be beside the masks too.
     """
+    outputs = checkpoint.foreground_classes(content) if probabilities else 0
     results = [
         HeldOut(case.name, case.image, case.mask, folder / f"{case.name}{output_suffix(case.image)}", case.others)
         for case in cases
@@ -163,11 +177,12 @@ def _predict_cases(
     writing.sweep_unfinished(folder)
     record = Record(folder)
     made_by = {case.name: network | {"image": _stamp(case.images)} for case in results}
-    missing = _find_missing(results, made_by, record, path.parent / PREDICTION_FOLDER)
+    missing = _find_missing(results, made_by, record, path.parent / PREDICTION_FOLDER, outputs)
     if missing:
-        predicted = _predict(missing, content, path, config.amp, device, interrupted)
+        predicted = _predict(missing, content, path, config.amp, device, interrupted, probabilities)
         for case in track(predicted, "predicting", "volumes", len(missing)):
-            record.add(case.prediction, made_by[case.name])
+            for file in case.files(outputs):
+                record.add(file, made_by[case.name])
     return results
 
 
@@ -178,6 +193,7 @@ def _predict(
     amp: str | None,
     device: torch.device,
     interrupted: Callable[[], bool],
+    probabilities: bool,
 ) -> Iterator[HeldOut]:
     """Predicts cases and yields those that are written; at last raises the InputErrors of the others."""
     model, device = build_network(content, path, device)
@@ -188,7 +204,10 @@ def _predict(
         if interrupted():
             raise KeyboardInterrupt
         try:
-            segment(model, case.images, task, autocast).write_mask(case.prediction)
+            result = segment(model, case.images, task, autocast)
+            if probabilities:
+                result.write_probabilities(case.prediction)
+            result.write_mask(case.prediction)
         except InputError as error:
             errors.append(error)
         else:
@@ -198,16 +217,20 @@ def _predict(
 
 
 def _find_missing(
-    cases: Sequence[HeldOut], made_by: dict[str, dict[str, Any]], record: "Record", of_fold: Path
+    cases: Sequence[HeldOut], made_by: dict[str, dict[str, Any]], record: Record, of_fold: Path, outputs: int
 ) -> list[HeldOut]:
     """The cases without a valid prediction; one that the fold's own folder has is copied first."""
-    missing = [case for case in cases if not record.has(case.prediction, made_by[case.name])]
-    record.drop([case.prediction for case in missing])
+
+    def is_complete(case: HeldOut, made: Record) -> bool:
+        return all(made.has(file, made_by[case.name]) for file in case.files(outputs))
+
+    missing = [case for case in cases if not is_complete(case, record)]
+    record.drop([file for case in missing for file in case.files(outputs)])
     fold = Record(of_fold)
-    copied = [case for case in missing if fold.has(case.prediction, made_by[case.name])]
-    for case in copied:
-        writing.copy(of_fold / case.prediction.name, case.prediction)
-        record.add(case.prediction, made_by[case.name])
+    copied = [case for case in missing if is_complete(case, fold)]
+    for file, name in [(file, case.name) for case in copied for file in case.files(outputs)]:
+        writing.copy(of_fold / file.name, file)
+        record.add(file, made_by[name])
     return [case for case in missing if case not in copied]
 
 
@@ -228,42 +251,3 @@ def _digest(weights: dict[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(weight.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-class Record:
-    """Records which network made each complete prediction of a folder, in a file beside them.
-
-    Args:
-        folder: of the predictions.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / RECORD_FILE
-        self.made: dict[str, Any] = {}
-        # if the file is missing or damaged, everything is predicted again
-        with contextlib.suppress(OSError, ValueError):
-            self.made = read_object(self.path)
-
-    def has(self, prediction: Path, made_by: dict[str, Any]) -> bool:
-        """Whether a prediction of this name is there, with all its files, and was made by what `made_by` names."""
-        file = self.path.with_name(prediction.name)
-        if self.made.get(file.name) != made_by or not file.exists():
-            return False
-        try:
-            return all(part.exists() for part in formats.files_of(file))
-        except InputError:
-            return False
-
-    def drop(self, predictions: Iterable[Path]) -> None:
-        """Forgets predictions; to be called before they are written again."""
-        stale = self.made.keys() & {prediction.name for prediction in predictions}
-        if stale:
-            self._write({name: made_by for name, made_by in self.made.items() if name not in stale})
-
-    def add(self, prediction: Path, made_by: dict[str, Any]) -> None:
-        """Adds a prediction; to be called when it is written."""
-        self._write({**self.made, prediction.name: made_by})
-
-    def _write(self, made: dict[str, Any]) -> None:
-        self.made = made
-        write_text(self.path, json.dumps(self.made, indent=1) + "\n")

@@ -7,11 +7,7 @@ from pathlib import Path
 from vnet_fast.data.cases import CHANNEL, channels_of, find_images
 from vnet_fast.errors import InputError
 from vnet_fast.io import formats
-
-# of the mask of a folder of DICOM slices
-DICOM_OUTPUT = ".nii.gz"
-# at the end of the name of a file beside the mask
-ENTROPY, PROBABILITY = "_entropy", "_probability"
+from vnet_fast.io.probabilities import DICOM_OUTPUT, beside
 
 Files = tuple[Path, ...]
 
@@ -56,18 +52,6 @@ def plan(
     written = [path for _, mask in pairs for path in (mask, *(beside(mask, ending) for ending in endings))]
     check_nothing_is_replaced((path for files in volumes.values() for path in files), written)
     return pairs
-
-
-def probability_endings(count: int) -> list[str]:
-    """What the names of the files with the probabilities of foreground classes or regions end in."""
-    return [PROBABILITY] if count == 1 else [f"{PROBABILITY}_{number}" for number in range(1, count + 1)]
-
-
-def beside(mask: Path, ending: str) -> Path:
-    """The file of a map beside its mask."""
-    suffix = formats.suffix_of(mask)
-    stem = formats.stem_of(mask) if suffix else mask.stem
-    return mask.with_name(f"{stem}{ending}{suffix or DICOM_OUTPUT}")
 
 
 def volume_files(source: Path, several: bool = False) -> Files:

@@ -19,9 +19,9 @@ from vnet_fast.data.classes import title_of
 from vnet_fast.errors import InputError
 from vnet_fast.io import volumes, writing
 from vnet_fast.io.grid import Grid, covering_size, image_on_grid, probability_on_grid, working_grid
+from vnet_fast.io.probabilities import ENTROPY, beside, probability_file
 from vnet_fast.prediction.components import IS_INSIDE, largest_components
 from vnet_fast.prediction.inference import OVERLAP, predict_probabilities
-from vnet_fast.prediction.plan import ENTROPY, beside, probability_endings
 from vnet_fast.prediction.task import Task
 from vnet_fast.prediction.uncertainty import entropy_on_grid
 from vnet_fast.progress import note, track
@@ -123,8 +123,8 @@ class Segmentation:
     def write_probabilities(self, path: Path) -> None:
         """Writes a file NAME_probability beside the mask for each foreground class, numbered if there are several."""
         count = len(self.network_probabilities) - (not self.regions)
-        for label, ending in enumerate(probability_endings(count), start=1):
-            writing.write(self.probability(label), self.grid, beside(path, ending))
+        for label in range(1, count + 1):
+            writing.write(self.probability(label), self.grid, probability_file(path, label, count))
 
     def write_entropy(self, path: Path) -> None:
         """Writes a file NAME_entropy beside the mask, see `entropy`."""

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from vnet_fast.data.channels import Channel, of_checkpoint
-from vnet_fast.data.classes import names_of_checkpoint
-from vnet_fast.regions import Region, stored_regions
+from vnet_fast.data.classes import names_of_checkpoint, title_of
+from vnet_fast.regions import Region, stored_regions, written_names
 from vnet_fast.run import checkpoint
 
 
@@ -22,6 +22,7 @@ class Task:
         channels: of the volumes.
         class_names: dict from label to name, of the classes that have one; masks tell them.
         regions: the classes, if they are regions of labels.
+        classes: their number, without the background.
     """
 
     spacing: tuple[float, float, float]
@@ -30,6 +31,15 @@ class Task:
     channels: tuple[Channel, ...] = (Channel(),)
     class_names: Mapping[int, str] = field(default_factory=dict)
     regions: tuple[Region, ...] = ()
+    classes: int = 1
+
+    @property
+    def label_names(self) -> dict[int, str]:
+        """The names of all labels of the masks; none if no class has a name."""
+        if self.regions:
+            return written_names(self.regions)
+        labels = range(1, self.classes + 1)
+        return {label: title_of(label, self.class_names) for label in labels} if self.class_names else {}
 
     @classmethod
     def of(cls, content: dict[str, Any], path: str | Path) -> "Task":
@@ -45,4 +55,5 @@ class Task:
         spacing, size = checkpoint.grid_of(content, path)
         patches = bool(content.get("patches"))
         regions = stored_regions(content)
-        return cls(spacing, size, patches, of_checkpoint(content), names_of_checkpoint(content), regions)
+        classes = checkpoint.foreground_classes(content)
+        return cls(spacing, size, patches, of_checkpoint(content), names_of_checkpoint(content), regions, classes)

@@ -1,6 +1,7 @@
 """Renders a report as one HTML file that contains its pictures and style sheet and loads nothing from a network."""
 
 import base64
+import hashlib
 import importlib.resources
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import jinja2
 
+from vnet_fast.reporting.viewer import Viewer
+
 PACKAGE = "vnet_fast.reporting"
-TEMPLATE, STYLE_SHEET = "report.html.j2", "report.css"
+TEMPLATE, STYLE_SHEET, SCRIPT = "report.html.j2", "report.css", "viewer.js"
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,9 @@ class Section:
         heading: its text.
         tables: shown first.
         text: a paragraph after the tables, or "".
-        pictures: shown last.
+        pictures: shown after the text.
         side_by_side: whether pictures are beside each other where the page is wide enough.
+        viewer: shown last, or None.
     """
 
     heading: str
@@ -81,6 +85,7 @@ class Section:
     text: str = ""
     pictures: Sequence[Picture] = ()
     side_by_side: bool = False
+    viewer: Viewer | None = None
 
 
 def page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
@@ -93,9 +98,12 @@ def page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
     Returns:
         HTML.
     """
-    style = importlib.resources.files(PACKAGE).joinpath(STYLE_SHEET).read_text(encoding="utf-8")
+    style, script = (
+        importlib.resources.files(PACKAGE).joinpath(name).read_text(encoding="utf-8") for name in (STYLE_SHEET, SCRIPT)
+    )
     template = _environment().get_template(TEMPLATE)
-    return template.render(title=title, subtitle=subtitle, sections=sections, style=style)
+    script = script if any(section.viewer for section in sections) else ""
+    return template.render(title=title, subtitle=subtitle, sections=sections, style=style, script=script)
 
 
 @cache
@@ -109,9 +117,15 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.filters["data_url"] = _data_url
+    environment.filters["digest"] = _digest
     return environment
 
 
 def _data_url(path: Path) -> str:
     """A PNG file as a URL that contains it."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+def _digest(script: str) -> str:
+    """The digest by which the page's policy allows a script."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")

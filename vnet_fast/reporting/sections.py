@@ -1,26 +1,33 @@
 """The sections of a report: its tables, texts and pictures."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from vnet_fast import plotting
+from vnet_fast.evaluation.calibration import BINS
 from vnet_fast.evaluation.comparison import COMPARED, TITLES, Comparison
 from vnet_fast.evaluation.evaluation import WHOLE, Evaluation, summarise
-from vnet_fast.evaluation.figures import choose_cases, difference_title, draw_distribution, rated_dice, read_case
+from vnet_fast.evaluation.figures import difference_title, draw_distribution, rated_dice
+from vnet_fast.evaluation.probabilities import MARGIN
+from vnet_fast.evaluation.reliability import draw_calibration
 from vnet_fast.evaluation.tables import (
     COLUMNS,
     Column,
     case_value,
     class_cell,
     columns,
+    describe_calibration,
     explain_undefined,
     mean_and_deviation,
     number,
 )
+from vnet_fast.regions import Region
+from vnet_fast.reporting.cases import explain_overlays, explain_viewer, show_cases, worst_first
 from vnet_fast.reporting.html import Bar, Picture, Section, Table
+from vnet_fast.reporting.pictures import draw_picture
 from vnet_fast.reporting.subjects import Subject
 from vnet_fast.run.augmentation import changes_to_the_papers
 from vnet_fast.run.log import minutes
@@ -35,11 +42,6 @@ SETTINGS = (
 )  # fmt: skip
 # of these, 0 is no value
 OFF_AT_ZERO = {"freeze", "warmup"}
-RANKS = {
-    "worst": "the lowest Dice",
-    "median": "the median Dice",
-    "best": "the highest Dice",
-}
 RESULT_CAPTION = (
     "Mean ± standard deviation over the cases that the run did not train on, in each volume's own geometry. "
     "HD: Hausdorff distance; HD95: its 95th percentile; ABD: average boundary distance; RVD: relative volume "
@@ -47,9 +49,20 @@ RESULT_CAPTION = (
     "distances leave out cases where one mask is empty; (of N) is the number of cases that remain."
 )
 
+CALIBRATION_CAPTION = (
+    f"Of the voxels with a probability in one of {BINS} bins: the share that is in the reference, against their mean "
+    "probability. Where probabilities can be trusted, the line is the diagonal. Below it, they are too high. ECE: "
+    "expected calibration error, the mean distance to the diagonal, weighted by the voxels, whose numbers are below. "
+    f"Voxels of a box around prediction and reference count, with a margin of {MARGIN:g} mm."
+)
+
 
 def make_sections(
-    subjects: Sequence[Subject], evaluations: Sequence[Evaluation], comparisons: Sequence[Comparison], folder: Path
+    subjects: Sequence[Subject],
+    evaluations: Sequence[Evaluation],
+    comparisons: Sequence[Comparison],
+    folder: Path,
+    unions: Sequence[Region] = (),
 ) -> list[Section]:
     """Makes the sections of a report and draws their pictures.
 
@@ -58,38 +71,25 @@ def make_sections(
         evaluations: of the runs, in the same order.
         comparisons: of the evaluations.
         folder: where the pictures are written.
+        unions: of labels, which are the classes if there are any.
 
     Raises:
         InputError: if a volume or mask can't be read.
     """
     result_tables = [_result_table(evaluations)]
     result_tables += [_comparison_table(comparisons, evaluations[0])] if comparisons else []
-    curves, overlays = _draw_curves(subjects, folder), _draw_overlays(subjects, evaluations, folder)
+    curves = _draw_curves(subjects, folder)
+    overlays, viewer = show_cases(subjects, evaluations, unions, folder)
     return [
         Section("Result", result_tables, pictures=_draw_differences(comparisons, folder)),
         Section("Dice over the cases", pictures=[_draw_distribution(evaluations, folder)]),
+        *_calibration(evaluations, folder),
         Section("Training", pictures=curves, side_by_side=True),
-        Section("Best, median and worst case", text=_explain_overlays(evaluations), pictures=overlays),
+        Section("Best, median and worst case", text=explain_overlays(evaluations), pictures=overlays),
+        Section("Slice by slice", text=explain_viewer(viewer, evaluations[0]), viewer=viewer),
         Section("All cases, the worst first", [_case_table(evaluations)]),
         Section("Settings", [_settings_table(subjects)]),
     ]
-
-
-def draw_picture(
-    folder: Path, name: str, draw: Callable[[Path, plotting.Theme], None], alt: str, caption: str
-) -> Picture:
-    """Draws a picture in both colour schemes, NAME.png and NAME-dark.png.
-
-    Args:
-        folder: of the files.
-        name: of the files.
-        draw: draws it to a path in a theme.
-        alt, caption: as in `html.Picture`.
-    """
-    light, dark = folder / f"{name}.png", folder / f"{name}-dark.png"
-    draw(light, plotting.LIGHT)
-    draw(dark, plotting.DARK)
-    return Picture(light, dark, alt, caption)
 
 
 def _result_table(evaluations: Sequence[Evaluation]) -> Table:
@@ -164,6 +164,18 @@ def _draw_distribution(evaluations: Sequence[Evaluation], folder: Path) -> Pictu
     )
 
 
+def _calibration(evaluations: Sequence[Evaluation], folder: Path) -> list[Section]:
+    """The section about the calibration, if it was measured."""
+    if not any(evaluation.calibration for evaluation in evaluations):
+        return []
+    errors = "; ".join(
+        f"{evaluation.name}, {line}" for evaluation in evaluations for line in describe_calibration(evaluation)
+    )
+    alt = f"Reliability diagram of each class. {errors}."
+    draw = partial(draw_calibration, evaluations)
+    return [Section("Calibration", pictures=[draw_picture(folder, "calibration", draw, alt, CALIBRATION_CAPTION)])]
+
+
 def _draw_curves(subjects: Sequence[Subject], folder: Path) -> list[Picture]:
     pictures = []
     for index, subject in enumerate(subjects):
@@ -192,41 +204,9 @@ def _describe_training(subject: Subject) -> str:
     )
 
 
-def _explain_overlays(evaluations: Sequence[Evaluation]) -> str:
-    text = (
-        "Contours of the reference (solid) and of the prediction (dashed) on three axial slices in radiological "
-        "orientation: the patient's right (R) is on the left"
-    )
-    if len(evaluations) > 1:
-        text += f". The cases are chosen by the Dice of {evaluations[0].name}; all runs show the same slices"
-    return text + "."
-
-
-def _draw_overlays(subjects: Sequence[Subject], evaluations: Sequence[Evaluation], folder: Path) -> list[Picture]:
-    files = {case.name: case for case in subjects[0].cases}
-    predictions = [{case.name: case.prediction for case in subject.cases} for subject in subjects]
-    binary = subjects[0].settings["binary"]
-    pictures = []
-    for rank, name in choose_cases(evaluations[0]).items():
-        masks = [by_name.get(name) for by_name in predictions]
-        case = read_case(evaluations, name, rank, files[name].image, files[name].reference, masks, binary)
-        dice = ", ".join(
-            f"{evaluation.name} {number(evaluation.mean_dice(name), 3)}"
-            for evaluation in evaluations
-            if name in evaluation.cases
-        )
-        alt = f"Three slices of {name} with contours of reference and prediction."
-        pictures.append(draw_picture(folder, rank, case.draw, alt, f"{name}, {RANKS[rank]}: Dice {dice}."))
-    return pictures
-
-
 def _case_table(evaluations: Sequence[Evaluation]) -> Table:
     """A row for each case: Dice of each run and class, and further metrics if there is only one run."""
     first, several = evaluations[0], len(evaluations) > 1
-    others = [name for evaluation in evaluations[1:] for name in evaluation.cases if name not in first.cases]
-    # cases without any structure, which have no Dice, come last
-    ordered = sorted(first.cases, key=lambda name: np.nan_to_num(first.mean_dice(name), nan=2.0))
-    ordered += list(dict.fromkeys(others))
     shown = list(COLUMNS[:1]) if several else columns(first)
     headings, rows = ["case"], []
     for evaluation in evaluations:
@@ -234,7 +214,7 @@ def _case_table(evaluations: Sequence[Evaluation]) -> Table:
             subject = [evaluation.name] if several else []
             subject += [evaluation.title(label)] if len(evaluation.labels) > 1 else []
             headings += [", ".join([*subject, column.heading]) for column in shown]
-    for name in ordered:
+    for name in worst_first(evaluations):
         cells: list[str | Bar] = [name]
         for evaluation in evaluations:
             for label in evaluation.labels:

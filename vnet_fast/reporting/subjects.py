@@ -44,12 +44,13 @@ class Subject:
         return [(case.name, case.prediction, case.reference) for case in self.cases]
 
 
-def read_subjects(runs: Sequence[str | Path], device: str) -> list[Subject]:
+def read_subjects(runs: Sequence[str | Path], device: str, probabilities: bool = False) -> list[Subject]:
     """Reads runs, and predicts those of their held-out cases that have no prediction yet.
 
     Args:
         runs: folders of runs.
         device: to predict on: `auto`, `cpu` or `cuda`.
+        probabilities: whether the probabilities are to be beside the predicted masks.
 
     Raises:
         InputError: if a folder is not a run's, or the runs can't be reported together.
@@ -67,7 +68,7 @@ def read_subjects(runs: Sequence[str | Path], device: str) -> list[Subject]:
                 cause = f"has another --{name.replace('_', '-')} than {runs[0]}"
                 raise InputError(run, cause, "Report them one by one")
     subjects = [
-        _read_subject(Path(run), f"{name} ({LOSS_NAMES[stored['loss']]})", stored, device)
+        _read_subject(Path(run), f"{name} ({LOSS_NAMES[stored['loss']]})", stored, device, probabilities)
         for run, name, stored in zip(runs, names_of(runs), settings, strict=True)
     ]
     for other in subjects[1:]:
@@ -88,7 +89,7 @@ def _hash_references(subject: Subject) -> dict[str, str]:
     return digests
 
 
-def _read_subject(folder: Path, name: str, settings: dict[str, Any], device: str) -> Subject:
+def _read_subject(folder: Path, name: str, settings: dict[str, Any], device: str, probabilities: bool) -> Subject:
     try:
         summary = read_summary(folder)
     except InputError:
@@ -99,4 +100,4 @@ def _read_subject(folder: Path, name: str, settings: dict[str, Any], device: str
     logs |= {path.parent.name.replace("fold", "fold "): path for path in folds}
     rows_by_log = {log_name: read_log(path) for log_name, path in logs.items() if path.exists()}
     with_rows = {log_name: rows for log_name, rows in rows_by_log.items() if rows}
-    return Subject(name, folder, settings, summary, held_out(folder, device), with_rows)
+    return Subject(name, folder, settings, summary, held_out(folder, device, probabilities=probabilities), with_rows)

@@ -104,6 +104,11 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]
     return content
 
 
+def foreground_classes(content: dict[str, Any]) -> int:
+    """The number of classes, or of regions, that a checkpoint's network predicts, without the background."""
+    return len(content.get("regions", ())) or int(content["architecture"]["num_classes"]) - 1
+
+
 def _check_content(content: dict[str, Any], path: str | Path) -> None:
     architecture = content["architecture"]
     if isinstance(architecture, dict):
@@ -122,7 +127,7 @@ def _check_content(content: dict[str, Any], path: str | Path) -> None:
     if regions and len(regions) != architecture["num_classes"]:
         cause = f"names {len(regions)} regions, and its network has {architecture['num_classes']}"
         raise InputError(path, cause, ANOTHER)
-    classes = len(regions) or architecture["num_classes"] - 1
+    classes = foreground_classes(content)
     if len(content.get("classes", ())) not in (0, classes):
         cause = f"names {len(content['classes'])} classes, and its network has {classes}"
         raise InputError(path, cause, ANOTHER)

@@ -1,0 +1,127 @@
+"""Measures the calibration of predictions by the files of probabilities beside their masks."""
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from vnet_fast.errors import InputError, InputErrors
+from vnet_fast.evaluation.calibration import Calibration
+from vnet_fast.evaluation.evaluation import Evaluation, Pair
+from vnet_fast.evaluation.masks import label_array, label_arrays
+from vnet_fast.io import volumes
+from vnet_fast.io.probabilities import ROUNDING, find_probabilities, read_probability
+from vnet_fast.progress import track
+from vnet_fast.regions import Region
+from vnet_fast.text_table import printable
+
+# around the box of the voxels that count, mm
+MARGIN = 10.0
+# the share of a mask's voxels whose probability may be too low for their label, as after a repair of the mask by hand
+STRAYS = 0.01
+
+
+def calibrate(
+    evaluations: Sequence[Evaluation],
+    pairs: Sequence[Sequence[Pair]],
+    binary: bool = False,
+    unions: Sequence[Region] = (),
+    ignored: int | None = None,
+) -> None:
+    """Measures the calibration of sets of predictions, by the files of probabilities beside their masks.
+
+    Args:
+        evaluations: of the sets, whose `calibration` is filled.
+        pairs: for each set a list of (name, prediction, reference).
+        binary: whether all labels above 0 count as one, whose probability is the sum of theirs.
+        unions, ignored: see `evaluation.compare`.
+
+    Raises:
+        InputErrors: for all cases without probabilities, or whose files can't be read, of the first set that has any.
+    """
+    for evaluation, cases in zip(evaluations, pairs, strict=True):
+        errors = []
+        for name, prediction, reference in track(cases, f"calibration of {printable(evaluation.name)}", "cases"):
+            try:
+                measured = calibrate_case(prediction, reference, evaluation.labels, binary, unions, ignored)
+            except InputError as error:
+                errors.append(error)
+            else:
+                evaluation.calibration[name] = measured
+        if errors:
+            raise InputErrors(errors)
+
+
+def calibrate_case(
+    prediction_path: Path,
+    reference_path: Path,
+    labels: Iterable[int],
+    binary: bool = False,
+    unions: Sequence[Region] = (),
+    ignored: int | None = None,
+) -> dict[int, Calibration]:
+    """Measures one case.
+
+    Args:
+        prediction_path, reference_path: of masks on the same grid; the probabilities are beside the first.
+        labels: to measure.
+        binary, unions, ignored: see `calibrate`.
+
+    Returns:
+        dict from label to its Calibration, which has no voxels if neither mask has the label; without labels of which
+        there is no probability.
+    """
+    reference_mask = volumes.read_mask(reference_path)
+    mask = volumes.read_mask(prediction_path, reference_mask, reference_path)
+    files = find_probabilities(Path(prediction_path))
+    if unions and len(files) != len(unions):
+        cause = f"has {len(files)} probabilities beside it, and there are {len(unions)} regions"
+        raise InputError(prediction_path, cause, "Name the regions of the network in their order")
+    prediction, reference = label_arrays(mask, reference_mask, binary, ignored)
+    counted = np.ones(reference.shape, bool)
+    if ignored is not None:
+        counted = label_array(reference_mask, binary=False) != ignored
+    measured = {}
+    for label in labels:
+        chosen = files if binary else files[label - 1 : label]
+        if not chosen:
+            continue
+        probability = _read_together(chosen, mask, Path(prediction_path))
+        predicted, expected = (
+            unions[label - 1].of(array) if unions else array == label for array in (prediction, reference)
+        )
+        if not unions:
+            _check_origin(chosen[0], probability[predicted], 1 / (len(files) + 1))
+        box = _box(predicted | expected, mask)
+        measured[label] = Calibration.of(probability[box][counted[box]], expected[box][counted[box]])
+    return measured
+
+
+def _read_together(paths: Sequence[Path], mask: sitk.Image, mask_path: Path) -> NDArray[np.float32]:
+    """The probability of any of some classes."""
+    probability = read_probability(paths[0], mask, mask_path)
+    for path in paths[1:]:
+        probability += read_probability(path, mask, mask_path)
+    if probability.max() > 1 + len(paths) * ROUNDING:
+        cause = "the probabilities beside it add up to more than 1, as those of regions that overlap"
+        raise InputError(mask_path, cause, "Leave --binary out")
+    return probability.clip(0, 1)
+
+
+def _check_origin(path: Path, inside: NDArray[np.floating], lowest: float) -> None:
+    """Raises an InputError if the most probable class of many voxels is not the one that the mask has there."""
+    if inside.size and np.mean(inside < lowest * 0.999) > STRAYS:
+        raise InputError(path, "not of the mask beside it", "Predict again with --probabilities")
+
+
+def _box(structure: NDArray[np.bool_], image: sitk.Image) -> tuple[slice, ...]:
+    """The voxels of a box around a structure with a margin; none without a structure."""
+    box = []
+    for axis, others in enumerate(((1, 2), (0, 2), (0, 1))):
+        occupied = np.flatnonzero(structure.any(others))
+        margin = math.ceil(MARGIN / image.GetSpacing()[2 - axis])
+        box.append(slice(max(0, occupied[0] - margin), occupied[-1] + 1 + margin) if occupied.size else slice(0))
+    return tuple(box)
