@@ -1,7 +1,9 @@
 """Segments volumes with a trained V-Net, in their own geometry."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from vnet_fast import command_line
@@ -12,10 +14,12 @@ from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.files import make_folder
 from vnet_fast.io.writing import sweep_unfinished
 from vnet_fast.ops.cpu_convolution_choice import description
+from vnet_fast.prediction.dicom_output import segment_series, wants_dicom
 from vnet_fast.prediction.inference import LEFT_RIGHT, NO_FLIP, OVERLAP
 from vnet_fast.prediction.networks import load_networks
 from vnet_fast.prediction.plan import plan
-from vnet_fast.prediction.segmentation import segment, segment_all
+from vnet_fast.prediction.segmentation import Segmentation, segment, segment_all
+from vnet_fast.prediction.segments import read_segments
 from vnet_fast.progress import track
 
 
@@ -37,6 +41,13 @@ class Config:
     output: str = option(None, "file of the mask, or a folder", type=path_text, required=True)
     validation_only: bool = option(False, "predict only the cases that every run held out", action="store_true")
     probabilities: bool = option(False, "also write NAME_probability files, float32", action="store_true")
+    dicom_seg: bool = option(
+        False, "write the masks of DICOM series as DICOM Segmentations, as an output NAME.dcm does", action="store_true"
+    )
+    segments: str | None = option(
+        None, "TOML file with codes, colours and more of the classes for DICOM Segmentations", type=path_text,
+        metavar="FILE",
+    )  # fmt: skip
     all_components: bool = option(
         False, "keep all connected components, not only the largest one of each class", action="store_true"
     )
@@ -63,19 +74,21 @@ def main(given: dict[str, Any]) -> int:
     config = Config(**given)
     use_all_cores()
     keep_freed_memory()
+    as_dicom = wants_dicom(config.output, config.dicom_seg, config.segments)
     networks = load_networks(config.checkpoint, find_device(config.device))
     if config.validation_only and len(config.checkpoint) > 1 and not networks.held_out:
         cause = "no case was held out by every run"
         raise InputError("--validation-only", cause, "Give one checkpoint, or train with --fold all")
     task, only = networks.task, networks.held_out if config.validation_only else None
     check_order(config.input, task.channels)
-    pairs = plan(config.input, config.output, only, several=len(task.channels) > 1)
+    segments = read_segments(config.segments, networks.titles) if as_dicom else ()
+    pairs = plan(config.input, config.output, only, several=len(task.channels) > 1, as_dicom=as_dicom)
     folder = make_folder(pairs[0][1].parent, "Choose another --output")
     sweep_unfinished(folder)
     autocast, precision = choose_precision(config.amp, networks.device)
     together = f", {len(config.checkpoint)} networks averaged" if len(config.checkpoint) > 1 else ""
     print(f"device: {device_name(networks.device)}, {precision}{description(networks.device)}{together}")
-    segment_one = partial(
+    segment_one: Callable[[Sequence[Path]], Segmentation] = partial(
         segment,
         networks.model,
         task=task,
@@ -83,6 +96,8 @@ def main(given: dict[str, Any]) -> int:
         overlap=config.overlap,
         flips=LEFT_RIGHT if config.tta else NO_FLIP,
     )
+    if as_dicom:
+        segment_one = partial(segment_series, segment_one=segment_one, segments=segments)
     volumes = track(pairs, "predicting", "volumes")
     errors, larger = segment_all(volumes, segment_one, config.probabilities, config.all_components)
     if larger:

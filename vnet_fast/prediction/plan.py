@@ -7,16 +7,21 @@ from pathlib import Path
 from vnet_fast.data.cases import CHANNEL, channels_of, find_images
 from vnet_fast.errors import InputError
 from vnet_fast.io import formats
+from vnet_fast.io.dicom_seg_writing import is_segmentation_output
 
-# of the mask of a folder of DICOM slices
-DICOM_OUTPUT = ".nii.gz"
+# of the mask of a folder of DICOM slices, and of its DICOM Segmentation
+DICOM_OUTPUT, SEGMENTATION_OUTPUT = ".nii.gz", ".dcm"
 
 
 Files = tuple[Path, ...]
 
 
 def plan(
-    source: str | Path, target: str | Path, only: Collection[str] | None = None, several: bool = False
+    source: str | Path,
+    target: str | Path,
+    only: Collection[str] | None = None,
+    several: bool = False,
+    as_dicom: bool = False,
 ) -> list[tuple[Files, Path]]:
     """The files to predict and the files of their masks.
 
@@ -25,12 +30,13 @@ def plan(
         target: the mask's file, or a folder.
         only: None, or the names of the cases to take from a folder.
         several: whether volumes may have a file for each channel, of which `source` is the first one's.
+        as_dicom: whether masks are DICOM Segmentations, which only DICOM series have.
 
     Returns:
         list of (files of a volume, path of its mask).
 
     Raises:
-        InputError: if there is nothing to predict, or a mask would replace a volume.
+        InputError: if there is nothing to predict, a mask would replace a volume, or a volume can't have such a mask.
     """
     source, target = Path(source), Path(target)
     is_single = not os.path.isdir(source) or formats.is_dicom_folder(source)
@@ -39,16 +45,32 @@ def plan(
         volumes = {name: path for name, path in volumes.items() if name in only}
         if not volumes:
             raise InputError(source, "none of the run's validation cases", "Name the folder it was trained on")
-    if is_single and formats.suffix_of(target):
+    is_file = bool(formats.suffix_of(target)) or is_segmentation_output(target)
+    if is_single and is_file:
         pairs = [(files, target) for files in volumes.values()]
     else:
-        if formats.suffix_of(target) and not target.is_dir():
+        if is_file and not target.is_dir():
             raise InputError(target, f"one file for {len(volumes)} volumes", "Name a folder")
         if is_single and target.suffix and not target.is_dir():
             raise InputError(target, "not a format that is written", formats.CONVERT.replace("Convert", "Change"))
-        pairs = [(files, target / f"{name}{output_suffix(files[0])}") for name, files in volumes.items()]
+        pairs = [
+            (files, target / f"{name}{SEGMENTATION_OUTPUT if as_dicom else output_suffix(files[0])}")
+            for name, files in volumes.items()
+        ]
+    if as_dicom:
+        _check_series(pairs)
     _check_nothing_is_replaced((path for files in volumes.values() for path in files), [mask for _, mask in pairs])
     return pairs
+
+
+def _check_series(pairs: Iterable[tuple[Files, Path]]) -> None:
+    """Raises an InputError unless all volumes are DICOM series, and no mask would become one of the slices."""
+    for files, mask in pairs:
+        if not os.path.isdir(files[0]):
+            remedy = "Choose another --output, or leave --dicom-seg out"
+            raise InputError(files[0], "not a DICOM series, of which alone a DICOM Segmentation can be", remedy)
+        if any(os.path.realpath(mask.parent) == os.path.realpath(folder) for folder in files):
+            raise InputError(mask, "would lie among the slices of its series", "Choose another --output")
 
 
 def _find_volumes(source: Path, is_single: bool, several: bool) -> dict[str, Files]:
