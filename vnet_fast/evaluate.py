@@ -101,7 +101,7 @@ def main(given: dict[str, Any]) -> int:
     if config.figures:
         images = find_case_images(config.labels, config.images, only=pairs[0][0][0])
         make_folder(config.figures, "Choose another --figures")
-    classes, known = _find_classes(config, unpredicted[0])
+    classes, known = _find_classes(config, [reference for _, _, reference in pairs[0]], unpredicted[0])
     thirds = config.regions is not None and not config.regions
     evaluations = evaluate(
         names, pairs, config.binary, thirds, observer, classes.names, known, classes.regions, classes.ignored
@@ -118,11 +118,11 @@ def main(given: dict[str, Any]) -> int:
     return 0
 
 
-def _find_classes(config: Config, unpredicted: Sequence[Path]) -> tuple[Classes, set[int]]:
+def _find_classes(config: Config, references: Sequence[Path], unpredicted: Sequence[Path]) -> tuple[Classes, set[int]]:
     """The classes, and labels of references that have no prediction, which belong to the data set too."""
     given = Classes(config.binary, None, parse_regions(config.regions or ()), config.ignore_label)
     try:
-        classes = Classes.of(config)
+        classes = Classes.of(config).named_by([*references, *unpredicted])
     except InputError as error:
         # masks can be compared without what the data set declares
         print(f"warning: {error}", file=sys.stderr)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vnet_fast.errors import InputError
-from vnet_fast.io import dicom, formats
+from vnet_fast.io import dicom
 from vnet_fast.io.dicom_elements import read_elements, reading
 from vnet_fast.io.grid import Grid
 from vnet_fast.io.writing import write_file
@@ -172,6 +172,8 @@ def _make(voxels: NDArray[Any], grid: Grid, slices: Sequence[Any], segments: Seq
         series_number=min(int(first.get("SeriesNumber") or 0) * 100 + 1 + is_fractional, MAX_SERIES_NUMBER),
         sop_instance_uid=highdicom.UID(), instance_number=1, max_fractional_value=LEVELS,
         manufacturer=maker.name, manufacturer_model_name=maker.name, software_versions=maker.version,
+        # an empty segmentation needs a frame
+        omit_empty_frames=bool(voxels.any()),
         # a program has none, and there must be one
         device_serial_number="none",
         content_label="PROBABILITY" if is_fractional else "SEGMENTATION",
@@ -186,8 +188,3 @@ def _concept(code: Code) -> Any:
     from highdicom.sr import CodedConcept
 
     return CodedConcept(code.value, code.scheme, code.meaning)
-
-
-def is_segmentation_output(path: str | Path) -> bool:
-    """Whether the file of an output is meant as a DICOM Segmentation."""
-    return Path(path).suffix.lower() in formats.DICOM_SUFFIXES and not Path(path).is_dir()

@@ -77,6 +77,11 @@ def is_meant_as_dicom(path: Path) -> bool:
     return path.suffix.lower() in DICOM_SUFFIXES or (suffix_of(path) is None and is_dicom_file(path))
 
 
+def is_dicom_output(path: str | Path) -> bool:
+    """Returns whether the path of an output is meant as a DICOM file, and is no folder."""
+    return Path(path).suffix.lower() in DICOM_SUFFIXES and not os.path.isdir(path)
+
+
 def is_dicom_folder(path: Path) -> bool:
     """Returns whether a folder can be listed and holds a DICOM file that is no Segmentation."""
     try:

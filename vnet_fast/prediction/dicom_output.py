@@ -11,7 +11,7 @@ from vnet_fast import __version__
 from vnet_fast.errors import InputError
 from vnet_fast.io import formats
 from vnet_fast.io.dicom_elements import check_installed
-from vnet_fast.io.dicom_seg_writing import Maker, is_segmentation_output, read_slices, write_segments
+from vnet_fast.io.dicom_seg_writing import Maker, read_slices, write_segments
 from vnet_fast.io.dicom_seg_writing import Segment as DicomSegment
 from vnet_fast.prediction.segmentation import Segmentation
 
@@ -71,7 +71,7 @@ def wants_dicom(output: str, dicom_seg: bool, segments: str | None) -> bool:
     Raises:
         InputError: if the options contradict each other, or a package is missing.
     """
-    is_file = is_segmentation_output(output)
+    is_file = formats.is_dicom_output(output)
     if dicom_seg and formats.suffix_of(output) and not Path(output).is_dir():
         raise InputError("--dicom-seg", f"given with the output {output}", "Name a folder or a .dcm file")
     if segments is not None and not (dicom_seg or is_file):

@@ -7,7 +7,6 @@ from pathlib import Path
 from vnet_fast.data.cases import CHANNEL, channels_of, find_images
 from vnet_fast.errors import InputError
 from vnet_fast.io import formats
-from vnet_fast.io.dicom_seg_writing import is_segmentation_output
 
 # of the mask of a folder of DICOM slices, and of its DICOM Segmentation
 DICOM_OUTPUT, SEGMENTATION_OUTPUT = ".nii.gz", ".dcm"
@@ -45,12 +44,13 @@ def plan(
         volumes = {name: path for name, path in volumes.items() if name in only}
         if not volumes:
             raise InputError(source, "none of the run's validation cases", "Name the folder it was trained on")
-    is_file = bool(formats.suffix_of(target)) or is_segmentation_output(target)
+    is_file = bool(formats.suffix_of(target)) or formats.is_dicom_output(target)
     if is_single and is_file:
         pairs = [(files, target) for files in volumes.values()]
     else:
         if is_file and not target.is_dir():
-            raise InputError(target, f"one file for {len(volumes)} volumes", "Name a folder")
+            remedy = "Name a folder" + (" and give --dicom-seg" if formats.is_dicom_output(target) else "")
+            raise InputError(target, f"one file for {len(volumes)} volumes", remedy)
         if is_single and target.suffix and not target.is_dir():
             raise InputError(target, "not a format that is written", formats.CONVERT.replace("Convert", "Change"))
         pairs = [
@@ -64,13 +64,14 @@ def plan(
 
 
 def _check_series(pairs: Iterable[tuple[Files, Path]]) -> None:
-    """Raises an InputError unless all volumes are DICOM series, and no mask would become one of the slices."""
+    """Raises an InputError unless all volumes are DICOM series, and no mask lies among slices."""
     for files, mask in pairs:
         if not os.path.isdir(files[0]):
             remedy = "Choose another --output, or leave --dicom-seg out"
-            raise InputError(files[0], "not a DICOM series, of which alone a DICOM Segmentation can be", remedy)
-        if any(os.path.realpath(mask.parent) == os.path.realpath(folder) for folder in files):
-            raise InputError(mask, "would lie among the slices of its series", "Choose another --output")
+            raise InputError(files[0], "not a DICOM series, and only a series has a DICOM Segmentation", remedy)
+        # which could not be read any more then
+        if formats.is_dicom_folder(mask.parent):
+            raise InputError(mask, "would lie among the slices of a series", "Choose another --output")
 
 
 def _find_volumes(source: Path, is_single: bool, several: bool) -> dict[str, Files]:

@@ -121,7 +121,7 @@ def _code(path: object, title: str, table: Mapping[str, Any], key: str) -> Code:
         return TISSUE
     code = table[key]
     if not isinstance(code, dict) or sorted(code) != sorted(CODE_KEYS) or not all(code.values()):
-        raise InputError(path, f"{key} of {title} must have {', '.join(CODE_KEYS)}; got {shown(code)}", CODE_HINT)
+        raise InputError(path, f"{key} of {title} must have {', '.join(CODE_KEYS)}", CODE_HINT)
     texts = (_text(path, code, name, most) for name, most in zip(CODE_KEYS, (MAX_SCHEME, MAX_VALUE, MAX_MEANING),
                                                                  strict=True))  # fmt: skip
     scheme, value, meaning = texts
