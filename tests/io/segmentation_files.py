@@ -43,11 +43,12 @@ def write_segmentation(path, folder, voxels, names=("one", "two")):
 def decode(dataset):
     """The frames of a binary segmentation that pydicom has read: (segment, position, (y, x) array) of each."""
     count = dataset.Rows * dataset.Columns
+    # the first voxel is in the lowest bit
+    bits = (np.frombuffer(dataset.PixelData, np.uint8)[:, None] >> np.arange(8) & 1).ravel().astype(np.uint8)
     for index, group in enumerate(dataset.PerFrameFunctionalGroupsSequence):
         position = [float(value) for value in group.PlanePositionSequence[0].ImagePositionPatient]
-        bits = [dataset.PixelData[at // 8] >> (at % 8) & 1 for at in range(index * count, (index + 1) * count)]
         number = int(group.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
-        yield number, position, np.array(bits, np.uint8).reshape(dataset.Rows, dataset.Columns)
+        yield number, position, bits[index * count : (index + 1) * count].reshape(dataset.Rows, dataset.Columns)
 
 
 def masks_on(dataset, image):
