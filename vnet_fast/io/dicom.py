@@ -12,6 +12,7 @@ import SimpleITK as sitk
 
 from vnet_fast.errors import InputError
 from vnet_fast.io import formats
+from vnet_fast.io.dicom_meta import TRANSFER_SYNTAX, read_meta
 from vnet_fast.io.formats import OWN_FOLDER
 from vnet_fast.io.header import scalar_volume_error
 from vnet_fast.io.integrity import COPY_AGAIN
@@ -86,6 +87,9 @@ def single_file_error(path: Path) -> InputError:
     """Returns the error for a DICOM file that is named by itself, where its folder should be."""
     if not formats.is_dicom_file(path):
         return InputError(path, "truncated or damaged: it is not a DICOM file", COPY_AGAIN)
+    if TRANSFER_SYNTAX not in read_meta(path)[0]:
+        # ITK may search such a file for half a minute
+        return InputError(path, "truncated or damaged: it can't be read as a DICOM slice", COPY_AGAIN)
     try:
         count = _read_slice_header(path).size[2]
     except InputError as error:

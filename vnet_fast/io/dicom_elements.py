@@ -47,7 +47,10 @@ def reading(path: Path) -> Iterator[None]:
             yield
     except OSError as error:
         raise InputError(path, f"can't be read ({error.strerror or error})", COPY_AGAIN) from None
-    except DAMAGE as error:
+    except Exception as error:
+        # pydicom has some of its own, which are not known before it is imported
+        if not isinstance(error, DAMAGE) and not type(error).__module__.startswith("pydicom."):
+            raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise InputError(path, f"damaged DICOM file ({reason})", COPY_AGAIN) from None
 
