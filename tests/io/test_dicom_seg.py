@@ -442,7 +442,7 @@ def test_segmentations_are_found(tmp_path, series, written):
 def test_a_package_that_is_missing(written, series, monkeypatch):
     path, _ = written
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(InputError, match=r"mask\.dcm: DICOM Segmentations need pydicom, .* pip install 'vnet_fast\["):
+    with pytest.raises(InputError, match=r"DICOM Segmentations need pydicom, .* pip install 'vnet_fast\["):
         volumes.read_mask(path)
 
 

@@ -53,10 +53,8 @@ def plan(
             raise InputError(target, f"one file for {len(volumes)} volumes", remedy)
         if is_single and target.suffix and not target.is_dir():
             raise InputError(target, "not a format that is written", formats.CONVERT.replace("Convert", "Change"))
-        pairs = [
-            (files, target / f"{name}{SEGMENTATION_OUTPUT if as_dicom else output_suffix(files[0])}")
-            for name, files in volumes.items()
-        ]
+        suffixes = [SEGMENTATION_OUTPUT if as_dicom else output_suffix(files[0]) for files in volumes.values()]
+        pairs = [(volumes[name], target / f"{name}{suffix}") for name, suffix in zip(volumes, suffixes, strict=True)]
     if as_dicom:
         _check_series(pairs)
     _check_nothing_is_replaced((path for files in volumes.values() for path in files), [mask for _, mask in pairs])
