@@ -11,7 +11,7 @@ pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed")
 pytest.importorskip("highdicom", reason="highdicom is not installed")
 
 from tests.io.dicom_slices import write_series  # noqa: E402
-from tests.io.segmentation_files import masks_on, write_segmentation  # noqa: E402
+from tests.io.segmentation_files import decode, masks_on, write_segmentation  # noqa: E402
 from tests.volumes import make_image, write_case  # noqa: E402
 from vnet_fast import VNet, evaluate, plotting, predict, report, train  # noqa: E402
 from vnet_fast.io import volumes  # noqa: E402
@@ -318,6 +318,10 @@ def test_a_real_series(real_data, tmp_path, run_verb, network):
     masks = masks_on(pydicom.dcmread(tmp_path / "mask.dcm"), mask)
     for number in (1, 2):
         np.testing.assert_array_equal(masks[number], labels == number)
+    # ITK reads the frames of a size like this, without their places
+    frames = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "mask.dcm")))
+    decoded = [frame for _, _, frame in decode(pydicom.dcmread(tmp_path / "mask.dcm"))]
+    np.testing.assert_array_equal(frames > 0, decoded)
     found = volumes.read_mask(tmp_path / "mask.dcm", volumes.read_image(source), source)
     np.testing.assert_array_equal(sitk.GetArrayFromImage(found), labels)
     for name in ("size", "spacing", "origin", "direction"):

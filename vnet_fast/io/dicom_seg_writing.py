@@ -137,7 +137,7 @@ def write_segments(
             warnings.simplefilter("ignore")
             made = _make(voxels, grid, slices, segments, maker)
     # of values that the standard does not allow, which highdicom checks
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
         raise InputError(path, f"no DICOM Segmentation can be made of its series ({error})", OTHER_OUTPUT) from None
     write_file(path, made.save_as)
 
