@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import SimpleITK as sitk
 
 import vnet_fast
+from tests.io.dicom_slices import write_series
 from tests.test_rooms import ARROWS, SMALL
 from tests.volumes import write_case
 from vnet_fast import __main__
@@ -62,8 +64,12 @@ def folder(tmp_path_factory):
         predicted += ["--probabilities"] if masks == "MASKS" else []
         assert run_verb(predicted) == 0
     Path("LABELS").symlink_to("DIR")
-    (observer,) = [code for _, kind, code in FENCES if kind == "toml"]
-    Path("observer.toml").write_text(observer)
+    examples = {page: code for page, kind, code in FENCES if kind == "toml"}
+    for page, name in (("docs/evaluate.md", "observer.toml"), ("docs/predict.md", "segments.toml")):
+        Path(name).write_text(examples[page])
+    scan = sitk.Cast(sitk.ReadImage("DIR/Case00.mhd"), sitk.sitkInt16)
+    for series in ("SERIES", "STUDY/T2"):
+        write_series(Path(series), scan)
     yield folder
     os.chdir(before)
 
@@ -108,6 +114,8 @@ def test_code(code, folder, monkeypatch):
 @commands(VERBS)
 def test_command(command, folder, tmp_path, capsys):
     arguments = arguments_of(command)
+    if "--dicom-seg" in arguments or any(argument.endswith(".dcm") for argument in arguments):
+        pytest.importorskip("highdicom", reason="highdicom is not installed")
     if arguments[:1] == ["train"] and "--resume" in arguments:
         # the other examples use the run as it is
         run = arguments.index("--resume") + 1

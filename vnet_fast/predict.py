@@ -1,7 +1,10 @@
 """Segments volumes with a trained V-Net, in their own geometry."""
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from vnet_fast import command_line
@@ -14,10 +17,12 @@ from vnet_fast.interface.segmenter import Segmenter
 from vnet_fast.io.probabilities import ENTROPY, probability_endings
 from vnet_fast.io.writing import sweep_unfinished
 from vnet_fast.ops.cpu_convolution_choice import description
+from vnet_fast.prediction.dicom_output import segment_series, wants_dicom
 from vnet_fast.prediction.label_descriptions import write_descriptions
 from vnet_fast.prediction.networks import load_networks
 from vnet_fast.prediction.plan import plan
-from vnet_fast.prediction.segmentation import segment_all
+from vnet_fast.prediction.segmentation import Segmentation, segment_all
+from vnet_fast.prediction.segments import read_segments
 from vnet_fast.progress import track
 
 
@@ -42,6 +47,13 @@ class Config:
     entropy: bool = option(
         False, "also write NAME_entropy files, float32: how uncertain each voxel is, in nats", action="store_true"
     )
+    dicom_seg: bool = option(
+        False, "write the masks of DICOM series as DICOM Segmentations, as an output NAME.dcm does", action="store_true"
+    )
+    segments: str | None = option(
+        None, "TOML file with codes, colours and more of the classes for DICOM Segmentations", type=path_text,
+        metavar="FILE",
+    )  # fmt: skip
     all_components: bool = option(
         False, "keep all connected components, not only the largest one of each class", action="store_true"
     )
@@ -68,22 +80,28 @@ def main(given: dict[str, Any]) -> int:
     config = Config(**given)
     use_all_cores()
     keep_freed_memory()
+    as_dicom = wants_dicom(config.output, config.dicom_seg, config.segments)
     networks = load_networks(config.checkpoint, find_device(config.device))
     if config.validation_only and networks.count > 1 and not networks.held_out:
         cause = "no case was held out by every run"
         raise InputError("--validation-only", cause, "Give one checkpoint, or train with --fold all")
     task, only = networks.task, networks.held_out if config.validation_only else None
     check_order(config.input, task.channels)
-    endings = probability_endings(networks.outputs - (not task.regions)) if config.probabilities else []
+    endings = [] if as_dicom or not config.probabilities else probability_endings(len(networks.titles))
     endings += [ENTROPY] if config.entropy else []
-    pairs = plan(config.input, config.output, only, several=len(task.channels) > 1, endings=endings)
+    segments = read_segments(config.segments, networks.titles) if as_dicom else ()
+    several = len(task.channels) > 1
+    pairs = plan(config.input, config.output, only, several, endings, as_dicom)
     folder = make_folder(pairs[0][1].parent, "Choose another --output")
     sweep_unfinished(folder)
-    if os.path.isdir(config.output):
+    if os.path.isdir(config.output) and not as_dicom:
         write_descriptions(folder, task.label_names)
     segmenter = Segmenter(networks, config.amp, config.overlap, config.tta, config.all_components)
     together = f", {networks.count} networks averaged" if networks.count > 1 else ""
     print(f"device: {device_name(networks.device)}, {segmenter.precision}{description(networks.device)}{together}")
+    segment_one: Callable[[Sequence[Path]], Segmentation] = segmenter.segmentation_of
+    if as_dicom:
+        segment_one = partial(segment_series, segment_one=segment_one, segments=segments)
     volumes = track(pairs, "predicting", "volumes")
     errors, larger = segment_all(
         volumes, segmenter.segmentation_of, config.probabilities, config.all_components, config.entropy

@@ -72,6 +72,7 @@ def main(given: dict[str, Any]) -> int:
     names, pairs = [subject.name for subject in subjects], [subject.pairs for subject in subjects]
     config_of_run = stored_config(config.run[0])
     classes = Classes.of(config_of_run) if config_of_run.data else Classes(config_of_run.binary)
+    classes = classes.named_by(reference for _, _, reference in pairs[0])
     # a class that the runs know may be in none of the masks that they held out
     known = range(1, 1 + max(len(subject.summary.get("classes", ())) for subject in subjects))
     evaluations = evaluate(

@@ -46,3 +46,46 @@ def write_dicom(folder, positions, series="1.2.3.4", axes=AXIAL, size=(8, 6), sh
         writer.SetFileName(str(folder / f"{series}-{index}.dcm"))
         writer.Execute(image)
     return folder
+
+
+def write_series(folder, image, order=None, series="1.2.3.4", frame_of_reference="1.2.9", **tags):
+    """Writes an image in any direction as a complete series.
+
+    Args:
+        folder: made if it does not exist.
+        image: 3-D SimpleITK image, int16.
+        order: the slice in each file, in the order of the files' names; that of the image without.
+        series: its unique identifier.
+        frame_of_reference: its unique identifier, or None.
+        **tags: further ones, such as `x00100010="Name"`.
+
+    Returns:
+        the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    cosines = np.array(image.GetDirection()).reshape(3, 3)[:, :2].T.ravel()
+    slices = range(image.GetSize()[2]) if order is None else order
+    for number, index in enumerate(slices):
+        single = image[:, :, index : index + 1]
+        texts = {
+            "0008|0060": "MR",
+            "0010|0010": "Doe^Jane",
+            "0010|0020": "P1",
+            "0020|000d": "1.2.3",
+            "0020|000e": series,
+            "0008|0018": f"{series}.{index + 1}",
+            "0020|0011": "7",
+            "0020|0013": str(index + 1),
+            "0020|0032": "\\".join(f"{value:.10g}" for value in image.TransformIndexToPhysicalPoint((0, 0, index))),
+            "0020|0037": "\\".join(f"{value:.10g}" for value in cosines),
+            "0018|0050": f"{image.GetSpacing()[2]:g}",
+            **({"0020|0052": frame_of_reference} if frame_of_reference else {}),
+            **{f"{name[1:5]}|{name[5:]}": text for name, text in tags.items()},
+        }
+        for tag, value in texts.items():
+            single.SetMetaData(tag, value)
+        writer.SetFileName(str(folder / f"{number:03d}.dcm"))
+        writer.Execute(single)
+    return folder

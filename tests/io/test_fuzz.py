@@ -16,9 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 300
 
 
-def run_batch(target, seed, count, folder, *reader):
+def run_batch(target, seed, count, folder, *reader, module="fuzz_volumes"):
     """Damages and reads files: a Counter of the outcomes, and the lines of those that must not occur."""
-    command = [sys.executable, "-m", "tests.io.fuzz_volumes", target, str(seed), str(count), str(folder), *reader]
+    command = [sys.executable, "-m", f"tests.io.{module}", target, str(seed), str(count), str(folder), *reader]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=SECONDS)
     lines = done.stdout.splitlines()
@@ -46,6 +46,17 @@ def test_damaged_streams(tmp_path, count):
     assert not wrong
     assert outcomes["refused"] > 0.8 * count
     assert outcomes["described"] == 0
+
+
+@pytest.mark.parametrize("kind", ["elements", "places"])
+@pytest.mark.parametrize(
+    ("seed", "count"), [(0, 80), *(pytest.param(seed, 1500, marks=pytest.mark.exhaustive) for seed in range(2))]
+)
+def test_damaged_segmentations(tmp_path, kind, seed, count):
+    pytest.importorskip("highdicom", reason="highdicom is not installed")
+    outcomes, wrong = run_batch(kind, seed, count, tmp_path, module="fuzz_segmentations")
+    assert not wrong
+    assert min(outcomes["refused"], outcomes["original"]) > count / 10
 
 
 @pytest.mark.parametrize("target", ["headers", pytest.param("streams", marks=pytest.mark.exhaustive)])

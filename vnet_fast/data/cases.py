@@ -235,8 +235,8 @@ def _find_predictions(predictions: str | Path) -> dict[str, Path]:
 
 
 def _is_file(path: str | Path) -> bool:
-    """Whether a path names one volume: it has the suffix of a format, and is no folder."""
-    return formats.suffix_of(path) is not None and not os.path.isdir(path)
+    """Whether a path names one volume: it has the suffix of a format or is meant as DICOM, and is no folder."""
+    return not os.path.isdir(path) and (formats.suffix_of(path) is not None or formats.is_meant_as_dicom(Path(path)))
 
 
 def natural(name: object) -> list[tuple[int, int, str]]:

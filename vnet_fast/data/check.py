@@ -89,7 +89,7 @@ def check_data(settings: DataSettings) -> int:
     if not errors:
         # only then, because a label may be missing with the case that has it
         try:
-            classes = Classes.of(settings)
+            classes = Classes.of(settings).named_by(case.mask for case in readable)
             prepared = [without_ignored(case, classes.ignored) for case in prepared]
             count_classes(prepared, readable, classes.binary, classes.declared, classes.regions)
             fitted(channels, prepared, settings.data, classes.ignored)

@@ -1,11 +1,16 @@
 """The names of a data set's classes."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from vnet_fast.data.labels import declared_ignored, declared_labels, declared_regions, described_in
 from vnet_fast.data.settings import ClassSettings
+from vnet_fast.errors import InputError
+from vnet_fast.io.dicom_elements import check_installed
+from vnet_fast.io.dicom_meta import is_segmentation
+from vnet_fast.io.dicom_seg import read_names
 from vnet_fast.regions import Region, parse_regions
 
 
@@ -39,6 +44,22 @@ class Classes:
         declared = declared_labels(folder, allow_regions=binary or bool(regions))
         return cls(binary, declared, regions, ignored)
 
+    def named_by(self, masks: Iterable[Path]) -> "Classes":
+        """These classes with the names of segments, if all masks are DICOM Segmentations and nothing else has names.
+
+        Args:
+            masks: of the data set; one that can't be read is left out here, and reported when it is prepared.
+
+        Raises:
+            InputError: if two masks give one label different names, or pydicom is not installed.
+        """
+        paths = list(masks)
+        if self.binary or self.regions or self.declared or not paths or not all(map(is_segmentation, paths)):
+            return self
+        names = {label: name for label, name in _segment_names(paths).items() if label != self.ignored}
+        # without gaps, as those of `dataset.json`
+        return replace(self, declared=names) if sorted(names) == list(range(1, len(names) + 1)) else self
+
     @property
     def names(self) -> dict[int, str]:
         """The names of the labels above 0, if labels are the classes."""
@@ -51,6 +72,23 @@ class Classes:
         if self.regions:
             return [number for number, region in enumerate(self.regions, start=1) if label in region.labels]
         return [1 if self.binary else label]
+
+
+def _segment_names(paths: Sequence[Path]) -> dict[int, str]:
+    """The names of the segments by number, in which all masks agree but for capital letters."""
+    check_installed(paths[0], "pydicom")
+    first: dict[int, tuple[str, Path]] = {}
+    for path in paths:
+        try:
+            found = read_names(path)
+        except InputError:
+            continue
+        for label, name in found.items():
+            known, other = first.setdefault(label, (name, path))
+            if known.casefold() != name.casefold():
+                cause = f"its segment {label} is {name}, that of {other} is {known}"
+                raise InputError(path, cause, "Number the segments alike, or name the labels in dataset.json")
+    return {label: name for label, (name, _) in first.items()}
 
 
 def names_of_checkpoint(content: Mapping[str, Any]) -> dict[int, str]:

@@ -98,10 +98,12 @@ def find_geometries(cases: Sequence[Case], classes: Classes) -> list[Geometry]:
 
 def _geometry(case: Case, classes: Classes) -> Geometry:
     # imported here, because training from the cache needs no image library
-    from vnet_fast.io.volumes import read_mask, sitk
+    from vnet_fast.io.formats import is_segmentation
+    from vnet_fast.io.volumes import read_channels, read_mask, sitk
 
-    # it must lie on the grid of its image
-    mask = sitk.DICOMOrient(read_mask(case.mask), "LPS")
+    # it must lie on the grid of its image; only a DICOM Segmentation may leave out slices
+    image = read_channels(case.images)[0] if is_segmentation(case.mask) else None
+    mask = sitk.DICOMOrient(read_mask(case.mask, image, case.image), "LPS")
     labels = sitk.GetArrayViewFromImage(mask)
     # of each class, along x, y and z, whether a plane has some of it
     planes: dict[int, list[NDArray[np.bool_]]] = {}

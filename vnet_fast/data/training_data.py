@@ -129,6 +129,7 @@ def load_data(settings: DataSettings) -> Data:
         say(f"data: {NUM_PHANTOMS} synthetic phantoms, {len(training)} to train on, {len(validation)} to validate")
         return Data(training, validation, 2)
     classes, channels = Classes.of(settings), find_channels(settings.data, settings.labels)
+    classes = classes.named_by(case.mask for case in pair_cases(settings.data, settings.labels)[0])
     prepared, num_classes, patches = _prepare_cases(settings, settings.data, classes, channels)
     # of all cases, as in nnU-Net, so that the folds of a cross-validation agree
     channels = fitted(channels or (Channel(),) * prepared[0].channels, prepared, settings.data, classes.ignored)

@@ -115,8 +115,7 @@ def dice_of_pair(
     Raises:
         InputError: if a file can't be read, or the masks are not on the same grid.
     """
-    reference = volumes.read_mask(reference_path)
-    prediction = volumes.read_mask(prediction_path, reference, reference_path)
+    prediction, reference = volumes.read_masks(prediction_path, reference_path)
     ours, theirs = label_arrays(prediction, reference, binary, ignored)
     if unions:
         return [dice(union.of(ours), union.of(theirs)) for union in unions]
@@ -148,8 +147,7 @@ def compare(
     Raises:
         InputError: if a file can't be read, or the masks are not on the same grid.
     """
-    reference_mask = volumes.read_mask(reference_path)
-    prediction_mask = volumes.read_mask(prediction_path, reference_mask, reference_path)
+    prediction_mask, reference_mask = volumes.read_masks(prediction_path, reference_path)
     grid = Grid.of(reference_mask)
     prediction, reference = label_arrays(prediction_mask, reference_mask, binary, ignored)
     if unions:

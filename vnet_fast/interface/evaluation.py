@@ -1,7 +1,7 @@
 """Compares predicted masks with reference masks: what `evaluate` and `evaluate_masks` have in common."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,10 +69,10 @@ class ClassSettings:
         if self.regions and self.binary:
             raise InputError("--regions", "given with --binary", "Leave one of them out")
 
-    def classes(self) -> Classes:
-        """The classes, with what the data set declares; a warning if that can't be read."""
+    def classes(self, masks: Iterable[Path] = ()) -> Classes:
+        """The classes, with what the data set or its masks declare; a warning if that can't be read."""
         try:
-            return Classes.of(self)
+            return Classes.of(self).named_by(masks)
         except InputError as error:
             # masks can be compared without what the data set declares
             warn(str(error))
@@ -93,7 +93,7 @@ def measure(
     Raises:
         InputErrors: for all masks that can't be compared.
     """
-    classes = settings.classes()
+    classes = settings.classes([*(reference for _, _, reference in sets.pairs[0]), *sets.unpredicted[0]])
     needed = not (classes.binary or classes.regions or classes.declared)
     # labels of references that have no prediction belong to the data set too
     known = labels_in(sets.unpredicted[0]) - {classes.ignored} if needed else set()

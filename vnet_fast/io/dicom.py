@@ -12,13 +12,14 @@ import SimpleITK as sitk
 
 from vnet_fast.errors import InputError
 from vnet_fast.io import formats
+from vnet_fast.io.dicom_meta import TRANSFER_SYNTAX, read_meta
 from vnet_fast.io.formats import OWN_FOLDER
 from vnet_fast.io.header import scalar_volume_error
 from vnet_fast.io.integrity import COPY_AGAIN
 from vnet_fast.io.itk import file_reader, kept_locale, read_file
 
 IMAGE_IO = "GDCMImageIO"
-SERIES_TAG = "0020|000e"
+SERIES_TAG, FRAME_OF_REFERENCE_TAG = "0020|000e", "0020|0052"
 # a slice may lie this far from its regular position, as a share of the spacing
 SLICE_TOLERANCE = 0.05
 # plus this, mm: positions are often rounded to a tenth, both the slice's and those it is compared with
@@ -48,16 +49,10 @@ def read_series(folder: Path) -> sitk.Image:
         InputError: if there are no slices, several series or several orientations; or if a slice is damaged,
             missing, or shifted against the others.
     """
-    slices = [_read_slice_header(path) for path in formats.slices_of(folder)]
-    if not slices:
-        raise InputError(folder, "a folder without a DICOM series", "Name a volume or a DICOM folder")
+    slices = _sorted_slices(folder)
     if len(slices) == 1:
         return read_file(slices[0].path, IMAGE_IO)
-    _check_same_geometry(folder, slices)
-    normal = slices[0].axes[:, 2]
-    slices.sort(key=lambda header: float(normal @ header.origin))
-    first, last = slices[0], slices[-1]
-    _check_positions(folder, slices, normal)
+    first, last, normal = slices[0], slices[-1], slices[0].axes[:, 2]
     volume = _stack_slices(slices)
     gap = float(normal @ (np.array(last.origin) - np.array(first.origin))) / (len(slices) - 1)
     volume.SetSpacing((*first.spacing[:2], gap))
@@ -66,10 +61,35 @@ def read_series(folder: Path) -> sitk.Image:
     return volume
 
 
+def sorted_files(folder: Path) -> list[Path]:
+    """Returns the files of a series in the order of its slices; an InputError as of `read_series`."""
+    return [header.path for header in _sorted_slices(folder)]
+
+
+def _sorted_slices(folder: Path) -> list[_Slice]:
+    slices = [_read_slice_header(path) for path in formats.slices_of(folder)]
+    if not slices:
+        raise InputError(folder, "a folder without a DICOM series", "Name a volume or a DICOM folder")
+    if len(slices) > 1:
+        _check_same_geometry(folder, slices)
+        normal = slices[0].axes[:, 2]
+        slices.sort(key=lambda header: float(normal @ header.origin))
+        _check_positions(folder, slices, normal)
+    return slices
+
+
+def frame_of_reference(folder: Path) -> str:
+    """Returns the identifier of a series' frame of reference; empty if its first file has none."""
+    return _tag(_information(formats.slices_of(folder)[0]), FRAME_OF_REFERENCE_TAG)
+
+
 def single_file_error(path: Path) -> InputError:
     """Returns the error for a DICOM file that is named by itself, where its folder should be."""
     if not formats.is_dicom_file(path):
         return InputError(path, "truncated or damaged: it is not a DICOM file", COPY_AGAIN)
+    if TRANSFER_SYNTAX not in read_meta(path)[0]:
+        # ITK may search such a file for half a minute
+        return InputError(path, "truncated or damaged: it can't be read as a DICOM slice", COPY_AGAIN)
     try:
         count = _read_slice_header(path).size[2]
     except InputError as error:
@@ -94,14 +114,26 @@ def _stack_slices(slices: list[_Slice]) -> sitk.Image:
     return sitk.GetImageFromArray(voxels)
 
 
-def _read_slice_header(path: Path) -> _Slice:
+def _information(path: Path) -> sitk.ImageFileReader:
+    """A reader that has read the header of a slice."""
+    if formats.is_segmentation(path):
+        raise InputError(path, "a DICOM Segmentation, which is a mask, not a volume", "Name the folder of its series")
     reader = file_reader(path, IMAGE_IO)
     try:
         with kept_locale():
             reader.ReadImageInformation()
     except RuntimeError:
         raise InputError(path, "truncated or damaged: it can't be read as a DICOM slice", COPY_AGAIN) from None
-    series = reader.GetMetaData(SERIES_TAG).strip(" \0") if reader.HasMetaDataKey(SERIES_TAG) else ""
+    return reader
+
+
+def _tag(reader: sitk.ImageFileReader, tag: str) -> str:
+    return reader.GetMetaData(tag).strip(" \0") if reader.HasMetaDataKey(tag) else ""
+
+
+def _read_slice_header(path: Path) -> _Slice:
+    reader = _information(path)
+    series = _tag(reader, SERIES_TAG)
     if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
         remedy = "Take it out of the folder"
         raise scalar_volume_error(path, reader.GetSize(), reader.GetNumberOfComponents(), remedy)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.io import metaimage, nifti, nrrd
+from vnet_fast.io.dicom_meta import is_dicom_file, is_segmentation, segmentation_in
 from vnet_fast.io.header import Header
 from vnet_fast.io.integrity import COPY_AGAIN, check_regular
 
@@ -40,7 +41,6 @@ FORMATS = (
 )
 _BY_SUFFIX = {suffix: entry for entry in FORMATS for suffix in entry.suffixes}
 SUFFIXES = tuple(_BY_SUFFIX)
-DICOM_MAGIC, DICOM_MAGIC_OFFSET = b"DICM", 128
 # a file with one of these suffixes is meant as DICOM, whatever it holds
 DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
 OWN_FOLDER = "Give each series a folder of its own"
@@ -56,7 +56,8 @@ def suffix_of(path: str | Path) -> str | None:
 def stem_of(path: str | Path) -> str:
     """Returns the name of a volume's file without its suffix, or the name of a folder."""
     name = Path(path).name
-    return name[: len(name) - len(suffix_of(name) or "")]
+    suffix = suffix_of(name) or next((end for end in DICOM_SUFFIXES if name.lower().endswith(end)), "")
+    return name[: len(name) - len(suffix)] or name
 
 
 def format_of(path: str | Path) -> Format:
@@ -71,33 +72,29 @@ def format_of(path: str | Path) -> Format:
     return _BY_SUFFIX[suffix]
 
 
-def is_dicom_file(path: Path) -> bool:
-    """Returns whether a file can be read and has DICOM's magic number; False for a `DICOMDIR`, which has no voxels."""
-    if not os.path.isfile(path) or path.name.upper() == "DICOMDIR":
-        return False
-    try:
-        with open(path, "rb") as file:
-            file.seek(DICOM_MAGIC_OFFSET)
-            return file.read(len(DICOM_MAGIC)) == DICOM_MAGIC
-    except OSError:
-        return False
-
-
 def is_meant_as_dicom(path: Path) -> bool:
     """Returns whether a file is DICOM by its suffix, or by its magic number if its suffix says nothing."""
     return path.suffix.lower() in DICOM_SUFFIXES or (suffix_of(path) is None and is_dicom_file(path))
 
 
+def is_dicom_output(path: str | Path) -> bool:
+    """Returns whether the path of an output is meant as a DICOM file, and is no folder."""
+    return Path(path).suffix.lower() in DICOM_SUFFIXES and not os.path.isdir(path)
+
+
 def is_dicom_folder(path: Path) -> bool:
-    """Returns whether a folder can be listed and holds a DICOM file."""
+    """Returns whether a folder can be listed and holds a DICOM file that is no Segmentation."""
     try:
-        return os.path.isdir(path) and any(is_dicom_file(entry) for entry in sorted(path.iterdir()))
+        entries = sorted(path.iterdir()) if os.path.isdir(path) else []
+        return any(is_dicom_file(entry) and not is_segmentation(entry) for entry in entries)
     except OSError:
         return False
 
 
 def volumes_in(folder: str | Path) -> dict[str, Path]:
     """Finds the volumes of a folder: files of the supported formats, and folders of DICOM slices.
+
+    DICOM Segmentations, which hold masks, are found too: files, and the only files of folders.
 
     Returns:
         dict from the name without suffix to the path, sorted by path, without hidden files.
@@ -111,14 +108,15 @@ def volumes_in(folder: str | Path) -> dict[str, Path]:
     for path in sorted(list_folder(folder)):
         if path.name.startswith("."):
             continue
-        if suffix_of(path) is None and is_dicom_file(path):
+        if suffix_of(path) is None and is_dicom_file(path) and not is_segmentation(path):
             raise InputError(folder, f"holds DICOM slices itself ({path.name})", OWN_FOLDER)
-        if not (suffix_of(path) or is_dicom_folder(path)):
+        inner = segmentation_in(path) if os.path.isdir(path) else None
+        if not (suffix_of(path) or inner or is_segmentation(path) or is_dicom_folder(path)):
             continue
         name = stem_of(path)
         if name in volumes:
             errors.append(InputError(path, f"the same case as {volumes[name].name}", "Keep one of the two"))
-        volumes.setdefault(name, path)
+        volumes.setdefault(name, inner or path)
     if errors:
         raise InputErrors(errors)
     return volumes

@@ -7,7 +7,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from vnet_fast.errors import InputError
-from vnet_fast.io import dicom, formats
+from vnet_fast.io import dicom, dicom_seg, dicom_seg_grid, formats
 from vnet_fast.io.grid import GEOMETRY_TOLERANCE, Grid
 from vnet_fast.io.header import check_agreement, check_placement, format_numbers, scalar_volume_error
 from vnet_fast.io.integrity import check_regular
@@ -82,7 +82,7 @@ def read_mask(path: str | Path, image: sitk.Image | None = None, image_path: str
     """Reads a mask.
 
     Args:
-        path: as for `read_image`.
+        path: as for `read_image`, or of a DICOM Segmentation, whose frames are placed on the image's grid.
         image: the SimpleITK image whose grid the mask must have, or None for any grid.
         image_path: path of the image, for messages.
 
@@ -93,6 +93,8 @@ def read_mask(path: str | Path, image: sitk.Image | None = None, image_path: str
         InputError: as `read_image`; also if a label is not a whole number from 0 to 255, or if size,
             spacing, origin or direction differ from the image's by more than 1e-3.
     """
+    if formats.is_segmentation(path):
+        return _read_segmentation(Path(path), image, image_path)
     mask = _read(Path(path))
     if mask.GetPixelID() != sitk.sitkUInt8:
         _check_labels(path, mask)
@@ -100,6 +102,43 @@ def read_mask(path: str | Path, image: sitk.Image | None = None, image_path: str
     if image is not None:
         check_same_grid(path, mask, image, image_path, "Export the mask on the grid of its image")
     return mask
+
+
+def read_masks(path: str | Path, reference_path: str | Path) -> tuple[sitk.Image, sitk.Image]:
+    """Reads a predicted mask and its reference, as `read_mask`, which must lie on one grid.
+
+    A DICOM Segmentation is placed on the grid of the other mask. Two of them are placed on a grid that holds both.
+    """
+    if not formats.is_segmentation(reference_path):
+        reference = read_mask(reference_path)
+        return read_mask(path, reference, reference_path), reference
+    if not formats.is_segmentation(path):
+        mask = read_mask(path)
+        return mask, read_mask(reference_path, mask, path)
+    contents = [dicom_seg.read_content(Path(file)) for file in (path, reference_path)]
+    ours, theirs = (content.frame_of_reference for content in contents)
+    _check_frame_of_reference(path, ours, theirs, Path(reference_path).name)
+    grid = dicom_seg_grid.own_grid(contents[::-1])
+    mask, reference = (dicom_seg_grid.place(content, grid) for content in contents)
+    return mask, reference
+
+
+def _read_segmentation(path: Path, image: sitk.Image | None, image_path: str | Path | None) -> sitk.Image:
+    """Reads a DICOM Segmentation on the grid of an image, or on its own."""
+    content = dicom_seg.read_content(path)
+    if image is None:
+        return dicom_seg_grid.place(content, dicom_seg_grid.own_grid([content]))
+    name = "its image" if image_path is None else Path(image_path).name
+    if image_path is not None and formats.is_dicom_folder(Path(image_path)):
+        theirs = dicom.frame_of_reference(Path(image_path))
+        _check_frame_of_reference(path, content.frame_of_reference, theirs, name)
+    return dicom_seg_grid.place(content, Grid.of(image), name)
+
+
+def _check_frame_of_reference(path: str | Path, ours: str, theirs: str, name: str) -> None:
+    if ours and theirs and ours != theirs:
+        cause = f"its frame of reference is {ours}, that of {name} is {theirs}"
+        raise InputError(path, cause, "Name the segmentation of this volume")
 
 
 def _check_labels(path: str | Path, mask: sitk.Image) -> None:

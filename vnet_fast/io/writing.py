@@ -6,7 +6,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +54,24 @@ def write(array: np.ndarray, grid: Grid, path: str | Path, names: Mapping[int, s
             # the header is moved last, so that it never names data that does not exist yet
             os.replace(header, path)
     except (OSError, RuntimeError) as error:
+        raise _write_error(path, error) from None
+
+
+def write_file(path: Path, save: Callable[[Path], None]) -> None:
+    """Writes one file, whole or not at all.
+
+    Args:
+        path: of the file; its folder must exist.
+        save: writes it to a path.
+
+    Raises:
+        InputError: if the folder can't be written, or the disk is full.
+    """
+    try:
+        with _unfinished_folder(path) as folder:
+            save(folder / path.name)
+            os.replace(folder / path.name, path)
+    except OSError as error:
         raise _write_error(path, error) from None
 
 

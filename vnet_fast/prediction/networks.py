@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vnet_fast.data.classes import title_of
 from vnet_fast.devices import HOST
 from vnet_fast.errors import InputError
 from vnet_fast.nn.folding import folded
@@ -38,6 +39,13 @@ class Networks:
     held_out: set[str]
     count: int
     outputs: int
+
+    @property
+    def titles(self) -> dict[int, str]:
+        """What the foreground classes, or the regions, are called in texts by their number, 1 and up."""
+        if self.task.regions:
+            return {number: region.name for number, region in enumerate(self.task.regions, start=1)}
+        return {label: title_of(label, self.task.class_names) for label in range(1, self.outputs)}
 
 
 def build_network(content: dict[str, Any], path: str | Path, device: torch.device) -> tuple[VNet, torch.device]:

@@ -9,6 +9,9 @@ from vnet_fast.errors import InputError
 from vnet_fast.io import formats
 from vnet_fast.io.probabilities import DICOM_OUTPUT, beside
 
+# of a DICOM Segmentation
+SEGMENTATION_OUTPUT = ".dcm"
+
 Files = tuple[Path, ...]
 
 
@@ -18,6 +21,7 @@ def plan(
     only: Collection[str] | None = None,
     several: bool = False,
     endings: Collection[str] = (),
+    as_dicom: bool = False,
 ) -> list[tuple[Files, Path]]:
     """The files to predict and the files of their masks.
 
@@ -27,12 +31,14 @@ def plan(
         only: None, or the names of the cases to take from a folder.
         several: whether volumes may have a file for each channel, of which `source` is the first one's.
         endings: of the names of the maps that are written beside a mask.
+        as_dicom: whether masks are DICOM Segmentations, which only DICOM series have.
 
     Returns:
         list of (files of a volume, path of its mask).
 
     Raises:
-        InputError: if there is nothing to predict, or a mask or a map would replace a volume.
+        InputError: if there is nothing to predict, a mask or a map would replace a volume, or a volume can't have such
+            a mask.
     """
     source, target = Path(source), Path(target)
     is_single = not os.path.isdir(source) or formats.is_dicom_folder(source)
@@ -41,14 +47,19 @@ def plan(
         volumes = {name: path for name, path in volumes.items() if name in only}
         if not volumes:
             raise InputError(source, "none of the run's validation cases", "Name the folder it was trained on")
-    if is_single and formats.suffix_of(target):
+    is_file = bool(formats.suffix_of(target)) or formats.is_dicom_output(target)
+    if is_single and is_file:
         pairs = [(files, target) for files in volumes.values()]
     else:
-        if formats.suffix_of(target) and not target.is_dir():
-            raise InputError(target, f"one file for {len(volumes)} volumes", "Name a folder")
+        if is_file and not target.is_dir():
+            remedy = "Name a folder" + (" and give --dicom-seg" if formats.is_dicom_output(target) else "")
+            raise InputError(target, f"one file for {len(volumes)} volumes", remedy)
         if is_single and target.suffix and not target.is_dir():
             raise InputError(target, "not a format that is written", formats.CONVERT.replace("Convert", "Change"))
-        pairs = [(files, target / f"{name}{output_suffix(files[0])}") for name, files in volumes.items()]
+        suffixes = [SEGMENTATION_OUTPUT if as_dicom else output_suffix(files[0]) for files in volumes.values()]
+        pairs = [(volumes[name], target / f"{name}{suffix}") for name, suffix in zip(volumes, suffixes, strict=True)]
+    if as_dicom:
+        _check_series(pairs)
     written = [path for _, mask in pairs for path in (mask, *(beside(mask, ending) for ending in endings))]
     check_nothing_is_replaced((path for files in volumes.values() for path in files), written)
     return pairs
@@ -60,6 +71,17 @@ def volume_files(source: Path, several: bool = False) -> Files:
         formats.check_regular(source)
     # resolved, because the name of the folder `.` is that of the folder itself
     return channels_of(source.resolve()) if several else (source,)
+
+
+def _check_series(pairs: Iterable[tuple[Files, Path]]) -> None:
+    """Raises an InputError unless all volumes are DICOM series, and no mask lies among slices."""
+    for files, mask in pairs:
+        if not os.path.isdir(files[0]):
+            remedy = "Choose another --output, or leave --dicom-seg out"
+            raise InputError(files[0], "not a DICOM series, and only a series has a DICOM Segmentation", remedy)
+        # which could not be read any more then
+        if formats.is_dicom_folder(mask.parent):
+            raise InputError(mask, "would lie among the slices of a series", "Choose another --output")
 
 
 def _find_volumes(source: Path, is_single: bool, several: bool) -> dict[str, Files]:

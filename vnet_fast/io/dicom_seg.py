@@ -1,0 +1,182 @@
+"""Reads DICOM Segmentations: their segments, the places of their frames and the voxels of these.
+
+The elements of a file are read by pydicom, and what they state is checked here.
+
+Source:
+    DICOM PS3.3, section A.51 (Segmentation IOD) and C.8.20 (its modules), and A.51.6 for label maps.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vnet_fast.errors import InputError
+from vnet_fast.io.dicom_elements import need, need_integer, read_elements, reading
+from vnet_fast.io.dicom_meta import LABEL_MAP, SEGMENTATION
+from vnet_fast.io.dicom_seg_voxels import MAX_LABEL, unpacker
+from vnet_fast.io.header import MAX_VOXELS, Placement, check_placement, triple
+from vnet_fast.io.integrity import COPY_AGAIN
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame of a segmentation.
+
+    Args:
+        index: of its voxels.
+        segment: whose voxels it has; 0 in a label map, where each voxel has the number of its segment.
+        position: centre of its first voxel, mm, x y z.
+    """
+
+    index: int
+    segment: int
+    position: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a DICOM Segmentation holds.
+
+    Args:
+        path: of its file.
+        names: the labels of its segments by number, without those that have none.
+        frames: at least one.
+        size: of a frame, voxels, x y.
+        spacing: of a frame, mm, x y.
+        axes: (3, 3), whose columns are the unit vectors along x and y of the frames, and across them.
+        gaps: distance and thickness of slices that it states, mm; 0 where it does not.
+        frame_of_reference: its identifier; empty if it has none.
+        voxels: returns the voxels of a frame by its index, (y, x) uint8, 0 or 1, or numbers of segments.
+    """
+
+    path: Path
+    names: dict[int, str]
+    frames: tuple[Frame, ...]
+    size: tuple[int, int]
+    spacing: tuple[float, float]
+    axes: NDArray[np.float64]
+    gaps: tuple[float, float]
+    frame_of_reference: str
+    voxels: Callable[[int], NDArray[np.uint8]]
+
+
+def read_names(path: Path) -> dict[int, str]:
+    """Reads the labels of a segmentation's segments by their number, without those that have none.
+
+    Raises:
+        InputError: if the file can't be read.
+    """
+    dataset = _read(path, stop_before_pixels=True, specific_tags=["SOPClassUID", "SegmentSequence"])
+    with reading(path):
+        return _names(path, dataset)
+
+
+def read_content(path: Path) -> Content:
+    """Reads a segmentation.
+
+    Raises:
+        InputError: if the file is damaged, or holds anything else than segments on parallel frames in a patient.
+    """
+    dataset = _read(path)
+    with reading(path):
+        kind = str(dataset.get("SegmentationType", ""))
+        count, rows, columns = (need_integer(path, dataset, name) for name in ("NumberOfFrames", "Rows", "Columns"))
+        if min(count, rows, columns) < 1 or rows * columns > MAX_VOXELS:
+            raise InputError(path, f"its header gives {count} frames of {columns} x {rows} voxels", COPY_AGAIN)
+        voxels = unpacker(path, dataset, kind, (count, rows, columns))
+        names = _names(path, dataset)
+        numbers = {int(item.SegmentNumber) for item in dataset.SegmentSequence}
+        groups = list(need(path, dataset, "PerFrameFunctionalGroupsSequence"))
+        shared = [*dataset.get("SharedFunctionalGroupsSequence", []), None][0]
+        if len(groups) != count:
+            raise InputError(path, f"damaged: it has {count} frames, and describes {len(groups)}", COPY_AGAIN)
+        frames = tuple(_frame(path, index, group, shared, kind) for index, group in enumerate(groups))
+        unknown = sorted({frame.segment for frame in frames} - numbers - {0})
+        if unknown:
+            raise InputError(path, f"damaged: it does not describe segment {unknown[0]}", COPY_AGAIN)
+        spacing, axes, gaps = _geometry(path, groups, shared)
+        reference = str(dataset.get("FrameOfReferenceUID", ""))
+    return Content(path, names, frames, (columns, rows), spacing, axes, gaps, reference, voxels)
+
+
+def _read(path: Path, **how: Any) -> Any:
+    """The elements of a segmentation."""
+    dataset = read_elements(path, **how)
+    with reading(path):
+        if str(dataset.get("SOPClassUID", "")) not in (SEGMENTATION, LABEL_MAP):
+            raise InputError(path, "truncated or damaged: not a DICOM Segmentation", COPY_AGAIN)
+    return dataset
+
+
+def _names(path: Path, dataset: Any) -> dict[int, str]:
+    """The labels of the segments; an InputError unless their numbers can be those of a mask's labels."""
+    names: dict[int, str] = {}
+    for item in need(path, dataset, "SegmentSequence"):
+        number = need_integer(path, item, "SegmentNumber")
+        # in a label map the background may be a segment
+        if not 0 <= number <= MAX_LABEL:
+            cause = f"has segment {number}, and a mask has labels up to {MAX_LABEL}"
+            raise InputError(path, cause, "Export fewer segments")
+        if number in names:
+            raise InputError(path, f"damaged: it describes segment {number} twice", COPY_AGAIN)
+        label = str(item.get("SegmentLabel", "") or "")
+        names[number] = " ".join("".join(c if c.isprintable() else " " for c in label).split())
+    return {number: name for number, name in names.items() if name and number}
+
+
+def _of_frame(path: Path, group: Any, shared: Any, sequence: str) -> Any:
+    """The item of a functional group that a frame has by itself, or that all frames share."""
+    for item in (group, shared):
+        if item is not None and item.get(sequence):
+            return item.get(sequence)[0]
+    cause = f"its frames do not say where they lie in the patient or what they show ({sequence} is missing)"
+    raise InputError(path, cause, "Export it again")
+
+
+def _frame(path: Path, index: int, group: Any, shared: Any, kind: str) -> Frame:
+    position = need(path, _of_frame(path, group, shared, "PlanePositionSequence"), "ImagePositionPatient")
+    segment = 0
+    if kind != "LABELMAP":
+        item = _of_frame(path, group, shared, "SegmentIdentificationSequence")
+        segment = need_integer(path, item, "ReferencedSegmentNumber")
+        if segment < 1:
+            raise InputError(path, f"damaged: frame {index + 1} is of segment {segment}", COPY_AGAIN)
+    place = np.array(triple(map(float, position)))
+    if not np.isfinite(place).all():
+        raise InputError(path, f"damaged: the position of frame {index + 1} is not three numbers", COPY_AGAIN)
+    return Frame(index, segment, place)
+
+
+def _geometry(
+    path: Path, groups: list[Any], shared: Any
+) -> tuple[tuple[float, float], NDArray[np.float64], tuple[float, float]]:
+    """Spacing and axes of all frames, and the distance and thickness of slices that they state."""
+    geometries: list[tuple[float, ...]] = []
+    gaps = 0.0, 0.0
+    for group in groups:
+        measures = _of_frame(path, group, shared, "PixelMeasuresSequence")
+        orientation = _of_frame(path, group, shared, "PlaneOrientationSequence")
+        # the distance of rows comes first
+        y, x = map(float, need(path, measures, "PixelSpacing"))
+        cosines = [float(value) for value in need(path, orientation, "ImageOrientationPatient")]
+        geometries.append((x, y, *cosines))
+        gaps = _length(measures.get("SpacingBetweenSlices")), _length(measures.get("SliceThickness"))
+    x, y, *cosines = geometries[0]
+    if len(cosines) != 6 or not np.isfinite(geometries[0]).all():
+        raise InputError(path, "damaged: the orientation of its frames is not six numbers", COPY_AGAIN)
+    if not all(np.allclose(geometry, geometries[0], rtol=1e-3, atol=1e-4) for geometry in geometries):
+        raise InputError(path, "its frames differ in spacing or orientation", "Export it on the slices of one series")
+    along, down = np.array(cosines[:3]), np.array(cosines[3:])
+    axes = np.stack([along, down, np.cross(along, down)], axis=1)
+    check_placement(path, Placement((x, y, 1.0), (0.0, 0.0, 0.0), tuple(axes.ravel().tolist())))
+    return (x, y), axes, gaps
+
+
+def _length(stated: Any) -> float:
+    length = abs(float(stated or 0))
+    return length if math.isfinite(length) else 0.0
