@@ -58,8 +58,11 @@ def note(text: str) -> None:
 
 
 def _warn_by_python(text: str) -> None:
-    # where it was called from is of no interest, and every text shall be seen once
-    warnings.warn(text, UserWarning, stacklevel=3)
+    """Warns about the line of the program that called this package."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("vnet_fast."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, UserWarning, stacklevel=level)
 
 
 def shows_bar() -> bool:

@@ -141,8 +141,10 @@ def test_nothing_is_printed(case, trained, capfd):
 
 def test_a_larger_volume_is_a_warning_unless_it_is_covered(tmp_path, trained):
     path, _ = write_case(tmp_path, "large", size=(40, 18, 16))
-    with pytest.warns(UserWarning, match=r"large.mhd: larger than the network's 24 x 24 x 32 mm: background beyond"):
+    with pytest.warns(UserWarning, match=r"large.mhd: larger than .* 24 x 24 x 32 mm: background beyond") as found:
         Segmenter.load(trained, device="cpu")(path)
+    # the line that called it
+    assert [warning.filename for warning in found] == [__file__]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Segmenter.load(trained, device="cpu", overlap=0)(path)
