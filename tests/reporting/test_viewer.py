@@ -158,7 +158,7 @@ def test_the_page_runs_this_script_only():
     """Its policy has the digest of the script; what a case is called ends no block of JSON."""
     figure, name = make_figure(), "</script><script>alert(1)</script>"
     classes = evaluation([1, 2], _1=name)
-    shown = make_viewer([classes], (), [CaseInView(name, pack(figure, [figure.predictions[""]], 1))])
+    shown = make_viewer([classes], (), [CaseInView(name, name, pack(figure, [figure.predictions[""]], 1))])
     text = html.page("t", "s", [html.Section("h", viewer=shown)])
     page = PageReader(text)
     settings, case, script = page.scripts

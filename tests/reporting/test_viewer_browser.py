@@ -34,14 +34,17 @@ def report(tmp_path_factory):
     figure = make_figure()
     mirrored = CaseFigure("B", figure.image, figure.reference[:, :, ::-1], {}, figure.grid)
     cases = [
-        CaseInView("A, Dice 0.500", pack(figure, [figure.predictions[""]], 2)),
-        CaseInView("B, Dice 0.600", pack(mirrored, [None], 2)),
+        CaseInView("A", "A, Dice 0.500", pack(figure, [figure.predictions[""]], 2)),
+        CaseInView("B", "B, Dice 0.600", pack(mirrored, [None], 2)),
     ]
     shown = make_viewer([evaluation([1, 2], _1="Head", _2="Tail")], (), cases)
     path = tmp_path_factory.mktemp("page") / "report.html"
+    table = html.Table(["case"], [["B"], ["C"], ["A"]], "y", of_cases=True)
     sections = [
-        html.Section("Before", text="x"), html.Section("Slice by slice", viewer=shown), html.Section("After", text="y")
-    ]  # fmt: skip
+        html.Section("Before", text="x"),
+        html.Section("Slice by slice", viewer=shown),
+        html.Section("After", [table]),
+    ]
     path.write_text(html.page("t", "s", sections), encoding="utf-8")
     return path
 
@@ -244,7 +247,19 @@ def test_another_case(page):
     page.press("ArrowDown")
     page.wait("document.querySelectorAll('.mask')[1].disabled")
     assert shown(page)[2] == "slice 19 of 50, 8.0 mm L"
-    assert page.evaluate("document.querySelector('select').value") == "B, Dice 0.600"
+    assert page.evaluate("document.querySelector('select').value") == "B"
+
+
+def test_a_name_in_the_table_of_cases(page):
+    """It leads to the viewer; the keys then move its slices. A case that the viewer lacks has no button."""
+    buttons = page.evaluate("[...document.querySelectorAll('.cases button')].map((button) => button.textContent)")
+    assert buttons == ["B", "A"]
+    page.emulate(1200, 300)
+    page.evaluate("scrollTo(0, document.body.scrollHeight); document.querySelector('.cases button').click()")
+    page.wait("document.querySelectorAll('.mask')[1].disabled")
+    assert page.evaluate("scrollY") < page.evaluate("document.querySelector('.cases').offsetTop")
+    page.press("Home")
+    assert shown(page)[0].startswith("slice 3 of 12,")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -64,7 +64,7 @@ def show_cases(
             drawn = iter(figure.predictions.values())
             predicted = [next(drawn) if mask else None for mask in masks]
             title = f"{name}, Dice {dice if len(evaluations) > 1 else number(evaluations[0].mean_dice(name), 3)}"
-            packed.append(CaseInView(title, pack(figure, predicted, number_shown)))
+            packed.append(CaseInView(name, title, pack(figure, predicted, number_shown)))
     return [pictures[rank] for rank in RANKS if rank in pictures], make_viewer(evaluations, unions, packed)
 
 

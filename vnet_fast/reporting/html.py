@@ -43,12 +43,14 @@ class Table:
         rows: lists of cells; the first cell of a row is its name.
         caption: text above the table.
         text_columns: indices of columns whose cells are aligned to the left, as text; the others hold numbers.
+        of_cases: whether the rows are cases, whose names lead to the viewer.
     """
 
     headings: Sequence[str]
     rows: Sequence[Sequence[str | Bar]]
     caption: str
     text_columns: Collection[int] = ()
+    of_cases: bool = False
 
 
 @dataclass(frozen=True)

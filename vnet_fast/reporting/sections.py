@@ -221,7 +221,7 @@ def _case_table(evaluations: Sequence[Evaluation]) -> Table:
                 cells += [_case_cell(evaluation, name, label, column) for column in shown]
         rows.append(cells)
     caption = f"Sorted by Dice of {first.name}." if several else "Sorted by Dice; the bar's full width is 1."
-    return Table(headings, rows, caption)
+    return Table(headings, rows, caption, of_cases=True)
 
 
 def _case_cell(evaluation: Evaluation, name: str, label: int, column: Column) -> str | Bar:

@@ -84,7 +84,25 @@ class Viewer {
     });
     this.planes = [...root.querySelectorAll("figure")].map((figure) => this.addPlane(figure));
     root.hidden = false;
+    this.linkNames();
     this.show(0);
+  }
+
+  /** Makes the names in the table of cases lead to the viewer. */
+  linkNames() {
+    const names = [...this.choice.options].map((option) => option.value);
+    for (const cell of document.querySelectorAll(".cases tbody th")) {
+      const index = names.indexOf(cell.textContent), button = document.createElement("button");
+      if (index < 0) continue;
+      Object.assign(button, { type: "button", textContent: cell.textContent });
+      button.addEventListener("click", () => {
+        this.choice.selectedIndex = index;
+        this.show(index);
+        this.root.closest("section").scrollIntoView();
+        this.planes[0].canvas.focus({ preventScroll: true });
+      });
+      cell.replaceChildren(button);
+    }
   }
 
   /** Makes a canvas react to wheel, keys, mouse and finger. */

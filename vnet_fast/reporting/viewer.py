@@ -52,10 +52,12 @@ class CaseInView:
     """A case in the viewer.
 
     Args:
+        name: of the case.
         title: its name and Dice.
         content: for `viewer.js`, which describes it.
     """
 
+    name: str
     title: str
     content: Mapping[str, Any]
 
