@@ -453,6 +453,10 @@ def test_series_of_which_none_can_be_written(tmp_path):
     other = write_dicom(tmp_path / "other", [0, 3, 6], axes=SAGITTAL)
     with pytest.raises(InputError, match="the same position"):
         read_slices(other)
+    (tmp_path / "one").mkdir()
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((3, 4, 5), np.uint8)), str(tmp_path / "one" / "x.dcm"))
+    with pytest.raises(InputError, match=r"x\.dcm: has several frames, of which no DICOM Segmentation is written"):
+        read_slices(tmp_path / "one")
 
 
 def test_a_file_is_whole_or_not_there(tmp_path, series, monkeypatch):

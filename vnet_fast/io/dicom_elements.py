@@ -25,7 +25,7 @@ DAMAGE = (
     ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, NotImplementedError,
     RuntimeError, TypeError, ValueError, struct.error, zlib.error,
 )  # fmt: skip
-# held while pydicom reads, because its warnings are silenced for the whole process
+# held while pydicom or highdicom work, because their warnings are silenced for the whole process
 _LOCK = threading.Lock()
 
 
@@ -39,11 +39,18 @@ def check_installed(subject: object, *packages: str) -> None:
 
 
 @contextlib.contextmanager
+def silently() -> Iterator[None]:
+    """Lets one thread at a time use pydicom, without its warnings."""
+    with _LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Lets one thread at a time read with pydicom, without its warnings; what it raises becomes an InputError."""
+    """Reads with pydicom `silently`; what it raises becomes an InputError."""
     try:
-        with _LOCK, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with silently():
             yield
     except OSError as error:
         raise InputError(path, f"can't be read ({error.strerror or error})", COPY_AGAIN) from None

@@ -4,8 +4,6 @@ A segmentation belongs to the patient, the study and the frame of reference of t
 its frames lie where the slices of this series do.
 """
 
-import threading
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ from numpy.typing import NDArray
 
 from vnet_fast.errors import InputError
 from vnet_fast.io import dicom
-from vnet_fast.io.dicom_elements import read_elements, reading
+from vnet_fast.io.dicom_elements import read_elements, reading, silently
 from vnet_fast.io.grid import Grid
 from vnet_fast.io.writing import write_file
 
@@ -36,8 +34,6 @@ LEVELS = 255
 UNICODE = "ISO_IR 192"
 MAX_SERIES_NUMBER = 2**31 - 1
 OTHER_OUTPUT = "Choose another --output, such as a .nii.gz file"
-# held while highdicom makes an object, because its warnings are silenced for the whole process
-_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -102,9 +98,9 @@ def read_slices(folder: Path) -> list[Any]:
     for path in dicom.sorted_files(folder):
         header = read_elements(path, stop_before_pixels=True)
         with reading(path):
-            missing = next((name for name in NEEDED if header.get(name) in (None, "")), None)
-            if missing is None and int(header.get("NumberOfFrames") or 1) > 1:
+            if int(header.get("NumberOfFrames") or 1) > 1:
                 raise InputError(path, "has several frames, of which no DICOM Segmentation is written", OTHER_OUTPUT)
+            missing = next((name for name in NEEDED if header.get(name) in (None, "")), None)
             for name in MAY_BE_EMPTY:
                 if name not in header:
                     setattr(header, name, "")
@@ -133,13 +129,11 @@ def write_segments(
         InputError: if it can't be made or written.
     """
     try:
-        with _LOCK, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            made = _make(voxels, grid, slices, segments, maker)
+        with silently():
+            write_file(path, _make(voxels, grid, slices, segments, maker).save_as)
     # of values that the standard does not allow, which highdicom checks
     except (ValueError, TypeError, AttributeError, LookupError) as error:
         raise InputError(path, f"no DICOM Segmentation can be made of its series ({error})", OTHER_OUTPUT) from None
-    write_file(path, made.save_as)
 
 
 def _make(voxels: NDArray[Any], grid: Grid, slices: Sequence[Any], segments: Sequence[Segment], maker: Maker) -> Any:
