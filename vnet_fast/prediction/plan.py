@@ -47,22 +47,26 @@ def plan(
         volumes = {name: path for name, path in volumes.items() if name in only}
         if not volumes:
             raise InputError(source, "none of the run's validation cases", "Name the folder it was trained on")
-    is_file = bool(formats.suffix_of(target)) or formats.is_dicom_output(target)
-    if is_single and is_file:
-        pairs = [(files, target) for files in volumes.values()]
-    else:
-        if is_file and not target.is_dir():
-            remedy = "Name a folder" + (" and give --dicom-seg" if formats.is_dicom_output(target) else "")
-            raise InputError(target, f"one file for {len(volumes)} volumes", remedy)
-        if is_single and target.suffix and not target.is_dir():
-            raise InputError(target, "not a format that is written", formats.CONVERT.replace("Convert", "Change"))
-        suffixes = [SEGMENTATION_OUTPUT if as_dicom else output_suffix(files[0]) for files in volumes.values()]
-        pairs = [(volumes[name], target / f"{name}{suffix}") for name, suffix in zip(volumes, suffixes, strict=True)]
+    pairs = _pairs(volumes, target, is_single, as_dicom)
     if as_dicom:
         _check_series(pairs)
     written = [path for _, mask in pairs for path in (mask, *(beside(mask, ending) for ending in endings))]
     check_nothing_is_replaced((path for files in volumes.values() for path in files), written)
     return pairs
+
+
+def _pairs(volumes: dict[str, Files], target: Path, is_single: bool, as_dicom: bool) -> list[tuple[Files, Path]]:
+    """The files of each volume and the path of its mask."""
+    is_file = bool(formats.suffix_of(target)) or formats.is_dicom_output(target)
+    if is_single and is_file:
+        return [(files, target) for files in volumes.values()]
+    if is_file and not target.is_dir():
+        remedy = "Name a folder" + (" and give --dicom-seg" if formats.is_dicom_output(target) else "")
+        raise InputError(target, f"one file for {len(volumes)} volumes", remedy)
+    if is_single and target.suffix and not target.is_dir():
+        raise InputError(target, "not a format that is written", formats.CONVERT.replace("Convert", "Change"))
+    suffixes = [SEGMENTATION_OUTPUT if as_dicom else output_suffix(files[0]) for files in volumes.values()]
+    return [(volumes[name], target / f"{name}{suffix}") for name, suffix in zip(volumes, suffixes, strict=True)]
 
 
 def volume_files(source: Path, several: bool = False) -> Files:
