@@ -415,6 +415,21 @@ def test_a_truncated_file_is_one_line(written, series):
             volumes.read_mask(path, image, series)
 
 
+def test_a_file_of_another_program(tmp_path):
+    """One of dcmqi, of which pydicom has the first frame, the places of all three, and no number of frames."""
+    dataset = pydicom.dcmread(pydicom.data.get_testdata_file("liver_1frame.dcm", download=False))
+    expected = dataset.pixel_array > 0
+    dataset.save_as(tmp_path / "liver.dcm")
+    with pytest.raises(InputError, match=r"liver\.dcm: damaged: it has 1 frames, and describes 3"):
+        volumes.read_mask(tmp_path / "liver.dcm")
+    dataset.PerFrameFunctionalGroupsSequence = dataset.PerFrameFunctionalGroupsSequence[:1]
+    dataset.save_as(tmp_path / "liver.dcm")
+    mask = volumes.read_mask(tmp_path / "liver.dcm")
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(mask), expected[None])
+    np.testing.assert_allclose(mask.GetSpacing(), (0.810547, 0.810547, 1), atol=1e-6)
+    assert dicom_seg.read_names(tmp_path / "liver.dcm") == {1: "Liver"}
+
+
 def test_files_that_are_no_segmentations(tmp_path, series, written):
     path, _ = written
     with pytest.raises(InputError, match=r"000\.dcm: a DICOM slice, not a volume"):

@@ -74,8 +74,7 @@ def calibrate_case(
         dict from label to its Calibration, which has no voxels if neither mask has the label; without labels of which
         there is no probability.
     """
-    reference_mask = volumes.read_mask(reference_path)
-    mask = volumes.read_mask(prediction_path, reference_mask, reference_path)
+    mask, reference_mask = volumes.read_masks(prediction_path, reference_path)
     files = find_probabilities(Path(prediction_path))
     if unions and len(files) != len(unions):
         cause = f"has {len(files)} probabilities beside it, and there are {len(unions)} regions"

@@ -85,7 +85,9 @@ def read_content(path: Path) -> Content:
     dataset = _read(path)
     with reading(path):
         kind = str(dataset.get("SegmentationType", ""))
-        count, rows, columns = (need_integer(path, dataset, name) for name in ("NumberOfFrames", "Rows", "Columns"))
+        rows, columns = (need_integer(path, dataset, name) for name in ("Rows", "Columns"))
+        # some programs leave it out of a single frame
+        count = int(dataset.get("NumberOfFrames") or 1)
         if min(count, rows, columns) < 1 or rows * columns > MAX_VOXELS:
             raise InputError(path, f"its header gives {count} frames of {columns} x {rows} voxels", COPY_AGAIN)
         voxels = unpacker(path, dataset, kind, (count, rows, columns))
