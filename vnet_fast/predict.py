@@ -103,9 +103,7 @@ def main(given: dict[str, Any]) -> int:
     if as_dicom:
         segment_one = partial(segment_series, segment_one=segment_one, segments=segments)
     volumes = track(pairs, "predicting", "volumes")
-    errors, larger = segment_all(
-        volumes, segmenter.segmentation_of, config.probabilities, config.all_components, config.entropy
-    )
+    errors, larger = segment_all(volumes, segment_one, config.probabilities, config.all_components, config.entropy)
     if larger:
         print(f"{larger} of {len(pairs)} volumes are {segmenter.larger}")
     print(f"{len(pairs) - len(errors)} of {len(pairs)} volumes segmented, masks in {folder}")

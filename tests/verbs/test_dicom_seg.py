@@ -13,7 +13,8 @@ pytest.importorskip("highdicom", reason="highdicom is not installed")
 from tests.io.dicom_slices import write_series  # noqa: E402
 from tests.io.segmentation_files import decode, masks_on, write_segmentation  # noqa: E402
 from tests.volumes import make_image, write_case  # noqa: E402
-from vnet_fast import VNet, evaluate, plotting, predict, report, train  # noqa: E402
+from vnet_fast import Segmenter, VNet, evaluate, plotting, predict, report, train  # noqa: E402
+from vnet_fast.errors import InputError  # noqa: E402
 from vnet_fast.io import volumes  # noqa: E402
 from vnet_fast.io.grid import Grid  # noqa: E402
 from vnet_fast.run import checkpoint  # noqa: E402
@@ -326,3 +327,31 @@ def test_a_real_series(real_data, tmp_path, run_verb, network):
     np.testing.assert_array_equal(sitk.GetArrayFromImage(found), labels)
     for name in ("size", "spacing", "origin", "direction"):
         np.testing.assert_allclose(getattr(Grid.of(found), name), getattr(Grid.of(mask), name), atol=1e-4)
+
+
+def test_the_interface_writes_the_same_file(tmp_path, run_verb, network):
+    model, source = network(["prostate", "lesion"]), write_scan(tmp_path / "series")
+    (tmp_path / "segments.toml").write_text(SEGMENTS)
+    options = "--segments", tmp_path / "segments.toml"
+    code, _, err = run(run_verb, model, source, tmp_path / "mask.dcm", *options)
+    assert code == 0, err
+    result = Segmenter.load(model, device="cpu")(source)
+    result.save(tmp_path / "ours.dcm", tmp_path / "segments.toml")
+    theirs, ours = (pydicom.dcmread(tmp_path / name) for name in ("mask.dcm", "ours.dcm"))
+    assert ours.PixelData == theirs.PixelData
+    assert [segment.SegmentLabel for segment in ours.SegmentSequence] == ["Gland", "lesion"]
+    with pytest.raises(InputError, match="would lie among the slices of a series"):
+        result.save(source / "mask.dcm")
+    volume = write_case(tmp_path, "case", suffix=".nii.gz")[0]
+    with pytest.raises(InputError, match="not a DICOM series, and only a series has a DICOM Segmentation"):
+        Segmenter.load(model, device="cpu")(volume).save(tmp_path / "other.dcm")
+    with pytest.raises(InputError, match="without the files of its DICOM series"):
+        Segmenter.load(model, device="cpu")(sitk.ReadImage(str(volume))).save(tmp_path / "other.dcm")
+    assert not (tmp_path / "other.dcm").exists()
+
+
+def test_entropy_is_written_beside_it(tmp_path, run_verb, network):
+    model, source = network(["prostate", "lesion"]), write_scan(tmp_path / "series")
+    code, _, err = run(run_verb, model, source, tmp_path / "out" / "mask.dcm", "--entropy")
+    assert code == 0, err
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"mask.dcm", "mask_entropy.nii.gz"}

@@ -17,9 +17,12 @@ from vnet_fast.errors import InputError
 from vnet_fast.files import make_folder
 from vnet_fast.interface.picture import draw
 from vnet_fast.io import writing
+from vnet_fast.io.dicom_seg_writing import read_slices
 from vnet_fast.io.grid import Grid
-from vnet_fast.prediction.plan import check_nothing_is_replaced
+from vnet_fast.prediction.dicom_output import of_series, wants_dicom
+from vnet_fast.prediction.plan import check_nothing_is_replaced, check_series
 from vnet_fast.prediction.segmentation import Segmentation
+from vnet_fast.prediction.segments import read_segments
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -100,13 +103,33 @@ class Result:
         """Of the voxels, mm, x y z."""
         return self.segmentation.grid.spacing
 
-    def save(self, path: "str | os.PathLike[str]") -> None:
+    def save(self, path: "str | os.PathLike[str]", segments: "str | os.PathLike[str] | None" = None) -> None:
         """Writes the mask, as the command does: in the format of the path's suffix, with the names of the labels.
+
+        Args:
+            path: of the file; NAME.dcm is a DICOM Segmentation, if the volume is a DICOM series.
+            segments: TOML file with codes, colours and more of the classes for a DICOM Segmentation.
 
         Raises:
             InputError: if it can't be written, or would replace the volume.
         """
-        self.segmentation.write_mask(self._writable(path), self.all_components)
+        wants_segmentation = wants_dicom(os.fspath(path), False, None if segments is None else os.fspath(segments))
+        target = self._writable(path)
+        segmentation = self._of_series(target, segments) if wants_segmentation else self.segmentation
+        segmentation.write_mask(target, self.all_components)
+
+    def _of_series(self, target: Path, segments: "str | os.PathLike[str] | None") -> Segmentation:
+        """The segmentation as one that writes DICOM."""
+        if not self.files:
+            raise InputError(target, "the volume was given without the files of its DICOM series", WHERE)
+        check_series([(self.files, target)])
+        given = None if segments is None else os.fspath(segments)
+        titles = {number: self._title(name) for number, (name, _) in enumerate(self._structures(), start=1)}
+        return of_series(self.segmentation, read_slices(self.files[0]), read_segments(given, titles))
+
+    @staticmethod
+    def _title(name: str | int) -> str:
+        return name if isinstance(name, str) else title_of(name, {})
 
     def save_entropy(self, path: "str | os.PathLike[str]") -> None:
         """Writes the entropy as float32.
@@ -138,9 +161,7 @@ class Result:
         Raises:
             InputError: if matplotlib is not installed.
         """
-        structures = (
-            (name if isinstance(name, str) else title_of(name, {}), voxels) for name, voxels in self._structures()
-        )
+        structures = ((self._title(name), voxels) for name, voxels in self._structures())
         return draw(self.image, structures, title or (self.files[0].name if self.files else ""))
 
     def __repr__(self) -> str:

@@ -60,7 +60,17 @@ def segment_series(
             `segment_one`.
     """
     slices = read_slices(files[0])
-    result = segment_one(files)
+    return of_series(segment_one(files), slices, segments)
+
+
+def of_series(result: Segmentation, slices: Sequence[Any], segments: tuple[DicomSegment, ...]) -> SeriesSegmentation:
+    """A segmentation of a DICOM series, for its DICOM Segmentation.
+
+    Args:
+        result: of the series.
+        slices: the headers of the series, from `read_slices`.
+        segments: of the classes.
+    """
     values = {field.name: getattr(result, field.name) for field in fields(Segmentation)}
     return SeriesSegmentation(**values, slices=tuple(slices), segments=segments)
 

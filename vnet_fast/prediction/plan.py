@@ -49,7 +49,7 @@ def plan(
             raise InputError(source, "none of the run's validation cases", "Name the folder it was trained on")
     pairs = _pairs(volumes, target, is_single, as_dicom)
     if as_dicom:
-        _check_series(pairs)
+        check_series(pairs)
     written = [path for _, mask in pairs for path in (mask, *(beside(mask, ending) for ending in endings))]
     check_nothing_is_replaced((path for files in volumes.values() for path in files), written)
     return pairs
@@ -77,7 +77,7 @@ def volume_files(source: Path, several: bool = False) -> Files:
     return channels_of(source.resolve()) if several else (source,)
 
 
-def _check_series(pairs: Iterable[tuple[Files, Path]]) -> None:
+def check_series(pairs: Iterable[tuple[Files, Path]]) -> None:
     """Raises an InputError unless all volumes are DICOM series, and no mask lies among slices."""
     for files, mask in pairs:
         if not os.path.isdir(files[0]):
