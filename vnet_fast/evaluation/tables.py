@@ -12,6 +12,7 @@ from vnet_fast.evaluation.calibration import BINS, Calibration, pooled
 from vnet_fast.evaluation.comparison import TITLES, Comparison
 from vnet_fast.evaluation.evaluation import SCORE, WHOLE, Evaluation, summarise
 from vnet_fast.evaluation.metrics import METRICS
+from vnet_fast.evaluation.probabilities import MARGIN
 from vnet_fast.files import plain
 from vnet_fast.text_table import Alignment, csv_name, format_table, printable
 
@@ -139,7 +140,7 @@ def describe_calibration(evaluation: Evaluation) -> list[str]:
         f"{printable(evaluation.title(label))} {number(measured.error if measured else None, 4) or '-'}"
         for label, measured in found.items()
     )
-    return [f"expected calibration error: {errors}"]
+    return [f"expected calibration error: {errors} ({BINS} bins; voxels of a box with a margin of {MARGIN:g} mm)"]
 
 
 def _calibration(evaluation: Evaluation) -> dict[int, dict[str, Any]]:
