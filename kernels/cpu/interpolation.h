@@ -16,6 +16,7 @@ struct Lattice {
             strides[axis] = axis ? strides[axis - 1] * lengths[axis - 1] : 1;
             cells[axis] = lengths[axis] - 1;
         }
+        if (lengths[0] == 1) list_nodes();
     }
 
     // reads it at so many cells along each axis, from the voxel that is nearest to each node
@@ -25,12 +26,22 @@ struct Lattice {
             const int64_t last = lengths[axis] - 1;
             // not below 0, nor NaN
             float count = counts[axis] > 0 ? std::min(counts[axis], (float)last) : 0.f;
-            cells[axis] = std::min((int64_t)count, last);
+            cells[axis] = (int64_t)count;
             whole = whole && cells[axis] == last;
         }
-        if (whole) return;
+        if (!whole) list_nodes();
+    }
+
+    bool is_coarse() const { return cells[0] < lengths[0] - 1 || cells[1] < lengths[1] - 1 || cells[2] < lengths[2] - 1; }
+
+    // whether voxels are found by their nodes, because not every one has a next one along x
+    bool has_nodes() const { return !nodes[0].empty(); }
+
+private:
+    void list_nodes() {
         for (int axis = 0; axis < 3; axis++) {
             const int64_t last = lengths[axis] - 1, count = cells[axis];
+            nodes[axis].clear();
             // the last one twice, for an axis of one node
             for (int64_t node = 0; node <= count + 1; node++) {
                 int64_t voxel = (2 * std::min(node, count) * last + count) / std::max(2 * count, (int64_t)1);
@@ -38,15 +49,13 @@ struct Lattice {
             }
         }
     }
-
-    bool is_coarse() const { return !nodes[0].empty(); }
 };
 
 // The cells that a run is read from.
 struct Cells {
-    // Of each voxel, the offset of its cell's first corner in the volume, or of a coarse lattice its nodes' numbers along the axes.
+    // of each voxel, the offset of its cell's first corner in the volume; or that node's numbers along x, y and z
     int32_t first[3][RUN + LANES];
-    // of the cell's second corner along an axis
+    // of the second corners along the axes
     RunOf weights[3];
 };
 
@@ -72,62 +81,75 @@ static void find_cells(const Lattice& lattice, const Places& places, int64_t cou
             Float<LANES> before = place < end[axis] ? place : end[axis];
             Int first = __builtin_convertvector(before, Int);
             store<LANES>(cells.weights[axis] + i, place - __builtin_convertvector(first, Float<LANES>));
-            if (lattice.is_coarse())
+            if (lattice.has_nodes())
                 *(Int*)(cells.first[axis] + i) = first;
             else
                 offset += first * (int32_t)lattice.strides[axis];
         }
-        if (!lattice.is_coarse()) *(Int*)(cells.first[0] + i) = offset;
+        if (!lattice.has_nodes()) *(Int*)(cells.first[0] + i) = offset;
     }
+}
+
+// The values at the eight corners of a voxel's cell; x changes first, z last.
+//
+// Of a volume that is read at all voxels, two corners lie side by side.
+template <class T> struct SideBySide {
+    const Cells& cells;
+    const T* rows[4];
+
+    SideBySide(const Lattice& lattice, const Cells& cells, const T* volume) : cells(cells) {
+        const int64_t below = lattice.lengths[1] > 1 ? lattice.strides[1] : 0;
+        const int64_t behind = lattice.lengths[2] > 1 ? lattice.strides[2] : 0;
+        for (int row = 0; row < 4; row++) rows[row] = volume + (row & 1 ? below : 0) + (row & 2 ? behind : 0);
+    }
+
+    __attribute__((always_inline)) const T* pair(int64_t i, int row) const { return rows[row] + cells.first[0][i]; }
+
+    __attribute__((always_inline)) T operator()(int64_t i, int corner) const { return pair(i, corner / 2)[corner % 2]; }
+};
+
+template <class T> struct AtNodes {
+    const Lattice& lattice;
+    const Cells& cells;
+    const T* volume;
+
+    AtNodes(const Lattice& lattice, const Cells& cells, const T* volume)
+        : lattice(lattice), cells(cells), volume(volume) {}
+
+    __attribute__((always_inline)) T operator()(int64_t i, int corner) const {
+        int64_t offset = 0;
+        UNROLL for (int axis = 0; axis < 3; axis++)
+            offset += lattice.nodes[axis][cells.first[axis][i] + (corner >> axis & 1)];
+        return volume[offset];
+    }
+};
+
+// calls function with what reads the corners
+template <class T, class F>
+INLINE void with_corners(const Lattice& lattice, const Cells& cells, const T* volume, F function) {
+    if (lattice.has_nodes())
+        function(AtNodes<T>(lattice, cells, volume));
+    else
+        function(SideBySide<T>(lattice, cells, volume));
 }
 
 INLINE float between(float first, float second, float weight) { return (1 - weight) * first + weight * second; }
 
-// The offsets in a volume of the corners of a voxel's cell; x changes first, z last.
-template <bool COARSE> struct Corners {
-    const Lattice& lattice;
-    int64_t steps[3];
-
-    explicit Corners(const Lattice& lattice) : lattice(lattice) {
-        for (int axis = 0; axis < 3; axis++) steps[axis] = lattice.lengths[axis] > 1 ? lattice.strides[axis] : 0;
-    }
-
-    __attribute__((always_inline)) void find(const Cells& cells, int64_t i, int64_t* offsets) const {
-        int64_t left, right, top, bottom, front, back;
-        if constexpr (COARSE) {
-            const int32_t* x = lattice.nodes[0].data() + cells.first[0][i];
-            const int32_t* y = lattice.nodes[1].data() + cells.first[1][i];
-            const int32_t* z = lattice.nodes[2].data() + cells.first[2][i];
-            left = x[0], right = x[1], top = y[0], bottom = y[1], front = z[0], back = z[1];
-        } else {
-            left = cells.first[0][i], right = left + steps[0], top = front = 0, bottom = steps[1], back = steps[2];
-        }
-        offsets[0] = front + top + left, offsets[1] = front + top + right;
-        offsets[2] = front + bottom + left, offsets[3] = front + bottom + right;
-        offsets[4] = back + top + left, offsets[5] = back + top + right;
-        offsets[6] = back + bottom + left, offsets[7] = back + bottom + right;
-    }
-};
-
 // The intensities of a run, of ranks and their table, interpolated linearly.
-template <bool COARSE>
 static void interpolate(const Lattice& lattice, const Cells& cells, const uint16_t* ranks, const float* table,
                         int64_t count, float* values) {
-    const Corners<COARSE> corners(lattice);
-    for (int64_t i = 0; i < count; i++) {
-        int64_t at[CORNERS_OF_A_CELL];
-        corners.find(cells, i, at);
-        float x = cells.weights[0][i], y = cells.weights[1][i], z = cells.weights[2][i];
-        float front = between(between(table[ranks[at[0]]], table[ranks[at[1]]], x),
-                              between(table[ranks[at[2]]], table[ranks[at[3]]], x), y);
-        float back = between(between(table[ranks[at[4]]], table[ranks[at[5]]], x),
-                             between(table[ranks[at[6]]], table[ranks[at[7]]], x), y);
-        values[i] = between(front, back, z);
-    }
+    with_corners(lattice, cells, ranks, [&](auto corners) {
+        for (int64_t i = 0; i < count; i++) {
+            float x = cells.weights[0][i], y = cells.weights[1][i], z = cells.weights[2][i], rows[4];
+            UNROLL for (int row = 0; row < 4; row++)
+                rows[row] = between(table[corners(i, 2 * row)], table[corners(i, 2 * row + 1)], x);
+            values[i] = between(between(rows[0], rows[1], y), between(rows[2], rows[3], y), z);
+        }
+    });
 }
 
 // The label with the largest sum of weights among eight, and the smallest label if sums are equal.
-static uint8_t largest_share(const uint8_t* labels, const float* weights) {
+static uint8_t largest_share(const uint8_t* labels, float x, float y, float z) {
     uint8_t best = 0;
     float most = -1;
     for (unsigned left = 0xff; left;) {
@@ -135,7 +157,7 @@ static uint8_t largest_share(const uint8_t* labels, const float* weights) {
         float share = 0;
         for (int corner = 0; corner < CORNERS_OF_A_CELL; corner++)
             if (labels[corner] == label) {
-                share += weights[corner];
+                share += (corner & 4 ? z : 1 - z) * ((corner & 2 ? y : 1 - y) * (corner & 1 ? x : 1 - x));
                 left &= ~(1u << corner);
             }
         if (share > most || (share == most && label < best)) best = label, most = share;
@@ -143,25 +165,32 @@ static uint8_t largest_share(const uint8_t* labels, const float* weights) {
     return best;
 }
 
+INLINE uint64_t all_labels(const SideBySide<uint8_t>& corners, int64_t i) {
+    uint64_t labels = 0;
+    UNROLL for (int row = 0; row < 4; row++) {
+        const uint8_t* pair = corners.pair(i, row);
+        labels |= (uint64_t)(uint16_t)(pair[0] | pair[1] << 8) << 16 * row;
+    }
+    return labels;
+}
+
+INLINE uint64_t all_labels(const AtNodes<uint8_t>& corners, int64_t i) {
+    uint64_t labels = 0;
+    for (int corner = 0; corner < CORNERS_OF_A_CELL; corner++) labels |= (uint64_t)corners(i, corner) << 8 * corner;
+    return labels;
+}
+
 // The labels of a run.
 static void find_labels(const Lattice& lattice, const Cells& cells, const uint8_t* mask, int64_t count,
                         uint8_t* labels) {
-    const Corners<false> corners(lattice);
-    for (int64_t i = 0; i < count; i++) {
-        int64_t at[CORNERS_OF_A_CELL];
-        corners.find(cells, i, at);
-        uint8_t around[CORNERS_OF_A_CELL], differs = 0;
-        UNROLL for (int corner = 0; corner < CORNERS_OF_A_CELL; corner++) {
-            around[corner] = mask[at[corner]];
-            differs |= around[corner] ^ around[0];
+    with_corners(lattice, cells, mask, [&](auto corners) {
+        for (int64_t i = 0; i < count; i++) {
+            const uint64_t all = all_labels(corners, i);
+            labels[i] = (uint8_t)all;
+            if (all == labels[i] * 0x0101010101010101u) continue;
+            uint8_t around[CORNERS_OF_A_CELL];
+            for (int corner = 0; corner < CORNERS_OF_A_CELL; corner++) around[corner] = (uint8_t)(all >> 8 * corner);
+            labels[i] = largest_share(around, cells.weights[0][i], cells.weights[1][i], cells.weights[2][i]);
         }
-        labels[i] = around[0];
-        if (differs) {
-            float x = cells.weights[0][i], y = cells.weights[1][i], z = cells.weights[2][i], weights[CORNERS_OF_A_CELL];
-            for (int corner = 0; corner < CORNERS_OF_A_CELL; corner++)
-                weights[corner] =
-                    (corner & 4 ? z : 1 - z) * ((corner & 2 ? y : 1 - y) * (corner & 1 ? x : 1 - x));
-            labels[i] = largest_share(around, weights);
-        }
-    }
+    });
 }

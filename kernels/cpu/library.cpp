@@ -121,6 +121,7 @@ int vnet_fast_combine(const Activation* layer, int half) {
 }
 
 int vnet_fast_patches(const Patches* batch) {
+    advise_huge_pages(batch->image, batch->n * batch->channels * batch->voxels() * 4);
     return guarded([&] { read_patches(*batch); });
 }
 }

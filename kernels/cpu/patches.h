@@ -73,10 +73,14 @@ template <class F> static void for_each_part(const Patches& batch, int64_t voxel
 static void look_up_run(const Patch& patch, const uint16_t* ranks, const float* table, int64_t voxel, int64_t count,
                         float* values, uint8_t* labels) {
     for_each_part(patch.batch, voxel, count, [&](int64_t z, int64_t y, int64_t x, int64_t part, int64_t at) {
-        int64_t from = patch.first + z * patch.steps[2] + y * patch.steps[1] + x * patch.steps[0];
-        for (int64_t i = 0; i < part; i++) values[at + i] = table[ranks[from + i * patch.steps[0]]];
-        if (labels)
-            for (int64_t i = 0; i < part; i++) labels[at + i] = patch.mask[from + i * patch.steps[0]];
+        const int64_t step = patch.steps[0], from = patch.first + z * patch.steps[2] + y * patch.steps[1] + x * step;
+        if (step > 0) {
+            for (int64_t i = 0; i < part; i++) values[at + i] = table[ranks[from + i]];
+            if (labels) memcpy(labels + at, patch.mask + from, part);
+        } else {
+            for (int64_t i = 0; i < part; i++) values[at + i] = table[ranks[from - i]];
+            for (int64_t i = 0; labels && i < part; i++) labels[at + i] = patch.mask[from - i];
+        }
     });
 }
 
@@ -101,10 +105,8 @@ static void read_run(const Patch& patch, const Splines& splines, int64_t n, int6
         const float *table = patch.tables + channel * RANK_LEVELS, *row = patch.rows + channel * FIELDS;
         if (patch.whole)
             look_up_run(patch, ranks, table, voxel, count, values, channel ? nullptr : labels);
-        else if (patch.lattice.is_coarse())
-            interpolate<true>(patch.lattice, cells, ranks, table, count, values);
         else
-            interpolate<false>(patch.lattice, cells, ranks, table, count, values);
+            interpolate(patch.lattice, cells, ranks, table, count, values);
         change_intensities(row, table[0], table[RANK_LEVELS - 1], voxel, count, values);
         memcpy(batch.image + (n * batch.channels + channel) * batch.voxels() + voxel, values, count * sizeof(float));
     }
