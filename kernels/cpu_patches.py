@@ -15,7 +15,8 @@ A patch whose voxels are stored ones, because it is at most mirrored, needs one 
 on for a patch costs it a comparison. `cpu/patches.h` has the source, with `places.h`, `interpolation.h` and
 `intensities.h`.
 
-Bytes moved per voxel of a patch: 3 read, 5 written; up to 24 read if it moves, mostly from the cache.
+Bytes moved per voxel of a patch: 3 read and 5 written; up to 24 read, mostly from the cache, if it moves. Besides, a
+voxel looks up one number, or eight, in a table of 256 KiB.
 
 Precision: places are float32, to 1e-5 voxels. The same bits for any number of threads.
 """

@@ -88,8 +88,9 @@ INLINE void cosine_and_sine(Words turn, Values& cosine, Values& sine) {
     Words quarter = (turn + (1 << 21)) >> 22;
     Values angle = __builtin_convertvector((Ints)(turn - (quarter << 22)), Values) * (1.5707963267948966f / 4194304);
     Values square = angle * angle;
-    Values s = angle * (1.f - square * (1.f / 6 - square * (1.f / 120 - square * (1.f / 5040 - square * (1.f / 362880)))));
-    Values c = 1.f - square * (0.5f - square * (1.f / 24 - square * (1.f / 720 - square * (1.f / 40320))));
+    Values s = 1.f / 5040 - square * (1.f / 362880), c = 1.f / 720 - square * (1.f / 40320);
+    s = angle * (1.f - square * (1.f / 6 - square * (1.f / 120 - square * s)));
+    c = 1.f - square * (0.5f - square * (1.f / 24 - square * c));
     Ints odd = (quarter & 1) != 0;
     cosine = odd ? s : c, sine = odd ? c : s;
     cosine = ((quarter + 1) & 2) != 0 ? -cosine : cosine;

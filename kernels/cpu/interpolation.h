@@ -3,6 +3,8 @@
 #include "places.h"
 
 constexpr int CORNERS_OF_A_CELL = 8;
+// what makes eight bytes of one
+constexpr uint64_t EIGHT_TIMES = 0x0101010101010101;
 
 // What a volume is read at along its axes x, y and z: all voxels, or the nodes of a coarser lattice.
 struct Lattice {
@@ -32,7 +34,9 @@ struct Lattice {
         if (!whole) list_nodes();
     }
 
-    bool is_coarse() const { return cells[0] < lengths[0] - 1 || cells[1] < lengths[1] - 1 || cells[2] < lengths[2] - 1; }
+    bool is_coarse() const {
+        return cells[0] < lengths[0] - 1 || cells[1] < lengths[1] - 1 || cells[2] < lengths[2] - 1;
+    }
 
     // whether voxels are found by their nodes, because not every one has a next one along x
     bool has_nodes() const { return !nodes[0].empty(); }
@@ -68,7 +72,6 @@ static void find_cells(const Lattice& lattice, const Places& places, int64_t cou
         end[axis] = broadcast<LANES>((float)std::max(lattice.cells[axis] - 1, (int64_t)0));
         // exactly 1 for all voxels
         scale[axis] = broadcast<LANES>((float)lattice.cells[axis] / std::max(lattice.lengths[axis] - 1, (int64_t)1));
-        if (lattice.lengths[axis] == 1) scale[axis] = Float<LANES>{};
     }
     for (int64_t i = 0; i < count; i += LANES) {
         Int offset{};
@@ -187,7 +190,7 @@ static void find_labels(const Lattice& lattice, const Cells& cells, const uint8_
         for (int64_t i = 0; i < count; i++) {
             const uint64_t all = all_labels(corners, i);
             labels[i] = (uint8_t)all;
-            if (all == labels[i] * 0x0101010101010101u) continue;
+            if (all == labels[i] * EIGHT_TIMES) continue;
             uint8_t around[CORNERS_OF_A_CELL];
             for (int corner = 0; corner < CORNERS_OF_A_CELL; corner++) around[corner] = (uint8_t)(all >> 8 * corner);
             labels[i] = largest_share(around, cells.weights[0][i], cells.weights[1][i], cells.weights[2][i]);

@@ -9,7 +9,8 @@
 
 #include "vectors.h"
 
-// voxels of a run: all that is known of them stays in the fastest cache. A multiple of four, of which noise has one counter
+// voxels of a run: all that is known of them stays in the fastest cache; a multiple of the four numbers of noise that
+// have one counter
 constexpr int64_t RUN = 512;
 // cubic B-splines on a mesh of 2x2x2 cells, whose domain reaches beyond the centres of the outer voxels
 constexpr int MESH = 2, POINTS = MESH + 3, PLANE = POINTS * POINTS;
@@ -67,7 +68,8 @@ struct Splines {
     }
 };
 
-// The places of `count` voxels of a row of the patch from x on, into a run from `at` on. Up to a vector more is written.
+// The places of `count` voxels of a row of the patch from x on, into a run from `at` on. Up to a vector more is
+// written.
 //
 // matrix: 3 x 4. points: 2 x 5 x 5 x 5, or null for none; nothing is displaced along z.
 static void find_places(const float* matrix, const Splines& splines, const float* points, int64_t z, int64_t y,
