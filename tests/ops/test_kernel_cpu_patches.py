@@ -15,7 +15,7 @@ from vnet_fast.ops import transform_rows as rows
 from vnet_fast.ops.intensities import change_intensities
 from vnet_fast.ops.patches import patches
 from vnet_fast.ops.transform import transform, transform_definition
-from vnet_fast.ops.transform_rows import CELLS, GAMMA, INVERTED, NOISE, SEED, identity_row
+from vnet_fast.ops.transform_rows import CELLS, GAMMA, INVERTED, MOVED, NOISE, SEED, identity_row
 
 pytestmark = [
     pytest.mark.skipif(cpu_library.library() is None, reason="the CPU's kernels are not compiled"),
@@ -107,6 +107,15 @@ def test_labels_are_any_bytes(labels, library, monkeypatch):
     bytes_of = torch.tensor(labels, dtype=torch.uint8)
     _, mask = volumes_by(library, monkeypatch, [*inputs[:2], bytes_of[inputs[2].int()], *inputs[3:]])
     assert torch.equal(mask[certain], bytes_of[expected.int()][certain])
+
+
+def test_of_equal_shares_the_smallest_label_wins(library, monkeypatch):
+    inputs = of_volumes.make_inputs((4, 9, 11), ({},), (False,))
+    # half a voxel to the right
+    inputs[7][0, 3], inputs[7][0, MOVED] = 0.5, 1
+    masks = inputs[2]
+    _, mask = volumes_by(library, monkeypatch, inputs)
+    assert torch.equal(mask[0, 0, ..., :-1], torch.minimum(masks[0, ..., 1:], masks[0, ..., :-1]))
 
 
 def volumes_by(library, monkeypatch, inputs):
