@@ -32,7 +32,11 @@ SECTIONS = {
     "step": {"step": None},
     "inference": {"inference": "The forward pass:", "files": "From file to file:"},
     "fast": {"fast": None},
-    "pipeline": {"augmentation": "Augmentation:", "training": "Training end to end:"},
+    "pipeline": {
+        "augmentation": "Augmentation:",
+        "patches": "Augmentation of patches of 96 x 96 x 96 voxels, everything on:",
+        "training": "Training end to end:",
+    },
     "layers": {"layers": None},
 }
 # sections whose tables are so long that a reader unfolds them

@@ -3,6 +3,7 @@
 // No function throws: each returns 0, or 1 if there is no memory.
 #include "activation.h"
 #include "convolution.h"
+#include "patches.h"
 #include "strided.h"
 
 #ifndef SOURCE_DIGEST
@@ -117,5 +118,10 @@ int vnet_fast_statistics(const Activation* layer, int half) {
 int vnet_fast_combine(const Activation* layer, int half) {
     advise_huge_pages(layer->y, layer->n * layer->voxels * layer->c * (half ? 2 : 4));
     return with_types(*layer, half, [&](auto lanes, auto type) { combine<lanes.value, decltype(type)>(*layer); });
+}
+
+int vnet_fast_patches(const Patches* batch) {
+    advise_huge_pages(batch->image, batch->n * batch->channels * batch->voxels() * 4);
+    return guarded([&] { read_patches(*batch); });
 }
 }

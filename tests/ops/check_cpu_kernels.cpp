@@ -143,6 +143,76 @@ static bool is_right_activation(int64_t voxels, int64_t c) {
     return vnet_fast_activate(&layer, 0) == 0 && vnet_fast_statistics(&layer, 0) == 0;
 }
 
+// A batch of two patches of two channels, and what they are read from, each of its exact size.
+struct Batch {
+    int64_t n = 2, channels = 2, voxels, stored;
+    std::unique_ptr<uint16_t[]> ranks;
+    std::unique_ptr<float[]> tables, points, rows, image;
+    std::unique_ptr<uint8_t[]> masks, deformed, mask;
+    std::vector<int64_t> places, cases{1, 0}, intensities_of{0, 1};
+
+    Batch(const int64_t* size, const int64_t* patch)
+        : voxels(patch[0] * patch[1] * patch[2]), stored(size[0] * size[1] * size[2]),
+          ranks(new uint16_t[2 * channels * stored]), tables(new float[2 * channels * RANK_LEVELS]),
+          points(new float[n * 2 * PLANE * POINTS]), rows(new float[n * channels * FIELDS]),
+          image(new float[n * channels * voxels]), masks(new uint8_t[2 * stored]), deformed(new uint8_t[n]),
+          mask(new uint8_t[n * voxels]), places{0, size[0], size[1], size[2], stored, size[0], size[1], size[2]} {
+        for (int64_t i = 0; i < 2 * channels * stored; i++) ranks[i] = (uint16_t)generator();
+        for (int64_t i = 0; i < 2 * stored; i++) masks[i] = (uint8_t)(generator() % 3);
+        // of which an interpolated value is exact: the rank itself
+        for (int64_t i = 0; i < 2 * channels * RANK_LEVELS; i++) tables[i] = (float)(i % RANK_LEVELS);
+        fill(points.get(), n * 2 * PLANE * POINTS);
+    }
+
+    // map: 3 x 4. cells: of all voxels less than these
+    void set(const float* map, const int64_t* size, int64_t less, bool deforms, float changes) {
+        for (int64_t row = 0; row < n * channels; row++) {
+            float* to = rows.get() + row * FIELDS;
+            std::copy(map, map + 12, to);
+            for (int axis = 0; axis < 3; axis++) to[12 + axis] = (float)std::max(size[2 - axis] - 1 - less, (int64_t)0);
+            const float columns[] = {1, changes, 123, 456, 1 + changes, 1 + changes, 1 + changes, changes};
+            std::copy(columns, columns + 8, to + 15);
+        }
+        std::fill(deformed.get(), deformed.get() + n, deforms);
+    }
+
+    Patches arguments(const int64_t* patch) const {
+        return {ranks.get(), tables.get(), masks.get(), places.data(), cases.data(), intensities_of.data(),
+                deformed.get(), points.get(), rows.get(), image.get(), mask.get(), n, channels, patch[0], patch[1],
+                patch[2], 3};
+    }
+};
+
+// whether patches are those of the formula where a volume is read at whole voxels, and stay in their memory elsewhere
+static bool is_right_batch(const int64_t* size, const int64_t* patch) {
+    Batch batch(size, patch);
+    const float far = 1e30f, shifted[] = {1, 0, 0, -2, 0, 1, 0, 3, 0, 0, -1, 1}, nan = std::nanf("");
+    const float maps[][12] = {{.9f, -.3f, .1f, 2, .3f, .9f, -.1f, -1, .1f, -.1f, 1.1f, .5f},
+                              {far, 0, 0, -far, 0, -far, 0, 0, 0, 0, 1, far}, {nan, 0, 0, 0, 0, nan, 0, 1, 0, 0, 1, nan}};
+    for (auto& map : maps)
+        for (int64_t less : {0, 1, 3}) {
+            batch.set(map, size, less, less != 1, .3f);
+            Patches arguments = batch.arguments(patch);
+            if (vnet_fast_patches(&arguments)) return false;
+        }
+    batch.set(shifted, size, 0, false, 0);
+    Patches arguments = batch.arguments(patch);
+    if (vnet_fast_patches(&arguments)) return false;
+    for (int64_t n = 0; n < batch.n; n++)
+        for (int64_t i = 0; i < batch.voxels; i++) {
+            const int64_t lengths[] = {patch[2], patch[1]}, x = i % lengths[0], y = i / lengths[0] % lengths[1];
+            auto inside = [&](int64_t place, int axis) { return std::min(std::max(place, (int64_t)0), size[axis] - 1); };
+            const int64_t from = (inside(1 - i / lengths[0] / lengths[1], 0) * size[1] + inside(y + 3, 1)) * size[2] +
+                                 inside(x - 2, 2), volume = batch.cases[n] * batch.stored;
+            if (batch.mask[n * batch.voxels + i] != batch.masks[volume + from]) return false;
+            for (int64_t channel = 0; channel < batch.channels; channel++)
+                if (batch.image[(n * batch.channels + channel) * batch.voxels + i] !=
+                    (float)batch.ranks[volume * batch.channels + channel * batch.stored + from])
+                    return false;
+        }
+    return true;
+}
+
 int main() {
     int cases = 0;
     const int64_t sizes[][3] = {{1, 1, 1}, {3, 5, 7}, {5, 4, 9}}, channels[][2] = {{8, 16}, {16, 8}, {24, 8}, {32, 24}, {1, 16}, {3, 8}};
@@ -170,5 +240,15 @@ int main() {
                     return 1;
                 }
             }
+    const int64_t volumes[][3] = {{1, 1, 1}, {3, 5, 1}, {1, 4, 9}, {2, 1, 7}, {9, 11, 13}};
+    const int64_t patches[][3] = {{1, 1, 1}, {2, 3, 5}, {3, 17, 33}};
+    for (auto& size : volumes)
+        for (auto& patch : patches) {
+            if (!is_right_batch(size, patch)) {
+                fprintf(stderr, "patches %ldx%ldx%ld\n", size[0], size[1], size[2]);
+                return 1;
+            }
+            cases++;
+        }
     printf("%d cases\n", cases);
 }

@@ -16,6 +16,12 @@ PATCH = (5, 8, 9)
 CLASSES = 3
 
 
+@pytest.fixture(autouse=True, params=["auto", "onednn"], ids=["kernel", "definition"])
+def _implementation(request, monkeypatch):
+    """By the CPU's kernel where there is one, and by the definition."""
+    monkeypatch.setenv("VNET_FAST_CPU_CONV", request.param)
+
+
 def stored():
     """Ranks, tables and masks of volumes one after the other, and where they lie."""
     ranks, tables, masks, places, first = [], [], [], [], 0

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vnet_fast.ops import trials
+from vnet_fast.ops import cpu_patches, trials
 from vnet_fast.ops.augment import displacement
 from vnet_fast.ops.dispatch import kernels_for, load_kernels
 from vnet_fast.ops.intensities import change_intensities
@@ -209,6 +209,9 @@ def _patches(
     if kernels is not None:
         image, mask = kernels.patches(ranks, tables, masks, *choices, shape, dtype)
         return image, mask
+    made = cpu_patches.patches(ranks, tables, masks, *choices, shape=shape, dtype=dtype)
+    if made is not None:
+        return made
     where, volumes, tables_of, moved, rows = (
         tensor.cpu().numpy() for tensor in (places, cases, intensities_of, deformed, transforms)
     )

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vnet_fast.ops import trials
+from vnet_fast.ops import cpu_patches, trials
 from vnet_fast.ops.augment import deform, displacement, match_histograms
 from vnet_fast.ops.dispatch import kernels_for, load_kernels
 from vnet_fast.ops.intensities import change_intensities
@@ -200,6 +200,9 @@ def _transform(
     if kernels is not None:
         image, mask = kernels.transform(*stored, dtype)
         return image, mask
+    made = cpu_patches.transform(*stored, dtype=dtype)
+    if made is not None:
+        return made
     image, mask = transform_definition(
         # widened, because torch indexes with signed types only
         ranks[cases].to(torch.int32) & 0xFFFF,
