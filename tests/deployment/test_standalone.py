@@ -148,7 +148,7 @@ def test_series_that_are_not_one_volume_are_refused(tmp_path):
 
 def test_volumes_that_do_not_fit_are_refused(tmp_path):
     path, _ = write_case(tmp_path, "x", suffix=".mha")
-    with pytest.raises(volumes.InputError, match="has 1 channels, and the network needs 2"):
+    with pytest.raises(volumes.InputError, match="its number of channels is 1, the network's 2"):
         volumes.read([path], 2)
     other, _ = write_case(tmp_path, "y", size=(20, 18, 15), suffix=".mha")
     with pytest.raises(volumes.InputError, match="different grids"):

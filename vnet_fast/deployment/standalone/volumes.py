@@ -144,7 +144,7 @@ def read(files: Sequence[Path], channels: int) -> list[sitk.Image]:
     if len(images) == 1 and images[0].GetDimension() == 4:
         images = [images[0][:, :, :, number] for number in range(images[0].GetSize()[3])]
     if len(images) != channels:
-        raise InputError(f"{files[0]}: has {len(images)} channels, and the network needs {channels}. Name them all")
+        raise InputError(f"{files[0]}: its number of channels is {len(images)}, the network's {channels}. Name another")
     for image in images:
         if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
             raise InputError(f"{files[0]}: not a volume with one value for each voxel. Convert it")
