@@ -9,7 +9,8 @@ from torch import nn
 from benchmarks.measure import SIZE
 from benchmarks.volumes import SPACING
 from vnet_fast import VNet
-from vnet_fast.prediction.export import OUTPUT, onnx_bytes, plain_program
+from vnet_fast.deployment.network_file import OUTPUT, onnx_bytes
+from vnet_fast.deployment.program import plain_program
 
 OPENVINO, ONNX_RUNTIME = "OpenVINO", "ONNX Runtime"
 # of OpenVINO's inference precision

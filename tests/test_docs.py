@@ -89,7 +89,7 @@ def arguments_of(command):
 def test_every_example_is_known():
     """No example is added that no test here runs."""
     # the README's second command is the one that runs this test
-    known = rf"{VERBS}|^torchrun |^pytest |^python -m venv .*pytest -n auto --dist loadfile$"
+    known = rf"{VERBS}|^torchrun |^pytest |^python PIPELINE/|^python -m venv .*pytest -n auto --dist loadfile$"
     assert [command for command in COMMANDS if not re.search(known, command)] == []
     assert {kind for _, kind, _ in FENCES} == {"python", "toml"}
     assert sum(text.count("```") for text in PAGES.values()) == 2 * len(FENCES)
@@ -135,6 +135,22 @@ def test_command_of_several_processes(command, folder, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     words += [*TINY, "--output", str(tmp_path / "run")]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def pipeline(folder, tmp_path_factory):
+    """The pipeline folder of a run."""
+    path = tmp_path_factory.mktemp("exported") / "pipeline"
+    exported = ["export", "--checkpoint", "RUN/best.pt", "--output", str(path), "--format", "pipeline"]
+    assert run_verb(exported) == 0
+    return path
+
+
+@commands(r"^python PIPELINE/")
+def test_command_of_a_pipeline(command, folder, pipeline):
+    _, program, *arguments = shlex.split(command.replace("PIPELINE", str(pipeline)))
+    done = subprocess.run([sys.executable, program, *arguments], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
 

@@ -36,6 +36,7 @@ ARROWS = {
     "data": {"io"},
     "evaluation": {"data", "io"},
     "prediction": {"data", "run", "nn", "ops", "io"},
+    "deployment": {"prediction", "data", "run", "nn", "ops", "io"},
     "training": {"evaluation", "prediction", "data", "run", "nn", "ops"},
     "diagnostics": {"training", "data", "run", "nn", "ops"},
     "reporting": {"evaluation", "prediction", "data", "run", "io"},

@@ -16,7 +16,7 @@ COMMANDS = {
     "predict": "segment volumes with a trained V-Net",
     "evaluate": "compare predicted masks with reference masks",
     "report": "make one HTML page about training runs",
-    "export": "write a trained network as a file that runs without vnet_fast",
+    "export": "write a trained network as a file or folder that runs without vnet_fast",
     "doctor": "examine this machine, and print what a bug report needs",
 }
 COMPLETION, SHELLS = "--completion", ("bash", "zsh")

@@ -1,0 +1,306 @@
+"""Pipeline folders and MONAI bundles: what they hold, that their masks are those of `predict`, and what is refused."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from tests.verbs.test_export import needs_onnx
+from tests.volumes import make_image
+from vnet_fast import VNet, export, predict
+from vnet_fast.deployment import bundle, network_file
+from vnet_fast.evaluation.metrics import dice
+from vnet_fast.run import checkpoint
+
+SPACING, SIZE = (1.2, 1.1, 2.0), (16, 16, 16)
+REGIONS = [{"name": "ball", "labels": [1, 2]}, {"name": "right", "labels": [2]}]
+# what a machine has that only a pipeline's requirements are installed on
+RUN_ALONE = """
+    import sys
+
+    class Forbidden:
+        def find_spec(self, name, path=None, target=None):
+            if name.partition(".")[0] in ("torch", "vnet_fast", "scipy", "monai"):
+                raise ImportError(name)
+
+    sys.meta_path.insert(0, Forbidden())
+    import os, runpy
+    program = sys.argv.pop(1)
+    sys.path[0] = os.path.dirname(program)
+    sys.argv[0] = program
+    runpy.run_path(program, run_name="__main__")
+"""
+
+
+def run_pipeline(folder, *arguments):
+    """Runs `predict.py` where neither PyTorch nor this package can be imported."""
+    command = [sys.executable, "-c", textwrap.dedent(RUN_ALONE), folder / "predict.py", *arguments]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        list(map(str, command)), cwd=folder.parent, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+def write_checkpoint(path, channels=1, regions=(), patches=False, classes=3):
+    """A network whose weights are random, but which calls bright voxels foreground."""
+    torch.manual_seed(3)
+    model = VNet(channels, len(regions) or classes, 8, levels=2, kernel_size=3, norm="batch").eval()
+    with torch.no_grad():
+        for name, weight in model.named_buffers():
+            if name.endswith("var"):
+                weight.uniform_(0.5, 2)
+    state = {"channels": [{"name": name, "scaling": None} for name in ("FLAIR", "T1c")[:channels]]}
+    if regions:
+        state |= {"regions": list(regions)}
+    names = ["left", "right"] if not regions else [region["name"] for region in regions]
+    checkpoint.save(
+        path, model, spacing=list(SPACING), volume=list(SIZE), validation=[], patches=patches, classes=names, **state
+    )
+    return path
+
+
+def write_volumes(folder, channels):
+    """Two volumes, one of them larger than the network's grid and oblique."""
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for name, size in (("small", (13, 18, 14)), ("large", (30, 20, 23))):
+        image = make_image(
+            generator.normal(100, 20, size[::-1]).astype(np.int16), (1.3, 1.1, 1.9), (5, 6, 7),
+            (0.96, -0.28, 0, 0.28, 0.96, 0, 0, 0, 1),
+        )  # fmt: skip
+        if channels == 1:
+            sitk.WriteImage(image, str(folder / f"{name}.nii.gz"))
+        elif name == "small":
+            sitk.WriteImage(sitk.JoinSeries([image, image * 2 + image]), str(folder / f"{name}.nii.gz"))
+        else:
+            for number in range(2):
+                part = sitk.GetImageFromArray(generator.permuted(sitk.GetArrayFromImage(image)))
+                part.CopyInformation(image)
+                sitk.WriteImage(part, str(folder / f"{name}_{number:04d}.nii.gz"))
+    return folder
+
+
+def assert_same_masks(ours, theirs):
+    """All masks have the grid of ours and a Dice of at least 0.999 for every label; labels are not trivial."""
+    names = sorted(path.name for path in ours.iterdir())
+    assert names == sorted(path.name for path in theirs.iterdir())
+    found = set()
+    for name in names:
+        a, b = (sitk.ReadImage(str(folder / name)) for folder in (ours, theirs))
+        for question in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
+            np.testing.assert_allclose(getattr(a, question)(), getattr(b, question)(), rtol=0, atol=1e-4)
+        a, b = sitk.GetArrayFromImage(a), sitk.GetArrayFromImage(b)
+        for label in set(np.unique(a)) | set(np.unique(b)):
+            assert dice(a == label, b == label) >= 0.999, (name, label)
+        found |= set(np.unique(a))
+    assert len(found) > 1, found
+
+
+KINDS = [
+    pytest.param(1, (), False, id="centres"),
+    pytest.param(2, REGIONS, True, id="channels, regions and patches"),
+]
+
+
+@pytest.mark.parametrize(("channels", "regions", "patches"), KINDS)
+def test_a_pipeline_writes_the_masks_of_predict(tmp_path, run_verb, channels, regions, patches):
+    needs_onnx()
+    path = write_checkpoint(tmp_path / "x.pt", channels, regions, patches)
+    images, folder = write_volumes(tmp_path / "images", channels), tmp_path / "pipeline"
+    code, out, err = run_verb(export, "--checkpoint", path, "--output", folder, "--format", "pipeline")
+    assert code == 0, err
+    assert out.startswith(f"{folder}: run {folder / 'predict.py'} with numpy, SimpleITK and onnxruntime; logits ")
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "README.md", "network.onnx", "network.py", "pipeline.json", "predict.py", "requirements.txt", "volumes.py",
+    ]  # fmt: skip
+    assert len((folder / "predict.py").read_text().splitlines()) < 200
+    assert "vnet_fast." not in "".join((folder / name).read_text() for name in ("predict.py", "network.py"))
+    for options in ([], ["--overlap", 0.3, "--all-components"]):
+        ours, theirs = tmp_path / f"ours{len(options)}", tmp_path / f"theirs{len(options)}"
+        arguments = ["--input", images, *options]
+        assert run_verb(predict, "--checkpoint", path, *arguments, "--output", ours, "--device", "cpu")[0] == 0
+        code, out, err = run_pipeline(folder, *arguments, "--output", theirs)
+        assert (code, err) == (0, "")
+        assert out.count(" ml") == 4
+        assert_same_masks(ours, theirs)
+
+
+def test_the_messages_of_a_pipeline(tmp_path, run_verb):
+    """Bad input is one line each, and the other volumes are segmented."""
+    needs_onnx()
+    path, folder = write_checkpoint(tmp_path / "x.pt"), tmp_path / "pipeline"
+    assert run_verb(export, "--checkpoint", path, "--output", folder, "--format", "pipeline")[0] == 0
+    images = write_volumes(tmp_path / "images", 1)
+    sitk.WriteImage(make_image(np.ones((9, 9, 9), np.int16)), str(images / "constant.nii.gz"))
+    (images / "broken.nii.gz").write_bytes((images / "large.nii.gz").read_bytes()[:5000])
+    code, out, err = run_pipeline(folder, "--input", images, "--output", tmp_path / "out")
+    assert code == 2
+    same = "all voxels have the same value on the network's grid. Check that it is a scan"
+    assert err.splitlines() == [
+        f"error: {images / 'broken.nii.gz'}: truncated or damaged. Copy it again",
+        f"error: {images / 'constant.nii.gz'}: {same}",
+    ]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["large.nii.gz", "small.nii.gz"]
+    for arguments, message in (
+        (["--input", images, "--output", images], "would replace the volume itself. Choose another --output"),
+        (["--input", images, "--output", tmp_path / "x.nii.gz"], "one file for 4 volumes. Name a folder"),
+        (["--input", tmp_path / "no", "--output", tmp_path], "no such file or folder. Check the path"),
+        (["--input", images], "the following arguments are required: --output. See predict.py --help"),
+        (
+            ["--input", images, "--output", tmp_path, "--overlap", "1"],
+            "share value: '1'. See predict.py --help",
+        ),
+    ):
+        code, out, err = run_pipeline(folder, *arguments)
+        assert (code, out) == (2, "")
+        assert err.startswith("error: ")
+        assert err.endswith(f"{message}\n")
+        assert err.count("\n") == 1
+    (folder / "network.onnx").write_bytes(b"no network")
+    code, _, err = run_pipeline(folder, "--input", images, "--output", tmp_path / "out")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "can't be loaded" in err
+
+
+def export_bundle(tmp_path, run_verb, channels, regions, patches):
+    path, folder = write_checkpoint(tmp_path / "x.pt", channels, regions, patches), tmp_path / "bundle"
+    code, out, err = run_verb(export, "--checkpoint", path, "--output", folder, "--format", "monai")
+    assert code == 0, err
+    assert out.startswith(f"{folder}: MONAI bundle, logits ")
+    return path, folder
+
+
+@pytest.mark.parametrize(("channels", "regions", "patches"), KINDS)
+def test_what_a_bundle_says(tmp_path, run_verb, channels, regions, patches):
+    _, folder = export_bundle(tmp_path, run_verb, channels, regions, patches)
+    files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+    assert files == [
+        "LICENSE", "configs/inference.json", "configs/metadata.json", "docs/README.md", "models/model.pt",
+        *(f"scripts/{name}.py" for name in ("__init__", "cases", "inferer", "transforms", "vnet")),
+    ]  # fmt: skip
+    metadata = json.loads((folder / "configs" / "metadata.json").read_text())
+    # the keys that the specification of bundles requires
+    assert metadata.keys() >= {
+        "version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version", "task",
+        "description", "authors", "copyright", "network_data_format",
+    }  # fmt: skip
+    (image,) = metadata["network_data_format"]["inputs"].values()
+    (pred,) = metadata["network_data_format"]["outputs"].values()
+    for tensor in (image, pred):
+        assert tensor.keys() == {
+            "type", "format", "modality", "num_channels", "spatial_shape", "dtype", "value_range", "is_patch_data",
+            "channel_def",
+        }  # fmt: skip
+        assert list(tensor["channel_def"]) == [str(number) for number in range(tensor["num_channels"])]
+    assert image["channel_def"]["0"] == "FLAIR"
+    assert list(pred["channel_def"].values()) == (["ball", "right"] if regions else ["background", "left", "right"])
+
+
+@pytest.mark.parametrize(("channels", "regions", "patches"), KINDS)
+def test_the_network_of_a_bundle(tmp_path, run_verb, channels, regions, patches):
+    """MONAI builds it, loads its weights, and finds the shapes that `metadata.json` says, without this package."""
+    pytest.importorskip("monai", reason="monai is not installed")
+    path, folder = export_bundle(tmp_path, run_verb, channels, regions, patches)
+    code = """
+        import sys
+        sys.modules["vnet_fast"] = None
+        import torch
+        from monai.bundle import ConfigParser, verify_net_in_out
+        verify_net_in_out("network_def", meta_file="configs/metadata.json", config_file="configs/inference.json")
+        parser = ConfigParser()
+        parser.read_config("configs/inference.json")
+        network = parser.get_parsed_content("network_def").eval()
+        network.load_state_dict(torch.load("models/model.pt", weights_only=True))
+        torch.save(network(torch.load(sys.argv[1])), sys.argv[2])
+    """
+    x = torch.randn(2, channels, 16, 16, 16)
+    torch.save(x, tmp_path / "x.tensor")
+    command = [sys.executable, "-c", textwrap.dedent(code), tmp_path / "x.tensor", tmp_path / "y.tensor"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    content = checkpoint.load(path)
+    model = checkpoint.build_model(content, path, torch.device("cpu")).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.load(tmp_path / "y.tensor"), model(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("channels", "regions", "patches"), KINDS)
+def test_monai_writes_the_masks_of_predict(tmp_path, run_verb, channels, regions, patches):
+    for name in ("monai", "nibabel", "ignite", "skimage", "fire"):
+        pytest.importorskip(name, reason=f"{name} is not installed")
+    path, folder = export_bundle(tmp_path, run_verb, channels, regions, patches)
+    images, ours = write_volumes(tmp_path / "images", channels), tmp_path / "ours"
+    arguments = ["--checkpoint", path, "--input", images, "--output", ours, "--device", "cpu"]
+    assert run_verb(predict, *arguments)[0] == 0
+    code = "import sys, runpy; sys.modules['vnet_fast'] = None; runpy.run_module('monai.bundle', run_name='__main__')"
+    command = [sys.executable, "-c", code, "run", "--config_file", "configs/inference.json"]
+    command += ["--dataset_dir", str(images), "--output_dir", str(tmp_path / "theirs")]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert_same_masks(ours, tmp_path / "theirs")
+
+
+def test_the_licence_and_the_versions_are_those_of_the_project():
+    from tests.test_package import ROOT
+
+    templates = ROOT / "vnet_fast" / "deployment" / "templates"
+    assert (templates / "LICENSE.txt").read_text() == (ROOT / "LICENSE").read_text()
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
+    assert pinned["monai"] == bundle.MONAI_VERSION
+    assert {name: pinned[name] for name in bundle.REQUIRED} == bundle.REQUIRED
+
+
+@pytest.mark.parametrize("kind", ["pipeline", "monai"])
+def test_existing_things_are_kept(tmp_path, run_verb, kind):
+    path = write_checkpoint(tmp_path / "x.pt")
+    full, file = tmp_path / "full", tmp_path / "file"
+    full.mkdir()
+    (full / "mine.txt").write_text("mine")
+    file.write_text("mine")
+    for output, message in (
+        (full, "a folder that is not empty. Choose another --output"),
+        (file, "is a file, and this --format is a folder. Choose another --output"),
+        (tmp_path / "x.onnx", "named like a file, and this --format is a folder. Name a folder, or leave --format out"),
+    ):
+        code, out, err = run_verb(export, "--checkpoint", path, "--output", output, "--format", kind)
+        assert (code, out, err) == (2, "", f"error: {output}: {message}\n")
+    assert ((full / "mine.txt").read_text(), file.read_text()) == ("mine", "mine")
+    code, _, err = run_verb(export, "--checkpoint", path, "--output", file / "new", "--format", kind)
+    assert (code, err.count("\n")) == (2, 1)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "full", "x.pt"]
+    code, _, err = run_verb(export, "--checkpoint", tmp_path / "no.pt", "--output", tmp_path / "new", "--format", kind)
+    assert (code, err) == (2, f"error: {tmp_path / 'no.pt'}: no such file. Check the path\n")
+
+
+def test_a_pipeline_needs_the_packages_of_onnx(tmp_path, run_verb, monkeypatch):
+    monkeypatch.setattr(network_file, "is_installed", lambda name: name != "onnxscript")
+    path, output = write_checkpoint(tmp_path / "x.pt"), tmp_path / "new"
+    code, _, err = run_verb(export, "--checkpoint", path, "--output", output, "--format", "pipeline")
+    assert (code, err) == (2, f"error: {output}: onnxscript is not installed. pip install 'vnet_fast[onnx]'\n")
+
+
+def test_a_bundle_that_differs_is_not_written(tmp_path, run_verb, monkeypatch):
+    path, output = write_checkpoint(tmp_path / "x.pt"), tmp_path / "new"
+    monkeypatch.setattr(bundle.vnet.Stage, "forward", lambda self, x, residual: self.layers[0](x))
+    code, out, err = run_verb(export, "--checkpoint", path, "--output", output, "--format", "monai")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {output}: not written, its logits would be ")
+    assert not output.exists()
+
+
+def test_an_empty_folder_is_used(tmp_path, run_verb):
+    path, output = write_checkpoint(tmp_path / "x.pt"), tmp_path / "new"
+    output.mkdir()
+    assert run_verb(export, "--checkpoint", path, "--output", output, "--format", "monai")[0] == 0
+    assert (output / "LICENSE").exists()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["new", "x.pt"]

@@ -1,0 +1,1 @@
+"""The parts of a MONAI bundle that MONAI lacks: the network, its grid, its windows."""
