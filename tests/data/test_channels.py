@@ -78,8 +78,9 @@ def test_a_missing_channel_is_named(tmp_path):
 def test_each_channel_is_normalised_by_itself(tmp_path, joined):
     arrays = write_channels(tmp_path, "A", channels=3, joined=joined)
     (case,) = find_cases(tmp_path)
-    image, _, prepared = read_case(case, SPACING, SIZE)
-    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), arrays[0])
+    images, _, prepared = read_case(case, SPACING, SIZE)
+    for image, array in zip(images, arrays, strict=True):
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(image), array)
     assert prepared.channels == 3
     assert prepared.shape == arrays[0].shape
     for number, array in enumerate(arrays):

@@ -31,11 +31,13 @@ SPACING, SIZE = (1.5, 1.5, 2.0), (16, 16, 16)
 
 @pytest.mark.parametrize("topology", ["paper", "caffe"])
 @pytest.mark.parametrize("norm", [None, "instance", "group"])
-@pytest.mark.parametrize(("channels", "levels", "kernel"), [(1, 5, 3), (3, 2, 5)])
-def test_the_plain_network_is_ours(topology, norm, channels, levels, kernel):
+@pytest.mark.parametrize(
+    ("channels", "levels", "kernel", "halvings"), [(1, 5, 3, None), (3, 2, 5, None), (1, 4, 3, (1, 3, 2))]
+)
+def test_the_plain_network_is_ours(topology, norm, channels, levels, kernel, halvings):
     torch.manual_seed(0)
-    model = VNet(channels, 3, 4, topology, norm, levels, kernel).eval()
-    plain = vnet.VNet(channels, 3, 4, topology, norm, levels, kernel).eval()
+    model = VNet(channels, 3, 4, topology, norm, levels, kernel, halvings).eval()
+    plain = vnet.VNet(channels, 3, 4, topology, norm, levels, kernel, halvings).eval()
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim == 1:

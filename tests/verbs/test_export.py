@@ -25,10 +25,10 @@ def needs_onnx():
         pytest.importorskip(name, reason=f"{name} is not installed")
 
 
-def network(topology, norm=None, levels=5):
+def network(topology, norm=None, levels=5, halvings=None):
     """A network whose every weight makes a difference, slopes and biases too."""
     torch.manual_seed(1)
-    model = VNet(base_channels=2, num_classes=3, topology=topology, norm=norm, levels=levels).eval()
+    model = VNet(base_channels=2, num_classes=3, topology=topology, norm=norm, levels=levels, halvings=halvings).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim == 1:
@@ -139,7 +139,8 @@ def test_onnx_gives_the_networks_logits(tmp_path, trained, run_verb, topology):
 def test_networks_with_norm(tmp_path, norm, suffix):
     if suffix == ".onnx":
         needs_onnx()
-    model = network("paper", norm, levels=2)
+    # of which not every step halves every axis
+    model = network("paper", norm, levels=3, halvings=(1, 2, 2))
     for name, value in model.named_buffers():
         value.uniform_(0.5, 2) if name.endswith("var") else value.normal_()
     model.requires_grad_(False)

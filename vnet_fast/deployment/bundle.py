@@ -62,6 +62,7 @@ def export(model: VNet, task: Task, path: Path) -> str:
         "norm": model.norm,
         "levels": model.levels,
         "kernel_size": model.kernel_size,
+        "halvings": None if model.halvings is None else list(model.halvings),
     }
     plain = vnet.VNet(**architecture).eval().requires_grad_(False)
     weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}

@@ -18,6 +18,7 @@ def about(model: VNet, task: Task) -> dict[str, str]:
         "topology": model.topology,
         "levels": str(model.levels),
         "kernel_size": str(model.kernel_size),
+        "halvings": "" if model.halvings is None else " ".join(map(str, reversed(model.halvings))),
         "spacing": " ".join(f"{s:g}" for s in task.spacing),
         "volume": " ".join(map(str, task.size)),
         "classes": str(model.num_classes),

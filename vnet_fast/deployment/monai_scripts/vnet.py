@@ -5,6 +5,7 @@ Source:
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -91,6 +92,7 @@ class VNet(nn.Module):
         norm: None, `instance` or `group`.
         levels: resolutions.
         kernel_size: of the stages' convolutions.
+        halvings: along (D, H, W), how many of the steps to the next resolution halve it, the last ones; None: all.
     """
 
     def __init__(
@@ -102,10 +104,14 @@ class VNet(nn.Module):
         norm: str | None = None,
         levels: int = 5,
         kernel_size: int = 5,
+        halvings: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         left, right, wide_head = TOPOLOGIES[topology]
-        self.in_channels, self.base_channels, self.multiple = in_channels, base_channels, 2 ** (levels - 1)
+        self.in_channels, self.base_channels = in_channels, base_channels
+        counts = halvings or (levels - 1,) * 3
+        self.multiples = [2**count for count in counts]
+        strides = [tuple(2 if levels - 1 - step <= count else 1 for count in counts) for step in range(levels - 1)]
         width = [base_channels * 2**level for level in range(levels)]
         bias = norm is None
         self.left = nn.ModuleList(
@@ -113,13 +119,14 @@ class VNet(nn.Module):
             for level in range(levels)
         )
         self.down = nn.ModuleList(
-            Activated(nn.Conv3d(width[level], width[level + 1], 2, 2, bias=bias), norm) for level in range(levels - 1)
+            Activated(nn.Conv3d(width[level], width[level + 1], stride, stride, bias=bias), norm)
+            for level, stride in enumerate(strides)
         )
         skipped = width[-2::-1]
         entering = [width[-1], *(2 * channels for channels in skipped[:-1])]
         self.up = nn.ModuleList(
-            Activated(nn.ConvTranspose3d(source, skip, 2, 2, bias=bias), norm)
-            for source, skip in zip(entering, skipped, strict=True)
+            Activated(nn.ConvTranspose3d(source, skip, stride, stride, bias=bias), norm)
+            for source, skip, stride in zip(entering, skipped, reversed(strides), strict=True)
         )
         self.right = nn.ModuleList(
             Stage(2 * skip, 2 * skip, count, kernel_size, norm)
@@ -132,8 +139,8 @@ class VNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, out_channels, D, H, W) of (N, in_channels, D, H, W); the shape is padded to what halves evenly."""
         shape, pads = x.shape[2:], []
-        for length in reversed(shape):
-            missing = -length % self.multiple
+        for length, multiple in zip(reversed(shape), reversed(self.multiples), strict=True):
+            missing = -length % multiple
             pads += [missing // 2, missing - missing // 2]
         x = F.pad(x, pads)
         # the input is added to the first stage's output, repeated over its channels
