@@ -107,15 +107,16 @@ class VNet(nn.Module):
         halvings: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        left, right, wide_head = TOPOLOGIES[topology]
+        left_path, right_path, wide_head = TOPOLOGIES[topology]
         self.in_channels, self.base_channels = in_channels, base_channels
-        counts = halvings or (levels - 1,) * 3
-        self.multiples = [2**count for count in counts]
-        strides = [tuple(2 if levels - 1 - step <= count else 1 for count in counts) for step in range(levels - 1)]
+        d, h, w = halvings or (levels - 1,) * 3
+        self.multiples = [2**d, 2**h, 2**w]
+        # of the steps left, the last ones halve an axis
+        strides = [(1 + (left <= d), 1 + (left <= h), 1 + (left <= w)) for left in range(levels - 1, 0, -1)]
         width = [base_channels * 2**level for level in range(levels)]
         bias = norm is None
         self.left = nn.ModuleList(
-            Stage(width[level] if level else in_channels, width[level], left[level], kernel_size, norm)
+            Stage(width[level] if level else in_channels, width[level], left_path[level], kernel_size, norm)
             for level in range(levels)
         )
         self.down = nn.ModuleList(
@@ -130,7 +131,7 @@ class VNet(nn.Module):
         )
         self.right = nn.ModuleList(
             Stage(2 * skip, 2 * skip, count, kernel_size, norm)
-            for skip, count in zip(skipped, right[-(levels - 1) :], strict=True)
+            for skip, count in zip(skipped, right_path[-(levels - 1) :], strict=True)
         )
         last = 2 * base_channels
         self.wide_head = full(last, out_channels, kernel_size, norm) if wide_head else nn.Identity()
