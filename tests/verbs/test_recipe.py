@@ -16,6 +16,7 @@ from tests.training.test_resume import assert_equal
 from vnet_fast import train
 from vnet_fast.data import training_data
 from vnet_fast.devices import HOST
+from vnet_fast.errors import InputError
 from vnet_fast.run import checkpoint
 from vnet_fast.run.configuration import stored_config
 from vnet_fast.run.configure import configure
@@ -90,6 +91,14 @@ def test_the_fast_recipe_halves_a_coarse_axis_less_often(spacing, volume, levels
     config = configure({"data": "x", "recipe": "fast", "volume": volume, "spacing": spacing})
     assert (config.levels, config.halvings) == (levels, halvings)
     assert configure({"data": "x", "volume": (64, 64, 64), "spacing": spacing}).halvings is None
+
+
+@pytest.mark.parametrize("recipe", ["paper", "fast"])
+def test_levels_follow_from_halvings(recipe):
+    config = configure({"data": "x", "recipe": recipe, "halvings": [2, 2, 1]})
+    assert (config.levels, config.halvings) == (3, (2, 2, 1))
+    with pytest.raises(InputError, match="--halvings: must be from 0 to 3, the steps of 4 levels"):
+        configure({"data": "x", "recipe": recipe, "halvings": [2, 2, 1], "levels": 4})
 
 
 def test_without_data_it_learns_by_the_fast_recipe():

@@ -9,7 +9,7 @@ from vnet_fast.devices import HOST, choose_precision, default_precision, find_de
 from vnet_fast.errors import InputError
 from vnet_fast.run.configuration import ALL, FREE_ON_RESUME, Config, check_memory, check_settings, stored_config
 from vnet_fast.run.initial import inherited_settings
-from vnet_fast.run.recipes import FAST, PAPER, demonstration, settings_of
+from vnet_fast.run.recipes import FAST, PAPER, demonstration, settings_of, with_levels
 
 
 def configure(given: dict[str, Any]) -> Config:
@@ -42,7 +42,7 @@ def _new(given: dict[str, Any]) -> Config:
             settings.pop("val_every", None)
     if given.get("init"):
         settings |= inherited_settings(given["init"], given)
-    settings |= given
+    settings |= given if given.get("init") else with_levels(given)
     volume, spacing = settings.get("volume", Config.volume), settings.get("spacing", Config.spacing)
     of_recipe = settings_of(settings["recipe"], volume, spacing, device, settings.get("levels"))
     config = Config(**{**of_recipe, **settings})

@@ -41,7 +41,8 @@ def inherited_settings(path: str, given: dict[str, Any]) -> dict[str, Any]:
     # x y z, as options are
     settings["halvings"] = tuple(reversed(settings["halvings"] or (settings["levels"] - 1,) * 3))
     for name, value in settings.items():
-        if given.get(name, value) != value:
+        asked = given.get(name, value)
+        if (tuple(asked) if isinstance(asked, list) else asked) != value:
             flag = "--" + name.replace("_", "-")
             raise InputError(flag, f"is {given[name]} here and {value} in {path}", "Leave it out")
     # weights that are not numbers are found here, before anything is written

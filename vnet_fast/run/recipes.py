@@ -75,6 +75,14 @@ def halvings_of(levels: int, spacing: Sequence[float]) -> tuple[int, ...]:
     return tuple(max(0, levels - 1 - count) for count in skipped)
 
 
+def with_levels(given: dict[str, Any]) -> dict[str, Any]:
+    """Options with the levels that follow from their halvings, if they have only these."""
+    if not given.get("halvings") or given.get("levels") is not None:
+        return given
+    levels = max(given["halvings"]) + 1
+    return {**given, "levels": levels} if MIN_LEVELS <= levels <= LEVELS else given
+
+
 def multiples_of(levels: int, spacing: Sequence[float]) -> tuple[int, ...]:
     """What the lengths of a volume of a spacing must be multiples of, so that nothing is padded."""
     return tuple(DOWN_FACTOR**count for count in halvings_of(levels, spacing))

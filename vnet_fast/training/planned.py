@@ -18,7 +18,7 @@ from vnet_fast.run.configuration import Config
 from vnet_fast.run.grid_options import check_grid_options
 from vnet_fast.run.initial import inherited_settings
 from vnet_fast.run.memory import Load
-from vnet_fast.run.recipes import CPU_CHANNELS, FAST, PAPER, fitting_levels, multiples_of
+from vnet_fast.run.recipes import CPU_CHANNELS, FAST, PAPER, fitting_levels, multiples_of, with_levels
 
 GRID = ("spacing", "volume")
 # the options that say what labels stand for
@@ -73,7 +73,7 @@ def _is_auto(value: object) -> bool:
 
 
 def _plan(given: dict[str, Any], data: str) -> Plan:
-    device = find_device(given.get("device", Config.device))
+    given, device = with_levels(given), find_device(given.get("device", Config.device))
     settings = {name: given[name] for name in CLASSES if name in given}
     classes = Classes.of(Config(**settings))
     geometries = find_geometries(pair_cases(data, given.get("labels"))[0], classes)
