@@ -90,8 +90,9 @@ def write_volumes(folder, channels):
 
 def assert_same_masks(ours, theirs):
     """All masks have the grid of ours and a Dice of at least 0.999 for every label; labels are not trivial."""
-    names = sorted(path.name for path in ours.iterdir())
-    assert names == sorted(path.name for path in theirs.iterdir())
+    # beside them, predict writes the colours of the labels for ITK-SNAP
+    names = sorted(path.name for path in ours.glob("*.nii.gz"))
+    assert names == sorted(path.name for path in theirs.glob("*.nii.gz"))
     found = set()
     for name in names:
         a, b = (sitk.ReadImage(str(folder / name)) for folder in (ours, theirs))
@@ -110,7 +111,10 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize(("channels", "regions", "patches"), KINDS)
+@pytest.mark.parametrize(
+    ("channels", "regions", "patches"),
+    [pytest.param(*KINDS[0].values, id=KINDS[0].id, marks=pytest.mark.exhaustive), KINDS[1]],
+)
 def test_a_pipeline_writes_the_masks_of_predict(tmp_path, run_verb, channels, regions, patches):
     needs_onnx()
     path = write_checkpoint(tmp_path / "x.pt", channels, regions, patches)
@@ -133,6 +137,7 @@ def test_a_pipeline_writes_the_masks_of_predict(tmp_path, run_verb, channels, re
         assert_same_masks(ours, theirs)
 
 
+@pytest.mark.exhaustive
 def test_the_messages_of_a_pipeline(tmp_path, run_verb):
     """Bad input is one line each, and the other volumes are segmented."""
     needs_onnx()
@@ -204,6 +209,7 @@ def test_what_a_bundle_says(tmp_path, run_verb, channels, regions, patches):
     assert list(pred["channel_def"].values()) == (["ball", "right"] if regions else ["background", "left", "right"])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("channels", "regions", "patches"), KINDS)
 def test_the_network_of_a_bundle(tmp_path, run_verb, channels, regions, patches):
     """MONAI builds it, loads its weights, and finds the shapes that `metadata.json` says, without this package."""
