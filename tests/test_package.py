@@ -256,6 +256,7 @@ def test_an_unknown_command_is_one_line(capsys):
     )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of pipes and /dev/full")
 def test_the_list_of_commands_bears_a_closed_pipe_and_a_full_disk(tmp_path):
     reader, writer = os.pipe()

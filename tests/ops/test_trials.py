@@ -160,6 +160,7 @@ def test_a_trial_within_a_context_is_as_outside(context):
         assert trials.run("add_prelu", CPU) == ""
 
 
+@pytest.mark.exhaustive
 def test_a_device_without_a_number_is_tried_once_and_does_not_wait_for_itself(tmp_path):
     """A GPU may be named `cuda`, while its tensors are on `cuda:0`; here a CPU is named otherwise than its tensors."""
     code = f"""

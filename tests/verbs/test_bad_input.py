@@ -99,6 +99,7 @@ def test_nothing_else_is_reported_or_written(folder, trained):
     assert all(entry.suffix == ".npz" for entry in entries)
 
 
+@pytest.mark.exhaustive
 def test_check_reports_the_same(folder, trained, tmp_path):
     result = run_program("train", "--data", folder, "--check", *TINY, home=tmp_path)
     assert result.code == 2

@@ -118,6 +118,7 @@ def test_resume_refuses_what_would_make_another_run(cases, tmp_path, run_verb):
     assert "last.pt: damaged, or not a checkpoint" in err
 
 
+@pytest.mark.exhaustive
 def test_workers_and_resume_give_the_same_run(cases, tmp_path, run_verb):
     """Batches made ahead, by other processes and from the middle of a run on, are those made in the step."""
     common = ["--data", cases, *TINY, "--folds", 3, "--iterations", 6]
