@@ -167,6 +167,9 @@ def test_several_series(tmp_path, run_verb, network):
         ("series", ["out", "--segments", "x.toml"], "--segments: given without an output as DICOM Segmentations"),
         ("series", ["series/mask.dcm"], "mask.dcm: would lie among the slices of a series"),
         ("series", ["series", "--dicom-seg"], "series.dcm: would lie among the slices of a series"),
+        ("series", ["series"], "series.nii.gz: would lie among the slices of a series"),
+        ("series", ["series/mask.nrrd"], "mask.nrrd: would lie among the slices of a series"),
+        ("x.nii", ["series"], "x.nii: would lie among the slices of a series"),
         ("series", ["mask.dcm", "--segments", "missing.toml"], "missing.toml: no such file"),
         ("series", ["mask.dcm", "--segments", "x.toml"], "x.toml: 'gland' is no class of the network. Choose from"),
     ],
@@ -340,8 +343,10 @@ def test_the_interface_writes_the_same_file(tmp_path, run_verb, network):
     theirs, ours = (pydicom.dcmread(tmp_path / name) for name in ("mask.dcm", "ours.dcm"))
     assert ours.PixelData == theirs.PixelData
     assert [segment.SegmentLabel for segment in ours.SegmentSequence] == ["Gland", "lesion"]
-    with pytest.raises(InputError, match="would lie among the slices of a series"):
-        result.save(source / "mask.dcm")
+    for write in (result.save, result.save_entropy):
+        for name in ("mask.dcm", "mask.nii.gz"):
+            with pytest.raises(InputError, match=r"would lie among the slices of a series\. Choose another path"):
+                write(source / name)
     volume = write_case(tmp_path, "case", suffix=".nii.gz")[0]
     with pytest.raises(InputError, match="not a DICOM series, and only a series has a DICOM Segmentation"):
         Segmenter.load(model, device="cpu")(volume).save(tmp_path / "other.dcm")
