@@ -133,6 +133,21 @@ def test_codes_and_probabilities(tmp_path, run_verb, network):
         np.testing.assert_allclose(frame / 255, sitk.GetArrayFromImage(image)[index], atol=0.5 / 255 + 1e-5)
 
 
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_the_calibration_of_a_fractional_segmentation_is_not_measured(tmp_path, run_verb, network, kind):
+    model, source = network(["prostate", "lesion"]), write_scan(tmp_path / "A")
+    assert run(run_verb, model, source, tmp_path / "out" / "A.dcm", "--probabilities")[0] == 0
+    assert run(run_verb, model, source, tmp_path / "labels" / "A.nii.gz")[0] == 0
+    files = [tmp_path / "out", tmp_path / "labels"]
+    if kind == "file":
+        files = [files[0] / "A.dcm", files[1] / "A.nii.gz"]
+    code, _, err = run_verb(evaluate, "--predictions", files[0], "--labels", files[1], "--calibration")
+    assert code == 2
+    assert "A.dcm: the probabilities beside it are a DICOM Segmentation (A_probability.dcm), which is not read" in err
+    assert "Predict without --dicom-seg" in err
+    assert err.count("\n") == 1
+
+
 def test_several_series(tmp_path, run_verb, network):
     model, folder = network(), tmp_path / "in"
     for number, name in enumerate(("A", "B")):
