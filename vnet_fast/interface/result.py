@@ -19,7 +19,7 @@ from vnet_fast.interface.picture import draw
 from vnet_fast.io import writing
 from vnet_fast.io.dicom_seg_writing import read_slices
 from vnet_fast.io.grid import Grid
-from vnet_fast.prediction.dicom_output import of_series, wants_dicom
+from vnet_fast.prediction.dicom_output import of_series, segment_titles, wants_dicom
 from vnet_fast.prediction.plan import check_not_among_slices, check_nothing_is_replaced, check_series
 from vnet_fast.prediction.segmentation import Segmentation
 from vnet_fast.prediction.segments import read_segments
@@ -125,7 +125,8 @@ class Result:
         check_series([(self.files, target)])
         given = None if segments is None else os.fspath(segments)
         titles = {number: self._title(name) for number, (name, _) in enumerate(self._structures(), start=1)}
-        return of_series(self.segmentation, read_slices(self.files[0]), read_segments(given, titles))
+        described = read_segments(given, segment_titles(titles, self.segmentation.regions))
+        return of_series(self.segmentation, read_slices(self.files[0]), described)
 
     @staticmethod
     def _title(name: str | int) -> str:
