@@ -17,7 +17,7 @@ from vnet_fast.interface.segmenter import Segmenter
 from vnet_fast.io.probabilities import ENTROPY, probability_endings
 from vnet_fast.io.writing import sweep_unfinished
 from vnet_fast.ops.cpu_convolution_choice import description
-from vnet_fast.prediction.dicom_output import segment_series, wants_dicom
+from vnet_fast.prediction.dicom_output import segment_series, segment_titles, wants_dicom
 from vnet_fast.prediction.label_descriptions import write_descriptions
 from vnet_fast.prediction.networks import load_networks
 from vnet_fast.prediction.plan import plan
@@ -89,7 +89,8 @@ def main(given: dict[str, Any]) -> int:
     check_order(config.input, task.channels)
     endings = [] if as_dicom or not config.probabilities else probability_endings(len(networks.titles))
     endings += [ENTROPY] if config.entropy else []
-    segments = read_segments(config.segments, networks.titles) if as_dicom else ()
+    titles = segment_titles(networks.titles, task.regions)
+    segments = read_segments(config.segments, titles) if as_dicom else ()
     several = len(task.channels) > 1
     pairs = plan(config.input, config.output, only, several, endings, as_dicom)
     folder = make_folder(pairs[0][1].parent, "Choose another --output")

@@ -461,6 +461,24 @@ def test_a_package_that_is_missing(written, series, monkeypatch):
         volumes.read_mask(path)
 
 
+@pytest.mark.parametrize("number", ["-3", "0", "2147483647", ""])
+def test_any_number_of_a_series(tmp_path, number):
+    folder = write_series(tmp_path / "series", make_volume(), x00200011=number)
+    path = write_segmentation(tmp_path / "mask.dcm", folder, make_labels())
+    assert 1 <= pydicom.dcmread(path).SeriesNumber < 2**31
+
+
+@pytest.mark.parametrize("given", [{}, {"SliceThickness": ""}], ids=["missing", "empty"])
+def test_slices_without_a_thickness(tmp_path, given):
+    """Their distance takes its place."""
+    folder = write_series(tmp_path / "series", make_volume())
+    for file in folder.iterdir():
+        changed(file, lambda header: (header.pop("SliceThickness"), header.update(given)))
+    path = write_segmentation(tmp_path / "mask.dcm", folder, make_labels())
+    shared = pydicom.dcmread(path).SharedFunctionalGroupsSequence[0]
+    assert float(shared.PixelMeasuresSequence[0].SliceThickness) == pytest.approx(2.5)
+
+
 def test_series_of_which_none_can_be_written(tmp_path):
     folder = write_series(tmp_path / "series", make_volume(), frame_of_reference=None)
     with pytest.raises(InputError, match=r"000\.dcm: lacks FrameOfReferenceUID, to which a DICOM Segm"):

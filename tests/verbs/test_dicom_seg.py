@@ -13,7 +13,7 @@ pytest.importorskip("highdicom", reason="highdicom is not installed")
 from tests.io.dicom_slices import write_series  # noqa: E402
 from tests.io.segmentation_files import decode, masks_on, write_segmentation  # noqa: E402
 from tests.volumes import make_image, write_case  # noqa: E402
-from vnet_fast import Segmenter, VNet, evaluate, plotting, predict, report, train  # noqa: E402
+from vnet_fast import Segmenter, VNet, evaluate, evaluate_masks, plotting, predict, report, train  # noqa: E402
 from vnet_fast.errors import InputError  # noqa: E402
 from vnet_fast.io import volumes  # noqa: E402
 from vnet_fast.io.grid import Grid  # noqa: E402
@@ -107,6 +107,77 @@ def test_regions_may_overlap(tmp_path, run_verb, network):
     assert "mask.dcm: segments 1 (whole) and 2 (core) overlap" in err
 
 
+def test_regions_of_one_label_have_its_number(tmp_path, run_verb, network):
+    """So that a segmentation is measured like the mask of labels."""
+    model, source = network(regions=[("back", (2,)), ("front", (1,))]), write_scan(tmp_path / "series")
+    (tmp_path / "segments.toml").write_text('[2]\ndescription = "behind"\n')
+    options = "--probabilities", "--segments", tmp_path / "segments.toml"
+    assert run(run_verb, model, source, tmp_path / "mask.nii.gz", "--probabilities")[0] == 0
+    assert run(run_verb, model, source, tmp_path / "mask.dcm", *options)[0] == 0
+    Segmenter.load(model, device="cpu")(source).save(tmp_path / "ours.dcm", tmp_path / "segments.toml")
+    mask = sitk.ReadImage(str(tmp_path / "mask.nii.gz"))
+    labels = sitk.GetArrayFromImage(mask)
+    assert set(np.unique(labels)) == {0, 1, 2}
+    for name in ("mask.dcm", "ours.dcm"):
+        said = pydicom.dcmread(tmp_path / name)
+        assert [item.SegmentLabel for item in said.SegmentSequence] == ["front", "back"]
+        assert said.SegmentSequence[1].SegmentDescription == "behind"
+        for number, voxels in masks_on(said, mask).items():
+            np.testing.assert_array_equal(voxels, labels == number)
+        for regions in (None, ["back: 2", "front: 1"]):
+            table = evaluate_masks(tmp_path / name, tmp_path / "mask.nii.gz", regions=regions)
+            assert [row["dice"] for row in table] == [1, 1]
+    fractional = pydicom.dcmread(tmp_path / "mask_probability.dcm")
+    assert [item.SegmentLabel for item in fractional.SegmentSequence] == ["front", "back"]
+    # `front` is the second output of the network, and the file of the second region
+    front = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "mask_probability_2.nii.gz")))
+    frame, group = fractional.pixel_array[0], fractional.PerFrameFunctionalGroupsSequence[0]
+    position = [float(value) for value in group.PlanePositionSequence[0].ImagePositionPatient]
+    assert group.SegmentIdentificationSequence[0].ReferencedSegmentNumber == 1
+    np.testing.assert_allclose(frame / 255, front[mask.TransformPhysicalPointToIndex(position)[2]], atol=0.01)
+
+
+def test_regions_of_several_labels_are_not_measured_by_their_numbers(tmp_path, run_verb, network):
+    model, source = network(regions=[("inner", (3,)), ("outer", (1, 2))]), write_scan(tmp_path / "series")
+    for name in ("mask.nii.gz", "mask.dcm"):
+        assert run(run_verb, model, source, tmp_path / name)[0] == 0
+    pair = "--predictions", tmp_path / "mask.dcm", "--labels", tmp_path / "mask.nii.gz"
+    code, _, err = run_verb(evaluate, *pair, "--regions", "inner: 3", "outer: 1 2")
+    assert code == 2
+    assert "mask.dcm: its segment 1 is inner, and inner is label 3. Name a mask of labels" in err
+    assert "its segment 2 is outer" not in err
+
+
+@pytest.mark.parametrize("named_by", ["segments", "dataset.json", "regions"])
+@pytest.mark.parametrize("names", [("left", "RIGHT"), ("right", "left"), ("other", "left"), ("one", "two")], ids=str)
+def test_segments_are_what_they_are_called(tmp_path, run_verb, named_by, names):
+    series = write_scan(tmp_path / "A")
+    labels = np.zeros((12, 17, 19), np.uint8)
+    labels[3:8, 4:9, 4:9], labels[3:8, 4:9, 9:15] = 1, 2
+    for folder in ("predicted", "labels"):
+        (tmp_path / folder).mkdir()
+    write_segmentation(tmp_path / "predicted" / "A.dcm", series, labels, names)
+    if named_by == "segments":
+        write_segmentation(tmp_path / "labels" / "A.dcm", series, labels, ("left", "right"))
+    else:
+        sitk.WriteImage(Grid.of(volumes.read_image(series)).image_from(labels), str(tmp_path / "labels" / "A.nii"))
+    if named_by == "dataset.json":
+        (tmp_path / "labels" / "dataset.json").write_text('{"labels": {"background": 0, "left": 1, "right": 2}}')
+    more = ["--regions", "right: 2", "left: 1"] if named_by == "regions" else []
+    pair = "--predictions", tmp_path / "predicted", "--labels", tmp_path / "labels"
+    code, out, err = run_verb(evaluate, *pair, *more)
+    if "left" in names[1:]:
+        assert code == 2
+        number, name, label = (2, "left", 1) if names[0] == "other" else (1, "right", 2)
+        assert f"A.dcm: its segment {number} is {name}, and {name} is label {label}. Name a mask of labels" in err
+        assert err.count("\n") == 1
+    else:
+        assert code == 0, err
+        assert "1.000" in out
+    # one foreground has no names
+    assert run_verb(evaluate, *pair, "--binary")[0] == 0
+
+
 def test_codes_and_probabilities(tmp_path, run_verb, network):
     model, source = network(["prostate", "lesion"]), write_scan(tmp_path / "series")
     (tmp_path / "segments.toml").write_text(SEGMENTS)
@@ -131,6 +202,21 @@ def test_codes_and_probabilities(tmp_path, run_verb, network):
         position = [float(value) for value in group.PlanePositionSequence[0].ImagePositionPatient]
         index = image.TransformPhysicalPointToIndex(position)[2]
         np.testing.assert_allclose(frame / 255, sitk.GetArrayFromImage(image)[index], atol=0.5 / 255 + 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_the_calibration_of_a_fractional_segmentation_is_not_measured(tmp_path, run_verb, network, kind):
+    model, source = network(["prostate", "lesion"]), write_scan(tmp_path / "A")
+    assert run(run_verb, model, source, tmp_path / "out" / "A.dcm", "--probabilities")[0] == 0
+    assert run(run_verb, model, source, tmp_path / "labels" / "A.nii.gz")[0] == 0
+    files = [tmp_path / "out", tmp_path / "labels"]
+    if kind == "file":
+        files = [files[0] / "A.dcm", files[1] / "A.nii.gz"]
+    code, _, err = run_verb(evaluate, "--predictions", files[0], "--labels", files[1], "--calibration")
+    assert code == 2
+    assert "A.dcm: the probabilities beside it are a DICOM Segmentation (A_probability.dcm), which is not read" in err
+    assert "Predict without --dicom-seg" in err
+    assert err.count("\n") == 1
 
 
 def test_several_series(tmp_path, run_verb, network):
@@ -167,6 +253,9 @@ def test_several_series(tmp_path, run_verb, network):
         ("series", ["out", "--segments", "x.toml"], "--segments: given without an output as DICOM Segmentations"),
         ("series", ["series/mask.dcm"], "mask.dcm: would lie among the slices of a series"),
         ("series", ["series", "--dicom-seg"], "series.dcm: would lie among the slices of a series"),
+        ("series", ["series"], "series.nii.gz: would lie among the slices of a series"),
+        ("series", ["series/mask.nrrd"], "mask.nrrd: would lie among the slices of a series"),
+        ("x.nii", ["series"], "x.nii: would lie among the slices of a series"),
         ("series", ["mask.dcm", "--segments", "missing.toml"], "missing.toml: no such file"),
         ("series", ["mask.dcm", "--segments", "x.toml"], "x.toml: 'gland' is no class of the network. Choose from"),
     ],
@@ -340,8 +429,10 @@ def test_the_interface_writes_the_same_file(tmp_path, run_verb, network):
     theirs, ours = (pydicom.dcmread(tmp_path / name) for name in ("mask.dcm", "ours.dcm"))
     assert ours.PixelData == theirs.PixelData
     assert [segment.SegmentLabel for segment in ours.SegmentSequence] == ["Gland", "lesion"]
-    with pytest.raises(InputError, match="would lie among the slices of a series"):
-        result.save(source / "mask.dcm")
+    for write in (result.save, result.save_entropy):
+        for name in ("mask.dcm", "mask.nii.gz"):
+            with pytest.raises(InputError, match=r"would lie among the slices of a series\. Choose another path"):
+                write(source / name)
     volume = write_case(tmp_path, "case", suffix=".nii.gz")[0]
     with pytest.raises(InputError, match="not a DICOM series, and only a series has a DICOM Segmentation"):
         Segmenter.load(model, device="cpu")(volume).save(tmp_path / "other.dcm")

@@ -1,5 +1,6 @@
 """Compares predicted masks with reference masks: what `evaluate` and `evaluate_masks` have in common."""
 
+import itertools
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vnet_fast.data import cases
-from vnet_fast.data.classes import Classes
+from vnet_fast.data.classes import Classes, foreground
 from vnet_fast.errors import InputError
 from vnet_fast.evaluation import tables
 from vnet_fast.evaluation.classes import labels_in
@@ -15,6 +16,7 @@ from vnet_fast.evaluation.comparison import Comparison, check_same_cases, compar
 from vnet_fast.evaluation.evaluation import Evaluation, Pair, evaluate, names_of
 from vnet_fast.evaluation.probabilities import calibrate
 from vnet_fast.evaluation.score import Observer, read_observer
+from vnet_fast.evaluation.segment_names import check_names
 from vnet_fast.interface.options import PathLike
 from vnet_fast.progress import quiet, warn
 from vnet_fast.regions import parse_regions
@@ -94,6 +96,8 @@ def measure(
         InputErrors: for all masks that can't be compared.
     """
     classes = settings.classes([*(reference for _, _, reference in sets.pairs[0]), *sets.unpredicted[0]])
+    if not classes.binary:
+        check_names(itertools.chain(*sets.pairs), foreground(classes.declared), classes.regions)
     needed = not (classes.binary or classes.regions or classes.declared)
     # labels of references that have no prediction belong to the data set too
     known = labels_in(sets.unpredicted[0]) - {classes.ignored} if needed else set()

@@ -19,8 +19,8 @@ from vnet_fast.interface.picture import draw
 from vnet_fast.io import writing
 from vnet_fast.io.dicom_seg_writing import read_slices
 from vnet_fast.io.grid import Grid
-from vnet_fast.prediction.dicom_output import of_series, wants_dicom
-from vnet_fast.prediction.plan import check_nothing_is_replaced, check_series
+from vnet_fast.prediction.dicom_output import of_series, segment_titles, wants_dicom
+from vnet_fast.prediction.plan import check_not_among_slices, check_nothing_is_replaced, check_series
 from vnet_fast.prediction.segmentation import Segmentation
 from vnet_fast.prediction.segments import read_segments
 
@@ -111,7 +111,7 @@ class Result:
             segments: TOML file with codes, colours and more of the classes for a DICOM Segmentation.
 
         Raises:
-            InputError: if it can't be written, or would replace the volume.
+            InputError: if it can't be written, would replace the volume, or lie among the slices of a series.
         """
         wants_segmentation = wants_dicom(os.fspath(path), False, None if segments is None else os.fspath(segments))
         target = self._writable(path)
@@ -125,7 +125,8 @@ class Result:
         check_series([(self.files, target)])
         given = None if segments is None else os.fspath(segments)
         titles = {number: self._title(name) for number, (name, _) in enumerate(self._structures(), start=1)}
-        return of_series(self.segmentation, read_slices(self.files[0]), read_segments(given, titles))
+        described = read_segments(given, segment_titles(titles, self.segmentation.regions))
+        return of_series(self.segmentation, read_slices(self.files[0]), described)
 
     @staticmethod
     def _title(name: str | int) -> str:
@@ -135,7 +136,7 @@ class Result:
         """Writes the entropy as float32.
 
         Raises:
-            InputError: if it can't be written, or would replace the volume.
+            InputError: if it can't be written, would replace the volume, or lie among the slices of a series.
         """
         writing.write(self.entropy, self.segmentation.grid, self._writable(path))
 
@@ -144,6 +145,7 @@ class Result:
         target = Path(path)
         try:
             check_nothing_is_replaced(self.files, [target])
+            check_not_among_slices([target])
         except InputError as error:
             raise InputError(error.subject, error.cause, WHERE) from None
         make_folder(target.parent, WHERE)

@@ -159,11 +159,16 @@ def _make(voxels: NDArray[Any], grid: Grid, slices: Sequence[Any], segments: Seq
             item.SegmentDescription = segment.description
         described.append(item)
     x, y, gap = grid.spacing
+    thickness = float(first.get("SliceThickness") or gap)
+    for header in slices:
+        # highdicom takes it from there, whatever measures it is given
+        if not header.get("SliceThickness"):
+            header.SliceThickness = f"{thickness:.10g}"
     return Segmentation(
         slices, voxels, "FRACTIONAL" if is_fractional else "BINARY", described,
         series_instance_uid=highdicom.UID(),
-        # a number that a study's own series seldom have
-        series_number=min(int(first.get("SeriesNumber") or 0) * 100 + 1 + is_fractional, MAX_SERIES_NUMBER),
+        # a number that a study's own series seldom have, and above 0
+        series_number=min(max(0, int(first.get("SeriesNumber") or 0)) * 100 + 1 + is_fractional, MAX_SERIES_NUMBER),
         sop_instance_uid=highdicom.UID(), instance_number=1, max_fractional_value=LEVELS,
         manufacturer=maker.name, manufacturer_model_name=maker.name, software_versions=maker.version,
         # an empty segmentation needs a frame
@@ -173,7 +178,7 @@ def _make(voxels: NDArray[Any], grid: Grid, slices: Sequence[Any], segments: Seq
         content_label="PROBABILITY" if is_fractional else "SEGMENTATION",
         content_description=f"{'Probabilities' if is_fractional else 'Segmentation'} by {maker.name}",
         series_description=f"{maker.name} {'probabilities' if is_fractional else 'segmentation'}",
-        pixel_measures=highdicom.PixelMeasuresSequence((y, x), float(first.get("SliceThickness") or gap), gap),
+        pixel_measures=highdicom.PixelMeasuresSequence((y, x), thickness, gap),
         specific_character_set=UNICODE,
     )  # fmt: skip
 

@@ -44,12 +44,16 @@ def find_probabilities(mask: Path) -> list[Path]:
     """The files of the probabilities beside a mask, by the number of the class or region.
 
     Raises:
-        InputError: if there are none.
+        InputError: if there are none, or they are a DICOM Segmentation, which has only 8 bits for each.
     """
     single = probability_file(mask, 1, count=1)
     found = [single] if single.exists() else []
     while not single.exists() and (path := probability_file(mask, len(found) + 1, count=len(found) + 2)).exists():
         found.append(path)
+    fractional = mask.with_name(f"{mask.stem}{PROBABILITY}{mask.suffix}")
+    if not found and formats.is_segmentation(fractional):
+        cause = f"the probabilities beside it are a DICOM Segmentation ({fractional.name}), which is not read"
+        raise InputError(mask, cause, "Predict without --dicom-seg, and to a NIfTI file or a folder")
     if not found:
         raise InputError(mask, "no probabilities beside it", "Predict with --probabilities")
     return found

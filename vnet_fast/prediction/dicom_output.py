@@ -1,6 +1,6 @@
 """Predictions that are written as DICOM Segmentations, beside the series that they are of."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from vnet_fast.io.dicom_elements import check_installed
 from vnet_fast.io.dicom_seg_writing import Maker, read_slices, write_segments
 from vnet_fast.io.dicom_seg_writing import Segment as DicomSegment
 from vnet_fast.prediction.segmentation import Segmentation
+from vnet_fast.regions import Region
 
 MAKER = Maker("vnet_fast", __version__)
 
@@ -35,14 +36,38 @@ class SeriesSegmentation(Segmentation):
         labels = self.labels(all_components)
         if self.regions:
             # in the same voxels as in a mask of labels, whatever regions the network predicts there
-            labels = np.stack([region.of(labels) for region in self.regions], axis=-1).astype(np.uint8)
+            inside = [self.regions[number - 1].of(labels) for number in numbers_of(self.regions)]
+            labels = np.stack(inside, axis=-1).astype(np.uint8)
         write_segments(labels, self.grid, path, self.slices, self.segments, MAKER)
 
     def write_probabilities(self, path: Path) -> None:
         """Writes a fractional segmentation NAME_probability beside the mask, with the same segments."""
-        probabilities = [self.probability(number) for number in range(1, len(self.segments) + 1)]
+        numbers = numbers_of(self.regions) or range(1, len(self.segments) + 1)
+        probabilities = [self.probability(number) for number in numbers]
         beside = path.with_name(f"{formats.stem_of(path)}_probability{path.suffix}")
         write_segments(np.stack(probabilities, -1), self.grid, beside, self.slices, self.segments, MAKER)
+
+
+def numbers_of(regions: Sequence[Region]) -> list[int]:
+    """The numbers of regions, from 1 on, in the order of their segments.
+
+    It is their own order, unless each has a single label and together they have 1, 2, …: then their segments have the
+    numbers of these labels, as those of classes have.
+    """
+    numbers = range(1, len(regions) + 1)
+    by_label = sorted(numbers, key=lambda number: regions[number - 1].labels)
+    are_labels = [regions[number - 1].labels for number in by_label] == [(label,) for label in numbers]
+    return by_label if are_labels else list(numbers)
+
+
+def segment_titles(titles: Mapping[int, str], regions: Sequence[Region]) -> dict[int, str]:
+    """What segments are called by their number.
+
+    Args:
+        titles: of the classes or regions by theirs.
+        regions: of the network, if it has any.
+    """
+    return {place: titles[number] for place, number in enumerate(numbers_of(regions) or titles, start=1)}
 
 
 def segment_series(

@@ -37,8 +37,8 @@ def plan(
         list of (files of a volume, path of its mask).
 
     Raises:
-        InputError: if there is nothing to predict, a mask or a map would replace a volume, or a volume can't have such
-            a mask.
+        InputError: if there is nothing to predict, a mask or a map would replace a volume or lie among slices, or a
+            volume can't have such a mask.
     """
     source, target = Path(source), Path(target)
     is_single = not os.path.isdir(source) or formats.is_dicom_folder(source)
@@ -52,6 +52,7 @@ def plan(
         check_series(pairs)
     written = [path for _, mask in pairs for path in (mask, *(beside(mask, ending) for ending in endings))]
     check_nothing_is_replaced((path for files in volumes.values() for path in files), written)
+    check_not_among_slices(written)
     return pairs
 
 
@@ -78,13 +79,17 @@ def volume_files(source: Path, several: bool = False) -> Files:
 
 
 def check_series(pairs: Iterable[tuple[Files, Path]]) -> None:
-    """Raises an InputError unless all volumes are DICOM series, and no mask lies among slices."""
-    for files, mask in pairs:
+    """Raises an InputError unless all volumes are DICOM series."""
+    for files, _ in pairs:
         if not os.path.isdir(files[0]):
             remedy = "Choose another --output, or leave --dicom-seg out"
             raise InputError(files[0], "not a DICOM series, and only a series has a DICOM Segmentation", remedy)
-        # which could not be read any more then
-        if formats.is_dicom_folder(mask.parent):
+
+
+def check_not_among_slices(masks: Iterable[Path]) -> None:
+    """Raises an InputError if a mask or a map would lie in the folder of a series, which could not be read then."""
+    for folder, mask in {mask.parent: mask for mask in masks}.items():
+        if formats.is_dicom_folder(folder):
             raise InputError(mask, "would lie among the slices of a series", "Choose another --output")
 
 
