@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vnet_fast.command_line import option, path_text, positive_int
 from vnet_fast.data import cases
 from vnet_fast.data.classes import Classes
 from vnet_fast.errors import InputError
@@ -15,7 +16,7 @@ from vnet_fast.evaluation.comparison import Comparison, check_same_cases, compar
 from vnet_fast.evaluation.evaluation import Evaluation, Pair, evaluate, names_of
 from vnet_fast.evaluation.probabilities import calibrate
 from vnet_fast.evaluation.score import Observer, read_observer
-from vnet_fast.interface.options import PathLike
+from vnet_fast.interface.options import PathLike, checked
 from vnet_fast.progress import quiet, warn
 from vnet_fast.regions import parse_regions
 
@@ -142,6 +143,17 @@ class Table(list[dict[str, Any]]):
         return "\n".join(tables.text(self.evaluations, self.comparisons))
 
 
+@dataclass(frozen=True)
+class _Options:
+    """The types of the command's options that `evaluate_masks` has too."""
+
+    binary: bool = option(False, "", action="store_true")
+    regions: tuple[str, ...] | None = option(None, "", nargs="*")
+    ignore_label: int | None = option(None, "", type=positive_int)
+    observer: str | None = option(None, "", type=path_text)
+    calibration: bool = option(False, "", action="store_true")
+
+
 def evaluate_masks(
     predictions: PathLike | Sequence[PathLike],
     labels: PathLike,
@@ -169,15 +181,25 @@ def evaluate_masks(
         the metrics, a row for each case, class and region.
 
     Raises:
-        InputError, InputErrors: if masks can't be read, have no counterpart or another grid than that.
+        InputError, InputErrors: if masks can't be read, have no counterpart or another grid than that, or an option
+            has a value that it can't have.
+        TypeError, ValueError: if there are no predictions, or `regions` is a single text.
     """
     folders = [predictions] if isinstance(predictions, str | os.PathLike) else list(predictions)
+    if not folders:
+        raise ValueError("predictions must name at least one")
     if isinstance(regions, str):
         raise TypeError(f"regions must be a sequence of texts; got the text {regions!r}")
-    given = None if regions is None else tuple(regions)
-    settings = ClassSettings(os.fspath(labels), binary, given, ignore_label)
+    # no region at all is a request of its own
+    thirds = isinstance(regions, Sequence) and not regions
+    given: dict[str, object] = {"binary": binary, "ignore_label": ignore_label, "regions": None if thirds else regions}
+    options = _Options(
+        **checked(_Options, {**given, "observer": observer, "calibration": calibration}, "evaluate_masks")
+    )
+    parts = () if thirds else options.regions and tuple(options.regions)
+    settings = ClassSettings(os.fspath(labels), options.binary, parts, options.ignore_label)
     with quiet():
         settings.check()
-        means = read_observer(os.fspath(observer)) if observer is not None else None
+        means = read_observer(options.observer) if options.observer is not None else None
         sets = Sets.find([os.fspath(folder) for folder in folders], os.fspath(labels))
-        return Table(measure(sets, settings, means, calibration))
+        return Table(measure(sets, settings, means, options.calibration))
