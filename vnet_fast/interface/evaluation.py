@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +153,16 @@ class _Options:
     observer: str | None = option(None, "", type=path_text)
     calibration: bool = option(False, "", action="store_true")
 
+    @classmethod
+    def of(cls, regions: Sequence[str] | None, **given: object) -> "_Options":
+        """The options that are given, checked."""
+        if isinstance(regions, str):
+            raise TypeError(f"regions must be a sequence of texts; got the text {regions!r}")
+        # no region at all is a request of its own
+        thirds = isinstance(regions, Sequence) and not regions
+        options = cls(**checked(cls, {**given, "regions": None if thirds else regions}, "evaluate_masks"))
+        return replace(options, regions=() if thirds else options.regions and tuple(options.regions))
+
 
 def evaluate_masks(
     predictions: PathLike | Sequence[PathLike],
@@ -188,16 +198,8 @@ def evaluate_masks(
     folders = [predictions] if isinstance(predictions, str | os.PathLike) else list(predictions)
     if not folders:
         raise ValueError("predictions must name at least one")
-    if isinstance(regions, str):
-        raise TypeError(f"regions must be a sequence of texts; got the text {regions!r}")
-    # no region at all is a request of its own
-    thirds = isinstance(regions, Sequence) and not regions
-    given: dict[str, object] = {"binary": binary, "ignore_label": ignore_label, "regions": None if thirds else regions}
-    options = _Options(
-        **checked(_Options, {**given, "observer": observer, "calibration": calibration}, "evaluate_masks")
-    )
-    parts = () if thirds else options.regions and tuple(options.regions)
-    settings = ClassSettings(os.fspath(labels), options.binary, parts, options.ignore_label)
+    options = _Options.of(regions, binary=binary, ignore_label=ignore_label, observer=observer, calibration=calibration)
+    settings = ClassSettings(os.fspath(labels), options.binary, options.regions, options.ignore_label)
     with quiet():
         settings.check()
         means = read_observer(options.observer) if options.observer is not None else None
