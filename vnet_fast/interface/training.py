@@ -20,6 +20,7 @@ from vnet_fast.run.folder import LOG, best_checkpoints, holds_run, read_summary
 from vnet_fast.run.log import read_log
 from vnet_fast.training.signals import embedded
 from vnet_fast.training.start import settle, start
+from vnet_fast.training.workers import check_not_starting
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ class Trainer:
                 used.
             KeyboardInterrupt: if it was interrupted; `Trainer.resume` goes on.
         """
+        check_not_starting()
         with quiet(not self.verbose), embedded() as received, _kept_settings():
             config = settle(self.options)
             start(config)
@@ -122,6 +124,7 @@ class Trainer:
         Raises:
             InputError, InputErrors: of all cases that can't be used.
         """
+        check_not_starting()
         with quiet(not self.verbose), _kept_settings():
             check_data(settle({**self.options, "check": True}))
 
