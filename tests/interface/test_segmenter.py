@@ -273,3 +273,12 @@ def test_an_image_of_vectors_with_one_component(case, segmenter):
 def test_an_image_of_label_objects_has_no_intensities(size, segmenter):
     with pytest.raises(TypeError, match="the image must have real numbers; got label of 8-bit unsigned integer"):
         segmenter(sitk.Image(size, sitk.sitkLabelUInt8))
+
+
+def test_another_default_type_of_pytorch(case, trained, segmenter):
+    torch.set_default_dtype(torch.float64)
+    try:
+        mask = Segmenter.load(trained, device="cpu")(case[0]).labels
+    finally:
+        torch.set_default_dtype(torch.float32)
+    np.testing.assert_array_equal(mask, segmenter(case[0]).labels)
