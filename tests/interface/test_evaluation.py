@@ -110,3 +110,29 @@ def test_a_description_that_can_not_be_read_is_a_warning(masks):
     (masks / "labels" / "dataset.json").write_text("{")
     with pytest.warns(UserWarning, match=r"dataset.json"):
         assert len(evaluate_masks(masks / "masks", masks / "labels")) == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ignore_label": 0}, "--ignore-label: must be a whole number above 0; got '0'"),
+        ({"ignore_label": -1}, "--ignore-label: must be a whole number above 0; got '-1'"),
+        ({"ignore_label": 1.5}, "--ignore-label: must be a whole number above 0; got '1.5'"),
+        ({"ignore_label": "1"}, "--ignore-label: must not be of the type str; got '1'"),
+        ({"ignore_label": True}, "--ignore-label: must be no truth value; got True"),
+        ({"binary": "no"}, "--binary: must be True or False; got 'no'"),
+        ({"calibration": 1}, "--calibration: must be True or False; got 1"),
+        ({"regions": [1]}, "--regions: must not be of the type list"),
+        ({"regions": 1}, "--regions: must not be of the type int"),
+        ({"regions": 0}, "--regions: must not be of the type int"),
+        ({"observer": ""}, "--observer: must be a path"),
+    ],
+)
+def test_wrong_options(options, message, masks):
+    with pytest.raises(InputError, match=message):
+        evaluate_masks(masks / "masks", masks / "labels", **options)
+
+
+def test_no_predictions(masks):
+    with pytest.raises(ValueError, match="predictions must name at least one"):
+        evaluate_masks([], masks / "labels")

@@ -137,3 +137,14 @@ def test_a_picture_without_matplotlib(case, segmenter, monkeypatch):
 
 def test_it_says_what_it_is(case, segmenter):
     assert repr(segmenter(case[0])) == "Result(case.nii.gz, 20 x 18 x 16 voxels of 1.2 x 1.1 x 2 mm)"
+
+
+def test_messages_name_no_option_of_the_command(noise, tmp_path, trained):
+    result = Segmenter.load(trained, device="cpu")(noise)
+    with pytest.raises(InputError, match=r"segments describe a DICOM Segmentation. Name a .dcm file") as found:
+        result.save(tmp_path / "mask.nii.gz", segments=tmp_path / "segments.toml")
+    assert "--" not in str(found.value)
+    pytest.importorskip("highdicom", reason="highdicom is not installed")
+    with pytest.raises(InputError, match=r"not a DICOM series, .*. Choose another path") as found:
+        result.save(tmp_path / "mask.dcm")
+    assert "--" not in str(found.value)

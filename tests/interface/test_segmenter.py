@@ -238,3 +238,47 @@ def test_checkpoints_that_are_none(tmp_path):
 def test_it_says_what_it_is(segmenter, trained):
     assert repr(segmenter) == "Segmenter(1 network, 16 x 16 x 16 voxels of 1.5 x 1.5 x 2 mm, cpu, float32)"
     assert os.fspath(trained)
+
+
+def test_the_volume_is_not_replaced_from_another_folder(case, tmp_path, segmenter, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result, before = segmenter(case[0].name), case[0].read_bytes()
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    with pytest.raises(InputError, match="would replace the volume itself"):
+        result.save(case[0])
+    assert case[0].read_bytes() == before
+    (tmp_path / "other" / "bad.nii.gz").write_bytes(b"nonsense")
+    with pytest.raises(InputError) as found:
+        segmenter("bad.nii.gz")
+    assert found.value.subject == "bad.nii.gz"
+
+
+def test_a_result_keeps_its_image_when_the_program_changes_its_own(case, segmenter):
+    image = sitk.Cast(sitk.ReadImage(str(case[0])), sitk.sitkFloat32)
+    result = segmenter(image)
+    before = sitk.GetArrayFromImage(image)
+    image *= 0
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(result.image), before)
+
+
+def test_an_image_of_vectors_with_one_component(case, segmenter):
+    image = sitk.ReadImage(str(case[0]))
+    mask = segmenter(sitk.Compose([image])).labels
+    np.testing.assert_array_equal(mask, segmenter(image).labels)
+    np.testing.assert_array_equal(segmenter(sitk.JoinSeries([sitk.Compose([image])])).labels, mask)
+
+
+@pytest.mark.parametrize("size", [(4, 4, 4), (4, 4, 4, 2)])
+def test_an_image_of_label_objects_has_no_intensities(size, segmenter):
+    with pytest.raises(TypeError, match="the image must have real numbers; got label of 8-bit unsigned integer"):
+        segmenter(sitk.Image(size, sitk.sitkLabelUInt8))
+
+
+def test_another_default_type_of_pytorch(case, trained, segmenter):
+    torch.set_default_dtype(torch.float64)
+    try:
+        mask = Segmenter.load(trained, device="cpu")(case[0]).labels
+    finally:
+        torch.set_default_dtype(torch.float32)
+    np.testing.assert_array_equal(mask, segmenter(case[0]).labels)

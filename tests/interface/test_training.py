@@ -17,6 +17,7 @@ from vnet_fast.interface import training
 from vnet_fast.interface.training import Run
 from vnet_fast.run import checkpoint
 from vnet_fast.run.configuration import Config
+from vnet_fast.run.folder import write_config
 from vnet_fast.training import trainer
 
 HANDLED = signal.SIGINT, signal.SIGTERM
@@ -159,7 +160,7 @@ def test_a_thread_without_signals(options):
     runs, before = [], [signal.getsignal(number) for number in HANDLED]
     thread = threading.Thread(target=lambda: runs.append(Trainer(**options).run()))
     thread.start()
-    thread.join(120)
+    thread.join(60)
     assert runs[0].summary["iterations"] == 3
     assert [signal.getsignal(number) for number in HANDLED] == before
 
@@ -171,6 +172,8 @@ def test_a_cross_validation(options, cases):
     assert [path.parent.name for path in run.checkpoints] == ["fold0", "fold1", "fold2"]
     with pytest.raises(InputError, match=r"has a best.pt for each fold"):
         run.best  # noqa: B018 - is read
+    with pytest.raises(InputError, match=r"has a log.csv for each fold. Name the folder of a fold"):
+        run.log  # noqa: B018 - is read
     assert Segmenter.load(run.folder, device="cpu").networks.count == 3
 
 
@@ -259,3 +262,39 @@ def test_options_are_those_of_the_command(tmp_path):
     }  # fmt: skip
     assert Trainer(volume="auto").options == {"volume": ["auto"]}
     assert Trainer.resume(tmp_path, iterations=4).options == {"resume": str(tmp_path), "iterations": 4}
+
+
+def test_the_log_of_what_has_none(tmp_path):
+    for fold, message in (("all", "has a log.csv for each fold. Name the folder of a fold"), (0, "has no log.csv yet")):
+        write_config(tmp_path, Config(output=str(tmp_path), fold=fold))
+        with pytest.raises(InputError, match=message):
+            Run(tmp_path).log  # noqa: B018 - is read
+
+
+def test_a_resumed_run_is_not_checked(tmp_path):
+    with pytest.raises(TypeError, match=r"call Trainer\(data=...\).check\(\)"):
+        Trainer.resume(tmp_path).check()
+
+
+def test_one_run_at_a_time():
+    """The second waits for the first, and begins with the settings that were there before it."""
+    begun = threading.Event()
+
+    def wait():
+        with training._kept_settings():
+            begun.set()
+
+    thread = threading.Thread(target=wait)
+    with training._kept_settings():
+        thread.start()
+        assert not begun.wait(0.2)
+    thread.join(10)
+    assert begun.is_set()
+
+
+@pytest.mark.usefixtures("quick_training")
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_run_within_a_block_without_gradients(options, mode):
+    with mode():
+        assert len(Trainer(**{**options, "iterations": 1}).run().log) == 1
+        assert not torch.is_grad_enabled()

@@ -3,10 +3,11 @@
 import itertools
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vnet_fast.command_line import option, path_text, positive_int
 from vnet_fast.data import cases
 from vnet_fast.data.classes import Classes, foreground
 from vnet_fast.errors import InputError
@@ -17,7 +18,7 @@ from vnet_fast.evaluation.evaluation import Evaluation, Pair, evaluate, names_of
 from vnet_fast.evaluation.probabilities import calibrate
 from vnet_fast.evaluation.score import Observer, read_observer
 from vnet_fast.evaluation.segment_names import check_names
-from vnet_fast.interface.options import PathLike
+from vnet_fast.interface.options import PathLike, checked
 from vnet_fast.progress import quiet, warn
 from vnet_fast.regions import parse_regions
 
@@ -146,6 +147,27 @@ class Table(list[dict[str, Any]]):
         return "\n".join(tables.text(self.evaluations, self.comparisons))
 
 
+@dataclass(frozen=True)
+class _Options:
+    """The types of the command's options that `evaluate_masks` has too."""
+
+    binary: bool = option(False, "", action="store_true")
+    regions: tuple[str, ...] | None = option(None, "", nargs="*")
+    ignore_label: int | None = option(None, "", type=positive_int)
+    observer: str | None = option(None, "", type=path_text)
+    calibration: bool = option(False, "", action="store_true")
+
+    @classmethod
+    def of(cls, regions: Sequence[str] | None, **given: object) -> "_Options":
+        """The options that are given, checked."""
+        if isinstance(regions, str):
+            raise TypeError(f"regions must be a sequence of texts; got the text {regions!r}")
+        # no region at all is a request of its own
+        thirds = isinstance(regions, Sequence) and not regions
+        options = cls(**checked(cls, {**given, "regions": None if thirds else regions}, "evaluate_masks"))
+        return replace(options, regions=() if thirds else options.regions and tuple(options.regions))
+
+
 def evaluate_masks(
     predictions: PathLike | Sequence[PathLike],
     labels: PathLike,
@@ -173,15 +195,17 @@ def evaluate_masks(
         the metrics, a row for each case, class and region.
 
     Raises:
-        InputError, InputErrors: if masks can't be read, have no counterpart or another grid than that.
+        InputError, InputErrors: if masks can't be read, have no counterpart or another grid than that, or an option
+            has a value that it can't have.
+        TypeError, ValueError: if there are no predictions, or `regions` is a single text.
     """
     folders = [predictions] if isinstance(predictions, str | os.PathLike) else list(predictions)
-    if isinstance(regions, str):
-        raise TypeError(f"regions must be a sequence of texts; got the text {regions!r}")
-    given = None if regions is None else tuple(regions)
-    settings = ClassSettings(os.fspath(labels), binary, given, ignore_label)
+    if not folders:
+        raise ValueError("predictions must name at least one")
+    options = _Options.of(regions, binary=binary, ignore_label=ignore_label, observer=observer, calibration=calibration)
+    settings = ClassSettings(os.fspath(labels), options.binary, options.regions, options.ignore_label)
     with quiet():
         settings.check()
-        means = read_observer(os.fspath(observer)) if observer is not None else None
+        means = read_observer(options.observer) if options.observer is not None else None
         sets = Sets.find([os.fspath(folder) for folder in folders], os.fspath(labels))
-        return Table(measure(sets, settings, means, calibration))
+        return Table(measure(sets, settings, means, options.calibration))

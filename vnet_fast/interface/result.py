@@ -1,5 +1,6 @@
 """What the segmentation of a volume returns."""
 
+import contextlib
 import functools
 import math
 import os
@@ -18,6 +19,7 @@ from vnet_fast.files import make_folder
 from vnet_fast.interface.picture import draw
 from vnet_fast.io import writing
 from vnet_fast.io.dicom_seg_writing import read_slices
+from vnet_fast.io.formats import is_dicom_output
 from vnet_fast.io.grid import Grid
 from vnet_fast.prediction.dicom_output import of_series, segment_titles, wants_dicom
 from vnet_fast.prediction.plan import check_not_among_slices, check_nothing_is_replaced, check_series
@@ -28,6 +30,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WHERE = "Choose another path"
+
+
+@contextlib.contextmanager
+def _without_options() -> Iterator[None]:
+    """Makes remedies of errors name what there is in Python, and no option of the command."""
+    try:
+        yield
+    except InputError as error:
+        remedy = error.remedy.replace(", or leave --dicom-seg out", "").replace("another --output", "another path")
+        raise InputError(error.subject, error.cause, remedy) from None
 
 
 class Result:
@@ -113,10 +125,13 @@ class Result:
         Raises:
             InputError: if it can't be written, would replace the volume, or lie among the slices of a series.
         """
+        if segments is not None and not is_dicom_output(os.fspath(path)):
+            raise InputError(path, "segments describe a DICOM Segmentation", "Name a .dcm file, or leave segments out")
         wants_segmentation = wants_dicom(os.fspath(path), False, None if segments is None else os.fspath(segments))
         target = self._writable(path)
-        segmentation = self._of_series(target, segments) if wants_segmentation else self.segmentation
-        segmentation.write_mask(target, self.all_components)
+        with _without_options():
+            segmentation = self._of_series(target, segments) if wants_segmentation else self.segmentation
+            segmentation.write_mask(target, self.all_components)
 
     def _of_series(self, target: Path, segments: "str | os.PathLike[str] | None") -> Segmentation:
         """The segmentation as one that writes DICOM."""

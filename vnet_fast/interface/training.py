@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,15 @@ from vnet_fast.devices import keep_freed_memory, use_all_cores
 from vnet_fast.errors import InputError
 from vnet_fast.interface.options import PathLike, checked, signature
 from vnet_fast.progress import quiet
-from vnet_fast.run.configuration import Config, stored_config
+from vnet_fast.run.configuration import ALL, Config, stored_config
 from vnet_fast.run.folder import LOG, best_checkpoints, holds_run, read_summary
 from vnet_fast.run.log import read_log
 from vnet_fast.training.signals import embedded
 from vnet_fast.training.start import settle, start
+from vnet_fast.training.workers import check_not_starting
+
+# what a run sets in PyTorch is that of the whole process
+_one_at_a_time = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,14 @@ class Run:
 
     @property
     def log(self) -> list[dict[str, Any]]:
-        """A row for each iteration: its number, the loss, the learning rate, and the validation's Dice or None."""
+        """A row for each iteration: its number, the loss, the learning rate, and the validation's Dice or None.
+
+        An `InputError` if there is none yet, or one for each fold.
+        """
+        if not (self.folder / LOG).exists():
+            if self.config.fold == ALL:
+                raise InputError(self.folder, f"has a {LOG} for each fold", "Name the folder of a fold")
+            raise InputError(self.folder, f"has no {LOG} yet", "Train first")
         return [row._asdict() for row in read_log(self.folder / LOG)]
 
 
@@ -99,7 +111,8 @@ class Trainer:
 
         Ctrl-C stores the run after the current iteration and raises the KeyboardInterrupt then, and so does SIGTERM
         before the program's own handler gets it. A second Ctrl-C interrupts at once. Threads, random numbers and other
-        settings of PyTorch are afterwards as they were before.
+        settings of PyTorch are afterwards as they were before. In a process one run trains at a time; a run of another
+        thread waits until it has ended.
 
         Returns:
             the finished run.
@@ -109,6 +122,7 @@ class Trainer:
                 used.
             KeyboardInterrupt: if it was interrupted; `Trainer.resume` goes on.
         """
+        check_not_starting()
         with quiet(not self.verbose), embedded() as received, _kept_settings():
             config = settle(self.options)
             start(config)
@@ -121,7 +135,11 @@ class Trainer:
 
         Raises:
             InputError, InputErrors: of all cases that can't be used.
+            TypeError: if this Trainer resumes a run.
         """
+        if "resume" in self.options:
+            raise TypeError("Trainer.resume(...) has no check(); call Trainer(data=...).check()")
+        check_not_starting()
         with quiet(not self.verbose), _kept_settings():
             check_data(settle({**self.options, "check": True}))
 
@@ -139,19 +157,31 @@ def _pass_on(number: int, folder: Path) -> NoReturn:
 
 @contextlib.contextmanager
 def _kept_settings() -> Iterator[None]:
-    """Uses all cores and keeps freed memory while the block runs, and restores what training changes in PyTorch."""
+    """Lets one block run at a time, which may train; restores what training changes in PyTorch.
+
+    The block uses all cores, keeps freed memory and computes gradients.
+    """
+    with _one_at_a_time, torch.inference_mode(False), torch.enable_grad(), _restored():
+        try:
+            use_all_cores()
+            keep_freed_memory()
+            yield
+        finally:
+            keep_freed_memory(False)
+
+
+@contextlib.contextmanager
+def _restored() -> Iterator[None]:
+    """Restores settings of PyTorch."""
     threads, cudnn = torch.get_num_threads(), torch.backends.cudnn
     flags = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     filling = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]  # a property
     of_cudnn = cudnn.deterministic, cudnn.benchmark
     with torch.random.fork_rng(list(range(torch.cuda.device_count()))):
         try:
-            use_all_cores()
-            keep_freed_memory()
             yield
         finally:
             torch.set_num_threads(threads)
-            keep_freed_memory(False)
             torch.use_deterministic_algorithms(flags[0], warn_only=flags[1])
             torch.utils.deterministic.fill_uninitialized_memory = filling  # type: ignore[attr-defined]  # a property
             cudnn.deterministic, cudnn.benchmark = of_cudnn

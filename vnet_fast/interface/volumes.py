@@ -29,7 +29,7 @@ class Channels:
     Args:
         images: of its channels, 3-D, float32, finite, on one grid.
         names: what messages call each of them, or the volume.
-        files: that they come from, one for each channel or for all; none for a volume that was in memory.
+        files: that they come from, absolute, one for each channel or for all; none for a volume that was in memory.
     """
 
     images: list[sitk.Image]
@@ -65,25 +65,28 @@ def read(volume: Volume, spacing: Sequence[float] | None, channels: Sequence[Cha
 def _of_files(paths: list[Path], channels: Sequence[Channel]) -> Channels:
     check_order(str(paths[0]), channels)
     files = tuple(paths) if len(paths) > 1 else volume_files(paths[0], several=len(channels) > 1)
-    return Channels(volumes.read_channels(files), list(files), files)
+    # absolute, because the program may go to another folder before it writes a mask
+    return Channels(volumes.read_channels(files), list(files), tuple(file.absolute() for file in files))
 
 
 def _channels_of(image: sitk.Image) -> list[sitk.Image]:
     """The channels of an image: its components, or what lies along its fourth axis."""
-    if image.GetDimension() == 4:
-        return [image[:, :, :, number] for number in range(image.GetSize()[3])]
-    if image.GetDimension() != 3:
+    if image.GetDimension() not in (3, 4):
         raise ValueError(f"the image must have 3 dimensions, or 4 with the channels last; got {image.GetDimension()}")
-    count = image.GetNumberOfComponentsPerPixel()
-    return [image] if count == 1 else [sitk.VectorIndexSelectionCast(image, number) for number in range(count)]
+    kind, count = image.GetPixelIDTypeAsString(), image.GetNumberOfComponentsPerPixel()
+    if "complex" in kind or "label" in kind or (image.GetDimension() == 4 and count != 1):
+        raise TypeError(f"the image must have real numbers; got {kind}")
+    if image.GetDimension() == 4:
+        return [channel for number in range(image.GetSize()[3]) for channel in _channels_of(image[:, :, :, number])]
+    if "vector" not in kind:
+        return [image]
+    return [sitk.VectorIndexSelectionCast(image, number) for number in range(count)]
 
 
 def _of_images(images: list[sitk.Image]) -> Channels:
-    for image in images:
-        if "complex" in image.GetPixelIDTypeAsString() or image.GetNumberOfComponentsPerPixel() != 1:
-            raise TypeError(f"the image must have real numbers; got {image.GetPixelIDTypeAsString()}")
     names: list[str | Path] = [IMAGE] if len(images) == 1 else [f"channel {number}" for number in range(len(images))]
-    return _checked(images, names)
+    # copies, whose voxels are shared until the program changes its own
+    return _checked([sitk.Image(image) for image in images], names)
 
 
 def _checked(images: list[sitk.Image], names: list[str | Path]) -> Channels:

@@ -170,7 +170,8 @@ class _WithoutNumbers(TorchFunctionMode):
 def skeleton(architecture: dict[str, Any]) -> VNet:
     """A network of an architecture, of which the weights have shapes but no memory."""
     with torch.device("meta"), _WithoutNumbers():
-        return VNet(**architecture)
+        # whatever the program has made PyTorch's default
+        return VNet(**architecture).float()
 
 
 def build_model(content: dict[str, Any], path: str | Path, device: torch.device) -> VNet:
@@ -185,7 +186,7 @@ def build_model(content: dict[str, Any], path: str | Path, device: torch.device)
         InputError: if the weights do not fit the architecture.
     """
     try:
-        model = VNet(**content["architecture"])
+        model = VNet(**content["architecture"]).float()
     except (TypeError, ValueError) as error:
         raise InputError(path, f"not an architecture of this program ({error})", ANOTHER) from None
     fill_model(model, content, path)

@@ -12,7 +12,7 @@ from vnet_fast.nn.vnet import VNet
 from vnet_fast.prediction.windows import halve_longest_axis
 from vnet_fast.run.configuration import Config
 from vnet_fast.training.step import Step
-from vnet_fast.training.workers import is_worker_death
+from vnet_fast.training.workers import GUARD, is_worker_death
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -112,7 +112,9 @@ def _fits(model: VNet, loss: Loss, autocast: torch.dtype | None, batch_size: int
 def explain_failure(error: RuntimeError, device: torch.device) -> InputError | None:
     """What the user can do about a dead worker or exhausted memory; None for any other error."""
     if is_worker_death(error):
-        return InputError("--workers", f"a worker process has ended: {error}", "Give fewer of them")
+        # a worker returns its errors, so one that is not killed could not run the program's script again
+        remedy = "Give fewer of them" if "killed" in str(error) else f"In a script, {GUARD}; or give fewer of them"
+        return InputError("--workers", f"a worker process has ended: {error}", remedy)
     if is_out_of_memory(error):
         cause = "its memory does not suffice beside the training step"
         return InputError(device, cause, "Give a smaller --batch-size, --volume or --base-channels")

@@ -1,13 +1,19 @@
 """Batches that other processes make ahead of the step, on a CPU."""
 
+import contextlib
+import multiprocessing
+import os
+import pickle
 import signal
+import threading
 from collections.abc import Sequence
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from vnet_fast.data.preparation import PreparedCase
 from vnet_fast.devices import HOST
@@ -20,6 +26,18 @@ from vnet_fast.training.volumes import stacked
 PREFETCH = 2
 # seconds after SIGTERM that a worker leaves its parent, which received it too, to finish its step
 GRACE = 600
+# what a script needs that workers run again
+GUARD = "train below `if __name__ == '__main__':`"
+
+
+def check_not_starting() -> None:
+    """Ends a process that trains while it starts, as a worker does that runs a script without a guard again.
+
+    It exits, because the script may catch what is raised.
+    """
+    # what multiprocessing asks before it starts a process
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise SystemExit(f"error: a process that starts runs this script again. In a script, {GUARD}")
 
 
 class FromWorkers:
@@ -49,8 +67,9 @@ class FromWorkers:
         end: int,
         workers: int,
     ) -> None:
+        pipes = [multiprocessing.Pipe(duplex=False) for _ in range(workers)]
         loader: DataLoader[Any] = DataLoader(
-            _Iterations(prepared, num_classes, sampler),
+            _Iterations([reader for reader, _ in pipes]),
             batch_size=None,
             sampler=range(first, end),
             num_workers=workers,
@@ -61,6 +80,11 @@ class FromWorkers:
             worker_init_fn=_leave_signals_to_the_parent,
         )
         self.batches: Any = iter(loader)
+        for reader, _ in pipes:
+            # so that who writes notices that no process reads any more
+            reader.close()
+        content = prepared, num_classes, sampler
+        threading.Thread(target=_send, args=([writer for _, writer in pipes], content), daemon=True).start()
         self.next = first
         megabytes = sum(case.ranks.nbytes + case.table.nbytes + case.mask.nbytes for case in prepared) / 1e6
         processes = "a process" if workers == 1 else f"{workers} processes"
@@ -84,16 +108,29 @@ class FromWorkers:
 
 
 class _Iterations(Dataset[Any]):
-    """Makes the batch of an iteration, in a worker."""
+    """Makes the batch of an iteration, in a worker.
 
-    def __init__(self, prepared: Sequence[PreparedCase], num_classes: int, sampler: BatchSampler) -> None:
-        self.prepared, self.num_classes, self.sampler = prepared, num_classes, sampler
+    The cases come through a pipe once the worker runs. Python would send them while it starts the worker, and wait
+    forever if that ends first.
+
+    Args:
+        readers: the pipe of each worker.
+    """
+
+    prepared: Sequence[PreparedCase]
+    sampler: BatchSampler
+
+    def __init__(self, readers: Sequence[Connection]) -> None:
+        self.readers = readers
         self.source: Ready | None = None
 
     def __getitem__(self, iteration: int) -> tuple[np.ndarray, ...] | InputError:
         if self.source is None:
             # made once, in the worker
-            self.source = Ready(Resident(stacked(self.prepared, self.num_classes, self.sampler), self.sampler, HOST))
+            number = get_worker_info().id  # type: ignore[union-attr]  # not None in a worker
+            with open(os.dup(self.readers[number].fileno()), "rb") as pipe:
+                self.prepared, num_classes, self.sampler = pickle.load(pipe)
+            self.source = Ready(Resident(stacked(self.prepared, num_classes, self.sampler), self.sampler, HOST))
         try:
             return tuple(tensor.numpy() for tensor in self.source.inputs(iteration))
         except (RuntimeError, IndexError, ValueError) as error:
@@ -101,6 +138,14 @@ class _Iterations(Dataset[Any]):
             # returned rather than raised, because the loader would wrap it in a traceback
             remedy = "Take them out, or prepare them again with another --cache"
             return InputError(names, f"can't be augmented ({error})", remedy)
+
+
+def _send(writers: Sequence[Connection], content: object) -> None:
+    """Sends workers what they need, one after the other."""
+    for writer in writers:
+        # a worker that has ended is noticed where its batch is missing
+        with writer, contextlib.suppress(BrokenPipeError), open(os.dup(writer.fileno()), "wb") as pipe:
+            pickle.dump(content, pipe, protocol=pickle.HIGHEST_PROTOCOL)
 
 
 def is_worker_death(error: BaseException) -> bool:
