@@ -1,6 +1,7 @@
 """The scripts of a MONAI bundle compute what this package does, with PyTorch and MONAI alone."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from tests.volumes import make_image
 from vnet_fast import VNet
 from vnet_fast.data.channels import Channel
-from vnet_fast.deployment import bundle
+from vnet_fast.deployment import bundle, monai_scripts
 from vnet_fast.deployment.monai_scripts import cases, vnet
 from vnet_fast.io.grid import Grid, covering_size, image_on_grid, probability_on_grid, working_grid
 from vnet_fast.prediction.inference import predict_probabilities
@@ -18,8 +19,9 @@ from vnet_fast.prediction.task import Task
 from vnet_fast.regions import Region, label_table
 
 pytest.importorskip("monai", reason="monai is not installed")
+from monai.bundle import ConfigParser
 from monai.data import MetaTensor
-from monai.transforms import Compose, Orientationd
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd
 
 from vnet_fast.deployment.monai_scripts.inferer import WindowInferer
 from vnet_fast.deployment.monai_scripts.transforms import NormaliseVolumed, RegionsToLabelsd, ToNetworkGridd
@@ -139,8 +141,58 @@ def test_cases_of_a_folder(tmp_path):
     ]
     meta = {"filename_or_obj": found[0]["image"][0]}
     assert cases.name_mask(meta, None) == {"subject": "A", "idx": None}
-    (tmp_path / "A_0002.nii.gz").touch()
-    with pytest.raises(ValueError, match="A lacks a channel"):
-        cases.find_images(str(tmp_path), 2)
     with pytest.raises(ValueError, match="no volumes"):
         cases.find_images(str(tmp_path.parent), 2)
+
+
+@pytest.mark.parametrize(
+    ("channels", "files", "needed"),
+    [
+        pytest.param(2, ("A_0001.nii", "A_0002.nii"), "A_0000 to A_0001", id="the first one is missing"),
+        pytest.param(3, ("A_0000.nii", "A_0001.nii", "A_0003.nii"), "A_0000 to A_0002", id="one is missing"),
+        pytest.param(2, ("A_0000.nii", "A_0001.nii", "A_0002.nii"), "A_0000 to A_0001", id="one too many"),
+        pytest.param(2, ("A_0000.nii", "A_0000.nii.gz"), "A_0000 to A_0001", id="one of them twice"),
+        pytest.param(2, ("A_0001.nii",), "A_0000 to A_0001", id="only another one"),
+        pytest.param(2, ("A.nii", "A.nii.gz"), "A_0000 to A_0001", id="two files without a number"),
+        pytest.param(2, ("A.nii", "A_0001.nii"), "A_0000 to A_0001", id="with and without a number"),
+        pytest.param(1, ("A.nii", "A.nii.gz"), "one file", id="one channel, twice"),
+        pytest.param(1, ("A.nii", "A_0000.nii"), "one file", id="one channel, with and without a number"),
+    ],
+)
+def test_wrong_channels_of_a_folder(tmp_path, channels, files, needed):
+    """What predict and the pipeline refuse is no volume of a bundle either."""
+    for name in (*files, "B.nii"):
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=f": A has the files? {', '.join(files)}; the network needs {needed}"):
+        cases.find_images(str(tmp_path), channels)
+
+
+def test_one_file_of_a_volume(tmp_path):
+    """It may be numbered, as predict allows, and with one channel another number is part of the name."""
+    (tmp_path / "A_0000.nii").touch()
+    assert cases.find_images(str(tmp_path), 2) == [{"image": [str(tmp_path / "A_0000.nii")]}]
+    (tmp_path / "A_0001.nii").touch()
+    assert len(cases.find_images(str(tmp_path), 1)) == 2
+
+
+@pytest.mark.parametrize("size", [(34, 47, 1), (5, 1, 7), (1, 1, 1), (5, 6, 7)])
+@pytest.mark.parametrize("regions", [(), (Region("ball", (1, 2)), Region("right", (2,)))])
+def test_a_mask_has_the_axes_of_its_volume(tmp_path, monkeypatch, size, regions):
+    """Also where there is one slice, and through the transforms that a bundle names."""
+    pytest.importorskip("nibabel", reason="nibabel is not installed")
+    monkeypatch.setitem(sys.modules, "scripts", monai_scripts)
+    task = Task(SPACING, SIZE, regions=regions)
+    image = make_image(np.zeros(size[::-1], np.int16), (1.0, 2.0, 3.0), (4, 5, 6), OBLIQUE)
+    path = tmp_path / "images" / "A.nii.gz"
+    path.parent.mkdir()
+    sitk.WriteImage(image, str(path))
+    parts = {"output_dir": str(tmp_path), "save": bundle._postprocessing(task)[-1]}
+    saver = ConfigParser(parts, globals={"name_mask": cases.name_mask}).get_parsed_content("save")
+    mask = Compose([LoadImaged("pred"), EnsureChannelFirstd("pred")])({"pred": str(path)})
+    mask["pred"][:] = torch.arange(mask["pred"].numel()).reshape(mask["pred"].shape) % 3
+    saver(mask)
+    found = sitk.ReadImage(str(tmp_path / "A.nii.gz"))
+    assert found.GetSize() == size
+    for question in ("GetSpacing", "GetOrigin", "GetDirection"):
+        np.testing.assert_allclose(getattr(found, question)(), getattr(image, question)(), atol=1e-5)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(found).T, mask["pred"][0].numpy())

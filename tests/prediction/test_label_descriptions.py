@@ -2,8 +2,9 @@ import re
 
 import pytest
 
-from vnet_fast import VNet, evaluate, predict
+from vnet_fast import VNet, evaluate, predict, progress
 from vnet_fast.data.cases import find_images
+from vnet_fast.errors import InputError
 from vnet_fast.io.label_names import colour_of
 from vnet_fast.prediction.label_descriptions import NAME, descriptions, write_descriptions
 from vnet_fast.prediction.task import Task
@@ -59,6 +60,27 @@ def test_without_names_there_is_no_file(tmp_path):
     assert not (tmp_path / NAME).exists()
 
 
+@pytest.mark.parametrize("ours", [True, False])
+def test_names_of_another_network_do_not_stay(tmp_path, ours):
+    """They would be wrong beside the masks of a network without names; what ITK-SNAP wrote stays."""
+    write_descriptions(tmp_path, {1: "old"})
+    path = tmp_path / NAME
+    if not ours:
+        path.write_text(path.read_text().replace("# Written by vnet_fast", "# File format:"))
+    write_descriptions(tmp_path, {})
+    assert path.exists() != ours
+
+
+def test_names_that_can_not_be_removed_are_one_error(tmp_path, monkeypatch):
+    def refuse(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    write_descriptions(tmp_path, {1: "old"})
+    monkeypatch.setattr("pathlib.Path.unlink", refuse)
+    with pytest.raises(InputError, match=r"labels.label: can't be removed \(Permission denied\)"):
+        write_descriptions(tmp_path, {})
+
+
 def test_labels_of_regions(tmp_path):
     path = save(tmp_path / "x.pt", regions=[Region("whole", (1, 2, 3)), Region("core", (2, 3))])
     assert Task.of(checkpoint.load(path), path).label_names == {1: "whole", 2: "core"}
@@ -80,3 +102,14 @@ def test_a_folder_of_that_name_is_kept(tmp_path, capsys):
     (tmp_path / NAME).mkdir()
     write_descriptions(tmp_path, {1: "new"})
     assert "kept" in capsys.readouterr().out
+
+
+def test_what_is_said_is_one_line_and_quiet_in_python(tmp_path, capsys):
+    folder = tmp_path / "a\nb"
+    (folder / NAME).mkdir(parents=True)
+    write_descriptions(folder, {1: "new"})
+    line = f"{tmp_path}/a\\nb/{NAME}: kept, because vnet_fast did not write it"
+    assert capsys.readouterr().out == f"{line}\n"
+    with progress.quiet(), pytest.warns(UserWarning, match="kept"):
+        write_descriptions(folder, {1: "new"})
+    assert capsys.readouterr().out == ""

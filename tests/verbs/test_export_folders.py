@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from tests.verbs.test_export import needs_onnx
 from tests.volumes import make_image
 from vnet_fast import VNet, export, predict
 from vnet_fast.deployment import bundle, network_file
+from vnet_fast.deployment.folder import new_folder
+from vnet_fast.errors import InputError
 from vnet_fast.evaluation.metrics import dice
 from vnet_fast.run import checkpoint
 
@@ -189,7 +192,7 @@ def test_what_a_bundle_says(tmp_path, run_verb, channels, regions, patches):
     files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
     assert files == [
         "LICENSE", "configs/inference.json", "configs/metadata.json", "docs/README.md", "models/model.pt",
-        *(f"scripts/{name}.py" for name in ("__init__", "cases", "inferer", "transforms", "vnet")),
+        *(f"scripts/{name}.py" for name in ("__init__", "cases", "inferer", "transforms", "vnet", "writer")),
     ]  # fmt: skip
     metadata = json.loads((folder / "configs" / "metadata.json").read_text())
     # the keys that the specification of bundles requires
@@ -246,6 +249,9 @@ def test_monai_writes_the_masks_of_predict(tmp_path, run_verb, channels, regions
         pytest.importorskip(name, reason=f"{name} is not installed")
     path, folder = export_bundle(tmp_path, run_verb, channels, regions, patches)
     images, ours = write_volumes(tmp_path / "images", channels), tmp_path / "ours"
+    slices = [sitk.ReadImage(str(file))[..., :1] for file in sorted(images.glob("large*"))]
+    for number, image in enumerate(slices):
+        sitk.WriteImage(image, str(images / f"slice_{number:04d}.nii.gz"))
     arguments = ["--checkpoint", path, "--input", images, "--output", ours, "--device", "cpu"]
     assert run_verb(predict, *arguments)[0] == 0
     code = "import sys, runpy; sys.modules['vnet_fast'] = None; runpy.run_module('monai.bundle', run_name='__main__')"
@@ -310,3 +316,61 @@ def test_an_empty_folder_is_used(tmp_path, run_verb):
     assert run_verb(export, "--checkpoint", path, "--output", output, "--format", "monai")[0] == 0
     assert (output / "LICENSE").exists()
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["new", "x.pt"]
+
+
+@pytest.mark.parametrize("kind", ["pipeline", "monai"])
+def test_the_current_folder_and_links_are_used(tmp_path, run_verb, monkeypatch, kind):
+    """Each has the name that the user sees, and stays the same folder."""
+    if kind == "pipeline":
+        needs_onnx()
+    path, here, target, link = write_checkpoint(tmp_path / "x.pt"), *(tmp_path / name for name in ("a", "b", "c"))
+    here.mkdir()
+    target.mkdir()
+    link.symlink_to(target)
+    before = here.stat().st_ino
+    monkeypatch.chdir(here)
+    for output, name in ((".", "a"), (link, "c")):
+        code, _, err = run_verb(export, "--checkpoint", path, "--output", output, "--format", kind)
+        assert code == 0, err
+        page = tmp_path / name / ("README.md" if kind == "pipeline" else "docs/README.md")
+        assert page.read_text().startswith(f"# {name}\n")
+    if kind == "monai":
+        assert json.loads((here / "configs" / "metadata.json").read_text())["name"] == "a"
+    assert (here.stat().st_ino, link.is_symlink()) == (before, True)
+    names = sorted(entry.name for entry in here.iterdir())
+    assert names == sorted(entry.name for entry in target.iterdir())
+    assert not any(name.startswith(".") for name in names)
+
+
+def test_a_folder_that_is_filled_meanwhile_is_kept(tmp_path):
+    output = tmp_path / "new"
+    output.mkdir()
+
+    def fill():
+        with new_folder(output) as folder:
+            (folder / "x.txt").write_text("theirs")
+            (output / "x.txt").write_text("mine")
+
+    with pytest.raises(InputError, match="a folder that is not empty"):
+        fill()
+    assert [(entry.name, entry.read_text()) for entry in output.iterdir()] == [("x.txt", "mine")]
+
+
+def test_a_folder_that_can_not_be_filled_stays_empty(tmp_path, monkeypatch):
+    output, rename = tmp_path / "new", Path.rename
+    output.mkdir()
+
+    def refuse(path, target):
+        if path.name == "b":
+            raise OSError(28, "No space left on device")
+        return rename(path, target)
+
+    def fill():
+        with new_folder(output) as folder:
+            for name in ("a", "b"):
+                (folder / name).mkdir()
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(InputError, match=r"can't be written \(No space left on device\)"):
+        fill()
+    assert list(output.iterdir()) == []

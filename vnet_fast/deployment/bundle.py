@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from vnet_fast import __version__
-from vnet_fast.deployment.folder import PACKAGE, TEMPLATES, check_folder, copy_programs, new_folder, write_page
+from vnet_fast.deployment.folder import PACKAGE, TEMPLATES, check_folder, copy_programs, name_of, new_folder, write_page
 from vnet_fast.deployment.monai_scripts import vnet
 from vnet_fast.deployment.network_file import compared
 from vnet_fast.deployment.pipeline import channel_facts, label_names
@@ -69,7 +69,7 @@ def export(model: VNet, task: Task, path: Path) -> str:
     plain.load_state_dict(weights)
     x, y, z = task.size
     result = compared(plain, model, torch.zeros(2, model.in_channels, z, y, x), path)
-    metadata, inference = metadata_of(model, task, path.name), inference_of(architecture, task)
+    metadata, inference = metadata_of(model, task, name_of(path)), inference_of(architecture, task)
     with new_folder(path) as folder:
         _write_json(folder / "configs" / "metadata.json", metadata)
         _write_json(folder / "configs" / "inference.json", inference)
@@ -225,5 +225,6 @@ def _postprocessing(task: Task) -> list[dict[str, Any]]:
         "separate_folder": False,
         "resample": False,
         "output_name_formatter": "$name_mask",
+        "writer": "scripts.writer.MaskWriter",
     }
     return [back, discrete, largest, *to_labels, save]

@@ -17,6 +17,7 @@ from vnet_fast.files import make_folder
 PACKAGE = "vnet_fast.deployment"
 TEMPLATES = "templates"
 ANOTHER_OUTPUT = "Choose another --output"
+NOT_EMPTY = "a folder that is not empty"
 
 
 def check_folder(output: str) -> Path:
@@ -32,13 +33,20 @@ def check_folder(output: str) -> Path:
     if os.path.lexists(path) and not path.is_dir():
         raise InputError(path, "is a file, and this --format is a folder", ANOTHER_OUTPUT)
     if path.is_dir() and next(path.iterdir(), None) is not None:
-        raise InputError(path, "a folder that is not empty", ANOTHER_OUTPUT)
+        raise InputError(path, NOT_EMPTY, ANOTHER_OUTPUT)
     return path
+
+
+def name_of(path: Path) -> str:
+    """The name of a folder, also of `.`, whose path has none."""
+    return os.path.basename(os.path.abspath(path))
 
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder that gets its name once it is complete; if the block raises, nothing is left behind.
+    """A folder that is there once it is complete; if the block raises, nothing is left behind.
+
+    A folder that exists is filled, and not replaced, because it may be the current one, a link or a mount point.
 
     Args:
         path: of the folder; nothing, or an empty folder.
@@ -46,20 +54,37 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         InputError: if it can't be written.
     """
-    # resolved, because `.` has no name
+    # resolved, because `.` has no parent
     path = Path(os.path.abspath(path))
-    parent = make_folder(path.parent, ANOTHER_OUTPUT)
+    exists = path.is_dir()
+    parent = path if exists else make_folder(path.parent, ANOTHER_OUTPUT)
     unfinished = parent / f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}"
     try:
         unfinished.mkdir()
         yield unfinished
-        if path.is_dir():
-            path.rmdir()
-        unfinished.rename(path)
+        if exists:
+            _fill(path, unfinished)
+        else:
+            unfinished.rename(path)
     except OSError as error:
         raise InputError(path, f"can't be written ({error.strerror})", ANOTHER_OUTPUT) from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _fill(folder: Path, unfinished: Path) -> None:
+    """Moves all that an unfinished folder holds into the folder that it is in, or nothing."""
+    if any(entry != unfinished for entry in folder.iterdir()):
+        raise InputError(folder, NOT_EMPTY, ANOTHER_OUTPUT)
+    names = [entry.name for entry in unfinished.iterdir()]
+    moved = []
+    try:
+        for name in names:
+            moved.append((unfinished / name).rename(folder / name))
+    except BaseException:
+        for entry in moved:
+            entry.rename(unfinished / entry.name)
+        raise
 
 
 def copy_programs(package: str, target: Path, name: str = "") -> None:

@@ -8,7 +8,7 @@ from vnet_fast import __version__
 from vnet_fast.data.channels import Channel
 from vnet_fast.data.classes import title_of
 from vnet_fast.data.intensity import HIGH_PERCENTILE, LOW_PERCENTILE
-from vnet_fast.deployment.folder import check_folder, copy_programs, new_folder, write_page
+from vnet_fast.deployment.folder import check_folder, copy_programs, name_of, new_folder, write_page
 from vnet_fast.deployment.network_file import ONNX, check_packages, checked_content
 from vnet_fast.deployment.standalone.network import FORMAT
 from vnet_fast.nn.vnet import VNet
@@ -54,7 +54,7 @@ def export(model: VNet, task: Task, path: Path) -> str:
         (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
         (folder / "requirements.txt").write_text(REQUIREMENTS, "utf-8")
         copy_programs("standalone", folder)
-        write_page("pipeline.md.j2", folder / "README.md", settings=settings, name=path.name)
+        write_page("pipeline.md.j2", folder / "README.md", settings=settings, name=name_of(path))
     return f"run {path / 'predict.py'} with numpy, SimpleITK and onnxruntime; {result}"
 
 

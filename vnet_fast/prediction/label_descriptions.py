@@ -11,10 +11,14 @@ Source:
 from collections.abc import Mapping
 from pathlib import Path
 
+from vnet_fast.errors import InputError
 from vnet_fast.files import write_text
 from vnet_fast.io.label_names import colour_of, on_one_line
+from vnet_fast.progress import note
+from vnet_fast.text_table import printable
 
 NAME = "labels.label"
+ANOTHER_OUTPUT = "Choose another --output"
 # by the first line other programs know the format, and by the second we know a file that may be replaced
 HEADER = (
     "# ITK-SnAP Label Description File",
@@ -26,20 +30,22 @@ HEADER = (
 def write_descriptions(folder: Path, names: Mapping[int, str]) -> None:
     """Writes the label descriptions into a folder of masks, and says so if another program's file is kept.
 
+    Without names nothing is written, and those of another network, which would be wrong here, are removed.
+
     Args:
         folder: of the masks.
-        names: dict from label, 1 and up, to name; without names nothing is written.
+        names: dict from label, 1 and up, to name.
 
     Raises:
-        InputError: if the file can't be written.
+        InputError: if the file can't be written or removed.
     """
+    path = folder / NAME
     if not names:
-        return
-    path, text = folder / NAME, descriptions(names)
-    if not path.exists() or _is_ours(path):
-        write_text(path, text, "Choose another --output")
+        _remove(path)
+    elif not path.exists() or _is_ours(path):
+        write_text(path, descriptions(names), ANOTHER_OUTPUT)
     else:
-        print(f"{path}: kept, because vnet_fast did not write it")
+        note(printable(f"{path}: kept, because vnet_fast did not write it"))
 
 
 def descriptions(names: Mapping[int, str]) -> str:
@@ -56,6 +62,14 @@ def descriptions(names: Mapping[int, str]) -> str:
         text = on_one_line(name).replace('"', "'")
         lines.append(f'{label:5} {red:5} {green:4} {blue:4} {shown:8} {shown:2} {shown:2}    "{text}"')
     return "\n".join([*HEADER, *lines]) + "\n"
+
+
+def _remove(path: Path) -> None:
+    if _is_ours(path):
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(path, f"can't be removed ({error.strerror})", ANOTHER_OUTPUT) from None
 
 
 def _is_ours(path: Path) -> bool:

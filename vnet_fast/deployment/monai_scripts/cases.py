@@ -6,6 +6,8 @@ from typing import Any
 
 SUFFIXES = (".nii.gz", ".nii")
 CHANNEL = re.compile(r"(.+)_(\d{4})")
+# instead of the number of a channel
+WHOLE = -1
 
 
 def name_of(path: str | Path) -> str | None:
@@ -18,19 +20,32 @@ def find_images(folder: str, channels: int) -> list[dict[str, list[str]]]:
     """The files of the volumes in a folder, one, or one for each channel: CASE_0000, CASE_0001 and so on.
 
     Raises:
-        ValueError: if there are none, or a channel is missing.
+        ValueError: if there are none, or a volume has other files than these.
     """
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[tuple[int, Path]]] = {}
     for path in sorted(Path(folder).iterdir()):
         name = name_of(path)
         if name is None or path.name.startswith(".") or name.endswith("_segmentation"):
             continue
-        match = CHANNEL.fullmatch(name) if channels > 1 else None
-        found.setdefault(match[1] if match else name, []).append(str(path))
-    wrong = [name for name, files in found.items() if len(files) not in (1, channels)]
-    if wrong or not found:
-        raise ValueError(f"{folder}: {wrong[0]} lacks a channel" if wrong else f"{folder}: no volumes")
-    return [{"image": files} for files in found.values()]
+        case, number = _case_of(name, channels > 1)
+        found.setdefault(case, []).append((number, path))
+    if not found:
+        raise ValueError(f"{folder}: no volumes")
+    for case, files in found.items():
+        # one file may have all channels
+        if [number for number, _ in files] not in ([WHOLE], [0], list(range(channels))):
+            has = f"has the file{'s' if len(files) > 1 else ''} {', '.join(path.name for _, path in files)}"
+            needs = f"{case}_0000 to {case}_{channels - 1:04d}, or " if channels > 1 else ""
+            raise ValueError(f"{folder}: {case} {has}; the network needs {needs}one file")
+    return [{"image": [str(path) for _, path in files]} for files in found.values()]
+
+
+def _case_of(name: str, several: bool) -> tuple[str, int]:
+    """The volume that a file belongs to, and the number of its channel; with one channel, only 0000 is a number."""
+    match = CHANNEL.fullmatch(name)
+    if match and (several or match[2] == "0000"):
+        return match[1], int(match[2])
+    return name, WHOLE
 
 
 def name_mask(meta: dict[str, Any], saver: Any) -> dict[str, Any]:
