@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from vnet_fast.errors import InputError
-from vnet_fast.regions import Region, ambiguities, label_table, parse_regions, stored_regions, written_names
+from vnet_fast.regions import (
+    Region,
+    ambiguities,
+    label_table,
+    parse_regions,
+    possible_labels,
+    stored_regions,
+    written_names,
+)
 
 WHOLE, CORE, ACTIVE = Region("whole", (1, 2, 3, 4)), Region("core", (1, 3, 4)), Region("active", (4,))
 
@@ -81,3 +89,16 @@ def test_there_are_not_too_many():
 def test_of_a_checkpoint():
     assert stored_regions({}) == ()
     assert stored_regions({"regions": [{"name": "core", "labels": [1, 3, 4]}]}) == (CORE,)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_labels_that_outputs_can_lead_to(name):
+    """All that a voxel in some regions may be written as, if any of them lose it to another component."""
+    regions = SETS[name]
+    table, possible = label_table(regions), possible_labels(regions)
+    for inside in range(len(table)):
+        codes = {part for part in range(len(table)) if part & inside == part}
+        regions_of = [{tuple(table[code] in region.labels for region in regions)} for code in codes]
+        for label in range(256):
+            expected = any(tuple(label in region.labels for region in regions) in found for found in regions_of)
+            assert possible[inside, label] == expected

@@ -108,6 +108,27 @@ def label_table(regions: Sequence[Region]) -> NDArray[np.uint8]:
     return table
 
 
+def possible_labels(regions: Sequence[Region]) -> NDArray[np.bool_]:
+    """The labels that a voxel of a mask can have, for each set of regions that a network finds it in.
+
+    A voxel can lose any of the regions, as only the largest component of each is kept.
+
+    Args:
+        regions: at most MAX_REGIONS.
+
+    Returns:
+        (2 ^ R, 256) bool, by the sum of 2 ^ i for the regions i, counted from 0, and by the label; labels that are in
+        the same regions are alike.
+    """
+    codes = np.array([_code(label, regions) for label in range(MAX_LABEL + 1)])
+    table = label_table(regions)
+    possible: NDArray[np.bool_] = codes == codes[table][:, None]
+    for number in range(len(regions)):
+        having = np.flatnonzero(np.arange(len(table)) >> number & 1)
+        possible[having] |= possible[having ^ (1 << number)]
+    return possible
+
+
 def _code(label: int, regions: Sequence[Region]) -> int:
     return sum(1 << number for number, region in enumerate(regions) if label in region.labels)
 

@@ -118,6 +118,54 @@ def test_regions(case, tmp_path):
         calibrate_case(mask, reference_path, [1], unions=unions[:1])
 
 
+def test_the_order_of_the_regions(case, tmp_path):
+    """It is that of the probabilities; what the largest component leaves out of a region is no other order."""
+    mask, reference_path, reference = case
+    whole, part = Region("whole", (1, 2)), Region("part", (1,))
+    write(tmp_path / "A_probability_1.nii.gz", (reference > 0) * np.float32(0.7))
+    write(tmp_path / "A_probability_2.nii.gz", (reference == 1) * np.float32(0.7))
+    assert list(calibrate_case(mask, reference_path, [1, 2], unions=[whole, part])) == [1, 2]
+    with pytest.raises(InputError, match=r"A.nii.gz: the probabilities.*Name the regions in the network's order"):
+        calibrate_case(mask, reference_path, [1, 2], unions=[part, whole])
+    with pytest.raises(InputError, match=r"_probability_2.nii.gz: not of the mask.*name them with --regions"):
+        calibrate_case(mask, reference_path, [1, 2])
+    write(mask, np.where(reference == 1, 2, reference))
+    assert list(calibrate_case(mask, reference_path, [1, 2], unions=[whole, part])) == [1, 2]
+
+
+def test_a_missing_file_is_named(case, tmp_path):
+    """By a gap in the numbers, or by the labels of the mask."""
+    mask, reference_path, reference = case
+    write(tmp_path / "A_probability_3.nii.gz", np.zeros(SHAPE, np.float32))
+    second = tmp_path / "A_probability_2.nii.gz"
+    second.unlink()
+    with pytest.raises(InputError, match=r"A_probability_2.nii.gz: missing, and there is A_probability_3.nii.gz"):
+        calibrate_case(mask, reference_path, [1, 2])
+    (tmp_path / "A_probability_3.nii.gz").unlink()
+    for binary in (False, True):
+        with pytest.raises(InputError, match=r"A_probability_2.nii.gz: missing, and A.nii.gz has label 2. Predict"):
+            calibrate_case(mask, reference_path, [1], binary)
+    write(mask, np.uint8(reference == 1))
+    assert list(calibrate_case(mask, reference_path, [1])) == [1]
+
+
+def test_a_file_that_other_cases_have_is_named(case, tmp_path):
+    other = write(tmp_path / "B.nii.gz", np.uint8(case[2] == 1))
+    write(tmp_path / "B_probability.nii.gz", (case[2] == 1) * np.float32(0.8))
+    pairs = [("A", case[0], case[1]), ("B", other, case[1])]
+    (evaluation,) = evaluate(["x"], [pairs])
+    with pytest.raises(InputErrors, match=r"B_probability_1.nii.gz: missing, and A.nii.gz has 2 probabilities"):
+        calibrate([evaluation], [pairs])
+
+
+def test_files_of_two_networks_are_refused(case, tmp_path):
+    mask, reference_path, reference = case
+    write(tmp_path / "A_probability.nii.gz", (reference > 0) * np.float32(0.8))
+    cause = "A.nii.gz: has probabilities of two networks beside it, A_probability.nii.gz and A_probability_1.nii.gz"
+    with pytest.raises(InputError, match=f"{cause}. Delete the older"):
+        calibrate_case(mask, reference_path, [1, 2])
+
+
 def test_a_case_that_lacks_a_label(case, tmp_path):
     nothing = write(tmp_path / "nothing.nii.gz", np.zeros(SHAPE, np.uint8))
     write(case[0], np.zeros(SHAPE, np.uint8))

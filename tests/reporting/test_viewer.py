@@ -17,6 +17,8 @@ from vnet_fast.reporting import html, viewer
 from vnet_fast.reporting.viewer import CaseInView, make_viewer, pack
 
 IDENTITY = (1, 0, 0, 0, 1, 0, 0, 0, 1)
+# of the classes that are shown
+LABELS = (1, 2)
 
 
 def make_figure(shape=(12, 40, 50), spacing=(1.0, 2.0, 4.0), origin=(-10.0, 5.0, 100.0)):
@@ -38,7 +40,7 @@ def unpacked(content, name):
 def test_the_box_around_the_structures_is_kept():
     figure = make_figure()
     prediction = figure.predictions[""]
-    content = pack(figure, [prediction, None], 1)
+    content = pack(figure, [prediction, None], 1, LABELS)
     # 10 mm are 10 columns, 5 rows and 3 slices
     box = (slice(2, 11), slice(15, 29), slice(14, 42))
     assert content["size"] == (28, 14, 9)
@@ -62,22 +64,42 @@ def test_the_reference_is_seen_first():
     figure = make_figure()
     prediction = np.zeros_like(figure.reference)
     prediction[1, 2:12, 3:30] = 1
-    content = pack(figure, [prediction], 1)
+    content = pack(figure, [prediction], 1, LABELS)
     assert [first + at for first, at in zip(content["first"], content["start"], strict=True)] == [24, 20, 5]
-    content = pack(CaseFigure("A", figure.image, figure.reference * 0, {}, figure.grid), [prediction], 1)
+    content = pack(CaseFigure("A", figure.image, figure.reference * 0, {}, figure.grid), [prediction], 1, LABELS)
     assert [first + at for first, at in zip(content["first"], content["start"], strict=True)] == [3, 2, 1]
+
+
+def test_labels_of_no_class_that_is_shown_are_no_structure():
+    """As the ignored one: the box does not grow to it, and the slices with most of it are not seen first."""
+    figure = make_figure()
+    expected = pack(figure, [figure.predictions[""]], 1, LABELS)
+    reference, prediction = figure.reference.copy(), figure.predictions[""].copy()
+    reference[1, :, :], prediction[11, :, :] = 3, 3
+    content = pack(CaseFigure("A", figure.image, reference, {}, figure.grid), [prediction], 1, LABELS)
+    for name in ("first", "size", "start"):
+        assert content[name] == expected[name]
+    only_ignored = CaseFigure("A", figure.image, figure.reference * 0 + 3, {}, figure.grid)
+    content = pack(only_ignored, [figure.reference], 1, LABELS)
+    assert [first + at for first, at in zip(content["first"], content["start"], strict=True)] == [24, 20, 5]
+
+
+def test_the_labels_of_the_classes():
+    assert viewer.shown_labels(evaluation([1, 4]), ()) == (1, 4)
+    unions = (Region("whole", (1, 2, 5)), Region("core", (2,)))
+    assert viewer.shown_labels(evaluation([1, 2]), unions) == (1, 2, 5)
 
 
 def test_a_volume_without_structures_is_shown_whole():
     figure = make_figure()
     nothing = figure.reference * 0
-    content = pack(CaseFigure("A", figure.image, nothing, {}, figure.grid), [], 1)
+    content = pack(CaseFigure("A", figure.image, nothing, {}, figure.grid), [], 1, LABELS)
     assert (content["size"], content["first"], content["start"]) == ((50, 40, 12), [0, 0, 0], [25, 20, 6])
 
 
 def test_a_constant_volume_has_a_window():
     figure = make_figure()
-    content = pack(CaseFigure("A", figure.image * 0 + 7, figure.reference, {}, figure.grid), [], 1)
+    content = pack(CaseFigure("A", figure.image * 0 + 7, figure.reference, {}, figure.grid), [], 1, LABELS)
     assert content["window"][0] < content["window"][1]
     assert not unpacked(content, content["image"]).any()
 
@@ -87,7 +109,7 @@ def test_all_cases_together_have_room(monkeypatch, number):
     """Voxels are shown together along the finest axis first, and the masks keep their place."""
     monkeypatch.setattr(viewer, "TOTAL_VOXELS", 40_000)
     figure = make_figure((40, 60, 80), spacing=(1, 1, 3))
-    content = pack(figure, [], number)
+    content = pack(figure, [], number, LABELS)
     voxels = np.prod(content["size"])
     assert voxels <= 40_000 / number
     x, y, z = content["step"]
@@ -107,7 +129,8 @@ def test_a_page_of_noise_has_room(number):
     shape = (60, 120, 120)
     image = np.random.default_rng(0).random(shape, np.float32)
     reference = np.ones(shape, np.uint8)
-    content = pack(CaseFigure("A", image, reference, {}, Grid(shape[::-1], (1, 1, 1), (0, 0, 0), IDENTITY)), [], number)
+    grid = Grid(shape[::-1], (1, 1, 1), (0, 0, 0), IDENTITY)
+    content = pack(CaseFigure("A", image, reference, {}, grid), [], number, LABELS)
     assert len(json.dumps(content)) * number < 11.4e6
 
 
@@ -126,7 +149,7 @@ def test_places_are_along_the_axes_of_the_volume(turned):
     cos, sin = (np.cos(0.3), np.sin(0.3)) if turned else (1.0, 0.0)
     grid = Grid((50, 40, 12), (1.0, 2.0, 4.0), (3.0, 4.0, 5.0), (cos, -sin, 0, sin, cos, 0, 0, 0, 1))
     figure = make_figure()
-    content = pack(CaseFigure("A", figure.image, figure.reference, {}, grid), [], 1)
+    content = pack(CaseFigure("A", figure.image, figure.reference, {}, grid), [], 1, LABELS)
     assert content["origin"] == pytest.approx([3 * cos + 4 * sin, -3 * sin + 4 * cos, 5], abs=1e-4)
 
 
@@ -158,7 +181,7 @@ def test_the_page_runs_this_script_only():
     """Its policy has the digest of the script; what a case is called ends no block of JSON."""
     figure, name = make_figure(), "</script><script>alert(1)</script>"
     classes = evaluation([1, 2], _1=name)
-    shown = make_viewer([classes], (), [CaseInView(name, name, pack(figure, [figure.predictions[""]], 1))])
+    shown = make_viewer([classes], (), [CaseInView(name, name, pack(figure, [figure.predictions[""]], 1, LABELS))])
     text = html.page("t", "s", [html.Section("h", viewer=shown)])
     page = PageReader(text)
     settings, case, script = page.scripts

@@ -34,8 +34,8 @@ def report(tmp_path_factory):
     figure = make_figure()
     mirrored = CaseFigure("B", figure.image, figure.reference[:, :, ::-1], {}, figure.grid)
     cases = [
-        CaseInView("A", "A, Dice 0.500", pack(figure, [figure.predictions[""]], 2)),
-        CaseInView("B", "B, Dice 0.600", pack(mirrored, [None], 2)),
+        CaseInView("A", "A, Dice 0.500", pack(figure, [figure.predictions[""]], 2, (1, 2))),
+        CaseInView("B", "B, Dice 0.600", pack(mirrored, [None], 2, (1, 2))),
     ]
     shown = make_viewer([evaluation([1, 2], _1="Head", _2="Tail")], (), cases)
     path = tmp_path_factory.mktemp("page") / "report.html"

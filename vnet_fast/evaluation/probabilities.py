@@ -13,15 +13,21 @@ from vnet_fast.evaluation.calibration import Calibration
 from vnet_fast.evaluation.evaluation import Evaluation, Pair
 from vnet_fast.evaluation.masks import label_array, label_arrays
 from vnet_fast.io import volumes
-from vnet_fast.io.probabilities import ROUNDING, find_probabilities, read_probability
+from vnet_fast.io.probabilities import PREDICT_AGAIN, ROUNDING, find_probabilities, missing_file, read_probability
 from vnet_fast.progress import track
-from vnet_fast.regions import Region
+from vnet_fast.regions import Region, possible_labels
 from vnet_fast.text_table import printable
 
 # around the box of the voxels that count, mm
 MARGIN = 10.0
 # the share of a mask's voxels whose probability may be too low for their label, as after a repair of the mask by hand
 STRAYS = 0.01
+# the probability above which a voxel is in a region
+IS_INSIDE = 0.5
+# probabilities may be so much lower by rounding
+ROUNDED = 0.999
+# of files that do not fit a mask
+OF_LABELS = f"{PREDICT_AGAIN}, or, of a network with regions, name them with --regions"
 
 
 def calibrate(
@@ -40,9 +46,11 @@ def calibrate(
         unions, ignored: see `evaluation.compare`.
 
     Raises:
-        InputErrors: for all cases without probabilities, or whose files can't be read, of the first set that has any.
+        InputErrors: for all cases without probabilities, or with fewer than others; else for all whose files can't be
+            read or are not of the mask, of the first set that has any.
     """
     for evaluation, cases in zip(evaluations, pairs, strict=True):
+        _check_numbers(cases)
         errors = []
         for name, prediction, reference in track(cases, f"calibration of {printable(evaluation.name)}", "cases"):
             try:
@@ -53,6 +61,25 @@ def calibrate(
                 evaluation.calibration[name] = measured
         if errors:
             raise InputErrors(errors)
+
+
+def _check_numbers(cases: Sequence[Pair]) -> None:
+    """Raises InputErrors of the cases of a set that have no probabilities, or fewer than another one."""
+    numbers: dict[Path, int] = {}
+    errors = []
+    for _, prediction, _ in cases:
+        try:
+            numbers[Path(prediction)] = len(find_probabilities(Path(prediction)))
+        except InputError as error:
+            errors.append(error)
+    fullest = max(numbers, key=numbers.__getitem__, default=None)
+    for mask, number in numbers.items():
+        if fullest and number < numbers[fullest]:
+            cause = f"missing, and {fullest.name} has {numbers[fullest]} probabilities beside it"
+            remedy = "Predict all cases again with --probabilities, into a new folder"
+            errors.append(InputError(missing_file(mask, numbers[fullest]), cause, remedy))
+    if errors:
+        raise InputErrors(errors)
 
 
 def calibrate_case(
@@ -75,14 +102,12 @@ def calibrate_case(
         there is no probability.
     """
     mask, reference_mask = volumes.read_masks(prediction_path, reference_path)
-    files = find_probabilities(Path(prediction_path))
-    if unions and len(files) != len(unions):
-        cause = f"has {len(files)} probabilities beside it, and there are {len(unions)} regions"
-        raise InputError(prediction_path, cause, "Name the regions of the network in their order")
+    files = _files_of(Path(prediction_path), mask, unions)
     prediction, reference = label_arrays(mask, reference_mask, binary, ignored)
     counted = np.ones(reference.shape, bool)
     if ignored is not None:
         counted = label_array(reference_mask, binary=False) != ignored
+    codes = np.zeros(prediction.shape, np.uint16)
     measured = {}
     for label in labels:
         chosen = files if binary else files[label - 1 : label]
@@ -92,11 +117,29 @@ def calibrate_case(
         predicted, expected = (
             unions[label - 1].of(array) if unions else array == label for array in (prediction, reference)
         )
-        if not unions:
+        if unions:
+            codes |= (probability >= IS_INSIDE * ROUNDED).astype(np.uint16) << (label - 1)
+        else:
             _check_origin(chosen[0], probability[predicted], 1 / (len(files) + 1))
         box = _box(predicted | expected, mask)
         measured[label] = Calibration.of(probability[box][counted[box]], expected[box][counted[box]])
+    if unions and len(measured) == len(unions):
+        _check_order(Path(prediction_path), prediction, codes, unions)
     return measured
+
+
+def _files_of(mask_path: Path, mask: sitk.Image, unions: Sequence[Region]) -> list[Path]:
+    """The files of the probabilities beside a mask; an InputError if they can't be those of its classes or regions."""
+    files = find_probabilities(mask_path)
+    if unions and len(files) != len(unions):
+        cause = f"has {len(files)} probabilities beside it, and there are {len(unions)} regions"
+        raise InputError(mask_path, cause, "Name the regions of the network in their order")
+    highest = int(label_array(mask, binary=False).max())
+    if not unions and len(files) < highest:
+        raise InputError(
+            missing_file(mask_path, highest), f"missing, and {mask_path.name} has label {highest}", OF_LABELS
+        )
+    return files
 
 
 def _read_together(paths: Sequence[Path], mask: sitk.Image, mask_path: Path) -> NDArray[np.float32]:
@@ -112,8 +155,19 @@ def _read_together(paths: Sequence[Path], mask: sitk.Image, mask_path: Path) -> 
 
 def _check_origin(path: Path, inside: NDArray[np.floating], lowest: float) -> None:
     """Raises an InputError if the most probable class of many voxels is not the one that the mask has there."""
-    if inside.size and np.mean(inside < lowest * 0.999) > STRAYS:
-        raise InputError(path, "not of the mask beside it", "Predict again with --probabilities")
+    if inside.size and np.mean(inside < lowest * ROUNDED) > STRAYS:
+        raise InputError(path, "not of the mask beside it", OF_LABELS)
+
+
+def _check_order(
+    mask_path: Path, prediction: NDArray[np.uint8], codes: NDArray[np.uint16], unions: Sequence[Region]
+) -> None:
+    """Raises an InputError if the mask is in other regions than its probabilities say, given as sums of 2 ^ i."""
+    inside = np.isin(prediction, [label for region in unions for label in region.labels])
+    wrong = ~possible_labels(unions)[codes[inside], prediction[inside]]
+    if wrong.size and wrong.mean() > STRAYS:
+        cause = "the probabilities beside it are not of the regions that it is in"
+        raise InputError(mask_path, cause, f"Name the regions in the network's order, or {PREDICT_AGAIN.lower()}")
 
 
 def _box(structure: NDArray[np.bool_], image: sitk.Image) -> tuple[slice, ...]:

@@ -13,6 +13,9 @@ from vnet_fast.io import formats, volumes
 DICOM_OUTPUT = ".nii.gz"
 # at the end of the name of a file beside the mask
 ENTROPY, PROBABILITY = "_entropy", "_probability"
+# of a mask
+MAX_LABEL = 255
+PREDICT_AGAIN = "Predict again with --probabilities"
 # of interpolation in float32
 ROUNDING = 1e-5
 
@@ -44,19 +47,32 @@ def find_probabilities(mask: Path) -> list[Path]:
     """The files of the probabilities beside a mask, by the number of the class or region.
 
     Raises:
-        InputError: if there are none, or they are a DICOM Segmentation, which has only 8 bits for each.
+        InputError: if there are none, if one is missing, if there are those of a network with one class too, or if
+            they are a DICOM Segmentation, which has only 8 bits for each.
     """
-    single = probability_file(mask, 1, count=1)
-    found = [single] if single.exists() else []
-    while not single.exists() and (path := probability_file(mask, len(found) + 1, count=len(found) + 2)).exists():
-        found.append(path)
-    fractional = mask.with_name(f"{mask.stem}{PROBABILITY}{mask.suffix}")
-    if not found and formats.is_segmentation(fractional):
-        cause = f"the probabilities beside it are a DICOM Segmentation ({fractional.name}), which is not read"
-        raise InputError(mask, cause, "Predict without --dicom-seg, and to a NIfTI file or a folder")
-    if not found:
-        raise InputError(mask, "no probabilities beside it", "Predict with --probabilities")
-    return found
+    single, *numbered = (beside(mask, ending) for ending in (PROBABILITY, *probability_endings(MAX_LABEL)))
+    found = [path for path in numbered if path.exists()]
+    if not single.exists():
+        fractional = mask.with_name(f"{mask.stem}{PROBABILITY}{mask.suffix}")
+        if not found and formats.is_segmentation(fractional):
+            cause = f"the probabilities beside it are a DICOM Segmentation ({fractional.name}), which is not read"
+            raise InputError(mask, cause, "Predict without --dicom-seg, and to a NIfTI file or a folder")
+        if not found:
+            raise InputError(mask, "no probabilities beside it", "Predict with --probabilities")
+        missing = next((path for path in numbered[: numbered.index(found[-1])] if path not in found), None)
+        if missing:
+            raise InputError(missing, f"missing, and there is {found[-1].name}", PREDICT_AGAIN)
+        return found
+    if found:
+        cause = f"has probabilities of two networks beside it, {single.name} and {found[0].name}"
+        raise InputError(mask, cause, "Delete the older ones")
+    return [single]
+
+
+def missing_file(mask: Path, count: int) -> Path:
+    """The first file that is missing beside a mask which should have so many probabilities."""
+    expected = [probability_file(mask, number, count) for number in range(1, count + 1)]
+    return next((path for path in expected if not path.exists()), expected[-1])
 
 
 def read_probability(path: Path, mask: sitk.Image, mask_path: Path) -> NDArray[np.float32]:
@@ -74,7 +90,7 @@ def read_probability(path: Path, mask: sitk.Image, mask_path: Path) -> NDArray[n
         InputError: if the file can't be read, is on another grid, or has values below 0 or above 1.
     """
     image = volumes.read_image(path)
-    volumes.check_same_grid(path, image, mask, mask_path, "Predict again with --probabilities")
+    volumes.check_same_grid(path, image, mask, mask_path, PREDICT_AGAIN)
     values: NDArray[np.float32] = sitk.GetArrayFromImage(image)
     low, high = float(values.min()), float(values.max())
     if low < -ROUNDING or high > 1 + ROUNDING:

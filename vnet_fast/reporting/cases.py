@@ -13,7 +13,7 @@ from vnet_fast.regions import Region
 from vnet_fast.reporting.html import Picture
 from vnet_fast.reporting.pictures import draw_picture
 from vnet_fast.reporting.subjects import Subject
-from vnet_fast.reporting.viewer import MAX_CASES, CaseInView, Viewer, make_viewer, pack
+from vnet_fast.reporting.viewer import MAX_CASES, CaseInView, Viewer, make_viewer, pack, shown_labels
 
 RANKS = {
     "worst": "the lowest Dice",
@@ -45,6 +45,7 @@ def show_cases(
     ranks = {name: rank for rank, name in choose_cases(evaluations[0]).items()}
     shown = [name for name in worst_first(evaluations) if name in files]
     pictures, packed, number_shown = {}, [], min(len(shown), MAX_CASES)
+    labels = shown_labels(evaluations[0], unions)
     for index, name in enumerate(track(shown, "drawing", "cases")):
         if index >= number_shown and name not in ranks:
             continue
@@ -64,7 +65,7 @@ def show_cases(
             drawn = iter(figure.predictions.values())
             predicted = [next(drawn) if mask else None for mask in masks]
             title = f"{name}, Dice {dice if len(evaluations) > 1 else number(evaluations[0].mean_dice(name), 3)}"
-            packed.append(CaseInView(name, title, pack(figure, predicted, number_shown)))
+            packed.append(CaseInView(name, title, pack(figure, predicted, number_shown, labels)))
     return [pictures[rank] for rank in RANKS if rank in pictures], make_viewer(evaluations, unions, packed)
 
 

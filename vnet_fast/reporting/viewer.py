@@ -108,7 +108,7 @@ def make_viewer(evaluations: Sequence[Evaluation], unions: Sequence[Region], cas
     classes = [
         ClassInView(
             evaluation.title(label),
-            unions[label - 1].labels if unions else (label,),
+            _labels_of(label, unions),
             css_colour(label) if len(evaluation.labels) > 1 else "",
         )
         for label in evaluation.labels
@@ -118,18 +118,31 @@ def make_viewer(evaluations: Sequence[Evaluation], unions: Sequence[Region], cas
     return Viewer(classes, names, colours[: len(names)], cases)
 
 
+def shown_labels(evaluation: Evaluation, unions: Sequence[Region]) -> tuple[int, ...]:
+    """The labels of masks that are in any class which the viewer draws, sorted."""
+    return tuple(sorted({label for number in evaluation.labels for label in _labels_of(number, unions)}))
+
+
+def _labels_of(number: int, unions: Sequence[Region]) -> tuple[int, ...]:
+    """The labels of a class by its number, which is that of a region if there are any."""
+    return unions[number - 1].labels if unions else (number,)
+
+
 def css_colour(label: int) -> str:
     """The colour of a label in a mask's file, in CSS."""
     return "#" + "".join(f"{round(255 * value):02x}" for value in colour_of(label))
 
 
-def pack(figure: CaseFigure, predictions: Iterable[NDArray[np.uint8] | None], number: int) -> dict[str, Any]:
+def pack(
+    figure: CaseFigure, predictions: Iterable[NDArray[np.uint8] | None], number: int, labels: Sequence[int]
+) -> dict[str, Any]:
     """Packs a case for `viewer.js`.
 
     Args:
         figure: its volume, reference and grid.
         predictions: of each run, or None where it has none.
         number: of cases that are shown together.
+        labels: of the classes that are shown; what has others, as the ignored one, is no structure.
 
     Returns:
         an object for JSON. Lists of three are x y z: `size` in voxels, `spacing` in mm, the `first` slice of the
@@ -139,18 +152,18 @@ def pack(figure: CaseFigure, predictions: Iterable[NDArray[np.uint8] | None], nu
         and white. `image` and `masks` (null for None) are bytes in the order of the voxels, x first, compressed by zlib
         and in base64.
     """
-    masks = [figure.reference, *predictions]
-    grid, structures = figure.grid, np.any([mask > 0 for mask in masks if mask is not None], axis=0)
+    masks, grid = [figure.reference, *predictions], figure.grid
+    inside = [np.isin(mask, labels) for mask in masks if mask is not None]
+    structures = np.any(inside, axis=0)
     # first seen is what should be there; a wrong prediction may be elsewhere
-    sought = figure.reference > 0 if figure.reference.any() else structures
+    sought = inside[0] if inside[0].any() else structures
     box = _box(structures, grid.spacing)
     step = _steps(structures[box].shape, grid.spacing, min(MOST_VOXELS, TOTAL_VOXELS // number))
     image = _block_means(figure.image[box], step)
     # a voxel of a mask is the one in the middle of its block
     middles = tuple(slice(length // 2, None, length) for length in step)
     packed = [None if mask is None else _fitting(mask[box][middles], image.shape) for mask in masks]
-    low, high = (float(value) for value in np.percentile(image, RANGE))
-    black, white = (float(value) for value in np.percentile(image, WINDOW))
+    (low, high), (black, white) = (np.percentile(image, ends).tolist() for ends in (RANGE, WINDOW))
     scaled = np.clip((image - low) * (255 / max(high - low, 1e-6)), 0, 255).round().astype(np.uint8)
     return {
         "size": image.shape[::-1],
