@@ -133,6 +133,16 @@ def test_the_order_of_the_regions(case, tmp_path):
     assert list(calibrate_case(mask, reference_path, [1, 2], unions=[whole, part])) == [1, 2]
 
 
+def test_regions_are_not_taken_for_labels(case, tmp_path):
+    """Where a label is always in its region, the probabilities fit the mask, but add up to more than 1."""
+    mask, reference_path, reference = case
+    write(tmp_path / "A_probability_1.nii.gz", (reference > 0) * np.float32(0.8))
+    unions = [Region("whole", (1, 2)), Region("core", (2,))]
+    assert list(calibrate_case(mask, reference_path, [1, 2], unions=unions)) == [1, 2]
+    with pytest.raises(InputError, match=r"add up to more than 1, as those of regions.*name them with --regions"):
+        calibrate_case(mask, reference_path, [1, 2])
+
+
 def test_a_missing_file_is_named(case, tmp_path):
     """By a gap in the numbers, or by the labels of the mask."""
     mask, reference_path, reference = case

@@ -104,10 +104,9 @@ def calibrate_case(
     mask, reference_mask = volumes.read_masks(prediction_path, reference_path)
     files = _files_of(Path(prediction_path), mask, unions)
     prediction, reference = label_arrays(mask, reference_mask, binary, ignored)
-    counted = np.ones(reference.shape, bool)
-    if ignored is not None:
-        counted = label_array(reference_mask, binary=False) != ignored
-    codes = np.zeros(prediction.shape, np.uint16)
+    # no voxel has label -1
+    counted = label_array(reference_mask, binary=False) != (-1 if ignored is None else ignored)
+    codes, total = np.zeros(prediction.shape, np.uint16), np.zeros(prediction.shape, np.float32)
     measured = {}
     for label in labels:
         chosen = files if binary else files[label - 1 : label]
@@ -121,10 +120,12 @@ def calibrate_case(
             codes |= (probability >= IS_INSIDE * ROUNDED).astype(np.uint16) << (label - 1)
         else:
             _check_origin(chosen[0], probability[predicted], 1 / (len(files) + 1))
+            total += probability
         box = _box(predicted | expected, mask)
         measured[label] = Calibration.of(probability[box][counted[box]], expected[box][counted[box]])
     if unions and len(measured) == len(unions):
         _check_order(Path(prediction_path), prediction, codes, unions)
+    _check_sum(total, len(files), Path(prediction_path), OF_LABELS)
     return measured
 
 
@@ -147,10 +148,15 @@ def _read_together(paths: Sequence[Path], mask: sitk.Image, mask_path: Path) -> 
     probability = read_probability(paths[0], mask, mask_path)
     for path in paths[1:]:
         probability += read_probability(path, mask, mask_path)
-    if probability.max() > 1 + len(paths) * ROUNDING:
-        cause = "the probabilities beside it add up to more than 1, as those of regions that overlap"
-        raise InputError(mask_path, cause, "Leave --binary out")
+    _check_sum(probability, len(paths), mask_path, "Leave --binary out")
     return probability.clip(0, 1)
+
+
+def _check_sum(total: NDArray[np.float32], count: int, mask_path: Path, remedy: str) -> None:
+    """Raises an InputError if a sum of so many probabilities is above 1."""
+    if total.max() > 1 + count * ROUNDING:
+        cause = "the probabilities beside it add up to more than 1, as those of regions that overlap"
+        raise InputError(mask_path, cause, remedy)
 
 
 def _check_origin(path: Path, inside: NDArray[np.floating], lowest: float) -> None:
