@@ -18,7 +18,7 @@ from benchmarks.providers import TOLERANCE, Beside
 from vnet_fast import VNet
 from vnet_fast.devices import HOST, keep_freed_memory
 from vnet_fast.run.configuration import LOSSES
-from vnet_fast.run.recipes import CPU_CHANNELS, FAST, fitting_levels, settings_of
+from vnet_fast.run.recipes import CPU_CHANNELS, FAST, settings_of
 from vnet_fast.training.optimizer import make_optimizer
 from vnet_fast.training.step import Step
 
@@ -37,15 +37,16 @@ PASSES = ("forward pass", "training step")
 ROUNDS, WARM_UP = 9, 2
 TIME = "time, ms"
 
+# every step to the next resolution halves every axis
+CUBES = (1.0, 1.0, 1.0)
 pytestmark = pytest.mark.skipif(ON_GPU, reason="it compares the CPU's convolutions")
 
 
 def arguments_of(grid):
     """The arguments of the recipe's network on one of GRIDS."""
     volume, channels = GRIDS[grid]
-    settings = settings_of(FAST, volume, HOST)
-    names = ("norm", "kernel_size")
-    return {"base_channels": channels, "levels": fitting_levels(volume), **{name: settings[name] for name in names}}
+    settings = settings_of(FAST, volume, CUBES, HOST)
+    return {"base_channels": channels, **{name: settings[name] for name in ("norm", "kernel_size", "levels")}}
 
 
 @functools.cache
@@ -75,7 +76,7 @@ def network_of(grid, provider):
 def run_of(grid, provider, pass_name):
     """A function of no arguments that runs a pass; that of a step returns the loss, the other one logits."""
     model, (image, target) = network_of(grid, provider), fixed_batch(grid, provider)
-    settings = settings_of(FAST, GRIDS[grid][0], HOST)
+    settings = settings_of(FAST, GRIDS[grid][0], CUBES, HOST)
     if pass_name == PASSES[0]:
         model.eval()
         return lambda: _without_gradients(model, image)
