@@ -98,6 +98,7 @@ def test_no_thread_of_theirs_outlives_the_run(cases, tmp_path):
     assert "pt_gloo_runloop" not in err
 
 
+@pytest.mark.exhaustive
 def test_all_stop_when_one_dies(cases, tmp_path):
     run = tmp_path / "run"
     process = torchrun(SCRIPT, "train_until_one_dies", "--data", cases, *TINY, "--iterations", 1000, "--save-every", 2,
@@ -123,6 +124,7 @@ def test_bad_input_is_one_line_of_the_first(tmp_path):
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.exhaustive)], ids=["SIGINT", "SIGTERM"]
 )
+@pytest.mark.exhaustive
 def test_a_signal_stops_both_at_the_same_iteration(cases, tmp_path, number):
     run = tmp_path / "run"
     process = torchrun("-m", "vnet_fast.train", "--data", cases, *TINY, "--iterations", 100_000, "--batch-size", 1,

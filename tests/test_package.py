@@ -177,6 +177,7 @@ def wheel(tmp_path_factory):
     return folder / "unpacked"
 
 
+@pytest.mark.exhaustive
 def test_the_wheel_has_every_file(wheel):
     expected = {path.relative_to(ROOT) for path in (ROOT / "vnet_fast").rglob("*") if "__pycache__" not in path.parts}
     kernels = ROOT / "kernels"
@@ -190,6 +191,7 @@ def test_the_wheel_has_every_file(wheel):
     assert {path.relative_to(wheel) for path in (wheel / "vnet_fast").rglob("*") if path.is_file()} == files
 
 
+@pytest.mark.exhaustive
 def test_every_module_of_the_wheel_can_be_imported(wheel, tmp_path):
     modules = sorted(
         ".".join(path.relative_to(wheel).with_suffix("").parts).removesuffix(".__init__")
@@ -205,6 +207,7 @@ def test_every_module_of_the_wheel_can_be_imported(wheel, tmp_path):
     assert done.stdout.strip() == str(wheel / "vnet_fast" / "__init__.py")
 
 
+@pytest.mark.exhaustive
 def test_the_wheel_needs_no_compiler(wheel, tmp_path):
     """It serves all versions of Python on one kind of processor, and says which kernels run."""
     if cpu_library.find_compiler() is None:

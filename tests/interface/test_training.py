@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import os
 import signal
 import sys
 import threading
@@ -47,7 +46,8 @@ def stop_at(monkeypatch, iteration, *numbers):
     def stopping(run, source):
         if run.iteration + 1 == iteration:
             for number in numbers:
-                os.kill(os.getpid(), number)
+                # to this thread, which handles it before the next: two that wait for another thread would be one
+                signal.pthread_kill(threading.get_ident(), number)
         return update(run, source)
 
     monkeypatch.setattr(trainer.Trainer, "_update", stopping)

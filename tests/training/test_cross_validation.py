@@ -113,6 +113,7 @@ def stop_at(monkeypatch, fold, iteration, number):
     monkeypatch.setattr(trainer.Trainer, "_update", stopping)
 
 
+@pytest.mark.exhaustive
 def test_a_signal_stops_all_folds_and_the_whole_is_resumed(cases, tmp_path, run_verb, monkeypatch):
     run, whole = tmp_path / "run", tmp_path / "whole"
     common = ["--data", cases, *ALL_FOLDS, "--folds", 2, "--iterations", 3]

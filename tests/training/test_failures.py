@@ -14,6 +14,7 @@ from vnet_fast import VNet, train
 from vnet_fast.errors import InputError
 from vnet_fast.run import checkpoint
 from vnet_fast.run.configuration import Config
+from vnet_fast.run.configure import configure
 from vnet_fast.training import trainer, workers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,7 +120,7 @@ def test_a_damaged_last_checkpoint_never_takes_the_place_of_the_good_one(cases, 
     options = ["--iterations", 8, "--save-every", 2]
     assert run_verb(train, "--data", cases, *TINY, *options, "--output", run)[0] == 0
     (run / "last.pt").write_bytes(b"damaged")
-    resumed = trainer.Trainer(train.configure({"resume": str(run), "iterations": 10}))
+    resumed = trainer.Trainer(configure({"resume": str(run), "iterations": 10}))
     assert resumed.iteration == 6
     resumed.close()
     assert not (run / "last.pt").exists()

@@ -136,6 +136,7 @@ def test_onnx_gives_the_networks_logits(tmp_path, trained, run_verb, topology):
         pytest.param("group", ".onnx", marks=pytest.mark.exhaustive),
     ],
 )
+@pytest.mark.exhaustive
 def test_networks_with_norm(tmp_path, norm, suffix):
     if suffix == ".onnx":
         needs_onnx()
@@ -152,7 +153,8 @@ def test_networks_with_norm(tmp_path, norm, suffix):
         torch.testing.assert_close(logits, model(x), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("topology", ["paper", pytest.param("caffe", marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("topology", ["paper", "caffe"])
 def test_openvino_gives_the_networks_logits(tmp_path, trained, run_verb, topology):
     openvino = pytest.importorskip("openvino", reason="openvino is not installed")
     path, model = trained(topology)
