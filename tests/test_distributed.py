@@ -111,6 +111,7 @@ def test_all_stop_when_one_dies(cases, tmp_path):
     assert not (run / "lock").exists()
 
 
+@pytest.mark.exhaustive
 def test_bad_input_is_one_line_of_the_first(tmp_path):
     process = torchrun("-m", "vnet_fast.train", "--data", tmp_path, *TINY, "--output", tmp_path / "run")
     _, err = process.communicate(timeout=100)

@@ -53,6 +53,7 @@ def test_times_are_compared_with_the_direct_limit_where_products_are_saved(monke
     assert "share of floor, %" in limit_cells(Provider("vnet_fast"), 2.0, 1.0)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(measure.ON_GPU, reason="the other programs run on a CPU")
 @pytest.mark.parametrize("name", OTHER_PROGRAMS)
 def test_other_programs_run_the_same_network(name, monkeypatch):

@@ -79,6 +79,7 @@ def test_two_runs_side_by_side(runs, tmp_path, run_verb):
     assert {path.stem for path in (tmp_path / "page").glob("curves-?.png")} == {"curves-0", "curves-1"}
 
 
+@pytest.mark.exhaustive
 def test_calibration_of_the_held_out_cases(runs, tmp_path, run_verb):
     """The probabilities are predicted once; the errors are those that evaluate measures of the same files."""
     run = copy_run(runs / "a", tmp_path / "run")

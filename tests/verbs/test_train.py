@@ -240,6 +240,7 @@ def test_defaults_with_data_are_the_papers():
     assert (config.base_channels, config.topology, config.loss) == (16, "paper", "dice")
 
 
+@pytest.mark.exhaustive
 def test_no_workers_are_left(cases, tmp_path, run_verb):
     import multiprocessing
 
