@@ -1,6 +1,8 @@
 """The programs of a pipeline folder compute what this package does, with NumPy and SimpleITK alone."""
 
 import math
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -174,3 +176,16 @@ def test_nothing_replaces_a_volume(tmp_path):
         volumes.plan(tmp_path / "no", tmp_path, False)
     with pytest.raises(volumes.InputError, match="not a supported format"):
         volumes.plan(path.rename(tmp_path / "x.txt"), tmp_path / "out", False)
+
+
+def test_a_runtime_that_fails_without_a_word_is_one_line(tmp_path, monkeypatch):
+    class Speechless(Exception):
+        pass
+
+    def fail(*arguments, **options):
+        raise Speechless
+
+    runtime = SimpleNamespace(InferenceSession=fail)
+    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
+    with pytest.raises(network.InputError, match=r"can't be loaded \(Speechless\)"):
+        network.load_network(tmp_path / "network.onnx", "onnxruntime", (16, 16, 16))

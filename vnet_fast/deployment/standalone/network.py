@@ -57,7 +57,7 @@ def load_network(path: Path, runtime: str, size: Sequence[int]) -> Network:
         session = module.InferenceSession(path, providers=["CPUExecutionProvider"])
         return lambda values: session.run(["logits"], {"image": values})[0]
     except Exception as error:  # each runtime has classes of its own
-        reason = str(error).strip().splitlines()[-1].strip()
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
         raise InputError(f"{path}: can't be loaded ({reason}). {EXPORT_AGAIN}") from None
 
 
