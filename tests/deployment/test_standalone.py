@@ -179,13 +179,13 @@ def test_nothing_replaces_a_volume(tmp_path):
 
 
 def test_a_runtime_that_fails_without_a_word_is_one_line(tmp_path, monkeypatch):
-    class Speechless(Exception):
+    class SpeechlessError(Exception):
         pass
 
     def fail(*arguments, **options):
-        raise Speechless
+        raise SpeechlessError
 
     runtime = SimpleNamespace(InferenceSession=fail)
     monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
-    with pytest.raises(network.InputError, match=r"can't be loaded \(Speechless\)"):
+    with pytest.raises(network.InputError, match=r"can't be loaded \(SpeechlessError\)"):
         network.load_network(tmp_path / "network.onnx", "onnxruntime", (16, 16, 16))
