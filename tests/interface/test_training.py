@@ -2,17 +2,16 @@
 
 import dataclasses
 import inspect
-import os
 import signal
 import sys
 import threading
-import time
 import warnings
 
 import pytest
 import torch
 
 from tests.interface.conftest import TINY
+from tests.send_signal import send
 from vnet_fast import InputError, InputErrors, Segmenter, Trainer, train
 from vnet_fast.interface import training
 from vnet_fast.interface.training import Run
@@ -48,12 +47,9 @@ def stop_at(monkeypatch, iteration, *numbers):
     def stopping(run, source):
         if run.iteration + 1 == iteration:
             for number in numbers:
-                is_first = run.stop.number is None
-                os.kill(os.getpid(), number)
-                # its handler runs within the sleep: of two signals of a kind that wait for it, one would be lost
-                end = time.monotonic() + 60
-                while time.monotonic() < end and not (is_first and run.stop.number == number):
-                    time.sleep(0.001)
+                # a second one raises an exception
+                before = run.stop.number
+                send(number, lambda before=before: before is None and run.stop.number is not None)
         return update(run, source)
 
     monkeypatch.setattr(trainer.Trainer, "_update", stopping)

@@ -1,12 +1,12 @@
 import csv
 import json
-import os
 import signal
 
 import numpy as np
 import pytest
 import torch
 
+from tests.send_signal import send
 from vnet_fast import evaluate, train
 from vnet_fast.data import training_data
 from vnet_fast.run import checkpoint
@@ -107,7 +107,7 @@ def stop_at(monkeypatch, fold, iteration, number):
 
     def stopping(run, source):
         if (run.config.fold, run.iteration + 1) == (fold, iteration):
-            os.kill(os.getpid(), number)
+            send(number, lambda: run.stop.number)
         return update(run, source)
 
     monkeypatch.setattr(trainer.Trainer, "_update", stopping)
@@ -141,10 +141,12 @@ def test_a_signal_at_the_end_of_a_fold_begins_no_other(cases, tmp_path, run_verb
     run, finish = tmp_path / "run", trainer.finish
 
     def stopping(*given):
+        # the last argument tells whether a signal has come
         if moment == "before the predictions":
-            os.kill(os.getpid(), signal.SIGTERM)
+            send(signal.SIGTERM, given[-1])
         finish(*given)
-        os.kill(os.getpid(), signal.SIGTERM)
+        if moment == "after the result":
+            send(signal.SIGTERM, given[-1])
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "finish", stopping)

@@ -1,11 +1,11 @@
 """What a run that is part of a longer program does about signals."""
 
-import os
 import signal
 import threading
 
 import pytest
 
+from tests.send_signal import send
 from vnet_fast.training.signals import StopSignal, embedded, restored_handlers
 
 HANDLED = signal.SIGINT, signal.SIGTERM
@@ -30,9 +30,9 @@ def test_a_second_signal_is_the_programs(number):
     signal.signal(number, lambda *given: came.append(given[0]))
     with embedded() as received:
         stop = StopSignal()
-        os.kill(os.getpid(), number)
+        send(number, lambda: stop.number)
         assert (stop.number, received.number, came) == (number, number, [])
-        os.kill(os.getpid(), number)
+        send(number, lambda: came)
         assert came == [number]
 
 
@@ -41,15 +41,15 @@ def test_the_last_of_several_runs_tells_too():
     with embedded() as received:
         first = StopSignal()
         second = StopSignal()
-        os.kill(os.getpid(), signal.SIGINT)
+        send(signal.SIGINT, lambda: second.number)
     assert (first.number, second.number, received.number) == (None, signal.SIGINT, signal.SIGINT)
 
 
 def test_outside_of_it_a_second_signal_ends_the_process():
     with embedded():
         pass
-    StopSignal()
-    os.kill(os.getpid(), signal.SIGINT)
+    stop = StopSignal()
+    send(signal.SIGINT, lambda: stop.number)
     assert handlers() == [signal.SIG_DFL] * 2
 
 
