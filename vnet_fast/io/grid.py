@@ -111,8 +111,12 @@ def covered_share(image: sitk.Image, grid: Grid) -> tuple[float, float, float]:
     Returns:
         0 to 1 for each axis of the grid: left, posterior, superior.
     """
-    file = Grid.of(image).oriented()
-    extents = zip(file.size, file.spacing, grid.size, grid.spacing, strict=True)
+    return _covered_share(Grid.of(image), grid.spacing, grid.size)
+
+
+def _covered_share(file: Grid, spacing: Sequence[float], size: Sequence[int]) -> tuple[float, float, float]:
+    file = file.oriented()
+    extents = zip(file.size, file.spacing, size, spacing, strict=True)
     return triple(min(1.0, n * s / (fn * fs)) for fn, fs, n, s in extents)
 
 
@@ -122,9 +126,20 @@ def covering_size(image: sitk.Image, grid: Grid) -> tuple[int, int, int]:
     Returns:
         voxels, x y z; unchanged along an axis where the grid already covers all but 1e-3 of the image.
     """
+    return covering_size_of(Grid.of(image), grid.spacing, grid.size)
+
+
+def covering_size_of(file: Grid, spacing: Sequence[float], size: Sequence[int]) -> tuple[int, int, int]:
+    """Returns the `covering_size` of an image from its file's grid.
+
+    Args:
+        file: the grid of the file.
+        spacing: of the network's grid, mm, x y z.
+        size: of the network's grid, voxels, x y z.
+    """
     return triple(
-        size if share >= 1 - GEOMETRY_TOLERANCE else math.ceil(size / share - GEOMETRY_TOLERANCE)
-        for size, share in zip(grid.size, covered_share(image, grid), strict=True)
+        length if share >= 1 - GEOMETRY_TOLERANCE else math.ceil(length / share - GEOMETRY_TOLERANCE)
+        for length, share in zip(size, _covered_share(file, spacing, size), strict=True)
     )
 
 
