@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from vnet_fast.io.header import Placement, triple
 
 GEOMETRY_TOLERANCE = 1e-3
+# of uint8
+LABEL_LEVELS = 256
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,16 @@ def image_on_grid(image: sitk.Image, grid: Grid) -> NDArray[np.float32]:
     return _resample(image, grid, math.nan)
 
 
+def labels_in(mask: sitk.Image) -> list[int]:
+    """The labels of a mask, sorted, background included."""
+    counts = np.zeros(LABEL_LEVELS, dtype=np.int64)
+    # counted plane by plane, which takes a third of the time of np.unique
+    for plane in sitk.GetArrayViewFromImage(mask):
+        counts += np.bincount(plane.reshape(-1), minlength=LABEL_LEVELS)
+    labels: list[int] = np.flatnonzero(counts).tolist()
+    return labels
+
+
 def mask_on_grid(mask: sitk.Image, grid: Grid) -> NDArray[np.uint8]:
     """Resamples a mask to the network's grid, so that a thin structure beside a thick one is kept.
 
@@ -173,10 +185,9 @@ def mask_on_grid(mask: sitk.Image, grid: Grid) -> NDArray[np.uint8]:
     Returns:
         (z, y, x) uint8; 0 outside of the mask.
     """
-    labels = np.unique(sitk.GetArrayViewFromImage(mask))
     best = np.zeros(grid.shape, dtype=np.float32)
     result = np.zeros(grid.shape, dtype=np.uint8)
-    for label in labels.tolist():
+    for label in labels_in(mask):
         share = _resample(sitk.Cast(mask == label, sitk.sitkFloat32), grid, float(label == 0))
         larger = share > best
         result[larger] = label
