@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from vnet_fast.data.cases import Case
 from vnet_fast.data.preparation import PreparedCase
 from vnet_fast.errors import InputError
+from vnet_fast.progress import track
 
 # by which a volume may be larger than the network's grid before patches are trained on
 MARGIN = 1 / 8
@@ -32,7 +33,7 @@ def headers_exceed(cases: Sequence[Case], spacing: Sequence[float], size: Sequen
         from vnet_fast.io.volumes import read_grid
     except ModuleNotFoundError:
         return None
-    for case in cases:
+    for case in track(cases, "reading headers", "cases"):
         try:
             covering = covering_size_of(read_grid(case.image), spacing, size)
         except InputError:
