@@ -18,6 +18,7 @@ from tests.io.dicom_slices import write_series
 from tests.volumes import make_image, write_case
 from vnet_fast.data import extent, training_data
 from vnet_fast.data.cases import Case, find_cases
+from vnet_fast.data.preparation import PreparedCase
 from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.io import formats, integrity, volumes
 from vnet_fast.io.grid import covering_size, covering_size_of, working_grid
@@ -69,6 +70,28 @@ def test_a_first_start_reads_the_voxels_of_each_file_once(large, reads, patches,
     reads.clear()
     assert training_data.load_data(run).patches is expected
     assert not reads
+
+
+def test_volumes_that_differ_are_not_hashed(large, monkeypatch):
+    """To find copies; the ranks of large cases would be read from their entries for it."""
+    monkeypatch.setattr(PreparedCase, "fingerprint", property(lambda case: pytest.fail("read the ranks")))
+    assert training_data.load_data(settings(large)).patches
+
+
+def test_a_mirrored_volume_is_no_copy(tmp_path):
+    """It has the same histogram, and so the same table of intensities."""
+    (tmp_path / "data").mkdir()
+    paths = write_case(tmp_path / "data", "A", size=SMALL)
+    for path in paths:
+        mirrored = make_image(sitk.GetArrayFromImage(sitk.ReadImage(str(path)))[::-1].copy(), SPACING)
+        sitk.WriteImage(mirrored, str(path.with_name(path.name.replace("A", "B"))))
+    run = settings(tmp_path / "data", folds=2)
+    data = training_data.load_data(run)
+    (first,), (second,) = data.training, data.validation
+    np.testing.assert_array_equal(first.table, second.table)
+    sitk.WriteImage(sitk.ReadImage(str(paths[0])), str(paths[0].with_name("B.mhd")))
+    with pytest.raises(InputErrors, match="the same volume as A.mhd"):
+        training_data.load_data(run)
 
 
 def random_rotation(generator):

@@ -1,6 +1,8 @@
 """Finds, splits and prepares the cases that a run trains and validates on."""
 
+import hashlib
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -250,7 +252,10 @@ def find_duplicates(cases: Sequence[Case], prepared: Sequence[PreparedCase]) -> 
     by_name = {case.name: case for case in cases}
     first: dict[bytes, Case] = {}
     errors = []
-    for entry in prepared:
+    # copies have the same table, which is in memory; the ranks of a large case would be read from its entry
+    tables = [hashlib.blake2b(entry.table.tobytes()).digest() for entry in prepared]
+    numbers = Counter(tables)
+    for entry in (entry for entry, table in zip(prepared, tables, strict=True) if numbers[table] > 1):
         case = by_name[entry.name]
         original = first.setdefault(entry.fingerprint, case)
         if original is not case:
