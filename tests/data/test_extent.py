@@ -90,7 +90,7 @@ def test_a_mirrored_volume_is_no_copy(tmp_path):
     (first,), (second,) = data.training, data.validation
     np.testing.assert_array_equal(first.table, second.table)
     sitk.WriteImage(sitk.ReadImage(str(paths[0])), str(paths[0].with_name("B.mhd")))
-    with pytest.raises(InputErrors, match="the same volume as A.mhd"):
+    with pytest.raises(InputErrors, match=r"the same volume as A\.mhd"):
         training_data.load_data(run)
 
 

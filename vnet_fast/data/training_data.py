@@ -268,9 +268,9 @@ def find_warnings(cases: Sequence[Case], prepared: Sequence[PreparedCase]) -> li
     """Returns warnings, as InputErrors that are never raised, about masks that can be used but may be wrong."""
     warnings = []
     for case, entry in zip(cases, prepared, strict=True):
-        present = np.zeros(256, bool)
-        present[entry.mask.reshape(-1)] = True
-        lost = sorted(set(entry.labels) - set(np.flatnonzero(present).tolist()) - {0})
+        # plane by plane, because NumPy widens what it counts to eight bytes
+        present = {label for plane in entry.mask for label in np.flatnonzero(np.bincount(plane.reshape(-1))).tolist()}
+        lost = sorted(set(entry.labels) - present - {0})
         if not any(entry.labels):
             warnings.append(InputError(case.mask, "the mask is empty", "Check that there is nothing to segment"))
         if lost:
