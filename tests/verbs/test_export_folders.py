@@ -52,9 +52,9 @@ def run_pipeline(folder, *arguments):
     return done.returncode, done.stdout, done.stderr
 
 
-def write_checkpoint(path, channels=1, regions=(), patches=False, classes=3):
-    """A network whose weights are random, but which calls bright voxels foreground."""
-    torch.manual_seed(3)
+def write_checkpoint(path, channels=1, regions=(), patches=False, classes=3, seed=3):
+    """A network whose weights are random."""
+    torch.manual_seed(seed)
     model = VNet(channels, len(regions) or classes, 8, levels=2, kernel_size=3, norm="batch").eval()
     with torch.no_grad():
         for name, weight in model.named_buffers():
@@ -138,6 +138,40 @@ def test_a_pipeline_writes_the_masks_of_predict(tmp_path, run_verb, channels, re
         assert (code, err) == (0, "")
         assert out.count(" ml") == 4
         assert_same_masks(ours, theirs)
+
+
+@pytest.mark.exhaustive
+def test_a_pipeline_averages_networks_and_mirrored_volumes(tmp_path, run_verb):
+    needs_onnx()
+    paths = [write_checkpoint(tmp_path / f"{seed}.pt", 2, REGIONS, patches=True, seed=seed) for seed in (3, 4, 5)]
+    images, folder = write_volumes(tmp_path / "images", 2), tmp_path / "pipeline"
+    code, out, err = run_verb(export, "--checkpoint", *paths, "--output", folder, "--format", "pipeline", "--tta")
+    assert code == 0, err
+    names = [f"network_{number}.onnx" for number in range(3)]
+    assert sorted(file.name for file in folder.glob("*.onnx")) == names
+    assert all(f"{name}: logits " in out for name in names)
+    masks = {}
+    for name, chosen, ours, theirs in (
+        ("mirrored", paths, ["--tta"], []),
+        ("plain", paths, [], ["--no-tta"]),
+        ("first", paths[:1], [], None),
+    ):
+        arguments = ["--checkpoint", *chosen, "--input", images, "--output", tmp_path / name, *ours, "--device", "cpu"]
+        code, _, err = run_verb(predict, *arguments)
+        assert code == 0, err
+        masks[name] = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / name / "large.nii.gz")))
+        if theirs is not None:
+            output = tmp_path / f"{name} of the pipeline"
+            code, _, err = run_pipeline(folder, "--input", images, "--output", output, *theirs)
+            assert (code, err) == (0, "")
+            assert_same_masks(tmp_path / name, output)
+    # each way has masks of its own
+    assert not np.array_equal(masks["mirrored"], masks["plain"])
+    assert not np.array_equal(masks["plain"], masks["first"])
+    (folder / names[1]).unlink()
+    code, _, err = run_pipeline(folder, "--input", images, "--output", tmp_path / "none")
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{names[1]}: can't be loaded" in err
 
 
 @pytest.mark.exhaustive
@@ -295,6 +329,31 @@ def test_existing_things_are_kept(tmp_path, run_verb, kind):
     assert sorted(entry.name for entry in tmp_path.iterdir() if entry.name != "home") == ["file", "full", "x.pt"]
     code, _, err = run_verb(export, "--checkpoint", tmp_path / "no.pt", "--output", tmp_path / "new", "--format", kind)
     assert (code, err) == (2, f"error: {tmp_path / 'no.pt'}: no such file. Check the path\n")
+
+
+@pytest.mark.parametrize(("kind", "output"), [("file", "new.pt2"), ("monai", "new")], ids=["a file", "a bundle"])
+def test_only_a_pipeline_averages(tmp_path, run_verb, kind, output):
+    paths = [write_checkpoint(tmp_path / name) for name in ("a.pt", "b.pt")]
+    common = ["--output", tmp_path / output, "--format", kind]
+    for arguments, message in (
+        (["--checkpoint", *paths], "--checkpoint: names 2 networks, and this --format has one. Name one, or give "
+                                   "--format pipeline"),
+        (["--checkpoint", paths[0], "--tta"], "--tta: given without --format pipeline. Leave it out"),
+    ):  # fmt: skip
+        code, out, err = run_verb(export, *arguments, *common)
+        assert (code, out, err) == (2, "", f"error: {message}\n")
+    assert not (tmp_path / output).exists()
+
+
+def test_networks_that_differ_are_not_averaged(tmp_path, run_verb):
+    needs_onnx()
+    paths = [write_checkpoint(tmp_path / "a.pt"), write_checkpoint(tmp_path / "b.pt", channels=2)]
+    arguments = ["--checkpoint", *paths, "--output", tmp_path / "new", "--format", "pipeline"]
+    code, out, err = run_verb(export, *arguments)
+    assert (code, out) == (2, "")
+    cause = f"its number of channels is 2, that of {paths[0]} is 1. Name checkpoints that agree in it"
+    assert err == f"error: {paths[1]}: {cause}\n"
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_pipeline_needs_the_packages_of_onnx(tmp_path, run_verb, monkeypatch):
