@@ -7,7 +7,7 @@ from tests.ops.interpreter import quick
 from tests.ops.kernels import INTERPRETED
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
-import triton.language as tl
+tl = pytest.importorskip("triton.language")
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="Triton's interpreter is off where there is a CUDA device")
 
@@ -18,9 +18,9 @@ def _product(left, right):
 
 
 @triton.jit
-def _sum_kernel(x_ptr, y_ptr, FACTOR: tl.constexpr):
+def _sum_kernel(x_ptr, y_ptr, factor: tl.constexpr):
     index = tl.arange(0, 4)
-    x = _product(tl.load(x_ptr + index), FACTOR)
+    x = _product(tl.load(x_ptr + index), factor)
     tl.store(y_ptr + index, x + tl.sum(x, axis=0))
 
 
