@@ -1,12 +1,12 @@
 import csv
 import json
-import os
 import signal
 
 import numpy as np
 import pytest
 import torch
 
+from tests.sent_signals import send
 from vnet_fast import evaluate, train
 from vnet_fast.data import training_data
 from vnet_fast.run import checkpoint
@@ -107,7 +107,7 @@ def stop_at(monkeypatch, fold, iteration, number):
 
     def stopping(run, source):
         if (run.config.fold, run.iteration + 1) == (fold, iteration):
-            os.kill(os.getpid(), number)
+            send(number)
         return update(run, source)
 
     monkeypatch.setattr(trainer.Trainer, "_update", stopping)
@@ -142,9 +142,9 @@ def test_a_signal_at_the_end_of_a_fold_begins_no_other(cases, tmp_path, run_verb
 
     def stopping(*given):
         if moment == "before the predictions":
-            os.kill(os.getpid(), signal.SIGTERM)
+            send(signal.SIGTERM)
         finish(*given)
-        os.kill(os.getpid(), signal.SIGTERM)
+        send(signal.SIGTERM)
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "finish", stopping)

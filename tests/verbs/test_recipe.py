@@ -4,7 +4,6 @@ import csv
 import functools
 import itertools
 import json
-import os
 import re
 import signal
 import types
@@ -12,6 +11,7 @@ import types
 import pytest
 import torch
 
+from tests.sent_signals import send
 from tests.training.test_resume import assert_equal
 from vnet_fast import train
 from vnet_fast.data import training_data
@@ -55,7 +55,7 @@ def stop_at(monkeypatch, iteration, number=signal.SIGTERM):
 
     def stopping(run, source):
         if run.iteration + 1 == iteration:
-            os.kill(os.getpid(), number)
+            send(number)
         return update(run, source)
 
     monkeypatch.setattr(trainer.Trainer, "_update", stopping)

@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 
+from tests.sent_signals import send
 from tests.verbs.test_train import ON_DATA, ROOT, TINY, rows_of
 from tests.volumes import write_case
 from vnet_fast import train
@@ -134,7 +135,7 @@ def test_workers_and_resume_give_the_same_run(cases, tmp_path, run_verb):
 
 def test_a_second_signal_ends_at_once():
     stop = signals.StopSignal()
-    os.kill(os.getpid(), signal.SIGINT)
+    send(signal.SIGINT)
     assert stop.number == signal.SIGINT
     assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
 
