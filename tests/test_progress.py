@@ -1,3 +1,4 @@
+import itertools
 import sys
 import threading
 import time
@@ -84,7 +85,7 @@ def test_a_line_elsewhere_counts(monkeypatch, capsys):
             time.sleep(0.05)
             progress.said()
             times.append(time.monotonic())
-        return max(later - earlier for earlier, later in zip(times, times[1:], strict=False))
+        return max(later - earlier for earlier, later in itertools.pairwise(times))
 
     with progress.working("training", None, "iterations", done=7):
         # on a busy machine they may come too late
