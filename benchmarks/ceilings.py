@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import DEVICE, ON_GPU, device_time
+from benchmarks.measure import CHOICE, DEVICE, ON_GPU, device_time
 from benchmarks.provenance import without_folders
 from vnet_fast.devices import cpu_has_convolutions
 
@@ -38,6 +38,10 @@ FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC")
 COMPILE_LIMIT = 60
 # a millisecond of a loop: one of many such times is free of interruptions by other processes
 TURNS, LOOP_REPEATS = 2**18, 100
+if CHOICE == "tiny" and not ON_GPU:
+    # as the volumes of networks, which only show that all benchmarks run
+    MATRICES, VOLUME_SIDE, TRAFFIC, LEAST_TRAFFIC = (128, 256), 4, (2**20, 2**22), 2**22
+    PRODUCT_REPEATS, TRAFFIC_REPEATS, LOOP_REPEATS = 2, 2, 2
 # floats that a loop keeps its sums in
 VALUES = 384
 

@@ -4,6 +4,7 @@ import locale
 import os
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -20,18 +21,42 @@ if not torch.cuda.is_available():
     # the kernels run in Triton's interpreter; Triton reads this when it is imported
     os.environ["TRITON_INTERPRET"] = "1"
 
-from vnet_fast import command_line, plotting
+from vnet_fast import command_line, plotting, progress
 
 LOCALE = locale.setlocale(locale.LC_CTYPE)
 OFTEN_MISSING = ("SimpleITK", "monai", "onnx", "onnxruntime")
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+# Files that take longer than the number of their tests tells. Several processes begin with them, so that none works on
+# one at the end while the others have nothing left.
+LONG_FILES = (
+    "gpu_rehearsal/test_guarded_memory.py", "training/test_failures.py", "training/test_resume.py", "test_docs.py",
+    "run/test_fuzz_stored.py", "gpu_rehearsal/test_rehearsal.py", "ops/test_kernel_cpu_convolution.py",
+    "test_distributed.py", "test_package.py", "gpu_rehearsal/test_fake_step.py", "gpu_rehearsal/test_one_step.py",
+    "io/test_fuzz.py", "verbs/test_one_dice.py", "verbs/test_train_resume.py", "verbs/test_predict_trust.py",
+    "test_tutorial.py",
+)  # fmt: skip
+
+
+def pytest_configure(config):
+    if hasattr(config.option, "loadscopereorder"):
+        # pytest-xdist would begin with the files of the most tests
+        config.option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(items):
+    if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+        _longest_first(items)
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def _longest_first(items):
+    """Orders tests by their files: first the long ones, then those of the most tests."""
+    root, tests = Path(__file__).parent, Counter(item.path for item in items)
+    long = {root / name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: (long.get(item.path, len(long)), -tests[item.path], item.path))
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -114,6 +139,12 @@ def quick_training(monkeypatch):
 def _own_cache(tmp_path, monkeypatch):
     """Tests never write to the user's cache of prepared volumes."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture(autouse=True)
+def _no_lines_of_slow_work(monkeypatch):
+    """A command's output is the same on a slow machine, where some work takes ten seconds."""
+    monkeypatch.setattr(progress, "SECONDS", 600.0)
 
 
 @pytest.fixture(autouse=True)

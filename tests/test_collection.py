@@ -31,3 +31,8 @@ def test_files_that_need_a_missing_package_are_skipped(tmp_path):
     for name in FILES:
         package = "SimpleITK" if name.startswith("verbs") else "monai"
         assert f"tests/{name}:0: {package} is not installed" in done.stdout
+
+
+def test_long_files_are_there(request):
+    of_all_tests = request.config.pluginmanager.get_plugin(str(ROOT / "tests" / "conftest.py"))
+    assert [name for name in of_all_tests.LONG_FILES if not (ROOT / "tests" / name).exists()] == []

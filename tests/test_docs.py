@@ -129,8 +129,10 @@ def test_command(command, folder, tmp_path, capsys):
     assert run_verb(arguments) == 0, capsys.readouterr().err
 
 
+@pytest.mark.exhaustive
 @commands(r"^torchrun ")
 def test_command_of_several_processes(command, folder, tmp_path):
+    """The first ring has training by the same command in tests/test_distributed.py."""
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", *shlex.split(command)[1:]]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     words += [*TINY, "--output", str(tmp_path / "run")]

@@ -84,6 +84,19 @@ def _address(tensor):
     return tensor.untyped_storage().data_ptr()
 
 
+def prepare(modules):
+    """Loads what all cases need, and has Triton's interpreter prepare its functions and those of modules of kernels."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    # the interpreter loads it at the first launch
+    importlib.import_module("triton.experimental.gluon")
+    language = ["triton.language.standard", "triton.language.random"]
+    for name in [*language, *(f"vnet_fast.kernels.{module}" for module in modules)]:
+        for function in list(vars(importlib.import_module(name)).values()):
+            if isinstance(function, InterpretedFunction):
+                function.rewrite()
+
+
 def outcome(function):
     """What becomes of a function that is called in a process of its own: `passed`, or why not, with a traceback."""
     with tempfile.TemporaryFile("w+") as log:

@@ -16,6 +16,8 @@ from vnet_fast.ops.transform_rows import identity_row, trial_rows
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = ((1, 1, 1), (3, 5, 7))
+# of rows that are cut into several tiles: their last block is as ragged as that of (3, 5, 7)
+SHAPES_OF_WIDE_ROWS = ((1, 1, 1), (1, 3, 3))
 SHORT = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
@@ -177,7 +179,7 @@ def add_prelu_cases():
     forms = itertools.cycle([(None, False, 1), ("full", False, 2), ("one channel", False, 3), (None, True, 2)])
     dtypes = itertools.cycle(FLOATS)
     for channels in (1, 3, 8, 16, 20, 600):
-        for shape in SHAPES:
+        for shape in SHAPES if channels < 600 else SHAPES_OF_WIDE_ROWS:
             for _ in range(2):
                 (residual, joined, gradients), dtype = next(forms), next(dtypes)
                 form = f"residual {residual}, joined {joined}, {gradients} gradients"
@@ -189,11 +191,12 @@ def norm_prelu_cases():
     """Channels below, at and above a power of two, rows of several tiles, and every kind of sets."""
     forms = itertools.cycle([(None, False), ("full", False), ("one channel", False), (None, True)])
     dtypes = itertools.cycle(FLOATS)
-    for channels, groups in ((1, 1), (3, 3), (8, 2), (16, 16), (20, 5), (600, 600)):
-        for shape, across_samples in itertools.product(SHAPES, (False, True)):
-            (residual, joined), dtype, sets = next(forms), next(dtypes), (groups, across_samples, 1e-5)
-            name = f"{channels} channels, {shape}, {SHORT[dtype]}, residual {residual}, joined {joined}, {sets}"
-            yield name, functools.partial(norm_prelu_case, channels, shape, dtype, residual, joined, sets)
+    sizes = [(*each, shape) for each in ((1, 1), (3, 3), (8, 2), (16, 16), (20, 5)) for shape in SHAPES]
+    sizes += [(600, groups, shape) for groups, shape in zip((2, 600), SHAPES_OF_WIDE_ROWS, strict=True)]
+    for (channels, groups, shape), across_samples in itertools.product(sizes, (False, True)):
+        (residual, joined), dtype, sets = next(forms), next(dtypes), (groups, across_samples, 1e-5)
+        name = f"{channels} channels, {shape}, {SHORT[dtype]}, residual {residual}, joined {joined}, {sets}"
+        yield name, functools.partial(norm_prelu_case, channels, shape, dtype, residual, joined, sets)
 
 
 def norm_prelu_sums_cases():
@@ -281,7 +284,7 @@ def partial_sums_cases():
 def convolution_cases():
     """One row and several tiles, channels that fill no power of two, and more shifts than planes."""
     for (channels, shape), dtype, taps in zip(
-        ((1, SHAPES[0]), (3, SHAPES[1]), (20, SHAPES[1]), (600, SHAPES[1])), itertools.cycle(FLOATS), (5, 5, 3, 5)
+        ((1, SHAPES[0]), (3, SHAPES[1]), (20, SHAPES[1]), (600, (3, 1, 3))), itertools.cycle(FLOATS), (5, 5, 3, 5)
     ):
         name = f"{channels} channels, {shape}, {SHORT[dtype]}, {taps} taps"
         yield name, functools.partial(convolution_case, channels, shape, dtype, taps)

@@ -32,8 +32,9 @@ PRELUDE = f"""\
 import json, torch
 torch.set_num_threads(1)
 from tests.gpu_rehearsal import guarded, guarded_cases
-# each case is forked from this process: without this line it would load Triton itself
-for module in {MODULES}: guarded_cases.kernels(module)
+from tests.ops import interpreter
+# each case is forked from this process: without this line it would load Triton and prepare its functions itself
+guarded.prepare({MODULES})
 """
 
 
@@ -44,7 +45,7 @@ def run(code):
     if not hasattr(os, "fork"):
         pytest.skip("this system has no fork")
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", f"{PRELUDE}print(json.dumps({code}))"]
+    command = [sys.executable, "-c", f"{PRELUDE}with interpreter.quick(): print(json.dumps({code}))"]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)

@@ -4,10 +4,20 @@ import numpy as np
 import pytest
 import torch
 
+from tests.ops import interpreter
 from tests.ops.kernels import DEVICE, INTERPRETED
 from vnet_fast.kernels import cpu_library as compiled
 from vnet_fast.nn import convolution
 from vnet_fast.ops import cpu_library, dispatch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_interpreter():
+    if not INTERPRETED:
+        yield
+        return
+    with interpreter.quick():
+        yield
 
 
 @pytest.fixture
@@ -27,9 +37,9 @@ def rounded_to_nearest(monkeypatch):
     if not INTERPRETED:
         return
     triton = pytest.importorskip("triton", reason="Triton is not installed")
-    from triton.runtime import interpreter
+    from triton.runtime import interpreter as of_triton
 
-    original = interpreter._convert_float
+    original = of_triton._convert_float
 
     def convert(data, source, target, rounding):
         if (source, target) != (triton.language.float32, triton.language.bfloat16):
@@ -37,7 +47,7 @@ def rounded_to_nearest(monkeypatch):
         narrow = torch.from_numpy(np.ascontiguousarray(data)).bfloat16()
         return narrow.view(torch.int16).numpy().reshape(data.shape)
 
-    monkeypatch.setattr(interpreter, "_convert_float", convert)
+    monkeypatch.setattr(of_triton, "_convert_float", convert)
 
 
 @pytest.fixture

@@ -168,7 +168,10 @@ def test_a_worker_that_is_killed(cases, tmp_path, run_verb, monkeypatch):
         if iteration == 3:
             for worker in source.batches._workers:
                 os.kill(worker.pid, signal.SIGKILL)
-            time.sleep(0.5)
+            # PyTorch's handler of SIGCHLD raises in it
+            end = time.monotonic() + 60
+            while time.monotonic() < end:
+                time.sleep(0.01)
         return original(source, iteration)
 
     monkeypatch.setattr(workers.FromWorkers, "inputs", inputs)
@@ -204,7 +207,7 @@ def test_a_workers_own_error_names_the_cases(cases, tmp_path, run_verb, monkeypa
 @pytest.mark.exhaustive
 def test_memory_does_not_grow(cases, tmp_path):
     """The resident size is flat after the first iterations."""
-    iterations = 2000
+    iterations = 1000
     arguments = ["--data", cases, *TINY, "--iterations", iterations, "--val-every", 100, "--output", tmp_path / "run"]
     code = (
         "import sys; from vnet_fast import train; from vnet_fast.run import log; sizes = []; add = log.Log.add\n"
@@ -232,5 +235,5 @@ def test_memory_does_not_grow(cases, tmp_path):
     early = max(size for iteration, size in sizes.items() if iterations // 4 <= iteration <= iterations // 2)
     late = max(size for iteration, size in sizes.items() if iteration > 4 * iterations // 5)
     assert len(sizes) >= iterations // 10
-    # a leak of one volume of 16³ in float32 an iteration would be 20 MB
-    assert late - early < 8e6
+    # a leak of one volume of 16³ in float32 an iteration would be 10 MB
+    assert late - early < 4e6

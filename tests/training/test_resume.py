@@ -23,7 +23,7 @@ FAST = ["--recipe", "fast", "--clip", 0.1]
 RUNS = [
     pytest.param("cpu", 3, 60, 0.6, [], marks=pytest.mark.exhaustive, id="few"),
     pytest.param("cpu", 3, 60, 0.6, FAST, marks=pytest.mark.exhaustive, id="few, fast"),
-    pytest.param("cpu", 20, 500, 0.6, [], marks=pytest.mark.exhaustive, id="many"),
+    pytest.param("cpu", 20, 300, 0.6, [], marks=pytest.mark.exhaustive, id="many"),
     pytest.param("cuda", 20, 500, 2, [], marks=pytest.mark.gpu, id="gpu"),
     pytest.param("cuda", 5, 200, 2, FAST, marks=pytest.mark.gpu, id="gpu, fast"),
 ]

@@ -1,11 +1,9 @@
 """Training, prediction, evaluation and the report give one number for the same masks."""
 
+import contextlib
+import io
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +11,8 @@ import SimpleITK as sitk
 
 from tests.reporting.page_reader import PageReader
 from tests.volumes import write_case
-from vnet_fast import evaluate, plotting, predict, report, train
+from vnet_fast import __main__, evaluate, plotting, predict, report, train
 
-ROOT = Path(__file__).resolve().parents[2]
 # a grid larger than the volumes, and coarser
 SETTINGS = ["--volume", 24, 24, 16, "--spacing", 1.5, 1.5, 2.5, "--base-channels", 1, "--device", "cpu", "--seed", 1]
 SETTINGS += ["--folds", 2, "--iterations", 12, "--learning-rate", 0.02, "--optimizer", "adamw"]
@@ -35,13 +32,13 @@ def trained(tmp_path_factory):
             path.rename(data / part / f"c{index}.nii.gz")
     (data / "dataset.json").write_text(json.dumps({"labels": NAMES}))
     run = folder / "run"
-    done = subprocess.run(
-        [sys.executable, "-m", "vnet_fast.train", *map(str, ["--data", data, "--output", run, *SETTINGS])],
-        cwd=ROOT, env=os.environ | {"HOME": str(folder), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-        timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return run, data, done.stdout
+    arguments = ["train", "--data", data, "--output", run, *SETTINGS]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        patch.setenv("HOME", str(folder))
+        with pytest.raises(SystemExit) as stopped:
+            __main__.main(list(map(str, arguments)))
+    assert stopped.value.code == 0
+    return run, data, printed.getvalue()
 
 
 def test_the_numbers_agree(trained, tmp_path, run_verb):
