@@ -69,7 +69,7 @@ def advance(steps: list[Tensor], found_inf: Tensor | None = None) -> None:
     if found_inf is None:
         torch._foreach_add_(steps, 1)
     else:
-        torch._foreach_add_(steps, 1 - found_inf)
+        torch._foreach_add_(steps, [1 - found_inf] * len(steps))
 
 
 @torch.no_grad()
