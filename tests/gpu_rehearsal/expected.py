@@ -34,9 +34,9 @@ OF_A_STACK = {"_stack_kernel": 1}
 MAX_CLASSES = 32
 # kernels that are compiled for each of the devices
 COMPILATIONS = {
-    ("steps", (8, 0)): 290,
-    ("steps", (9, 0)): 539,
-    ("steps", (10, 0)): 310,
+    ("steps", (8, 0)): 293,
+    ("steps", (9, 0)): 548,
+    ("steps", (10, 0)): 295,
     ("operators", (8, 0)): 64,
     ("operators", (9, 0)): 250,
     ("operators", (10, 0)): 62,
