@@ -35,14 +35,14 @@ import triton.language as tl
 
 from vnet_fast.kernels.many_tensors import FLOAT32, FLOATS, HALF, belong_together, launch, place, pointer_at
 
-# A program updates several pieces of a tensor, because the search for the tensor and the corrections are as many
-# instructions as two pieces. A thread has 8 numbers of a piece, so that two blocks of threads or more fit on a
-# multiprocessor, and one loads while another computes.
-BLOCK = 8192
+# A program updates two pieces of a tensor, because the search for the tensor and the corrections are as many
+# instructions. A thread has 8 numbers of a piece, so that two blocks of threads or more fit on a multiprocessor, and
+# one loads while another computes.
+BLOCK = 4096
 PIECE = 2048
 NUM_WARPS = 8
-# of the series of 1 - eˣ: from -1/2 to 0 the first term that is left out is a two hundredth of float32's rounding
-TERMS = 9
+# of the series of 1 - eˣ: from -1 to 0 the first term that is left out is far below float32's rounding
+TERMS = 12
 # what a factor of zero stands for, whose logarithm is needed
 SMALLEST = 1e-30
 
@@ -51,10 +51,10 @@ SMALLEST = 1e-30
 def _one_minus_power(step, LOG: tl.constexpr, TERMS: tl.constexpr):
     """1 - exp(LOG * step)."""
     x = LOG * step
-    near, series = tl.maximum(x, -0.5), 1.0
+    near, series = tl.maximum(x, -1.0), 1.0
     for i in tl.static_range(0, TERMS - 1):
         series = 1.0 + near * series * (1.0 / (TERMS - i))
-    return tl.where(x > -0.5, -near * series, 1.0 - tl.exp(x))
+    return tl.where(x > -1.0, -near * series, 1.0 - tl.exp(x))
 
 
 @triton.jit

@@ -324,17 +324,17 @@ def sgd_launches():
 
 
 def adamw_launches():
-    # type of the gradients, type of the copies, whether there is an average, whether the loss is scaled
+    # type of the gradients, type of the copies, whether there is an average, what gradients are divided by
     cases = [
-        (torch.bfloat16, torch.bfloat16, True, False),
-        (torch.float16, torch.float16, True, True),
-        (torch.float32, None, True, False),
-        (torch.bfloat16, torch.bfloat16, False, False),
-        (torch.float32, None, False, True),
+        (torch.bfloat16, torch.bfloat16, True, "clipped"),
+        (torch.float16, torch.float16, True, "scaled"),
+        (torch.float32, None, True, "clipped"),
+        (torch.bfloat16, torch.bfloat16, False, ""),
+        (torch.float32, None, False, "scaled"),
     ]
     sizes = [(32, 32, 5, 5, 5), (32,)]
     launches = []
-    for dtype, copy_type, averaged, scaled in cases:
+    for dtype, copy_type, averaged, division in cases:
         weights, gradients, momenta, squares, averages = (
             [torch.empty(size, dtype=kind, device="meta") for size in sizes]
             for kind in (torch.float32, dtype, *[torch.float32] * 3)
@@ -344,13 +344,13 @@ def adamw_launches():
         lists = weights, gradients, momenta, squares, steps, copies, averages if averaged else None
         assert adamw.supports(*(some and some[0] for some in lists))
         number = torch.empty((), device="meta")
-        scale = [number] * 2 if scaled else [None, None]
+        scale = number if division else None, number if division == "scaled" else None
 
         def run(lists=lists, number=number, scale=scale, averaged=averaged):
             adamw.adamw(*lists, number, (0.9, 0.999), 1e-8, 1e-2, *scale, number if averaged else None)
 
         name = f"{str(dtype).removeprefix('torch.')} gradients, {'no' if copies is None else 'half-precision'} copies"
-        name += f", {'an' if averaged else 'no'} average{', scaled' if scaled else ''}"
+        name += f", {'an' if averaged else 'no'} average{division and f', {division}'}"
         launches += record(adamw, name, run)
     return launches
 

@@ -93,8 +93,9 @@ def test_kernel_against_the_definition(gradient_type, copy_type, decay, averaged
     )
     update(False, exact, in_float64)
     for a, b, c, start in zip(ours, plain, exact, before, strict=True):
-        # the definition has the corrections of the averages in float64, and the kernel rounds them some times
-        correction = 4 * EPSILON * error(start.weight, c.weight)
+        # the definition has the corrections of the averages in float64. The kernel rounds them some times, and a GPU
+        # divides and takes roots to one or two units in the last place
+        correction = 6 * EPSILON * error(start.weight, c.weight)
         for name in WRITTEN if averaged else WRITTEN[:3]:
             found, simple, right = (getattr(entry, name) for entry in (a, b, c))
             allowed = 2 * error(simple, right) + EPSILON * right.abs().max().item()
@@ -154,7 +155,7 @@ def test_corrections_are_right_at_any_step(step, beta):
         entry.square.fill_(1)
         adamw([entry], settings_of(0.0, averaged=False, rate=1.0, betas=betas))
         torch.testing.assert_close(
-            -entry.weight.double(), torch.full_like(entry.weight, exact).double(), rtol=6e-7, atol=0
+            -entry.weight.double(), torch.full_like(entry.weight, exact).double(), rtol=7 * EPSILON, atol=0
         )
 
 
