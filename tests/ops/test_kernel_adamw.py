@@ -254,6 +254,7 @@ def test_gradients_of_zero_at_the_start_change_nothing_without_decay():
 # The definition
 
 
+@pytest.mark.skipif(DEVICE == "cuda", reason="there PyTorch multiplies by the reciprocal of a number of the host")
 @pytest.mark.parametrize("decay", [DECAY, 0.0], ids=["decay", "no decay"])
 def test_definition_is_pytorchs_to_the_last_bit(decay):
     ours = make(SHAPES, step=0.0)
