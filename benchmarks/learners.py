@@ -160,6 +160,8 @@ def learn(learner, given, output):
     """
     given = {**learner.settings, **given, "output": str(output)}
     config = configure(given)
+    # on a GPU; vnet_fast chooses the kernels of its convolutions itself
+    torch.backends.cudnn.benchmark = learner.network is not None
     if learner.network:
         size = tuple(-(-length // learner.multiple) * learner.multiple for length in config.volume)
         config = replace(config, volume=size)

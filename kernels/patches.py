@@ -27,7 +27,7 @@ PLACE = tl.constexpr(PLACE_LENGTH)
 @triton.jit
 def _patches_kernel(
     ranks_ptr, tables_ptr, masks_ptr, places_ptr, cases_ptr, intensities_of_ptr, deformed_ptr, control_points_ptr,
-    transforms_ptr, image_ptr, mask_ptr, depth, height, width, channels, TILE: tl.constexpr,
+    transforms_ptr, image_ptr, mask_ptr, depth, height, width, voxels, channels, TILE: tl.constexpr,
 ):  # fmt: skip
     # (tiles of a slice, slices, volumes and their channels)
     image = tl.program_id(2).to(tl.int64)
@@ -37,7 +37,7 @@ def _patches_kernel(
     stored_depth = tl.load(place_ptr + 1).to(tl.int32)
     stored_height = tl.load(place_ptr + 2).to(tl.int32)
     stored_width = tl.load(place_ptr + 3).to(tl.int32)
-    voxels, stored = depth.to(tl.int64) * height * width, stored_depth.to(tl.int64) * stored_height * stored_width
+    stored = stored_depth.to(tl.int64) * stored_height * stored_width
     table_ptr = tables_ptr + (tl.load(intensities_of_ptr + volume) * channels + channel) * LEVELS
     points_ptr = control_points_ptr + volume * 2 * POINTS * POINTS * POINTS
     _move_tile(
@@ -105,5 +105,6 @@ def patches(ranks, tables, masks, places, cases, intensities_of, deformed, contr
     grid = (triton.cdiv(height, TILE[0]) * triton.cdiv(width, TILE[1]), depth, volumes * channels)
     inputs = ranks, tables, masks, places, cases, intensities_of, deformed, control_points, transforms
     with torch.cuda.device_of(ranks):
-        _patches_kernel[grid](*inputs, image, mask, depth, height, width, channels, TILE, num_warps=NUM_WARPS)
+        lengths = depth, height, width, depth * height * width, channels
+        _patches_kernel[grid](*inputs, image, mask, *lengths, TILE, num_warps=NUM_WARPS)
     return image, mask

@@ -1,19 +1,22 @@
 """Writes a trained V-Net for use without this program: as a file, a pipeline folder or a MONAI bundle."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from torch import nn
 
 from vnet_fast import command_line
 from vnet_fast.command_line import option, path_text
 from vnet_fast.deployment import bundle, network_file, pipeline
 from vnet_fast.devices import HOST, use_all_cores
-from vnet_fast.nn.folding import folded
-from vnet_fast.prediction.task import Task
+from vnet_fast.errors import InputError
+from vnet_fast.prediction.networks import checkpoint_files, load_networks
 from vnet_fast.progress import working
-from vnet_fast.run import checkpoint
 
+PIPELINE = "pipeline"
 # each has a `check_output` and an `export`
-FORMATS = {"file": network_file, "pipeline": pipeline, "monai": bundle}
+FORMATS = {"file": network_file, PIPELINE: pipeline, "monai": bundle}
 
 
 @dataclass(frozen=True)
@@ -27,25 +30,47 @@ class Config:
     A pipeline is a folder that segments volumes with numpy, SimpleITK and onnxruntime. MONAI runs a bundle.
     """
 
-    checkpoint: str = option(None, "best.pt or last.pt of a run", type=path_text, metavar="FILE", required=True)
+    checkpoint: tuple[str, ...] = option(
+        None, "best.pt or last.pt of a run, or its folder; a pipeline averages the probabilities of several",
+        type=path_text, metavar="FILE", nargs="+", required=True,
+    )  # fmt: skip
     output: str = option(
         None, "the file: .pt2, .onnx or .xml; or a new folder", type=path_text, metavar="PATH", required=True
     )
     format: str = option("file", "file: the network alone; pipeline: a folder with predict.py; monai: a MONAI bundle",
                          choices=tuple(FORMATS))  # fmt: skip
+    tta: bool = option(
+        False, "a pipeline averages with the prediction of the volume mirrored left to right; takes twice the time",
+        action="store_true",
+    )  # fmt: skip
+
+    def check(self, checkpoints: Sequence[str]) -> None:
+        """Raises an InputError if only a pipeline does what is asked for."""
+        if self.format == PIPELINE:
+            return
+        if len(checkpoints) > 1:
+            cause = f"names {len(checkpoints)} networks, and this --format has one"
+            raise InputError("--checkpoint", cause, f"Name one, or give --format {PIPELINE}")
+        if self.tta:
+            raise InputError("--tta", f"given without --format {PIPELINE}", "Leave it out")
 
 
 def main(given: dict[str, Any]) -> int:
     """Runs with the options given; returns the exit code."""
     config = Config(**given)
-    chosen = FORMATS[config.format]
-    path = chosen.check_output(config.output, config.checkpoint)
+    # in Python, one may be given as it is
+    checkpoints = checkpoint_files([config.checkpoint] if isinstance(config.checkpoint, str) else config.checkpoint)
+    config.check(checkpoints)
+    path = FORMATS[config.format].check_output(config.output, checkpoints)
     use_all_cores()
-    stored = checkpoint.load(config.checkpoint)
-    task = Task.of(stored, config.checkpoint)
-    model = folded(checkpoint.build_model(stored, config.checkpoint, HOST)).eval().requires_grad_(False)
+    networks = load_networks(checkpoints, HOST)
+    model = networks.model.eval().requires_grad_(False)
+    models: list[Any] = list(model) if isinstance(model, nn.ModuleList) else [model]
     with working("exporting"):
-        result = chosen.export(model, task, path)
+        if config.format == PIPELINE:
+            result = pipeline.export(models, networks.task, path, config.tta)
+        else:
+            result = FORMATS[config.format].export(models[0], networks.task, path)
     print(f"{path}: {result}")
     return 0
 

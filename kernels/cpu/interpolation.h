@@ -85,11 +85,11 @@ static void find_cells(const Lattice& lattice, const Places& places, int64_t cou
             Int first = __builtin_convertvector(before, Int);
             store<LANES>(cells.weights[axis] + i, place - __builtin_convertvector(first, Float<LANES>));
             if (lattice.has_nodes())
-                *(Int*)(cells.first[axis] + i) = first;
+                store<LANES>(cells.first[axis] + i, first);
             else
                 offset += first * (int32_t)lattice.strides[axis];
         }
-        if (!lattice.has_nodes()) *(Int*)(cells.first[0] + i) = offset;
+        if (!lattice.has_nodes()) store<LANES>(cells.first[0] + i, offset);
     }
 }
 

@@ -7,7 +7,7 @@
 // largest absolute input that it has seen and the sum of the absolute ones.
 struct Worker {
     int64_t number, threads;
-    float* column;
+    float* column;  // in whole lines of the cache, as vectors are aligned
     double largest = 0, sum = 0;
 };
 

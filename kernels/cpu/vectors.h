@@ -34,27 +34,41 @@ constexpr int LANES = 8, REGISTERS = 8;
 
 typedef uint16_t bfloat16;
 
+// Vectors that the functions compute with are aligned as the compiler wants them. Those of `InMemory` may lie anywhere;
+// only `load` and `store` use them. A vector to compute with may not have `aligned` itself, because a template that
+// deduces its type loses that attribute, and then takes an array for an aligned one that is not.
 template <int L> struct Vector;
-#define DEFINE_VECTOR(L)                                                                    \
-    template <> struct Vector<L> {                                                          \
-        typedef float Float __attribute__((vector_size(4 * L), aligned(4), may_alias));     \
-        typedef uint32_t Bits __attribute__((vector_size(4 * L), aligned(4), may_alias));   \
-        typedef int32_t Mask __attribute__((vector_size(4 * L), aligned(4), may_alias));    \
-        typedef uint16_t Half __attribute__((vector_size(2 * L), aligned(2), may_alias));   \
+#define DEFINE_VECTOR(L)                                                                            \
+    template <> struct Vector<L> {                                                                  \
+        typedef float Float __attribute__((vector_size(4 * L)));                                    \
+        typedef uint32_t Bits __attribute__((vector_size(4 * L)));                                  \
+        typedef int32_t Mask __attribute__((vector_size(4 * L)));                                   \
+        typedef uint16_t Half __attribute__((vector_size(2 * L)));                                  \
+        struct InMemory {                                                                           \
+            typedef float Float __attribute__((vector_size(4 * L), aligned(4), may_alias));         \
+            typedef int32_t Mask __attribute__((vector_size(4 * L), aligned(4), may_alias));        \
+            typedef uint16_t Half __attribute__((vector_size(2 * L), aligned(2), may_alias));       \
+        };                                                                                          \
     };
 DEFINE_VECTOR(8)
 DEFINE_VECTOR(16)
 #undef DEFINE_VECTOR
 template <int L> using Float = typename Vector<L>::Float;
+template <int L> using InMemory = typename Vector<L>::InMemory;
 
-template <int L> INLINE Float<L> load(const float* p) { return *(const Float<L>*)p; }
+template <class V> constexpr bool is_aligned_as(const V*, size_t alignment) { return alignof(V) == alignment; }
+static_assert(is_aligned_as((const Float<16>*)nullptr, alignof(Float<16>)), "an array of vectors may be misaligned");
+
+template <int L> INLINE Float<L> load(const float* p) { return *(const typename InMemory<L>::Float*)p; }
 
 template <int L> INLINE Float<L> load(const bfloat16* p) {
     typedef typename Vector<L>::Bits Bits;
-    return (Float<L>)(__builtin_convertvector(*(const typename Vector<L>::Half*)p, Bits) << 16);
+    return (Float<L>)(__builtin_convertvector(*(const typename InMemory<L>::Half*)p, Bits) << 16);
 }
 
-template <int L> INLINE void store(float* p, Float<L> x) { *(Float<L>*)p = x; }
+template <int L> INLINE void store(float* p, Float<L> x) { *(typename InMemory<L>::Float*)p = x; }
+
+template <int L> INLINE void store(int32_t* p, typename Vector<L>::Mask x) { *(typename InMemory<L>::Mask*)p = x; }
 
 template <int L> INLINE void store(bfloat16* p, Float<L> x) {
     typedef typename Vector<L>::Bits Bits;
@@ -62,7 +76,7 @@ template <int L> INLINE void store(bfloat16* p, Float<L> x) {
     Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     // adding to the bits of NaN may give infinity or zero
     rounded = x == x ? rounded : (bits >> 16) | 0x40;
-    *(typename Vector<L>::Half*)p = __builtin_convertvector(rounded, typename Vector<L>::Half);
+    *(typename InMemory<L>::Half*)p = __builtin_convertvector(rounded, typename Vector<L>::Half);
 }
 
 template <int L> INLINE Float<L> broadcast(float value) { return Float<L>{} + value; }

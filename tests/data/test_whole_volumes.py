@@ -8,7 +8,7 @@ from tests.data.test_channels import write_channels
 from tests.volumes import write_case
 from vnet_fast.data.cache import Cache
 from vnet_fast.data.cases import find_cases
-from vnet_fast.data.training_data import exceed
+from vnet_fast.data.extent import exceed
 from vnet_fast.errors import InputErrors
 
 SPACING, SIZE = (1.2, 1.1, 2.0), (16, 16, 16)

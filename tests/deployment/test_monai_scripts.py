@@ -2,12 +2,14 @@
 
 import math
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
 
+from tests.io.dicom_slices import write_dicom
 from tests.volumes import make_image
 from vnet_fast import VNet
 from vnet_fast.data.channels import Channel
@@ -173,6 +175,34 @@ def test_one_file_of_a_volume(tmp_path):
     assert cases.find_images(str(tmp_path), 2) == [{"image": [str(tmp_path / "A_0000.nii")]}]
     (tmp_path / "A_0001.nii").touch()
     assert len(cases.find_images(str(tmp_path), 1)) == 2
+
+
+def test_other_formats_of_a_folder(tmp_path, monkeypatch):
+    """They, and folders of DICOM slices, are volumes if ITK is there."""
+    for name in ("A.nrrd", "B.nhdr", "B.raw.gz", "C.mha", "D.MHD", "D.zraw", "E_segmentation.mha", "notes.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "notes.txt").touch()
+    series = write_dicom(tmp_path / "F", [0, 2, 4])
+    monkeypatch.setattr(cases.importlib.util, "find_spec", lambda name: name == "itk" or None)
+    found = cases.find_images(str(tmp_path), 1)
+    paths = [Path(path) for case in found for path in case["image"]]
+    assert [path.name for path in paths] == ["A.nrrd", "B.nhdr", "C.mha", "D.MHD", "F"]
+    names = [cases.name_mask({"filename_or_obj": str(path)}, None)["subject"] for path in paths]
+    assert names == ["A", "B", "C", "D", "F"]
+    # a series itself, also as the current folder
+    monkeypatch.chdir(series)
+    for folder in (series, "."):
+        assert cases.find_images(str(folder), 1) == [{"image": [str(series)]}]
+    monkeypatch.setattr(cases.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"A.nrrd: MONAI reads it with ITK, which is not installed. pip install itk"):
+        cases.find_images(str(tmp_path), 1)
+
+
+def test_channels_of_a_volume_may_be_series(tmp_path, monkeypatch):
+    monkeypatch.setattr(cases.importlib.util, "find_spec", lambda name: name == "itk" or None)
+    folders = [write_dicom(tmp_path / f"A_{number:04d}", [0, 2, 4]) for number in range(2)]
+    assert cases.find_images(str(tmp_path), 2) == [{"image": list(map(str, folders))}]
 
 
 @pytest.mark.parametrize("size", [(34, 47, 1), (5, 1, 7), (1, 1, 1), (5, 6, 7)])

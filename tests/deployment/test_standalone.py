@@ -11,6 +11,7 @@ import torch
 
 from tests.io.dicom_slices import write_dicom
 from tests.volumes import make_image, write_case
+from vnet_fast import VNet
 from vnet_fast.data.channels import Channel
 from vnet_fast.deployment.pipeline import channel_facts
 from vnet_fast.deployment.standalone import network, volumes
@@ -18,6 +19,7 @@ from vnet_fast.io.grid import covering_size, working_grid
 from vnet_fast.io.volumes import read_image
 from vnet_fast.prediction import windows
 from vnet_fast.prediction.components import largest_components
+from vnet_fast.prediction.inference import LEFT_RIGHT, NO_FLIP, predict_probabilities
 from vnet_fast.prediction.plan import plan
 
 OBLIQUE = (0.96, -0.28, 0.0, 0.28, 0.96, 0.0, 0.0, 0.0, 1.0)
@@ -75,6 +77,30 @@ def test_probabilities_are_those_of_pytorch(overlapping):
     x = torch.from_numpy(logits)
     expected = torch.sigmoid(x) if overlapping else torch.softmax(x, 0)
     np.testing.assert_allclose(network.activated(logits, overlapping), expected.numpy(), rtol=1e-5, atol=1e-30)
+
+
+@pytest.mark.parametrize("overlapping", [False, True], ids=["softmax", "sigmoid"])
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("count", [1, 3])
+def test_averages_are_those_of_prediction(count, mirrored, overlapping):
+    """Over networks, over left and right, and over windows."""
+    torch.manual_seed(0)
+    models = torch.nn.ModuleList(VNet(2, 3, 2, levels=2, kernel_size=3) for _ in range(count)).eval()
+    for model in models:
+        # as it is made, its probabilities hardly depend on the weights
+        torch.nn.init.normal_(model.head.weight)
+    values = np.random.default_rng(0).normal(size=(2, 12, 16, 21)).astype(np.float32)
+    flips = LEFT_RIGHT if mirrored else NO_FLIP
+    expected = predict_probabilities(models, values, None, (8, 16, 16), 0.5, flips, overlapping=overlapping)
+
+    def runtime(model):
+        return lambda batch: model(torch.from_numpy(batch)).detach().numpy()
+
+    settings = {"size": [16, 16, 8], "windows": {"sigma": windows.SIGMA}, "regions": [1, 2, 3] if overlapping else []}
+    found = network.probabilities(list(map(runtime, models)), values, settings, 0.5, mirrored)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    assert float(np.ptp(expected)) > 0.3
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.2, 1.0])

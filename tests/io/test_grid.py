@@ -10,6 +10,7 @@ from vnet_fast.io.grid import (
     covered_share,
     covering_size,
     image_on_grid,
+    labels_in,
     mask_on_grid,
     working_grid,
 )
@@ -208,3 +209,11 @@ def test_slabs_are_parts_of_the_grid():
     grid = Grid((4, 5, 6), (1.0, 2.0, 3.0), (7.0, 8.0, 9.0), (0, 0, 1, 1, 0, 0, 0, 1, 0))
     image = grid.image_from(np.arange(120, dtype=np.float32).reshape(6, 5, 4))
     assert grid.slab(2, 5) == Grid.of(image[:, :, 2:5])
+
+
+def test_labels_in_a_mask():
+    array = np.zeros((3, 4, 5), np.uint8)
+    assert labels_in(make_image(array)) == [0]
+    array[2, 3, 4], array[1, 0, 0], array[0] = 255, 3, 7
+    assert labels_in(make_image(array)) == [0, 3, 7, 255]
+    assert labels_in(make_image(array)[:, :, :1]) == [7]

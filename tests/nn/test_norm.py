@@ -10,6 +10,7 @@ from vnet_fast import VNet
 from vnet_fast.nn.folding import folded
 from vnet_fast.nn.norm import KINDS, Norm
 from vnet_fast.nn.topology import TOPOLOGIES
+from vnet_fast.ops.training_pass import training_pass
 
 
 def network(norm, topology="paper", **arguments):
@@ -83,6 +84,36 @@ def test_forward_gradients_and_running_means_are_pytorchs(norm, topology):
         torch.testing.assert_close(ours, theirs)
     model.eval(), plain.eval()
     torch.testing.assert_close(model(x), plain_forward(plain, x))
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_running_means_move_at_the_end_of_a_training_pass(passes):
+    """Those of a network that is used several times in a pass move as often."""
+    outside, inside = network("batch"), network("batch")
+    images = torch.randn(passes, 2, 1, 8, 8, 8)
+    for x in images:
+        outside(x)
+    first = [buffer.clone() for buffer in inside.buffers()]
+    with training_pass():
+        for x in images:
+            loss = inside(x).sum()
+        moved = [not torch.equal(*pair) for pair in zip(inside.buffers(), first, strict=True)]
+        assert all(moved) if passes == 2 else not any(moved)
+        loss.backward()
+    for ours, theirs in zip(inside.buffers(), outside.buffers(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_running_means_stay_if_a_training_pass_fails():
+    model = network("batch")
+    before = [buffer.clone() for buffer in model.buffers()]
+
+    def fail(_):
+        raise RuntimeError("the loss fails")
+
+    with pytest.raises(RuntimeError, match="the loss fails"), training_pass():
+        fail(model(torch.randn(2, 1, 8, 8, 8)))
+    assert all(torch.equal(*pair) for pair in zip(model.buffers(), before, strict=True))
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)

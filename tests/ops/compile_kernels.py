@@ -9,6 +9,7 @@ tests use, replaces the kernels when they are imported.
 import argparse
 import dataclasses
 import json
+import math
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -256,38 +257,40 @@ def dice_launches():
     return launches
 
 
-def deform_launches():
+def deform_launches(shape=VOLUME, dtypes=(torch.bfloat16, torch.float16, torch.float32)):
     # of more stored volumes than are in a batch
     cases = 2 * BATCH
-    ranks, masks = (torch.empty((cases, *VOLUME), dtype=dtype, device="meta") for dtype in (torch.int16, torch.uint8))
+    ranks, masks = (torch.empty((cases, *shape), dtype=dtype, device="meta") for dtype in (torch.int16, torch.uint8))
     tables = torch.empty((cases, 1 << 16), device="meta")
     numbers = torch.empty(BATCH, dtype=torch.int64, device="meta")
     deformed = torch.empty(BATCH, dtype=torch.bool, device="meta")
     control_points = torch.empty((BATCH, 2, 5, 5, 5), device="meta")
     launches = []
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+    for dtype in dtypes:
         inputs = ranks, tables, masks, numbers, numbers, deformed, control_points, dtype
         assert augment.supports(*inputs)
-        size = "x".join(str(length) for length in VOLUME)
+        size = "x".join(str(length) for length in shape)
         name = f"{size} to {str(dtype).removeprefix('torch.')}"
         launches += record(augment, name, lambda inputs=inputs: augment.augment(*inputs))
         inputs = *inputs[:-1], torch.empty((BATCH, transform.ROW_LENGTH), device="meta"), dtype
         assert transform.supports(*inputs)
         launches += record(transform, name, lambda inputs=inputs: transform.transform(*inputs))
-        launches += patch_launches(name, tables, numbers, deformed, control_points, dtype)
+        launches += patch_launches(name, tables, numbers, deformed, control_points, dtype, shape)
         if dtype == torch.bfloat16:
-            launches += patch_launches(f"{name}, 2 channels", tables, numbers, deformed, control_points, dtype, 2)
+            launches += patch_launches(
+                f"{name}, 2 channels", tables, numbers, deformed, control_points, dtype, shape, 2
+            )
     return launches
 
 
-def patch_launches(name, tables, numbers, deformed, control_points, dtype, channels=1):
+def patch_launches(name, tables, numbers, deformed, control_points, dtype, shape, channels=1):
     # of stored volumes twice as long along each axis
-    voxels = 8 * 2 * BATCH * VOLUME[0] * VOLUME[1] * VOLUME[2]
+    voxels = 8 * 2 * BATCH * math.prod(shape)
     ranks = torch.empty(voxels * channels, dtype=torch.int16, device="meta")
     masks, tables = torch.empty(voxels, dtype=torch.uint8, device="meta"), tables.repeat(channels, 1)
     places = torch.empty((2 * BATCH, patches.PLACE_LENGTH), dtype=torch.int64, device="meta")
     rows = torch.empty((BATCH * channels, patches.ROW_LENGTH), device="meta")
-    inputs = ranks, tables, masks, places, numbers, numbers, deformed, control_points, rows, VOLUME, dtype
+    inputs = ranks, tables, masks, places, numbers, numbers, deformed, control_points, rows, shape, dtype
     assert patches.supports(*inputs)
     return record(patches, name, lambda: patches.patches(*inputs))
 
@@ -408,6 +411,8 @@ def main():
         add_prelu_launches()
         + norm_prelu_launches()
         + deform_launches()
+        # lengths of 1, which are compiled in
+        + deform_launches((1, 1, 1), (torch.bfloat16,))
         + dice_launches()
         + sgd_launches()
         + adamw_launches()

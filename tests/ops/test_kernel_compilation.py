@@ -42,9 +42,10 @@ ENTROPIES = ("cross-entropy", "smoothed", "focal", "focal of a softmax")
 # Of SGD's, a thread has 16 numbers in four pieces: those of weights and momenta are 8 loads and 8 stores, and the
 # numbers of a tensor's last block are read one by one. Of AdamW's, a thread has 8 in two pieces, of squares too.
 WIDE_ACCESSES = {"augment_kernel": (1, 1), "transform_kernel": (1, 1), "sgd_kernel": (8, 8), "adamw_kernel": (6, 6)}
-# The rows of a cropped volume begin anywhere, and those of 2 channels have 4 bytes. Each channel reads the statistics
-# of its group, which are in the cache. Of 3 and 6 classes each is read on its own, the next thread's beside it.
-NARROW = ("cropped", "_kernel: 2 x", " 8 groups", ": 3 classes", ": 6 classes")
+# The rows of a cropped volume begin anywhere, one voxel is less than 16 bytes, and the rows of 2 channels have 4. Each
+# channel reads the statistics of its group, which are in the cache. Of 3 and 6 classes each is read on its own, the
+# next thread's beside it.
+NARROW = ("cropped", ": 1x1x1 ", "_kernel: 2 x", " 8 groups", ": 3 classes", ": 6 classes")
 WIDE = {*WIDE_SHARE, *WIDE_ACCESSES}
 # The voxels of a patch lie anywhere in a volume: each is looked up on its own.
 KERNELS = {*WIDE, "patches_kernel"}

@@ -342,9 +342,10 @@ def test_out_of_memory_on_a_gpu():
     predict_probabilities(model, image)
     torch.cuda.reset_peak_memory_stats()
     predict_probabilities(model, image)
-    weights, peak = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
+    # beside the memory that earlier tests of this process may hold, in pieces that can't be given back
+    needed = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
     torch.cuda.empty_cache()
-    limit = weights + 0.65 * (peak - weights)
+    limit = torch.cuda.memory_reserved() + 0.65 * needed
     torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(CUDA).total_memory)
     try:
         found = predict_probabilities(model, image, notify=messages.append)

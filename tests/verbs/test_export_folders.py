@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -12,6 +13,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from tests.io.dicom_slices import write_dicom
 from tests.verbs.test_export import needs_onnx
 from tests.volumes import make_image
 from vnet_fast import VNet, export, predict
@@ -22,7 +24,8 @@ from vnet_fast.evaluation.metrics import dice
 from vnet_fast.run import checkpoint
 
 SPACING, SIZE = (1.2, 1.1, 2.0), (16, 16, 16)
-REGIONS = [{"name": "ball", "labels": [1, 2]}, {"name": "right", "labels": [2]}]
+# their names belong to labels in the other order
+REGIONS = [{"name": "right", "labels": [2]}, {"name": "ball", "labels": [1, 2]}]
 # what a machine has that only a pipeline's requirements are installed on
 RUN_ALONE = """
     import sys
@@ -52,9 +55,9 @@ def run_pipeline(folder, *arguments):
     return done.returncode, done.stdout, done.stderr
 
 
-def write_checkpoint(path, channels=1, regions=(), patches=False, classes=3):
-    """A network whose weights are random, but which calls bright voxels foreground."""
-    torch.manual_seed(3)
+def write_checkpoint(path, channels=1, regions=(), patches=False, classes=3, seed=3):
+    """A network whose weights are random."""
+    torch.manual_seed(seed)
     model = VNet(channels, len(regions) or classes, 8, levels=2, kernel_size=3, norm="batch").eval()
     with torch.no_grad():
         for name, weight in model.named_buffers():
@@ -141,6 +144,40 @@ def test_a_pipeline_writes_the_masks_of_predict(tmp_path, run_verb, channels, re
 
 
 @pytest.mark.exhaustive
+def test_a_pipeline_averages_networks_and_mirrored_volumes(tmp_path, run_verb):
+    needs_onnx()
+    paths = [write_checkpoint(tmp_path / f"{seed}.pt", 2, REGIONS, patches=True, seed=seed) for seed in (3, 4, 5)]
+    images, folder = write_volumes(tmp_path / "images", 2), tmp_path / "pipeline"
+    code, out, err = run_verb(export, "--checkpoint", *paths, "--output", folder, "--format", "pipeline", "--tta")
+    assert code == 0, err
+    names = [f"network_{number}.onnx" for number in range(3)]
+    assert sorted(file.name for file in folder.glob("*.onnx")) == names
+    assert all(f"{name}: logits " in out for name in names)
+    masks = {}
+    for name, chosen, ours, theirs in (
+        ("mirrored", paths, ["--tta"], []),
+        ("plain", paths, [], ["--no-tta"]),
+        ("first", paths[:1], [], None),
+    ):
+        arguments = ["--checkpoint", *chosen, "--input", images, "--output", tmp_path / name, *ours, "--device", "cpu"]
+        code, _, err = run_verb(predict, *arguments)
+        assert code == 0, err
+        masks[name] = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / name / "large.nii.gz")))
+        if theirs is not None:
+            output = tmp_path / f"{name} of the pipeline"
+            code, _, err = run_pipeline(folder, "--input", images, "--output", output, *theirs)
+            assert (code, err) == (0, "")
+            assert_same_masks(tmp_path / name, output)
+    # each way has masks of its own
+    assert not np.array_equal(masks["mirrored"], masks["plain"])
+    assert not np.array_equal(masks["plain"], masks["first"])
+    (folder / names[1]).unlink()
+    code, _, err = run_pipeline(folder, "--input", images, "--output", tmp_path / "none")
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{names[1]}: can't be loaded" in err
+
+
+@pytest.mark.exhaustive
 def test_the_messages_of_a_pipeline(tmp_path, run_verb):
     """Bad input is one line each, and the other volumes are segmented."""
     needs_onnx()
@@ -210,6 +247,8 @@ def test_what_a_bundle_says(tmp_path, run_verb, channels, regions, patches):
         assert list(tensor["channel_def"]) == [str(number) for number in range(tensor["num_channels"])]
     assert image["channel_def"]["0"] == "FLAIR"
     assert list(pred["channel_def"].values()) == (["ball", "right"] if regions else ["background", "left", "right"])
+    page = (folder / "docs" / "README.md").read_text()
+    assert f"| labels of a mask | {'1: ball, 2: right' if regions else '1: left, 2: right'} |" in page
 
 
 @pytest.mark.exhaustive
@@ -239,14 +278,32 @@ def test_the_network_of_a_bundle(tmp_path, run_verb, channels, regions, patches)
     content = checkpoint.load(path)
     model = checkpoint.build_model(content, path, torch.device("cpu")).eval()
     with torch.no_grad():
-        torch.testing.assert_close(torch.load(tmp_path / "y.tensor"), model(x), rtol=1e-4, atol=1e-4)
+        # the outputs are in the order of the labels
+        expected = model(x)[:, [1, 0]] if regions else model(x)
+    torch.testing.assert_close(torch.load(tmp_path / "y.tensor"), expected, rtol=1e-4, atol=1e-4)
+
+
+def run_bundle(folder, images, output):
+    """Runs `monai.bundle run` where this package can't be imported."""
+    code = "import sys, runpy; sys.modules['vnet_fast'] = None; runpy.run_module('monai.bundle', run_name='__main__')"
+    command = [sys.executable, "-c", code, "run", "--config_file", "configs/inference.json"]
+    command += ["--dataset_dir", str(images), "--output_dir", str(output)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+
+
+def needs(*packages):
+    for name in packages:
+        pytest.importorskip(name, reason=f"{name} is not installed")
+
+
+OF_MONAI = ("monai", "nibabel", "ignite", "skimage", "fire")
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(("channels", "regions", "patches"), KINDS)
 def test_monai_writes_the_masks_of_predict(tmp_path, run_verb, channels, regions, patches):
-    for name in ("monai", "nibabel", "ignite", "skimage", "fire"):
-        pytest.importorskip(name, reason=f"{name} is not installed")
+    needs(*OF_MONAI)
     path, folder = export_bundle(tmp_path, run_verb, channels, regions, patches)
     images, ours = write_volumes(tmp_path / "images", channels), tmp_path / "ours"
     slices = [sitk.ReadImage(str(file))[:, :, 9:10] for file in sorted(images.glob("large*"))]
@@ -257,12 +314,73 @@ def test_monai_writes_the_masks_of_predict(tmp_path, run_verb, channels, regions
     arguments = ["--checkpoint", path, "--input", images, "--output", ours, "--device", "cpu"]
     code, _, err = run_verb(predict, *arguments)
     assert code == 0, err
-    code = "import sys, runpy; sys.modules['vnet_fast'] = None; runpy.run_module('monai.bundle', run_name='__main__')"
-    command = [sys.executable, "-c", code, "run", "--config_file", "configs/inference.json"]
-    command += ["--dataset_dir", str(images), "--output_dir", str(tmp_path / "theirs")]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
+    run_bundle(folder, images, tmp_path / "theirs")
     assert_same_masks(ours, tmp_path / "theirs")
+
+
+@pytest.mark.exhaustive
+def test_monai_reads_other_formats(tmp_path, run_verb):
+    needs(*OF_MONAI, "itk")
+    path, folder = export_bundle(tmp_path, run_verb, 1, (), False)
+    images, same, ours = write_volumes(tmp_path / "images", 1), tmp_path / "same", tmp_path / "ours"
+    same.mkdir()
+    for number, suffix in enumerate((".nrrd", ".nhdr", ".mha", ".mhd")):
+        image = sitk.ReadImage(str(images / "large.nii.gz"))[number:]
+        for file in (images / f"{number}.nii.gz", same / f"{number}{suffix}"):
+            sitk.WriteImage(image, str(file), useCompression=True)
+    shutil.copy(images / "small.nii.gz", same / "small.nii.gz")
+    (images / "large.nii.gz").unlink()
+    for parent in (images, same):
+        write_dicom(parent / "series", [3.0 * number for number in range(9)], size=(24, 20), seed=0)
+    code, _, err = run_verb(predict, "--checkpoint", path, "--input", images, "--output", ours, "--device", "cpu")
+    assert code == 0, err
+    run_bundle(folder, same, tmp_path / "theirs")
+    assert_same_masks(ours, tmp_path / "theirs")
+    assert len(list(ours.glob("*.nii.gz"))) == 6
+    # a folder that is a series itself
+    run_bundle(folder, same / "series", tmp_path / "one")
+    assert [file.name for file in (tmp_path / "one").iterdir()] == ["series.nii.gz"]
+
+
+# what the bundle app of MONAI Label does with a request
+RUN_MONAI_LABEL = """
+    import json, shutil, sys
+    sys.modules["vnet_fast"] = None
+    from monailabel.tasks.infer.bundle import BundleInferTask
+    bundle, output, *images = sys.argv[1:]
+    task = BundleInferTask(bundle, {})
+    assert task.is_valid()
+    for image in images:
+        mask, result = task({"image": image, "device": "cpu", "result_dtype": "uint8"})
+        shutil.move(mask, output)
+    print(json.dumps(result["label_names"]))
+"""
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("channels", "regions", "patches"), KINDS)
+def test_monai_label_finds_the_masks_of_predict(tmp_path, run_verb, channels, regions, patches):
+    needs(*OF_MONAI, "monailabel", "torchvision", "itk", "nrrd")
+    path, folder = export_bundle(tmp_path, run_verb, channels, regions, patches)
+    images, ours, theirs = write_volumes(tmp_path / "images", channels), tmp_path / "ours", tmp_path / "theirs"
+    # it takes one file of a volume
+    for file in images.glob("large_*"):
+        file.unlink()
+    code, _, err = run_verb(predict, "--checkpoint", path, "--input", images, "--output", ours, "--device", "cpu")
+    assert code == 0, err
+    theirs.mkdir()
+    for image in images.iterdir():
+        code = textwrap.dedent(RUN_MONAI_LABEL)
+        command = [sys.executable, "-c", code, folder, theirs / image.name, image]
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        done = subprocess.run(
+            list(map(str, command)), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
+        )
+        assert done.returncode == 0, done.stderr
+        names = json.loads(done.stdout.splitlines()[-1])
+    # it gives them to the labels 1, 2 and so on in this order
+    assert sorted(names, key=names.get) == (["ball", "right"] if regions else ["left", "right"])
+    assert_same_masks(ours, theirs)
 
 
 def test_the_licence_and_the_versions_are_those_of_the_project():
@@ -272,7 +390,8 @@ def test_the_licence_and_the_versions_are_those_of_the_project():
     assert (templates / "LICENSE.txt").read_text() == (ROOT / "LICENSE").read_text()
     pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
     assert pinned["monai"] == bundle.MONAI_VERSION
-    assert {name: pinned[name] for name in bundle.REQUIRED} == bundle.REQUIRED
+    named = bundle.REQUIRED | bundle.OPTIONAL
+    assert {name: pinned[name] for name in named} == named
 
 
 @pytest.mark.parametrize("kind", ["pipeline", "monai"])
@@ -295,6 +414,31 @@ def test_existing_things_are_kept(tmp_path, run_verb, kind):
     assert sorted(entry.name for entry in tmp_path.iterdir() if entry.name != "home") == ["file", "full", "x.pt"]
     code, _, err = run_verb(export, "--checkpoint", tmp_path / "no.pt", "--output", tmp_path / "new", "--format", kind)
     assert (code, err) == (2, f"error: {tmp_path / 'no.pt'}: no such file. Check the path\n")
+
+
+@pytest.mark.parametrize(("kind", "output"), [("file", "new.pt2"), ("monai", "new")], ids=["a file", "a bundle"])
+def test_only_a_pipeline_averages(tmp_path, run_verb, kind, output):
+    paths = [write_checkpoint(tmp_path / name) for name in ("a.pt", "b.pt")]
+    common = ["--output", tmp_path / output, "--format", kind]
+    for arguments, message in (
+        (["--checkpoint", *paths], "--checkpoint: names 2 networks, and this --format has one. Name one, or give "
+                                   "--format pipeline"),
+        (["--checkpoint", paths[0], "--tta"], "--tta: given without --format pipeline. Leave it out"),
+    ):  # fmt: skip
+        code, out, err = run_verb(export, *arguments, *common)
+        assert (code, out, err) == (2, "", f"error: {message}\n")
+    assert not (tmp_path / output).exists()
+
+
+def test_networks_that_differ_are_not_averaged(tmp_path, run_verb):
+    needs_onnx()
+    paths = [write_checkpoint(tmp_path / "a.pt"), write_checkpoint(tmp_path / "b.pt", channels=2)]
+    arguments = ["--checkpoint", *paths, "--output", tmp_path / "new", "--format", "pipeline"]
+    code, out, err = run_verb(export, *arguments)
+    assert (code, out) == (2, "")
+    cause = f"its number of channels is 2, that of {paths[0]} is 1. Name checkpoints that agree in it"
+    assert err == f"error: {paths[1]}: {cause}\n"
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_pipeline_needs_the_packages_of_onnx(tmp_path, run_verb, monkeypatch):

@@ -5,13 +5,16 @@ import json
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from PIL import Image
 
 from tests.verbs.test_recipe import assert_same_run
 from tests.volumes import write_case
-from vnet_fast import evaluate, train
+from vnet_fast import evaluate, plotting, report, train
 
 TINY = ["--volume", 16, 16, 16, "--spacing", 1.2, 1.1, 2, "--base-channels", 1, "--device", "cpu", "--folds", 3]
 FAST = ["--recipe", "fast", "--iterations", 4, "--val-every", 2]
+# pixels of a picture's title
+TITLE = 40
 
 
 def write_data(folder, ignored, second=False):
@@ -181,3 +184,65 @@ def test_one_file_is_evaluated_as_its_data_set_says(tmp_path, run_verb):
     )
     assert code == 0, err
     assert err.startswith("warning: ")
+
+
+def cleaned(folder, references, ignored):
+    """Copies of volumes and masks, whose voxels with a label are background."""
+    folder.mkdir()
+    for path in sorted(references.glob("*.mhd")):
+        image = sitk.ReadImage(str(path))
+        if path.stem.endswith("_segmentation"):
+            image *= sitk.Cast(image != ignored, sitk.sitkUInt8)
+        sitk.WriteImage(image, str(folder / path.name), useCompression=True)
+    return folder
+
+
+def pixels_of(path):
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param([], id="labels"), pytest.param(["--binary"], id="binary", marks=pytest.mark.exhaustive)],
+)
+def test_it_is_no_structure_in_the_pictures_of_evaluate(tmp_path, run_verb, options):
+    """Pixel by pixel they are those of masks that do not have it."""
+    references = write_data(tmp_path / "marked", 9)
+    without = cleaned(tmp_path / "clean", references, 9)
+    pictures = []
+    for name, labels, more in (("ours", references, ["--ignore-label", 9]), ("theirs", without, [])):
+        predicted, figures = tmp_path / f"{name}.mhd", tmp_path / name
+        # of classes, a prediction may have it too; where labels are one class, that would be a prediction of the class
+        mask = sitk.ReadImage(str((without if options else labels) / "Case0_segmentation.mhd"))
+        sitk.WriteImage(mask, str(predicted))
+        arguments = ["--labels", labels / "Case0_segmentation.mhd", "--images", labels / "Case0.mhd", *options, *more]
+        code, _, err = run_verb(evaluate, "--predictions", predicted, "--figures", figures, *arguments)
+        assert code == 0, err
+        pictures.append(pixels_of(figures / "worst.png"))
+    # the title says the name of the case, which is that of the prediction
+    np.testing.assert_array_equal(pictures[0][TITLE:], pictures[1][TITLE:])
+
+
+@pytest.mark.exhaustive
+@pytest.mark.usefixtures("quick_training")
+@pytest.mark.parametrize("declared", [False, True], ids=["option", "declared"])
+def test_it_is_no_structure_in_the_pictures_of_a_report(tmp_path, run_verb, monkeypatch, declared):
+    data, run = write_data(tmp_path / "data", 9), tmp_path / "run"
+    option = [] if declared else ["--ignore-label", 9]
+    if declared:
+        (data / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "ball": 1, "ignore": 9}}))
+    # one case is held out, so that it is the one that is drawn
+    options = [*TINY, *FAST, "--folds", 6, *option]
+    code, _, err = run_verb(train, "--data", data, *options, "--output", run)
+    assert code == 0, err
+    monkeypatch.setattr(plotting, "available", lambda: True)
+    code, _, err = run_verb(report, "--run", run, "--device", "cpu")
+    assert code == 0, err
+    code, _, err = run_verb(
+        evaluate, "--predictions", run / "predictions", "--labels", cleaned(tmp_path / "clean", data, 9),
+        "--figures", tmp_path / "figures",
+    )  # fmt: skip
+    assert code == 0, err
+    ours, theirs = (pixels_of(folder / "worst.png") for folder in (run / "report", tmp_path / "figures"))
+    # without the title, because predictions where the label is do not count
+    np.testing.assert_array_equal(ours[TITLE:], theirs[TITLE:])

@@ -66,6 +66,13 @@ class Cache:
         """
         return map_cases(self._load_case, cases, progress)
 
+    def holds(self, case: Case) -> bool:
+        """Whether there is an entry of a case, sound or damaged."""
+        try:
+            return os.path.exists(self.folder / f"{self.key(case)}.npz")
+        except InputError:
+            return False
+
     def _load_case(self, case: Case) -> PreparedCase:
         for _ in range(ATTEMPTS):
             try:

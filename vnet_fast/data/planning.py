@@ -99,6 +99,7 @@ def find_geometries(cases: Sequence[Case], classes: Classes) -> list[Geometry]:
 def _geometry(case: Case, classes: Classes) -> Geometry:
     # imported here, because training from the cache needs no image library
     from vnet_fast.io.formats import is_segmentation
+    from vnet_fast.io.grid import labels_in
     from vnet_fast.io.volumes import read_channels, read_mask, sitk
 
     # it must lie on the grid of its image; only a DICOM Segmentation may leave out slices
@@ -107,7 +108,7 @@ def _geometry(case: Case, classes: Classes) -> Geometry:
     labels = sitk.GetArrayViewFromImage(mask)
     # of each class, along x, y and z, whether a plane has some of it
     planes: dict[int, list[NDArray[np.bool_]]] = {}
-    for label in np.unique(labels).tolist():
+    for label in labels_in(mask):
         for number in classes.merged(label) if label else ():
             found = [(labels == label).any(axes) for axes in ((0, 1), (0, 2), (1, 2))]
             before = planes.get(number, found)

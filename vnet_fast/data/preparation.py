@@ -193,6 +193,7 @@ def read_case(
 def _read_files(case: Case) -> tuple[list["sitk.Image"], "sitk.Image", list[int]]:
     """The channels and the mask of a case, and the mask's labels."""
     from vnet_fast.io import volumes
+    from vnet_fast.io.grid import labels_in
 
     try:
         images = volumes.read_channels(case.images)
@@ -203,7 +204,7 @@ def _read_files(case: Case) -> tuple[list["sitk.Image"], "sitk.Image", list[int]
             raise InputErrors([image_error, mask_error]) from None
         raise
     mask = volumes.read_mask(case.mask, images[0], case.image)
-    return images, mask, np.unique(volumes.sitk.GetArrayViewFromImage(mask)).tolist()
+    return images, mask, labels_in(mask)
 
 
 def map_cases(function: Callable[[Case], T], cases: Sequence[Case], progress: Progress = iter) -> list[T]:

@@ -1,6 +1,8 @@
 """Finds, splits and prepares the cases that a run trains and validates on."""
 
+import hashlib
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -13,6 +15,7 @@ from vnet_fast.data.cache import Cache
 from vnet_fast.data.cases import Case, pair_cases
 from vnet_fast.data.channels import Channel, describe, find_channels, find_errors, fitted, scale_case
 from vnet_fast.data.classes import Classes, title_of
+from vnet_fast.data.extent import exceed, headers_exceed
 from vnet_fast.data.folds import split
 from vnet_fast.data.labels import count_classes, labels_of_no_region, without_ignored
 from vnet_fast.data.phantom import phantoms
@@ -24,8 +27,6 @@ from vnet_fast.progress import say, track, warn
 from vnet_fast.regions import Region, ambiguities
 
 NUM_PHANTOMS = 100
-# by which a volume may be larger than the network's grid before patches are trained on
-MARGIN = 1 / 8
 
 
 @dataclass(frozen=True)
@@ -161,10 +162,13 @@ def _prepare_cases(
 ) -> tuple[list[PreparedCase], int, bool]:
     """Returns the prepared cases, the number of classes and whether they are whole, and prints warnings."""
     cases, errors = find_run_cases(settings, data)
-    patches, raw = bool(settings.wants_patches), [channel.is_ct for channel in channels]
+    patches, raw = settings.wants_patches, [channel.is_ct for channel in channels]
+    if patches is None:
+        patches = _expects_patches(settings, cases, raw)
     prepared, several = _load(settings, cases, patches, raw)
-    if settings.wants_patches is None and not several and exceed(prepared, settings.volume):
-        patches = True
+    # what was read decides; a header may state two directions
+    if settings.wants_patches is None and not several and exceed(prepared, settings.volume) != patches:
+        patches = not patches
         prepared, several = _load(settings, cases, patches, raw)
     errors += several
     errors += find_errors(prepared, {case.name: case.image for case in cases}, channels, data)
@@ -183,24 +187,28 @@ def _prepare_cases(
     return prepared, num_classes, patches
 
 
+def _expects_patches(settings: DataSettings, cases: Sequence[Case], raw: Sequence[bool]) -> bool:
+    """Whether patches will be trained on, so that the cases are prepared only once, in the form that is needed."""
+    exceeding = headers_exceed(cases, settings.spacing, settings.volume)
+    if exceeding is None:
+        # all cases are in the cache then
+        return any(_cache_of(settings, True, raw).holds(case) for case in cases[:1])
+    return exceeding
+
+
+def _cache_of(settings: DataSettings, whole: bool, raw: Sequence[bool]) -> Cache:
+    return Cache(_find_cache(settings), settings.spacing, settings.volume, whole, raw)
+
+
 def _load(
     settings: DataSettings, cases: Sequence[Case], whole: bool, raw: Sequence[bool]
 ) -> tuple[list[PreparedCase], list[InputError]]:
     """The prepared cases, and the errors of those that can't be prepared."""
-    cache = Cache(_find_cache(settings), settings.spacing, settings.volume, whole, raw)
+    cache = _cache_of(settings, whole, raw)
     try:
         return cache.load(cases, partial(track, description="preparing", unit="cases", total=len(cases))), []
     except InputErrors as several:
         return list(several.results), several.errors
-
-
-def exceed(prepared: Sequence[PreparedCase], size: Sequence[int]) -> bool:
-    """Whether volumes are larger than the network's grid of a size by more than MARGIN along an axis."""
-    return any(
-        whole > length * (1 + MARGIN)
-        for case in prepared
-        for whole, length in zip(case.covering_size, size, strict=True)
-    )
 
 
 def find_run_cases(settings: DataSettings, data: str) -> tuple[list[Case], list[InputError]]:
@@ -244,7 +252,10 @@ def find_duplicates(cases: Sequence[Case], prepared: Sequence[PreparedCase]) -> 
     by_name = {case.name: case for case in cases}
     first: dict[bytes, Case] = {}
     errors = []
-    for entry in prepared:
+    # copies have the same table, which is in memory; the ranks of a large case would be read from its entry
+    tables = [hashlib.blake2b(entry.table.tobytes()).digest() for entry in prepared]
+    numbers = Counter(tables)
+    for entry in (entry for entry, table in zip(prepared, tables, strict=True) if numbers[table] > 1):
         case = by_name[entry.name]
         original = first.setdefault(entry.fingerprint, case)
         if original is not case:
@@ -257,9 +268,9 @@ def find_warnings(cases: Sequence[Case], prepared: Sequence[PreparedCase]) -> li
     """Returns warnings, as InputErrors that are never raised, about masks that can be used but may be wrong."""
     warnings = []
     for case, entry in zip(cases, prepared, strict=True):
-        present = np.zeros(256, bool)
-        present[entry.mask.reshape(-1)] = True
-        lost = sorted(set(entry.labels) - set(np.flatnonzero(present).tolist()) - {0})
+        # plane by plane, because NumPy widens what it counts to eight bytes
+        present = {label for plane in entry.mask for label in np.flatnonzero(np.bincount(plane.reshape(-1))).tolist()}
+        lost = sorted(set(entry.labels) - present - {0})
         if not any(entry.labels):
             warnings.append(InputError(case.mask, "the mask is empty", "Check that there is nothing to segment"))
         if lost:

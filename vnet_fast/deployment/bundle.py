@@ -7,6 +7,8 @@ Source:
 
 import json
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,18 +26,20 @@ from vnet_fast.prediction.components import IS_INSIDE
 from vnet_fast.prediction.inference import OVERLAP
 from vnet_fast.prediction.task import Task
 from vnet_fast.prediction.windows import SIGMA
-from vnet_fast.regions import label_table
+from vnet_fast.regions import label_table, written_names
 
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 # with which bundles are tested
 MONAI_VERSION = "1.6.1"
 REQUIRED = {"nibabel": "5.4.2", "pytorch-ignite": "0.5.5", "scikit-image": "0.26.0", "fire": "0.7.1"}
+# for what is no NIfTI file
+OPTIONAL = {"itk": "5.4.7"}
 # the ends of MONAI's axes
 AXES = [["L", "R"], ["P", "A"], ["I", "S"]]
 INTENDED_USE = "Research. This is not a medical device"
 
 
-def check_output(output: str, checkpoint: str) -> Path:
+def check_output(output: str, checkpoints: Sequence[str]) -> Path:
     """The path of the folder to write; an InputError if nothing can be exported there."""
     return check_folder(output)
 
@@ -54,7 +58,33 @@ def export(model: VNet, task: Task, path: Path) -> str:
     Raises:
         InputError: if the logits differ, or the folder can't be written.
     """
-    architecture: dict[str, Any] = {
+    architecture, order = architecture_of(model), outputs_by_label(model, task)
+    plain = vnet.VNet(**architecture).eval().requires_grad_(False)
+    weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
+    weights |= {name: weights[name][order] for name in ("head.weight", "head.bias")}
+    plain.load_state_dict(weights)
+    x, y, z = task.size
+    places = [order.index(output) for output in range(len(order))]
+    result = compared(lambda x: plain(x)[:, places], model, torch.zeros(2, model.in_channels, z, y, x), path)
+    task = replace(task, regions=tuple(task.regions[output] for output in order) if task.regions else ())
+    metadata, inference = metadata_of(model, task, name_of(path)), inference_of(architecture, task)
+    with new_folder(path) as folder:
+        _write_json(folder / "configs" / "metadata.json", metadata)
+        _write_json(folder / "configs" / "inference.json", inference)
+        (folder / "models").mkdir()
+        torch.save(weights, folder / "models" / "model.pt")
+        copy_programs("monai_scripts", folder / "scripts", "scripts")
+        page = folder / "docs" / "README.md"
+        labels = label_names(model, task)
+        write_page("bundle.md.j2", page, metadata=metadata, task=task, architecture=architecture, labels=labels)
+        with resources.as_file(resources.files(PACKAGE) / TEMPLATES / "LICENSE.txt") as license_file:
+            shutil.copyfile(license_file, folder / "LICENSE")
+    return f"MONAI bundle, {result}"
+
+
+def architecture_of(model: VNet) -> dict[str, Any]:
+    """The arguments of the plain network."""
+    return {
         "in_channels": model.in_channels,
         "out_channels": model.num_classes,
         "base_channels": model.base_channels,
@@ -64,23 +94,20 @@ def export(model: VNet, task: Task, path: Path) -> str:
         "kernel_size": model.kernel_size,
         "halvings": None if model.halvings is None else list(model.halvings),
     }
-    plain = vnet.VNet(**architecture).eval().requires_grad_(False)
-    weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
-    plain.load_state_dict(weights)
-    x, y, z = task.size
-    result = compared(plain, model, torch.zeros(2, model.in_channels, z, y, x), path)
-    metadata, inference = metadata_of(model, task, name_of(path)), inference_of(architecture, task)
-    with new_folder(path) as folder:
-        _write_json(folder / "configs" / "metadata.json", metadata)
-        _write_json(folder / "configs" / "inference.json", inference)
-        (folder / "models").mkdir()
-        torch.save(weights, folder / "models" / "model.pt")
-        copy_programs("monai_scripts", folder / "scripts", "scripts")
-        page = folder / "docs" / "README.md"
-        write_page("bundle.md.j2", page, metadata=metadata, task=task, architecture=architecture)
-        with resources.as_file(resources.files(PACKAGE) / TEMPLATES / "LICENSE.txt") as license_file:
-            shutil.copyfile(license_file, folder / "LICENSE")
-    return f"MONAI bundle, {result}"
+
+
+def outputs_by_label(model: VNet, task: Task) -> list[int]:
+    """The outputs of a network in the order of the bundle's.
+
+    Regions are in the order of the labels that masks have for them, because MONAI Label and 3D Slicer give the names of
+    the outputs to the labels that they find in a mask, one after the other.
+    """
+    if not task.regions:
+        return list(range(model.num_classes))
+    names = [region.name for region in task.regions]
+    # those without a label of their own come last
+    by_label = [*written_names(task.regions).values(), *names]
+    return sorted(range(len(names)), key=lambda output: by_label.index(names[output]))
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -100,6 +127,7 @@ def metadata_of(model: VNet, task: Task, name: str) -> dict[str, Any]:
         "pytorch_version": torch.__version__.partition("+")[0],
         "numpy_version": np.__version__,
         "required_packages_version": REQUIRED,
+        "optional_packages_version": OPTIONAL,
         "name": name,
         "task": f"Segmentation of {', '.join(outputs if task.regions else names)}",
         "description": f"A V-Net that segments {', '.join(outputs if task.regions else names)} in 3-D volumes",

@@ -8,7 +8,7 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ ANOTHER_OUTPUT = "Choose another --output"
 Content = dict[str, bytes]
 
 
-def check_output(output: str, checkpoint: str) -> Path:
+def check_output(output: str, checkpoints: Sequence[str]) -> Path:
     """The path of the file to write, after all checks that are possible before anything is read.
 
     Raises:
@@ -58,7 +58,7 @@ def check_output(output: str, checkpoint: str) -> Path:
         raise InputError(path, "is a folder", "Name a file")
     weights = path.with_suffix(WEIGHTS)
     for written in (path, weights) if suffix == OPENVINO else (path,):
-        if os.path.realpath(written) == os.path.realpath(checkpoint):
+        if os.path.realpath(written) in map(os.path.realpath, checkpoints):
             raise InputError(written, "would replace the checkpoint itself", ANOTHER_OUTPUT)
     if suffix == OPENVINO and os.path.lexists(weights) and not path.exists():
         raise InputError(weights, f"would be replaced, and is of no {path.name}", ANOTHER_OUTPUT)

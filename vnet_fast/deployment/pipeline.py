@@ -1,6 +1,7 @@
 """Writes a pipeline folder: a network with programs that segment volumes without this package and without PyTorch."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from vnet_fast.prediction.task import Task
 from vnet_fast.prediction.windows import SIGMA
 from vnet_fast.regions import label_table, written_names
 
-NETWORK_FILE, SETTINGS_FILE = "network.onnx", "pipeline.json"
+SETTINGS_FILE = "pipeline.json"
 REQUIREMENTS = "numpy>=1.26\nSimpleITK>=2.4\nonnxruntime>=1.20\n"
 
 
-def check_output(output: str, checkpoint: str) -> Path:
+def check_output(output: str, checkpoints: Sequence[str]) -> Path:
     """The path of the folder to write, after all checks that are possible before anything is read.
 
     Raises:
@@ -33,36 +34,56 @@ def check_output(output: str, checkpoint: str) -> Path:
     return path
 
 
-def export(model: VNet, task: Task, path: Path) -> str:
+def export(models: Sequence[VNet], task: Task, path: Path, tta: bool = False) -> str:
     """Writes a pipeline folder.
 
     Args:
-        model: on the CPU, in evaluation mode; its weights need no gradient.
-        task: of the network.
+        models: one, or several whose probabilities are averaged; on the CPU, in evaluation mode; their weights need no
+            gradient.
+        task: of the networks.
         path: what `check_output` returned.
+        tta: whether it averages with the prediction of the volume mirrored left to right, unless it is told otherwise.
 
     Returns:
-        what was written, and how the ONNX file's logits compare with the network's.
+        what was written, and how the logits of each ONNX file compare with its network's.
 
     Raises:
         InputError: if the logits differ, or the folder can't be written.
     """
-    content, result = checked_content(model, task, path / NETWORK_FILE)
-    settings = settings_of(model, task)
+    names = [f"network{_number(index, len(models))}{ONNX}" for index in range(len(models))]
+    checked = [checked_content(model, task, path / name) for model, name in zip(models, names, strict=True)]
+    settings = settings_of(models[0], task, names, tta)
     with new_folder(path) as folder:
-        (folder / NETWORK_FILE).write_bytes(content[ONNX])
+        for name, (content, _) in zip(names, checked, strict=True):
+            (folder / name).write_bytes(content[ONNX])
         (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
         (folder / "requirements.txt").write_text(REQUIREMENTS, "utf-8")
         copy_programs("standalone", folder)
         write_page("pipeline.md.j2", folder / "README.md", settings=settings, name=name_of(path))
-    return f"run {path / 'predict.py'} with numpy, SimpleITK and onnxruntime; {result}"
+    results = [result for _, result in checked]
+    if len(models) > 1:
+        results = [f"{name}: {result}" for name, result in zip(names, results, strict=True)]
+    return f"run {path / 'predict.py'} with numpy, SimpleITK and onnxruntime; {', '.join(results)}"
 
 
-def settings_of(model: VNet, task: Task) -> dict[str, Any]:
-    """The content of `pipeline.json`: all that lies between a volume's file and its mask, beside the network."""
+def _number(index: int, count: int) -> str:
+    return f"_{index}" if count > 1 else ""
+
+
+def settings_of(model: VNet, task: Task, networks: Sequence[str], tta: bool) -> dict[str, Any]:
+    """The content of `pipeline.json`: all that lies between a volume's file and its mask, beside the networks.
+
+    Args:
+        model: the first of the networks.
+        task: of all.
+        networks: the names of their files.
+        tta: see `export`.
+    """
     return {
         "format": FORMAT,
         "producer": f"vnet_fast {__version__}",
+        "networks": list(networks),
+        "tta": tta,
         "spacing": list(task.spacing),
         "size": list(task.size),
         "channels": [channel_facts(channel) for channel in task.channels],

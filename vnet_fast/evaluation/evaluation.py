@@ -46,6 +46,7 @@ class Evaluation:
         strays: dict from each predicted label that is none of the data set's classes, and therefore not measured, to
             the number of cases where it was predicted.
         calibration: dict from the case's name to label to its calibration, as `probabilities.calibrate` measures it.
+        ignored: the label of the references whose voxels did not count, or None.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Evaluation:
     class_names: Mapping[int, str] = field(default_factory=dict)
     strays: dict[int, int] = field(default_factory=dict)
     calibration: dict[str, dict[int, Calibration]] = field(default_factory=dict)
+    ignored: int | None = None
 
     @property
     def labels(self) -> list[int]:
@@ -247,7 +249,7 @@ def evaluate(
     for name, measured in zip(names, sets, strict=True):
         cases = _with_labels(measured, labels, region_names)
         scores = _score_cases(cases, observer) if observer else {}
-        evaluations.append(Evaluation(name, cases, scores, declared, _count_strays(measured, labels)))
+        evaluations.append(Evaluation(name, cases, scores, declared, _count_strays(measured, labels), ignored=ignored))
     return evaluations
 
 

@@ -166,6 +166,8 @@ def read_case(
 ) -> CaseFigure:
     """Reads the volume and masks of a case, so that it can be drawn in several themes.
 
+    A label that the evaluations ignored is no structure: it is 0 in the masks.
+
     Args:
         evaluations: one or several.
         name: of the case.
@@ -180,18 +182,20 @@ def read_case(
     # the first channel
     image = volumes.read_channels([image_path])[0]
     reference = _radiological(volumes.read_mask(reference_path, image, image_path))
-    predictions, several = {}, len(evaluations) > 1
+    predictions, several, ignored = {}, len(evaluations) > 1, evaluations[0].ignored
+    # where labels are merged, those of a prediction are the class itself
+    not_predicted = None if binary else ignored
     for evaluation, path in zip(evaluations, prediction_paths, strict=True):
         if path is not None:
             row_title = f"{evaluation.name}\nDice {number(evaluation.mean_dice(name), 3)}" if several else ""
             prediction = _radiological(volumes.read_mask(path, image, image_path))
-            predictions[row_title] = label_array(prediction, binary)
+            predictions[row_title] = label_array(prediction, binary, not_predicted)
     dice = "" if several else f", Dice {number(evaluations[0].mean_dice(name), 3)}"
     image = _radiological(image)
     return CaseFigure(
         f"{name}: {rank} of {len(evaluations[0].cases)} cases{dice}",
         np.array(sitk.GetArrayViewFromImage(image)),
-        label_array(reference, binary),
+        label_array(reference, binary, ignored),
         predictions,
         Grid.of(image),
     )

@@ -5,9 +5,11 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 
-def label_array(mask: sitk.Image, binary: bool) -> NDArray[np.uint8]:
-    """A mask's labels as a (z, y, x) array; all labels above 0 are 1 if `binary`."""
+def label_array(mask: sitk.Image, binary: bool, ignored: int | None = None) -> NDArray[np.uint8]:
+    """A mask's labels as a (z, y, x) array: 0 where they are `ignored`, and 1 elsewhere above 0 if `binary`."""
     labels = np.array(sitk.GetArrayViewFromImage(mask))
+    if ignored is not None:
+        labels[labels == ignored] = 0
     return np.minimum(labels, 1) if binary else labels
 
 

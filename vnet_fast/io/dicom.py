@@ -4,6 +4,7 @@ A folder must hold one complete series of one orientation. Every slice is read b
 so that none is left out silently.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from vnet_fast.errors import InputError
 from vnet_fast.io import formats
 from vnet_fast.io.dicom_meta import TRANSFER_SYNTAX, read_meta
 from vnet_fast.io.formats import OWN_FOLDER
+from vnet_fast.io.grid import Grid
 from vnet_fast.io.header import scalar_volume_error
 from vnet_fast.io.integrity import COPY_AGAIN
 from vnet_fast.io.itk import file_reader, kept_locale, read_file
@@ -52,13 +54,24 @@ def read_series(folder: Path) -> sitk.Image:
     slices = _sorted_slices(folder)
     if len(slices) == 1:
         return read_file(slices[0].path, IMAGE_IO)
-    first, last, normal = slices[0], slices[-1], slices[0].axes[:, 2]
-    volume = _stack_slices(slices)
-    gap = float(normal @ (np.array(last.origin) - np.array(first.origin))) / (len(slices) - 1)
-    volume.SetSpacing((*first.spacing[:2], gap))
-    volume.SetOrigin(first.origin)
-    volume.SetDirection(first.axes.ravel().tolist())
+    grid, volume = _grid_of(slices), _stack_slices(slices)
+    volume.SetSpacing(grid.spacing)
+    volume.SetOrigin(grid.origin)
+    volume.SetDirection(grid.direction)
     return volume
+
+
+def read_grid(folder: Path) -> Grid:
+    """Returns the grid of the volume of a folder, from the headers of its slices; an InputError as of `read_series`."""
+    return _grid_of(_sorted_slices(folder))
+
+
+def _grid_of(slices: Sequence[_Slice]) -> Grid:
+    first, last, direction = slices[0], slices[-1], tuple(slices[0].axes.ravel().tolist())
+    if len(slices) == 1:
+        return Grid(first.size, first.spacing, first.origin, direction)
+    gap = float(first.axes[:, 2] @ (np.array(last.origin) - np.array(first.origin))) / (len(slices) - 1)
+    return Grid((*first.size[:2], len(slices)), (*first.spacing[:2], gap), first.origin, direction)
 
 
 def sorted_files(folder: Path) -> list[Path]:

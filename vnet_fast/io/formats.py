@@ -23,14 +23,14 @@ class Format:
     Args:
         suffixes: of its files, in lower case.
         image_io: name of ITK's reader and writer.
-        read_header: verifies the files of the volume at a path, and returns its header.
+        read_header: verifies and returns the header of the volume at a path, with a function that verifies its voxels.
         data_file: returns the file with the voxels of the volume at a path; None if the header and the voxels are
             always in one file.
     """
 
     suffixes: tuple[str, ...]
     image_io: str
-    read_header: Callable[[Path], Header]
+    read_header: Callable[[Path], tuple[Header, Callable[[], None]]]
     data_file: Callable[[Path], Path] | None = None
 
 
@@ -185,6 +185,20 @@ def verify_volume(path: str | Path) -> Header:
     Raises:
         InputError: if they are not, with the cause.
     """
-    path = Path(path)
+    header, check_voxels = _read_header(Path(path))
+    check_voxels()
+    return header
+
+
+def read_header(path: str | Path) -> Header:
+    """Returns the header of the volume at `path`, without a look at its voxels.
+
+    Raises:
+        InputError: if there is none, or it is damaged.
+    """
+    return _read_header(Path(path))[0]
+
+
+def _read_header(path: Path) -> tuple[Header, Callable[[], None]]:
     check_regular(path)
     return format_of(path).read_header(path)

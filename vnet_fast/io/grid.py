@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from vnet_fast.io.header import Placement, triple
 
 GEOMETRY_TOLERANCE = 1e-3
+# of uint8
+LABEL_LEVELS = 256
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,12 @@ def covered_share(image: sitk.Image, grid: Grid) -> tuple[float, float, float]:
     Returns:
         0 to 1 for each axis of the grid: left, posterior, superior.
     """
-    file = Grid.of(image).oriented()
-    extents = zip(file.size, file.spacing, grid.size, grid.spacing, strict=True)
+    return _covered_share(Grid.of(image), grid.spacing, grid.size)
+
+
+def _covered_share(file: Grid, spacing: Sequence[float], size: Sequence[int]) -> tuple[float, float, float]:
+    file = file.oriented()
+    extents = zip(file.size, file.spacing, size, spacing, strict=True)
     return triple(min(1.0, n * s / (fn * fs)) for fn, fs, n, s in extents)
 
 
@@ -122,9 +128,20 @@ def covering_size(image: sitk.Image, grid: Grid) -> tuple[int, int, int]:
     Returns:
         voxels, x y z; unchanged along an axis where the grid already covers all but 1e-3 of the image.
     """
+    return covering_size_of(Grid.of(image), grid.spacing, grid.size)
+
+
+def covering_size_of(file: Grid, spacing: Sequence[float], size: Sequence[int]) -> tuple[int, int, int]:
+    """Returns the `covering_size` of an image from its file's grid.
+
+    Args:
+        file: the grid of the file.
+        spacing: of the network's grid, mm, x y z.
+        size: of the network's grid, voxels, x y z.
+    """
     return triple(
-        size if share >= 1 - GEOMETRY_TOLERANCE else math.ceil(size / share - GEOMETRY_TOLERANCE)
-        for size, share in zip(grid.size, covered_share(image, grid), strict=True)
+        length if share >= 1 - GEOMETRY_TOLERANCE else math.ceil(length / share - GEOMETRY_TOLERANCE)
+        for length, share in zip(size, _covered_share(file, spacing, size), strict=True)
     )
 
 
@@ -150,6 +167,16 @@ def image_on_grid(image: sitk.Image, grid: Grid) -> NDArray[np.float32]:
     return _resample(image, grid, math.nan)
 
 
+def labels_in(mask: sitk.Image) -> list[int]:
+    """The labels of a mask, sorted, background included."""
+    counts = np.zeros(LABEL_LEVELS, dtype=np.int64)
+    # counted plane by plane, which takes a third of the time of np.unique
+    for plane in sitk.GetArrayViewFromImage(mask):
+        counts += np.bincount(plane.reshape(-1), minlength=LABEL_LEVELS)
+    labels: list[int] = np.flatnonzero(counts).tolist()
+    return labels
+
+
 def mask_on_grid(mask: sitk.Image, grid: Grid) -> NDArray[np.uint8]:
     """Resamples a mask to the network's grid, so that a thin structure beside a thick one is kept.
 
@@ -158,10 +185,9 @@ def mask_on_grid(mask: sitk.Image, grid: Grid) -> NDArray[np.uint8]:
     Returns:
         (z, y, x) uint8; 0 outside of the mask.
     """
-    labels = np.unique(sitk.GetArrayViewFromImage(mask))
     best = np.zeros(grid.shape, dtype=np.float32)
     result = np.zeros(grid.shape, dtype=np.uint8)
-    for label in labels.tolist():
+    for label in labels_in(mask):
         share = _resample(sitk.Cast(mask == label, sitk.sitkFloat32), grid, float(label == 0))
         larger = share > best
         result[larger] = label

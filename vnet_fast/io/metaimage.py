@@ -1,5 +1,7 @@
 """MetaImage: reads and verifies `.mha`, which holds header and voxels, and `.mhd`, a header beside a data file."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -50,11 +52,14 @@ def _data_file(path: Path, fields: dict[str, str]) -> Path:
     return find_data_file(path, name)
 
 
-def read_header(path: Path) -> Header:
-    """Reads the header of a volume, and verifies its files.
+def read_header(path: Path) -> tuple[Header, Callable[[], None]]:
+    """Reads and verifies the header of a volume.
+
+    Returns:
+        the header, and a function that verifies the file of the voxels, which raises an InputError too.
 
     Raises:
-        InputError: if they are damaged, truncated or not supported.
+        InputError: if it is damaged, truncated or not supported.
     """
     fields, end = read_fields(path)
     with reporting_damage(path):
@@ -68,8 +73,7 @@ def read_header(path: Path) -> Header:
             raise InputError(path, f"its ElementType {fields['ElementType']} is not supported", CONVERT_ENCODING)
         header = make_header(path, size, channels, voxel_bytes, lambda: [_find_placement(fields, len(size))])
         packed = parse_numbers(fields["CompressedDataSize"], 1)[0] if "CompressedDataSize" in fields else None
-    _check_data(path, fields, header.data_bytes, end, skip, packed)
-    return header
+    return header, partial(_check_data, path, fields, header.data_bytes, end, skip, packed)
 
 
 def _check_data(path: Path, fields: dict[str, str], expected: int, end: int, skip: int, packed: float | None) -> None:

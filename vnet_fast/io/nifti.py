@@ -4,7 +4,9 @@ import gzip
 import math
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +65,11 @@ class _Fields:
     rows: tuple[float, ...]
 
 
-def read_header(path: Path) -> Header:
-    """Reads the header of a file, and verifies the file.
+def read_header(path: Path) -> tuple[Header, Callable[[], None]]:
+    """Reads and verifies the header of a file.
+
+    Returns:
+        the header, and a function that verifies the voxels, which raises an InputError too.
 
     Raises:
         InputError: if it is damaged, truncated or not supported.
@@ -84,8 +89,7 @@ def read_header(path: Path) -> Header:
         several=True,
     )  # fmt: skip
     check_length = integrity.check_gzip if compressed else integrity.check_plain
-    check_length(path, fields.offset, header.data_bytes)
-    return header
+    return header, partial(check_length, path, fields.offset, header.data_bytes)
 
 
 def _read_first_bytes(path: Path, compressed: bool) -> bytes:

@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from vnet_fast.errors import InputError
@@ -67,11 +68,14 @@ def _data_file(path: Path, fields: dict[str, str]) -> Path:
     return find_data_file(path, fields["data file"]) if "data file" in fields else path
 
 
-def read_header(path: Path) -> Header:
-    """Reads the header of a volume, and verifies its files.
+def read_header(path: Path) -> tuple[Header, Callable[[], None]]:
+    """Reads and verifies the header of a volume.
+
+    Returns:
+        the header, and a function that verifies the file of the voxels, which raises an InputError too.
 
     Raises:
-        InputError: if they are damaged, truncated or not supported.
+        InputError: if it is damaged, truncated or not supported.
     """
     fields, end = _read_fields(path)
     if "data file" in fields and (fields["data file"].upper().startswith("LIST") or "%" in fields["data file"]):
@@ -86,18 +90,30 @@ def read_header(path: Path) -> Header:
         _check_axes(path, size, fields)
         header = make_header(path, size, 1, voxel_bytes, lambda: [_find_placement(path, fields)])
         encoding = fields["encoding"].lower()
+    return header, partial(_check_data, path, fields, header.data_bytes, end, encoding)
+
+
+def _check_data(path: Path, fields: dict[str, str], expected: int, end: int, encoding: str) -> None:
+    """Verifies the file that holds the voxels.
+
+    Args:
+        path: of the header.
+        fields: of the header.
+        expected: bytes of the uncompressed voxels.
+        end: bytes of the header.
+        encoding: of the voxels.
+    """
     if any(fields.get(name, "0") != "0" for name in ("line skip", "byte skip")):
         raise InputError(path, "its header skips part of the data, which is not supported", CONVERT_ENCODING)
     data = _data_file(path, fields)
     integrity.check_regular(data)
     skip = end if data == path else 0
     if encoding == "raw":
-        integrity.check_plain(data, skip, header.data_bytes)
+        integrity.check_plain(data, skip, expected)
     elif encoding in ("gzip", "gz"):
-        integrity.check_deflated(data, skip, header.data_bytes, integrity.GZIP)
+        integrity.check_deflated(data, skip, expected, integrity.GZIP)
     else:
         raise InputError(path, f"its encoding {fields['encoding']} is not supported", CONVERT_ENCODING)
-    return header
 
 
 def _read_fields(path: Path) -> tuple[dict[str, str], int]:

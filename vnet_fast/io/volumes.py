@@ -33,6 +33,24 @@ def read_image(path: str | Path) -> sitk.Image:
     return as_intensities(path, _read(Path(path)))
 
 
+def read_grid(path: str | Path) -> Grid:
+    """Returns the grid of a volume from its header, without its voxels.
+
+    Args:
+        path: as for `read_image`, also of a 4-D NIfTI file.
+
+    Raises:
+        InputError: if the header is missing, damaged or not that of 3-D volumes.
+    """
+    path = Path(path)
+    if path.is_dir() and formats.suffix_of(path) is None:
+        return dicom.read_grid(path)
+    _check_file(path)
+    header = formats.read_header(path)
+    placement = header.placements[0]
+    return Grid(header.size, placement.spacing, placement.origin, placement.direction)
+
+
 def read_channels(paths: Sequence[Path]) -> list[sitk.Image]:
     """Reads the channels of a volume, which must lie on one grid.
 
@@ -181,9 +199,7 @@ def _read_several(path: Path, at_most: int | None = None) -> list[sitk.Image]:
         image = _to_three_axes(dicom.read_series(path), path)
         check_placement(path, Grid.of(image).placement)
         return [image]
-    check_regular(path)
-    if formats.is_meant_as_dicom(path):
-        raise dicom.single_file_error(path)
+    _check_file(path)
     header = formats.verify_volume(path)
     if at_most is not None and header.volumes > at_most:
         raise scalar_volume_error(path, (*header.size, header.volumes), 1)
@@ -195,6 +211,13 @@ def _read_several(path: Path, at_most: int | None = None) -> list[sitk.Image]:
     grid = Grid.of(images[0])
     check_agreement(path, header, grid.size, grid.placement)
     return images
+
+
+def _check_file(path: Path) -> None:
+    """Raises an InputError unless a path names a file that may be a volume by itself."""
+    check_regular(path)
+    if formats.is_meant_as_dicom(path):
+        raise dicom.single_file_error(path)
 
 
 def _to_three_axes(image: sitk.Image, path: Path) -> sitk.Image:

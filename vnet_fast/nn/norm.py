@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from vnet_fast.ops.norm_prelu import norm_prelu, norm_prelu_join
 from vnet_fast.ops.norm_prelu_definition import Sets
+from vnet_fast.ops.training_pass import Update, current_pass, move_averages
 
 KINDS = ("instance", "batch", "group")
 # as PyTorch's norms have them by default
@@ -68,9 +69,15 @@ class Norm(nn.Module):
     @torch.no_grad()
     def _keep(self, mean: Tensor, variance: Tensor, count: int) -> None:
         """Moves the running means towards a batch's; the running variance is of an unbiased estimate, as PyTorch's."""
-        unbiased = variance[0] * (count / max(count - 1, 1))
-        self.running_mean.lerp_(mean[0].to(self.running_mean.dtype), MOMENTUM)
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), MOMENTUM)
+        updates = [
+            Update(self.running_mean, mean[0].to(self.running_mean.dtype), 1.0, MOMENTUM),
+            Update(self.running_var, variance[0].to(self.running_var.dtype), count / max(count - 1, 1), MOMENTUM),
+        ]
+        current = None if torch.compiler.is_compiling() else current_pass()
+        if current is None:
+            move_averages(updates)
+        else:
+            current.move_later(updates)
 
     def folded(self, convolution: nn.Conv3d | nn.ConvTranspose3d, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Weight and bias of a convolution that gives what this norm, which is fixed, makes of its output.

@@ -185,6 +185,8 @@ def _save_join(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, 
 
 def _save_tensors(ctx: Any, tensors: tuple[Any, ...], mean: Tensor, variance: Tensor) -> None:
     ctx.mark_non_differentiable(mean, variance)
+    # zeros as the gradients of mean and variance would be a launch for each
+    ctx.set_materialize_grads(False)
     ctx.types = [None if tensor is None else tensor.dtype for tensor in tensors]
     ctx.save_for_backward(*tensors, mean, variance)
 

@@ -1,7 +1,7 @@
 """A forward and a backward pass of which only the gradients of the weights are wanted: what it may leave out."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -14,17 +14,18 @@ def training_pass() -> Iterator[None]:
     """Within it, the backward pass needs fewer launches and moves fewer bytes, where the kernels run.
 
     The forward pass, the loss and one `loss.backward()` belong inside, on one stream, and nothing else that asks for
-    gradients. Two things are done differently:
+    gradients. Three things are done differently:
 
     - The gradients of slopes and biases are not results of the backward pass. One launch sums the partial sums of all
       layers when the context ends, and sets or adds to `.grad`. A weight with a hook, of another type than float32, or
       that is no leaf, gets its gradient at once, as outside. So do all weights if a process group is initialised,
       because DistributedDataParallel waits for the gradient of every weight.
+    - The running means of batch norm move when the context ends, those of all layers in three launches.
     - Each use of an activation has a gradient of its own. `register_hook` of a tensor within the network, and
       `torch.autograd.grad` with respect to it, see the gradient of a part of its uses.
 
-    On a CPU, in other threads, and where PyTorch compiles or traces, nothing is different. If the body raises, slopes
-    and biases may lack their gradients.
+    In other threads, and where PyTorch compiles or traces, nothing is different; on a CPU only the moment at which
+    running means move. If the body raises, slopes and biases may lack their gradients, and running means stay.
     """
     current = TrainingPass()
     token = _current.set(current)
@@ -46,6 +47,24 @@ class Layer(NamedTuple):
     shape: tuple[int, int, int]
 
 
+class Update(NamedTuple):
+    """How a running mean moves: by `weight` of the way towards `factor` times a value, float tensors of one shape."""
+
+    average: Tensor
+    value: Tensor
+    factor: float
+    weight: float
+
+
+@torch.no_grad()
+def move_averages(updates: Sequence[Update]) -> None:
+    """Moves running means, each towards one value; on a GPU those of a weight and a device in three launches."""
+    for weight in {update.weight for update in updates}:
+        of_weight = [update for update in updates if update.weight == weight]
+        values = torch._foreach_mul([update.value for update in of_weight], [update.factor for update in of_weight])
+        torch._foreach_lerp_([update.average for update in of_weight], values, weight)
+
+
 class TrainingPass:
     """The layers of one pass, and the memory of their partial sums.
 
@@ -59,6 +78,7 @@ class TrainingPass:
         # by where their partial sums begin
         self._written: dict[int, Layer] = {}
         self._kernels: Any = None
+        self._updates: dict[Tensor, Update] = {}
 
     def add(self, kernels: Any, slope: Tensor, bias: Tensor | None, shape: tuple[int, int, int]) -> Layer | None:
         """Reserves memory for the partial sums of a layer, or returns None if its gradients can't wait.
@@ -88,8 +108,16 @@ class TrainingPass:
         _, programs, width = layer.shape
         return self._memory.as_strided(layer.shape, (programs * width, width, 1), layer.first)
 
+    def move_later(self, updates: Sequence[Update]) -> None:
+        """Moves running means at the end of the pass, or at once those that move a second time."""
+        again = [update for update in updates if update.average in self._updates]
+        if again:
+            move_averages([self._updates.pop(update.average) for update in again])
+        self._updates |= {update.average: update for update in updates}
+
     def finish(self) -> None:
-        """Sums the partial sums, and sets or adds to `.grad` of the weights."""
+        """Moves running means; sums the partial sums, and sets or adds to `.grad` of the weights."""
+        move_averages(tuple(self._updates.values()))
         if self._memory is None:
             return
         written = self._written.values()
@@ -102,7 +130,7 @@ class TrainingPass:
 
     def close(self) -> None:
         """Ends the pass: from now on gradients do not wait."""
-        self._may_defer, self._memory, self._written = False, None, {}
+        self._may_defer, self._memory, self._written, self._updates = False, None, {}, {}
 
 
 _current: ContextVar[TrainingPass | None] = ContextVar("training_pass", default=None)

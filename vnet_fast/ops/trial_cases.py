@@ -190,8 +190,8 @@ def _try_adamw(device: torch.device) -> Pairs:
             ]
             for _ in range(2)
         )
-        scaled = (decay, off) if dtype == torch.float16 else (None, None)
-        settings = AdamSettings(rate, (0.9, 0.999), 1e-8, 0.01, *scaled, decay)
+        scale, found_inf = (decay, off) if dtype == torch.float16 else (None, None)
+        settings = AdamSettings(rate, (0.9, 0.999), 1e-8, 0.01, scale, found_inf, decay)
         adamw(ours, settings)
         for entry in theirs:
             adamw_definition(entry, settings)

@@ -59,6 +59,15 @@ def build_network(content: dict[str, Any], path: str | Path, device: torch.devic
     return folded(checkpoint.build_model(content, path, HOST)), HOST
 
 
+def checkpoint_files(paths: Sequence[str]) -> list[str]:
+    """The checkpoints that paths name: a folder stands for the `best.pt` of its run, or of each of its folds.
+
+    Raises:
+        InputError: if a folder is no run's, or has no `best.pt` yet.
+    """
+    return [file for path in paths for file in (map(str, best_checkpoints(path)) if os.path.isdir(path) else [path])]
+
+
 def load_networks(paths: Sequence[str], device: torch.device) -> Networks:
     """Loads the networks of checkpoints.
 
@@ -71,7 +80,7 @@ def load_networks(paths: Sequence[str], device: torch.device) -> Networks:
     """
     networks: list[VNet] = []
     held_out, tasks = [], []
-    paths = [file for path in paths for file in (map(str, best_checkpoints(path)) if os.path.isdir(path) else [path])]
+    paths = checkpoint_files(paths)
     for path in paths:
         content = checkpoint.load(path)
         tasks.append(Task.of(content, path))

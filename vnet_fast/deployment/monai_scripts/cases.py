@@ -1,32 +1,55 @@
 """Finds the volumes of a folder, and names their masks."""
 
+import importlib.util
 import re
 from pathlib import Path
 from typing import Any
 
-SUFFIXES = (".nii.gz", ".nii")
+SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr")
+# which MONAI reads with nibabel; it reads the others, and DICOM, with ITK
+NIFTI = (".nii.gz", ".nii")
+# where DICOM files have the letters DICM
+PREAMBLE = 128
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 # instead of the number of a channel
 WHOLE = -1
 
 
 def name_of(path: str | Path) -> str | None:
-    """The name of a NIfTI file without its suffix; None if it is none."""
+    """The name of a volume's file without its suffix; None if it is none."""
     name = Path(path).name
     return next((name[: -len(suffix)] for suffix in SUFFIXES if name.lower().endswith(suffix)), None)
+
+
+def is_series(path: Path) -> bool:
+    """Whether a path is a folder with DICOM slices."""
+    return path.is_dir() and any(map(_is_dicom, path.iterdir()))
+
+
+def _is_dicom(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(PREAMBLE + 4)[PREAMBLE:] == b"DICM"
 
 
 def find_images(folder: str, channels: int) -> list[dict[str, list[str]]]:
     """The files of the volumes in a folder, one, or one for each channel: CASE_0000, CASE_0001 and so on.
 
+    A volume, or a channel, may also be a folder of DICOM slices, and so may the folder itself.
+
     Raises:
-        ValueError: if there are none, or a volume has other files than these.
+        ValueError: if there are none, or a volume has other files than these, or ITK is needed and missing.
     """
+    # resolved, because `.` has no name
+    whole = Path(folder).resolve()
     found: dict[str, list[tuple[int, Path]]] = {}
-    for path in sorted(Path(folder).iterdir()):
-        name = name_of(path)
+    for path in [whole] if is_series(whole) else sorted(Path(folder).iterdir()):
+        name = path.name if is_series(path) else name_of(path)
         if name is None or path.name.startswith(".") or name.endswith("_segmentation"):
             continue
+        if not path.name.lower().endswith(NIFTI) and importlib.util.find_spec("itk") is None:
+            raise ValueError(f"{path}: MONAI reads it with ITK, which is not installed. pip install itk")
         case, number = _case_of(name, channels > 1)
         found.setdefault(case, []).append((number, path))
     if not found:

@@ -15,8 +15,11 @@ from numpy.typing import NDArray
 from vnet_fast.deployment.standalone.volumes import Floats, Grid, InputError
 
 RUNTIMES = ("onnxruntime", "openvino")
-FORMAT = 1
+FORMAT = 2
 EXPORT_AGAIN = "Export the folder again"
+# the axes along which a window is mirrored: none, and left to right
+NO_FLIP: tuple[tuple[int, ...], ...] = ((),)
+LEFT_RIGHT: tuple[tuple[int, ...], ...] = ((), (-1,))
 # from (1, C, d, h, w) intensities to (1, K, d, h, w) logits
 Network = Callable[[Floats], Floats]
 Settings = Mapping[str, Any]
@@ -101,23 +104,41 @@ def windows_of(length: int, window: int, overlap: float, sigma: float) -> Iterat
         yield slice(start, start + window), (gaussian / total[start : start + window]).astype(np.float32)
 
 
-def probabilities(network: Network, values: Floats, settings: Settings, overlap: float) -> Floats:
-    """The probabilities of (C, z, y, x) intensities, (K, z, y, x), averaged over windows that overlap by this share."""
+def probabilities(
+    networks: Sequence[Network], values: Floats, settings: Settings, overlap: float, mirrored: bool = False
+) -> Floats:
+    """The probabilities of (C, z, y, x) intensities, (K, z, y, x), averaged over windows that overlap by this share.
+
+    Args:
+        networks: whose probabilities are averaged.
+        values: the intensities.
+        settings: of `pipeline.json`.
+        overlap: of the windows.
+        mirrored: whether they are also averaged with those of each window mirrored left to right.
+    """
     axes = [
         list(windows_of(length, window, overlap, settings["windows"]["sigma"]))
         for length, window in zip(values.shape[1:], reversed(settings["size"]), strict=True)
     ]
     average: Floats | None = None
+    ways = list(itertools.product(networks, LEFT_RIGHT if mirrored else NO_FLIP))
     for (z, of_z), (y, of_y), (x, of_x) in itertools.product(*axes):
-        logits = network(np.ascontiguousarray(values[None, :, z, y, x]))[0]
-        if not np.isfinite(logits).all():
-            raise ValueError("the network's output is not finite. Check the volume's intensities")
+        part, overlapping = values[:, z, y, x], bool(settings["regions"])
+        found = np.mean([_of_window(network, part, flip, overlapping) for network, flip in ways], axis=0)
         if average is None:
-            average = np.zeros((len(logits), *values.shape[1:]), np.float32)
+            average = np.zeros((len(found), *values.shape[1:]), np.float32)
         weights = of_z[:, None, None] * of_y[:, None] * of_x
-        average[:, z, y, x] += weights * activated(logits, overlapping=bool(settings["regions"]))
+        average[:, z, y, x] += weights * found
     assert average is not None
     return average
+
+
+def _of_window(network: Network, values: Floats, flip: tuple[int, ...], overlapping: bool) -> Floats:
+    """The probabilities of a window, which the network sees mirrored along some axes."""
+    logits = network(np.ascontiguousarray(np.flip(values, flip)[None]))[0]
+    if not np.isfinite(logits).all():
+        raise ValueError("the network's output is not finite. Check the volume's intensities")
+    return np.flip(activated(logits, overlapping), flip)
 
 
 def activated(logits: Floats, overlapping: bool) -> Floats:

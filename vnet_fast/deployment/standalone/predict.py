@@ -60,14 +60,21 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--overlap", type=share, metavar="SHARE",
         help="cover larger volumes by windows that overlap by this share, such as 0.5",
     )  # fmt: skip
+    parser.add_argument(
+        "--tta", action=argparse.BooleanOptionalAction,
+        help="average with the prediction of the volume mirrored left to right; takes twice the time "
+        "(default: as the folder was exported)",
+    )  # fmt: skip
     return parser.parse_args(arguments)
 
 
-def segment(network: Network, files: Sequence[Path], settings: Settings, options: argparse.Namespace) -> sitk.Image:
+def segment(
+    networks: Sequence[Network], files: Sequence[Path], settings: Settings, options: argparse.Namespace
+) -> sitk.Image:
     """The mask of a volume, on the volume's own grid.
 
     Args:
-        network: from intensities to logits.
+        networks: from intensities to logits; their probabilities are averaged.
         files: of the volume, one or one for each channel.
         settings: of `pipeline.json`.
         options: of the command line.
@@ -86,7 +93,8 @@ def segment(network: Network, files: Sequence[Path], settings: Settings, options
             # the network has learned from volumes that were normalised as a whole, or by their centre
             values.append(normalised(found, found if windows["always"] else centre.sample(image, math.nan), channel))
         overlap = windows["overlap"] if options.overlap is None else options.overlap
-        found = probabilities(network, np.stack(values), settings, overlap)
+        mirrored = settings["tta"] if options.tta is None else options.tta
+        found = probabilities(networks, np.stack(values), settings, overlap, mirrored)
     except ValueError as error:
         raise InputError(f"{files[0]}: {error}") from None
     return own.image(labels_of(found, grid, own, settings, options.all_components))
@@ -103,11 +111,11 @@ def run(options: argparse.Namespace) -> int:
     """Segments volumes; returns the exit code. A volume that can't be is reported, and the others are."""
     settings = load_settings(HERE / "pipeline.json")
     pairs = plan(options.input, options.output, several=len(settings["channels"]) > 1)
-    network = load_network(HERE / "network.onnx", options.runtime, settings["size"])
+    networks = [load_network(HERE / name, options.runtime, settings["size"]) for name in settings["networks"]]
     code = 0
     for files, target in pairs:
         try:
-            mask = segment(network, files, settings, options)
+            mask = segment(networks, files, settings, options)
             write(mask, target)
             print(f"{target}: {describe(mask, settings)}", flush=True)
         except InputError as error:
