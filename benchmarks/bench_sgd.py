@@ -4,27 +4,15 @@ import pytest
 import torch
 
 from benchmarks.measure import DEVICE, ON_GPU, copy_of, measure
-from vnet_fast import VNet
+from benchmarks.weights import DTYPE, of_a_network, title, with_casts
 from vnet_fast.ops.sgd import Weights, sgd
 
-DTYPE = torch.bfloat16
 RATE, MOMENTUM, WEIGHT_DECAY = 1e-4, 0.99, 5e-4
-# the paper's network on a GPU, and a sixteenth of its weights on a CPU
-BASE_CHANNELS = 16 if ON_GPU else 4
 
 
 def tensors():
-    """All weights of the network with what an update needs: convolutions in half precision, the others in float32."""
-    torch.manual_seed(0)
-    model = VNet(base_channels=BASE_CHANNELS).to(DEVICE)
-    kinds = torch.nn.Conv3d, torch.nn.ConvTranspose3d
-    convolutions = {module.weight for module in model.modules() if isinstance(module, kinds)}
-    entries = []
-    for parameter in model.parameters():
-        weight, half = parameter.detach(), parameter in convolutions
-        gradient = torch.randn_like(weight).to(DTYPE if half else torch.float32)
-        entries.append(Weights(weight, gradient, torch.randn_like(weight), weight.to(DTYPE) if half else None))
-    return entries
+    """All weights of the network with what an update needs."""
+    return [Weights(weight, gradient, torch.randn_like(weight), copy) for weight, gradient, copy in of_a_network()]
 
 
 def ours(entries):
@@ -38,20 +26,9 @@ def pytorch(entries):
     weights = [torch.nn.Parameter(entry.weight) for entry in entries]
     rate = torch.tensor(RATE, device=DEVICE) if ON_GPU else RATE
     optimizer = torch.optim.SGD(weights, lr=rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True)
-    casts = []
     for weight, entry in zip(weights, entries, strict=True):
-        weight.grad = entry.gradient if entry.copy is None else torch.empty_like(weight)
         optimizer.state[weight]["momentum_buffer"] = entry.momentum
-        if entry.copy is not None:
-            casts.append((weight.detach(), weight.grad, entry.gradient, entry.copy))
-    plain, wide_gradients, gradients, copies = (list(column) for column in zip(*casts, strict=True))
-
-    def run():
-        torch._foreach_copy_(wide_gradients, gradients)
-        optimizer.step()
-        torch._foreach_copy_(copies, plain)
-
-    return run
+    return with_casts(entries, optimizer)
 
 
 PROVIDERS = {"vnet_fast": ours, "PyTorch": pytorch}
@@ -82,8 +59,7 @@ def traffic_of(entries):
 def bench_sgd(benchmark, provider):
     """Checks and times the update of a provider."""
     entries = tensors()
-    count = sum(entry.weight.numel() for entry in entries)
-    group = f"SGD, {len(entries)} tensors, {count / 1e6:.1f} million weights, {str(DTYPE).removeprefix('torch.')}"
+    group = title("SGD", entries)
     if provider == "copy":
         measure(benchmark, group, provider, lambda: copy_of(traffic_of(entries)), traffic_of(entries))
         return

@@ -38,7 +38,7 @@ part_tests() {
     "$python" -m pytest tests -m gpu -p no:cacheprovider -rs --durations 20 "${parallel[@]}"
 }
 part_layers() { benchmark layers benchmarks/bench_layers.py; }
-part_kernels() { benchmark kernels benchmarks/bench_dice.py benchmarks/bench_dice_ce.py benchmarks/bench_add_prelu.py benchmarks/bench_norm_prelu.py benchmarks/bench_sgd.py benchmarks/bench_augment.py; }
+part_kernels() { benchmark kernels benchmarks/bench_dice.py benchmarks/bench_dice_ce.py benchmarks/bench_add_prelu.py benchmarks/bench_norm_prelu.py benchmarks/bench_sgd.py benchmarks/bench_adamw.py benchmarks/bench_augment.py; }
 # The paper's batch of 2 first, of all providers in one run; cuDNN's search takes the others half a minute each. A slow
 # compiler of another provider costs only its own part.
 part_step() { benchmark step benchmarks/bench_step.py -k "2- and not compile"; }

@@ -23,7 +23,7 @@ FORWARD, BACKWARD, ELEMENTWISE, LOSS, OPTIMISER, COPIES, OTHER, IDLE = PARTS
 # These names count for everything that runs within an operation or a range of that name.
 SCOPES = {
     LOSS: r"[dD]ice|softmax",
-    OPTIMISER: r"^Optimizer\.|fused_sgd|sgd_kernel|FusedSgd|multi_tensor_apply|GradScaler|_amp_",
+    OPTIMISER: r"^Optimizer\.|fused_sgd|sgd_kernel|adamw_kernel|FusedSgd|multi_tensor_apply|GradScaler|_amp_",
 }
 # These names count for the kernel or operation itself, for example a layout change within a convolution.
 OWN = {

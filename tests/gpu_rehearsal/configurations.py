@@ -53,6 +53,8 @@ class Network:
     loss: str = "dice"
     optimizer: str = "sgd"
     norm: str | None = None
+    # the decay of an average of the weights
+    ema: float | None = None
 
     @property
     def name(self):
@@ -60,9 +62,10 @@ class Network:
         shape = "x".join(map(str, self.shape))
         channels = "" if self.in_channels == 1 else f", {self.in_channels} channels"
         norm = "" if self.norm is None else f", {self.norm} norm"
+        average = "" if self.ema is None else ", average"
         return (
             f"{self.topology} {self.precision} base {self.base_channels}, {self.classes} classes, "
-            f"{self.batch} x {shape}{channels}, {self.loss}, {self.optimizer}{norm}"
+            f"{self.batch} x {shape}{channels}, {self.loss}, {self.optimizer}{norm}{average}"
         )
 
 
@@ -103,9 +106,13 @@ def some_networks(share):
 
 
 def normalised_networks():
-    """Norms over a batch and over a sample; those over groups are compiled by `tests/ops/compile_kernels.py`."""
+    """Norms over a batch, with both optimisers, and over a sample.
+
+    Those over groups are compiled by `tests/ops/compile_kernels.py`.
+    """
     return [
         Network("paper", "bf16", norm="batch"),
+        Network("paper", "bf16", norm="batch", optimizer="adamw", ema=0.99),
         Network("caffe", "fp16", 8, classes=3, batch=3, shape=(35, 50, 33), norm="instance", optimizer="adamw"),
     ]
 
@@ -174,7 +181,10 @@ def train(network):
     """One training step. An input of several channels can't be augmented."""
     model = VNet(network.in_channels, network.classes, network.base_channels, network.topology, network.norm)
     precision = PRECISIONS[network.precision]
-    step = Step(model, LOSSES[network.loss](), fused_optimizer(model, network.optimizer), precision)
+    step = Step(model, LOSSES[network.loss](), fused_optimizer(model, network.optimizer), precision, ema=network.ema)
+    if step.average:
+        # as on a GPU
+        step.average._on_device = torch.zeros(())
     image, mask = augmented(network.batch, network.shape, network.classes, precision or torch.float32)
     if network.in_channels > 1:
         image = image.expand(-1, network.in_channels, -1, -1, -1)

@@ -28,13 +28,15 @@ OF_A_BATCH_OF_PATCHES = {"_patches_kernel": 1}
 OF_THE_DICE_LOSS = {"_dice_forward_kernel": 1, "_dice_backward_kernel": 1}
 # of SGD in mixed precision: weights with copies in half precision, other weights, and biases
 OF_SGD = {"_sgd_kernel": 3}
+# of AdamW, also in float32, where weights without copies need two
+OF_ADAMW = {"_adamw_kernel": 3}
 OF_A_STACK = {"_stack_kernel": 1}
 MAX_CLASSES = 32
 # kernels that are compiled for each of the devices
 COMPILATIONS = {
-    ("steps", (8, 0)): 290,
-    ("steps", (9, 0)): 539,
-    ("steps", (10, 0)): 310,
+    ("steps", (8, 0)): 293,
+    ("steps", (9, 0)): 548,
+    ("steps", (10, 0)): 295,
     ("operators", (8, 0)): 64,
     ("operators", (9, 0)): 250,
     ("operators", (10, 0)): 62,
@@ -52,10 +54,11 @@ def launches_of_a_step(network):
         expected += of_all_activations(network, OF_A_NORMALISED_ACTIVATION)
     # every loss is made of the same sums
     expected += Counter(OF_THE_DICE_LOSS)
+    # the weights of norms have no copies either, and do not fit into the launch of the slopes
     if network.optimizer == "sgd" and network.precision != "float32":
-        expected += Counter(OF_SGD)
-        # the weights of norms have no copies either, and do not fit into the launch of the slopes
-        expected += Counter({"_sgd_kernel": 1} if network.norm else {})
+        expected += Counter(OF_SGD) + Counter({"_sgd_kernel": 1} if network.norm else {})
+    if network.optimizer == "adamw":
+        expected += Counter(OF_ADAMW) + Counter({"_adamw_kernel": 1} if network.norm else {})
     return expected
 
 

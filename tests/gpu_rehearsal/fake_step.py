@@ -118,6 +118,8 @@ CONFIGURATIONS = {
         Configuration(transforms=True),
         Configuration(patches=True),
         Configuration(optimizer="adamw", clip=12.0, ema=0.99),
+        Configuration(optimizer="adamw", clip=12.0, ema=0.99, norm="batch"),
+        Configuration(precision="float32", optimizer="adamw", ema=0.99),
         Configuration(optimizer="nesterov", clip=12.0, ema=0.99),
         Configuration(precision="fp16", clip=12.0, ema=0.99),
         Configuration(rewrites=True),

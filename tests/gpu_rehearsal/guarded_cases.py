@@ -166,6 +166,18 @@ def sgd_case(sizes, dtype, momentum, memory):
     assert all(bool(weight.isfinite().all()) for weight in weights)
 
 
+def adamw_case(sizes, dtype, averaged, memory):
+    """One update of tensors of these sizes."""
+    weights, momenta, squares = ([torch.rand(size) for size in sizes] for _ in range(3))
+    gradients, steps = [torch.randn(size).to(dtype) for size in sizes], [torch.tensor(1.0) for _ in sizes]
+    copies = [weight.to(dtype) for weight in weights] if dtype != torch.float32 else None
+    averages = [weight.clone() for weight in weights] if averaged else None
+    lists = weights, gradients, momenta, squares, steps, copies, averages
+    decay = torch.tensor(0.9) if averaged else None
+    kernels("adamw").adamw(*lists, torch.tensor(0.1), (0.9, 0.999), 1e-8, 1e-3, None, None, decay)
+    assert all(bool(weight.isfinite().all()) for weight in weights)
+
+
 def convolution_case(channels, shape, dtype, taps, memory):
     """The shifts of a volume."""
     module = kernels("convolution")
@@ -275,6 +287,13 @@ def sgd_cases():
         )
 
 
+def adamw_cases():
+    """As `sgd_cases`, of pieces."""
+    for dtype, averaged in itertools.product(FLOATS, (True, False)):
+        name = f"gradients in {SHORT[dtype]}, averaged {averaged}"
+        yield name, functools.partial(adamw_case, (1, 2048, 2049, 135), dtype, averaged)
+
+
 def partial_sums_cases():
     """One row, and one more than a tile; whole rows, and rows with channels that do not exist."""
     for layers in (((1, 8, 3),), ((1025, 16, 16), (3, 24, 20)), ((5, 8, 7), (2, 8, 8))):
@@ -301,6 +320,7 @@ CASES = {
     "transform": transform_cases,
     "patches": patches_cases,
     "sgd": sgd_cases,
+    "adamw": adamw_cases,
     "convolution": convolution_cases,
 }
 

@@ -17,7 +17,7 @@ from tests.gpu_rehearsal.device import ROOT
 
 MODULES = (
     "add_prelu", "norm_prelu", "norm_prelu_sums", "partial_sums", "dice", "dice_blocks", "augment", "transform",
-    "patches", "sgd", "convolution",
+    "patches", "sgd", "adamw", "convolution",
 )  # fmt: skip
 # a load and a store of kernels that every step launches
 SOME_MASKS = [("dice_blocks", "tl.load(pointer + offset"), ("add_prelu", "tl.store(y_ptr")]

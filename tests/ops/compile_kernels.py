@@ -25,6 +25,7 @@ from triton.compiler import ASTSource
 
 from tests.gpu_rehearsal.machine_code import accesses, resources
 from vnet_fast.kernels import (
+    adamw,
     add_prelu,
     augment,
     convolution,
@@ -325,6 +326,38 @@ def sgd_launches():
     return launches
 
 
+def adamw_launches():
+    # type of the gradients, type of the copies, whether there is an average, what gradients are divided by
+    cases = [
+        (torch.bfloat16, torch.bfloat16, True, "clipped"),
+        (torch.float16, torch.float16, True, "scaled"),
+        (torch.float32, None, True, "clipped"),
+        (torch.bfloat16, torch.bfloat16, False, ""),
+        (torch.float32, None, False, "scaled"),
+    ]
+    sizes = [(32, 32, 5, 5, 5), (32,)]
+    launches = []
+    for dtype, copy_type, averaged, division in cases:
+        weights, gradients, momenta, squares, averages = (
+            [torch.empty(size, dtype=kind, device="meta") for size in sizes]
+            for kind in (torch.float32, dtype, *[torch.float32] * 3)
+        )
+        steps = [torch.empty((), device="meta") for _ in sizes]
+        copies = None if copy_type is None else [torch.empty(size, dtype=copy_type, device="meta") for size in sizes]
+        lists = weights, gradients, momenta, squares, steps, copies, averages if averaged else None
+        assert adamw.supports(*(some and some[0] for some in lists))
+        number = torch.empty((), device="meta")
+        scale = number if division else None, number if division == "scaled" else None
+
+        def run(lists=lists, number=number, scale=scale, averaged=averaged):
+            adamw.adamw(*lists, number, (0.9, 0.999), 1e-8, 1e-2, *scale, number if averaged else None)
+
+        name = f"{str(dtype).removeprefix('torch.')} gradients, {'no' if copies is None else 'half-precision'} copies"
+        name += f", {'an' if averaged else 'no'} average{division and f', {division}'}"
+        launches += record(adamw, name, run)
+    return launches
+
+
 def convolution_launches():
     launches = []
     for dtype in (torch.bfloat16, torch.float32):
@@ -382,6 +415,7 @@ def main():
         + deform_launches((1, 1, 1), (torch.bfloat16,))
         + dice_launches()
         + sgd_launches()
+        + adamw_launches()
         + convolution_launches()
     )
     wanted = [launch for launch in launches if any(part in launch.name for part in config.only)]

@@ -40,8 +40,8 @@ ENTROPIES = ("cross-entropy", "smoothed", "focal", "focal of a softmax")
 # most of their code, and store them as they find them. Where they do not, a thread has 8 voxels in a
 # row: 16 bytes of ranks to load, and an image of 16 bytes or more to store.
 # Of SGD's, a thread has 16 numbers in four pieces: those of weights and momenta are 8 loads and 8 stores, and the
-# numbers of a tensor's last block are read one by one.
-WIDE_ACCESSES = {"augment_kernel": (1, 1), "transform_kernel": (1, 1), "sgd_kernel": (8, 8)}
+# numbers of a tensor's last block are read one by one. Of AdamW's, a thread has 8 in two pieces, of squares too.
+WIDE_ACCESSES = {"augment_kernel": (1, 1), "transform_kernel": (1, 1), "sgd_kernel": (8, 8), "adamw_kernel": (6, 6)}
 # The rows of a cropped volume begin anywhere, one voxel is less than 16 bytes, and the rows of 2 channels have 4. Each
 # channel reads the statistics of its group, which are in the cache. Of 3 and 6 classes each is read on its own, the
 # next thread's beside it.
@@ -141,6 +141,7 @@ def test_without_alignment_the_accesses_are_found_too_narrow(compiled):
         "augment_kernel",
         "transform_kernel",
         "sgd_kernel",
+        "adamw_kernel",
         "stack_kernel: 32 channels of bfloat16",
     )
     rows = compiled("--no-hints", "--architectures", 90, "--only", *launches)

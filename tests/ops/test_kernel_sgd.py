@@ -8,29 +8,27 @@ import torch
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
 from tests.ops.kernels import DEVICE, MARKS, TYPES  # noqa: E402
+from tests.ops.update_checks import (  # noqa: E402
+    EPSILON,
+    HALF,
+    Grids,
+    assert_edges_stay,
+    assert_same,
+    clones,
+    error,
+    on_device,
+    random,
+    shapes,
+)
 from vnet_fast.kernels import sgd as kernels  # noqa: E402
-from vnet_fast.ops import sgd as operator  # noqa: E402
+from vnet_fast.kernels.many_tensors import MAX_SIZE, TENSORS  # noqa: E402
+from vnet_fast.ops import many_tensors as operator  # noqa: E402
 from vnet_fast.ops.sgd import Weights, sgd, sgd_definition  # noqa: E402
 
 pytestmark = MARKS
-BLOCK, TENSORS = kernels.BLOCK, kernels.TENSORS
-HALF = [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.exhaustive)]
-EPSILON = torch.finfo(torch.float32).eps
-# beside every tensor: a number that an update would change
-EDGE = 3.0
+BLOCK = kernels.BLOCK
 RATE, MOMENTUM, DECAY = 0.1, 0.9, 0.05
-# one number, odd lengths, a block exactly and one more, and what layouts of the network have
-SHAPES = [
-    (1,),
-    (3,),
-    (257,),
-    (BLOCK,),
-    (BLOCK + 1,),
-    (2 * BLOCK - 1,),
-    (8, 1, 5, 5, 5),
-    (6, 8, 3, 3, 3),
-    (2, 7, 1, 1, 1),
-]
+SHAPES = shapes(BLOCK)
 # of more tensors than one launch takes
 MANY = [*SHAPES, *[(5,)] * TENSORS]
 
@@ -41,34 +39,15 @@ def by_kernels(monkeypatch):
     monkeypatch.setattr(operator, "kernels_for", lambda name, tensor: kernels)
 
 
-def on_device(tensor):
-    """A copy whose numbers begin at a multiple of 16 bytes, between numbers that nothing may write."""
-    memory = torch.full((tensor.numel() + 32,), EDGE, dtype=tensor.dtype, device=DEVICE)
-    return memory[16:-16].as_strided(tensor.shape, tensor.stride()).copy_(tensor)
-
-
-def random(shape, generator):
-    tensor = torch.randn(shape, generator=generator)
-    return tensor.contiguous(memory_format=torch.channels_last_3d) if len(shape) == 5 else tensor
-
-
-def make(shapes, gradient_type=torch.float32, copy_type=None, momentum=True):
+def make(sizes, gradient_type=torch.float32, copy_type=None, momentum=True):
     generator = torch.Generator().manual_seed(0)
     made = []
-    for shape in shapes:
+    for shape in sizes:
         weight, gradient, buffer = (random(shape, generator) for _ in range(3))
         copy = None if copy_type is None else on_device(weight.to(copy_type))
         gradient = on_device(gradient.to(gradient_type))
         made.append(Weights(on_device(weight), gradient, on_device(buffer) if momentum else None, copy))
     return made
-
-
-def clones(entries, dtype=None):
-    """The same numbers elsewhere, or in another type."""
-    return [
-        Weights(*(tensor if tensor is None else tensor.clone().to(dtype or tensor.dtype) for tensor in entry))
-        for entry in entries
-    ]
 
 
 def rate_on_device(rate=RATE):
@@ -81,15 +60,6 @@ def update(by_kernel, entries, *settings):
     else:
         for entry in entries:
             sgd_definition(entry, *settings)
-
-
-def assert_same(ours, theirs):
-    for a, b in zip(itertools.chain(*ours), itertools.chain(*theirs), strict=True):
-        assert (a is None and b is None) or torch.equal(a, b)
-
-
-def error(found, exact):
-    return (found.double() - exact.double()).abs().max().item()
 
 
 @pytest.mark.parametrize(
@@ -119,11 +89,7 @@ def test_kernel_against_the_definition(gradient_type, copy_type, momentum, decay
         assert a.copy is None or torch.equal(a.copy, a.weight.to(copy_type))
         # gradients are only read, and nothing beside the tensors is written
         assert torch.equal(a.gradient, b.gradient)
-        for tensor in a:
-            if tensor is not None:
-                memory = tensor.as_strided((tensor.numel() + 32,), (1,), tensor.storage_offset() - 16)
-                assert (memory[:16] == EDGE).all()
-                assert (memory[-16:] == EDGE).all()
+        assert_edges_stay(a)
 
 
 def test_many_tensors_in_several_launches():
@@ -141,18 +107,12 @@ def test_many_tensors_in_several_launches():
 
 def test_the_launches_are_few(monkeypatch):
     """One for every 32 tensors of the same types, whatever their order."""
-    grids = []
-
-    class Kernel:
-        def __getitem__(self, grid):
-            grids.append(grid)
-            return lambda *args, **kwargs: None
-
-    monkeypatch.setattr(kernels, "_sgd_kernel", Kernel())
+    kernel = Grids()
+    monkeypatch.setattr(kernels, "_sgd_kernel", kernel)
     half, plain = make([(5,)] * TENSORS, torch.bfloat16, torch.bfloat16), make([(BLOCK + 1,)] * (TENSORS + 1))
     mixed = [entry for pair in itertools.zip_longest(half, plain) for entry in pair if entry]
     sgd(mixed, rate_on_device(), MOMENTUM, DECAY)
-    assert grids == [(TENSORS,), (2 * TENSORS,), (2,)]
+    assert kernel.grids == [(TENSORS,), (2 * TENSORS,), (2,)]
 
 
 @pytest.mark.parametrize("by_kernel", [True, False], ids=["kernel", "definition"])
@@ -269,7 +229,7 @@ def test_unsupported_runs_by_the_definition(entry):
 
 
 def test_too_large_is_not_supported():
-    weight = torch.empty(kernels.MAX_SIZE + 1, device="meta")
+    weight = torch.empty(MAX_SIZE + 1, device="meta")
     assert not kernels.supports(weight, weight)
     assert kernels.supports(weight[:-1], weight[:-1])
 

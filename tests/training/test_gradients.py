@@ -100,6 +100,21 @@ def test_a_step_updates_by_clipped_gradients(autocast, scale, request):
         torch.testing.assert_close(ours, theirs / 4, rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.parametrize("autocast", [None, BF16], ids=["float32", "half"])
+def test_adamw_averages_clipped_gradients(autocast, by_definition):  # noqa: F811
+    """Its updates do not show how large gradients are."""
+    plain = step_of("adamw", autocast)
+    plain(*batch())
+    norm = math.sqrt(sum(leaf.grad.double().square().sum().item() for leaf in plain.optimizer.leaves()))
+    clipped = step_of("adamw", autocast, clip=norm / 4)
+    clipped(*batch())
+    assert clipped.optimizer.by_kernel
+    assert clipped.optimizer.excess is None
+    for name, factor in (("exp_avg", 4), ("exp_avg_sq", 16)):
+        for ours, theirs in zip(clipped.optimizer.state.values(), plain.optimizer.state.values(), strict=True):
+            torch.testing.assert_close(factor * ours[name], theirs[name], rtol=1e-3, atol=1e-9)
+
+
 def test_a_gradient_below_the_norm_is_left_alone():
     ours, plain = step_of("adamw", clip=1e6), step_of("adamw")
     for step in (ours, plain):

@@ -1,5 +1,7 @@
 import copy
 import io
+import itertools
+import math
 import types
 import warnings
 
@@ -8,16 +10,21 @@ import torch
 
 from tests.ops.conftest import rounded_to_nearest  # noqa: F401 - a fixture
 from vnet_fast import DiceLoss, VNet
-from vnet_fast.ops import sgd as operator
+from vnet_fast.ops import many_tensors as operator
 from vnet_fast.ops.dispatch import load_kernels
+from vnet_fast.training import kernel_optimizer as chooser
 from vnet_fast.training import optimizer as module
 from vnet_fast.training import step as step_module
-from vnet_fast.training.optimizer import SGD, make_optimizer
+from vnet_fast.training.kernel_optimizer import KernelOptimizer
+from vnet_fast.training.optimizer import make_optimizer
 from vnet_fast.training.step import WARM_UP, Step
 
 SHAPE = (16, 16, 32)
 BF16, FP16 = torch.bfloat16, torch.float16
 GPU = torch.device("cuda")
+# as momenta, `adamw` has an average of the weights too
+NAMES = pytest.mark.parametrize("name", ["sgd", "adamw"])
+RATES = {"sgd": 0.05, "nesterov": 0.05, "adamw": 0.005}
 
 
 def test_biases_learn_twice_as_fast_with_sgd_and_do_not_decay():
@@ -66,22 +73,27 @@ def by_kernel(monkeypatch, rounded_to_nearest):  # noqa: F811
     pytest.importorskip("triton", reason="Triton is not installed")
     # which take float32 weights
     monkeypatch.setenv("VNET_FAST_CPU_CONV", "onednn")
-    for where in (module, operator):
+    for where in (chooser, operator):
         monkeypatch.setattr(where, "kernels_for", lambda name, tensor: load_kernels(name))
 
 
 @pytest.fixture
 def by_definition(by_kernel, monkeypatch):
-    """Keeps half-precision weights on a CPU, and updates them by the definition, as autocast and PyTorch's SGD do, to
-    the last bit.
+    """Keeps half-precision weights on a CPU, and updates them by the definition, to the last bit as autocast and
+    PyTorch's optimisers do.
     """
-    monkeypatch.setattr(load_kernels("sgd"), "supports", lambda *entry: False)
+    for name in ("sgd", "adamw"):
+        monkeypatch.setattr(load_kernels(name), "supports", lambda *entry: False)
 
 
-def step_of(autocast=BF16, name="sgd", topology="paper", tensor_rates=False, base_channels=2, device="cpu"):
+def step_of(autocast=BF16, name="sgd", topology="paper", tensor_rates=False, base_channels=2, device="cpu", norm=None):
     torch.manual_seed(0)
-    model = VNet(base_channels=base_channels, topology=topology).to(device)
-    step = Step(model, DiceLoss.paper(), make_optimizer(model, name, 0.05, 0.9, 5e-4), autocast)
+    model = VNet(base_channels=base_channels, topology=topology, norm=norm).to(device)
+    ema = 0.9 if name == "adamw" else None
+    step = Step(model, DiceLoss.paper(), make_optimizer(model, name, RATES[name], 0.9, 5e-4), autocast, ema=ema)
+    if step.average:
+        # as on a GPU
+        step.average._on_device = torch.zeros((), device=device)
     for group in step.optimizer.param_groups:
         if tensor_rates:
             # as on a GPU
@@ -100,11 +112,12 @@ def train(step, iterations=range(3)):
 
 def numbers(step):
     """All that a checkpoint has of a step and its network."""
-    return [*step.model.state_dict().values(), *[s["momentum_buffer"] for s in step.optimizer.state.values()]]
+    kept = [value for state in step.optimizer.state.values() for value in state.values()]
+    return [*step.model.state_dict().values(), *kept, *(step.average.values.values() if step.average else [])]
 
 
 def without_half_weights(monkeypatch):
-    monkeypatch.setattr(SGD, "keep_half_weights", lambda self, model, dtype: None)
+    monkeypatch.setattr(KernelOptimizer, "keep_half_weights", lambda self, model, dtype: None)
 
 
 def assert_same(ours, theirs):
@@ -122,7 +135,13 @@ def assert_rounded(step):
 
 @pytest.mark.parametrize(
     ("name", "topology"),
-    [("sgd", "paper"), ("nesterov", "paper"), pytest.param("sgd", "caffe", marks=pytest.mark.exhaustive)],
+    [
+        ("sgd", "paper"),
+        ("nesterov", "paper"),
+        ("adamw", "paper"),
+        pytest.param("sgd", "caffe", marks=pytest.mark.exhaustive),
+        pytest.param("adamw", "caffe", marks=pytest.mark.exhaustive),
+    ],
     ids=str,
 )
 def test_training_is_that_of_autocast_to_the_last_bit(by_definition, monkeypatch, name, topology):
@@ -142,17 +161,18 @@ def convolutions(model):
     return [layer for layer in model.modules() if isinstance(layer, kinds)]
 
 
-def test_training_by_the_kernel(by_kernel, monkeypatch):
-    ours = step_of(tensor_rates=True, base_channels=1)
-    before = [number.clone() for number in numbers(ours)]
+@NAMES
+def test_training_by_the_kernel(by_kernel, monkeypatch, name):
+    ours = step_of(name=name, tensor_rates=True, base_channels=1)
+    before = [weight.detach().clone() for weight in ours.model.parameters()]
     losses = train(ours, range(2))
     assert_rounded(ours)
     without_half_weights(monkeypatch)
-    theirs = step_of(base_channels=1)
+    theirs = step_of(name=name, base_channels=1)
     # the first loss is before any update
     assert losses[0] == train(theirs, range(1))[0]
     assert losses[1] == pytest.approx(train(theirs, range(1, 2))[0], rel=1e-4)
-    for a, b, start in zip(numbers(ours), numbers(theirs), before, strict=True):
+    for a, b, start in itertools.zip_longest(numbers(ours), numbers(theirs), before, fillvalue=torch.zeros(())):
         # a float32 sum that is rounded otherwise may round a weight otherwise, which later gradients show
         assert (a - b).norm() <= 1e-3 * (b - start).norm() + 1e-7
 
@@ -189,15 +209,17 @@ def test_released_with_the_step(by_definition):
     assert_rounded(step)
 
 
-def test_resumed_training_goes_on_to_the_last_bit(by_definition):
-    whole, first = step_of(), step_of()
+@NAMES
+def test_resumed_training_goes_on_to_the_last_bit(by_definition, name):
+    whole, first = step_of(name=name), step_of(name=name)
     train(whole, range(4))
     train(first, range(2))
     file = io.BytesIO()
-    torch.save({"model": first.model.state_dict(), **first.state_dict()}, file)
+    with first.averaged():
+        torch.save({"model": first.model.state_dict(), **first.state_dict()}, file)
     file.seek(0)
     state = torch.load(file, weights_only=True)
-    second = step_of()
+    second = step_of(name=name)
     # it has weights in half precision already, which are no longer right
     train(second, range(3))
     second.model.load_state_dict(state["model"])
@@ -206,56 +228,89 @@ def test_resumed_training_goes_on_to_the_last_bit(by_definition):
     assert_same(numbers(whole), numbers(second))
 
 
-def test_other_weights_are_rounded_before_the_next_step(by_definition, monkeypatch):
-    ours, other = step_of(), step_of()
+@NAMES
+def test_other_weights_are_rounded_before_the_next_step(by_definition, monkeypatch, name):
+    ours, other = step_of(name=name), step_of(name=name)
     train(other)
     train(ours, range(1))
     ours.model.load_state_dict(other.model.state_dict())
     loss = train(ours, range(1, 2))
     without_half_weights(monkeypatch)
-    theirs = step_of()
+    theirs = step_of(name=name)
     train(theirs, range(1))
     theirs.model.load_state_dict(other.model.state_dict())
     assert train(theirs, range(1, 2)) == loss
     assert_same(numbers(ours), numbers(theirs))
 
 
-def test_the_state_is_that_of_pytorchs_sgd(by_definition):
-    step = step_of()
+PYTORCHS = {
+    "sgd": (lambda groups: torch.optim.SGD(groups, momentum=0.9), {"momentum_buffer"}),
+    "adamw": (torch.optim.AdamW, {"step", "exp_avg", "exp_avg_sq"}),
+}
+
+
+@NAMES
+def test_the_state_is_that_of_pytorchs(by_definition, name):
+    step, (make, names) = step_of(name=name), PYTORCHS[name]
     train(step, range(2))
     groups = [{name: group[name] for name in ("params", "lr", "weight_decay")} for group in step.optimizer.param_groups]
-    theirs = torch.optim.SGD(groups, momentum=0.9)
+    theirs = make(groups)
     # tensors of a state are shared
     theirs.load_state_dict(copy.deepcopy(step.optimizer.state_dict()))
     assert step.optimizer.state_dict()["state"].keys() == theirs.state_dict()["state"].keys()
     for state, expected in zip(step.optimizer.state.values(), theirs.state.values(), strict=True):
-        assert state.keys() == expected.keys() == {"momentum_buffer"}
-        assert torch.equal(state["momentum_buffer"], expected["momentum_buffer"])
+        assert state.keys() == expected.keys() == names
+        assert all(torch.equal(state[key], expected[key]) and state[key].dtype == torch.float32 for key in names)
     # and back
-    again = step_of()
-    again.load_state_dict({"optimizer": copy.deepcopy(theirs.state_dict()), "scaler": {}})
+    again, average = step_of(name=name), {"average": step.average.state_dict()} if step.average else {}
+    again.load_state_dict({"optimizer": copy.deepcopy(theirs.state_dict()), "scaler": {}, **average})
+    if step.average:
+        for value, expected in zip(again.average.values.values(), step.average.values.values(), strict=True):
+            value.copy_(expected)
     again.model.load_state_dict(step.model.state_dict())
     assert train(step, range(2, 4)) == train(again, range(2, 4))
     assert_same(numbers(step), numbers(again))
 
 
 @pytest.mark.parametrize(
-    "settings", [{"autocast": None}, {"name": "adamw"}, {"wrapped": True}], ids=["float32", "adamw", "wrapped"]
+    ("settings", "runs"),
+    [
+        ({"autocast": None}, False),
+        ({"wrapped": True}, False),
+        ({"autocast": None, "name": "adamw"}, True),
+        ({"wrapped": True, "name": "adamw"}, False),
+    ],
+    ids=["SGD in float32", "SGD, wrapped", "AdamW in float32", "AdamW, wrapped"],
 )
-def test_not_kept(by_definition, settings):
-    """Nor in a process among several, where DistributedDataParallel wraps the network."""
-    wrapped = settings.pop("wrapped", False)
-    step = step_of(**settings)
+def test_not_kept(by_definition, settings, runs):
+    """Nor in a process among several, where DistributedDataParallel wraps the network. AdamW's kernel runs without."""
+    wrapped = settings.get("wrapped", False)
+    step = step_of(**{key: value for key, value in settings.items() if key != "wrapped"})
     if wrapped:
         step.model = torch.nn.Sequential(step.model)
     train(step, range(1))
-    assert getattr(step.optimizer, "half_weights", None) is None
+    assert step.optimizer.half_weights is None
+    assert step.optimizer.by_kernel == runs
 
 
-def test_not_kept_where_kernels_do_not_run():
-    step = step_of()
+@pytest.mark.parametrize("norm", [None, "batch"])
+def test_adamw_without_half_precision_is_pytorchs_to_the_last_bit(by_definition, monkeypatch, norm):
+    """With the average of weights, and of running statistics, which the kernel leaves to PyTorch."""
+    ours = step_of(None, "adamw", norm=norm)
+    losses = train(ours)
+    assert ours.optimizer.by_kernel
+    without_half_weights(monkeypatch)
+    theirs = step_of(None, "adamw", norm=norm)
+    assert train(theirs) == losses
+    assert_same(numbers(ours), numbers(theirs))
+
+
+@NAMES
+def test_not_kept_where_kernels_do_not_run(name):
+    step = step_of(name=name)
     train(step, range(1))
     assert step.optimizer.half_weights is None
+    assert not step.optimizer.by_kernel
 
 
 # float16's scaler
@@ -268,28 +323,37 @@ def scaled_step(init_scale, **settings):
     return step
 
 
-def test_scaled_gradients_in_float16(by_definition, monkeypatch):
-    ours = scaled_step(256.0)
+@NAMES
+def test_scaled_gradients_in_float16(by_definition, monkeypatch, name):
+    ours = scaled_step(256.0, name=name)
     losses = train(ours, range(2))
     assert_rounded(ours)
     assert ours.scaler.get_scale() == 512
     without_half_weights(monkeypatch)
-    theirs = scaled_step(256.0)
+    theirs = scaled_step(256.0, name=name)
     assert train(theirs, range(2)) == losses
     assert_same(numbers(ours), numbers(theirs))
 
 
+@NAMES
 @pytest.mark.parametrize("way", ["by_definition", pytest.param("by_kernel", marks=pytest.mark.exhaustive)])
-def test_an_update_that_overflows_is_skipped(way, request):
+def test_an_update_that_overflows_is_skipped(way, name, request):
     """Although only gradients in float16 overflow: those of weights, of which the scaler of PyTorch knows nothing."""
     request.getfixturevalue(way)
-    step = scaled_step(1.0, tensor_rates=way == "by_kernel")
+    step = scaled_step(1.0, name=name, tensor_rates=way == "by_kernel")
     train(step, range(1))
     before = [number.clone() for number in numbers(step)]
+    averages = {key: value.clone() for key, value in step.average.values.items()} if step.average else {}
     half = list(step.optimizer.half_weights.copies.values())
     hook = half[3].register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
     train(step, range(1, 2))
-    assert_same(numbers(step), before)
+    # an average moves towards the weights as they are, as after any step
+    for key, old in averages.items():
+        weight, value = step.average.weights[key].detach(), step.average.values[key]
+        torch.testing.assert_close(value, weight + step.average.number * (old - weight), rtol=1e-6, atol=1e-7)
+        assert torch.equal(value, old) == torch.equal(old, weight)
+    count = len(before) - len(averages)
+    assert_same(numbers(step)[:count], before[:count])
     assert_rounded(step)
     assert step.scaler.get_scale() == 0.5
     assert not any(hasattr(step.optimizer.scaled, name) for name in ("grad_scale", "found_inf"))
@@ -298,9 +362,10 @@ def test_an_update_that_overflows_is_skipped(way, request):
     assert not torch.equal(numbers(step)[0], before[0])
 
 
-def test_a_capture_that_fails_leaves_no_scale(by_definition, monkeypatch):
+@NAMES
+def test_a_capture_that_fails_leaves_no_scale(by_definition, monkeypatch, name):
     """The scaler sets them on what it steps, and deletes them only if that returns."""
-    step = scaled_step(4.0)
+    step = scaled_step(4.0, name=name)
     step.wants_graph = True
     failing = []
 
@@ -315,7 +380,7 @@ def test_a_capture_that_fails_leaves_no_scale(by_definition, monkeypatch):
         finally:
             failing.clear()
 
-    monkeypatch.setattr(module, "sgd", update)
+    monkeypatch.setattr(module, name, update)
     monkeypatch.setattr(step_module, "captured", fail)
     monkeypatch.setattr(step_module, "on_side_stream", lambda function: function())
     batch = batch_of(0)
@@ -328,8 +393,9 @@ def test_a_capture_that_fails_leaves_no_scale(by_definition, monkeypatch):
 # Captured: the copies belong to the graph
 
 
-def test_a_graph_keeps_its_half_precision_weights(by_definition, monkeypatch):
-    step = step_of()
+@NAMES
+def test_a_graph_keeps_its_half_precision_weights(by_definition, monkeypatch, name):
+    step = step_of(name=name)
     step.wants_graph = True
     graph = types.SimpleNamespace(replay=lambda: None)
     monkeypatch.setattr(step_module, "captured", lambda function: (graph, torch.zeros(())))
@@ -340,8 +406,8 @@ def test_a_graph_keeps_its_half_precision_weights(by_definition, monkeypatch):
     kept = step.optimizer.half_weights
     assert step.captured
     # what a replay reads is right, wherever the weights come from
-    step.model.load_state_dict(step_of().model.state_dict())
-    monkeypatch.setattr(module, "kernels_for", lambda name, tensor: None)
+    step.model.load_state_dict(step_of(name=name).model.state_dict())
+    monkeypatch.setattr(chooser, "kernels_for", lambda name, tensor: None)
     step(*batch)
     assert step.optimizer.half_weights is kept
     assert_rounded(step)
@@ -350,21 +416,40 @@ def test_a_graph_keeps_its_half_precision_weights(by_definition, monkeypatch):
 
 
 @pytest.mark.gpu
+@NAMES
 @pytest.mark.parametrize("autocast", [BF16, FP16], ids=str)
-def test_a_captured_step_is_an_eager_one_with_casts(autocast, monkeypatch):
+def test_a_captured_step_is_an_eager_one_with_casts(autocast, monkeypatch, name):
     """Half-precision weights and the kernel, replayed, against autocast's casts and PyTorch's fused optimiser."""
-    ours = step_of(autocast, base_channels=8, device=GPU)
+    ours = step_of(autocast, name, base_channels=8, device=GPU)
     ours.wants_graph = True
     batches = [batch_of(seed, GPU) for seed in range(WARM_UP + 4)]
     losses = [ours(*batch).item() for batch in batches]
     assert ours.captured, ours.refusal
     assert_rounded(ours)
     without_half_weights(monkeypatch)
-    theirs = step_of(autocast, base_channels=8, device=GPU)
-    before = [number.clone() for number in numbers(theirs)]
+    theirs = step_of(autocast, name, base_channels=8, device=GPU)
+    before = [number.clone() for number in compared(theirs)]
     assert losses == pytest.approx([theirs(*batch).item() for batch in batches], rel=1e-2)
-    for a, b, start in zip(numbers(ours), numbers(theirs), before, strict=True):
+    for a, b, start in zip(compared(ours), compared(theirs), before, strict=True):
         assert (a - b).norm() <= 0.1 * (b - start).norm() + 1e-6
+    if name == "adamw":
+        steps = [{state["step"].item() for state in step.optimizer.state.values()} for step in (ours, theirs)]
+        assert steps[0] == steps[1] == {len(batches) - skipped(theirs)}
+
+
+def compared(step):
+    """Weights and momenta of SGD, and of AdamW all weights together, and their averages: where a gradient is nearly
+    zero, an update has the sign of its rounding.
+    """
+    if step.average is None:
+        return numbers(step)
+    weights = step.average.weights.values(), step.average.values.values()
+    return [torch.cat([weight.detach().flatten() for weight in some]) for some in weights]
+
+
+def skipped(step):
+    """How many updates float16's scaler has skipped, each of which has halved its scale."""
+    return round(math.log2(2.0**16 / step.scaler.get_scale())) if step.scaler.is_enabled() else 0
 
 
 def one_step(step):
@@ -372,8 +457,9 @@ def one_step(step):
     return step(image, (image > 0.5).to(torch.uint8))
 
 
-def test_a_frozen_weight_stays_also_when_it_is_frozen_between_two_steps(by_definition):
-    step = step_of(tensor_rates=True)
+@NAMES
+def test_a_frozen_weight_stays_also_when_it_is_frozen_between_two_steps(by_definition, name):
+    step = step_of(name=name, tensor_rates=True)
     frozen, later = (layer.convolution.weight for layer in list(step.model.left[1].layers)[:2])
     frozen.requires_grad_(False)
     before = frozen.clone(), later.clone()
@@ -387,8 +473,9 @@ def test_a_frozen_weight_stays_also_when_it_is_frozen_between_two_steps(by_defin
     assert torch.equal(later, before)
 
 
-def test_hooks_of_weights_are_called(by_definition):
-    step, seen = step_of(tensor_rates=True), []
+@NAMES
+def test_hooks_of_weights_are_called(by_definition, name):
+    step, seen = step_of(name=name, tensor_rates=True), []
     weight = step.model.left[1].layers[0].convolution.weight
     weight.register_hook(lambda grad: seen.append(grad.dtype))
     one_step(step)
@@ -396,11 +483,12 @@ def test_hooks_of_weights_are_called(by_definition):
     assert weight.grad is not None
 
 
-def test_a_parametrised_convolution_is_trained(by_definition):
-    step = step_of(tensor_rates=True)
+@NAMES
+def test_a_parametrised_convolution_is_trained(by_definition, name):
+    step = step_of(name=name, tensor_rates=True)
     layer = step.model.left[1].layers[0]
     torch.nn.utils.parametrizations.weight_norm(layer.convolution)
-    step.optimizer = make_optimizer(step.model, "sgd", 0.05, 0.9, 5e-4)
+    step.optimizer = make_optimizer(step.model, name, 0.05, 0.9, 5e-4)
     for group in step.optimizer.param_groups:
         group["lr"] = torch.tensor(group["lr"])
     before = layer.convolution.weight.clone()
@@ -409,8 +497,9 @@ def test_a_parametrised_convolution_is_trained(by_definition):
     assert not torch.equal(layer.convolution.weight, before)
 
 
-def test_a_copy_of_the_optimiser_works(by_definition):
-    step = step_of(tensor_rates=True)
+@NAMES
+def test_a_copy_of_the_optimiser_works(by_definition, name):
+    step = step_of(name=name, tensor_rates=True)
     one_step(step)
     for other in (copy.deepcopy(step.optimizer), pickled(step.optimizer)):
         assert other.half_weights is None

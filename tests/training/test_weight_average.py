@@ -61,6 +61,35 @@ def test_against_float64(where):
     assert average.updates == 120
 
 
+def test_what_an_optimiser_moves_is_left_alone_once():
+    model = network()
+    average = on_device(WeightAverage(model, DECAY))
+    moved, others = list(model.parameters())[:2], list(model.parameters())[2:]
+    change(model, 0)
+    average.advance()
+    before = {name: value.clone() for name, value in average.values.items()}
+    given = [average.hand_over(weight) for weight in moved]
+    assert all(any(value is one for one in average.values.values()) for value in given)
+    average.update()
+    for name, weight in average.weights.items():
+        assert torch.equal(average.values[name], before[name]) == any(weight is one for one in moved)
+    assert others
+    average.advance()
+    average.update()
+    assert not any(torch.equal(value, before[name]) for name, value in average.values.items())
+    # one that is no weight of the network, and a CPU, where an average is moved by PyTorch
+    assert average.hand_over(torch.zeros(3)) is None
+    assert WeightAverage(model, DECAY).hand_over(moved[0]) is None
+
+
+def test_an_optimiser_may_move_all_of_them():
+    model = nn.Linear(2, 2)
+    average = on_device(WeightAverage(model, DECAY))
+    for weight in model.parameters():
+        average.hand_over(weight)
+    average.update()
+
+
 def test_the_network_has_them_within_the_context_only():
     model = network()
     average = WeightAverage(model, DECAY)

@@ -149,7 +149,7 @@ def test_settings_reach_the_run(cases, tmp_path):
     assert (plain.model.topology, other.model.topology) == ("paper", "caffe")
     assert (type(plain.step.loss), type(other.step.loss)) == (DiceLoss, WeightedCrossEntropy)
     assert (plain.step.autocast, other.step.autocast) == (None, torch.bfloat16)
-    assert (type(plain.step.optimizer), type(other.step.optimizer)) == (optimizer.SGD, torch.optim.AdamW)
+    assert (type(plain.step.optimizer), type(other.step.optimizer)) == (optimizer.SGD, optimizer.AdamW)
     batches = []
     for run in (plain, other):
         source = run._make_source()

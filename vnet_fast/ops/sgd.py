@@ -4,12 +4,12 @@ It is no registered operator: nothing differentiates, exports or compiles an upd
 """
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from vnet_fast.ops.dispatch import kernels_for
+from vnet_fast.ops.many_tensors import update_all
 
 
 class Weights(NamedTuple):
@@ -55,28 +55,8 @@ def sgd(
         torch.optim.SGD, without dampening.
     """
     settings = rate, momentum, weight_decay, grad_scale, found_inf, nesterov
-    kernels_of: dict[torch.device, Any] = {}
-    by_type: dict[tuple[object, ...], list[Weights]] = {}
-    for entry in tensors:
-        if not momentum:
-            entry = entry._replace(momentum=None)
-        device = entry.weight.device
-        if device not in kernels_of:
-            kernels_of[device] = _kernels(entry.weight, rate)
-        if kernels_of[device] is None or not kernels_of[device].supports(*entry):
-            sgd_definition(entry, *settings)
-        else:
-            types = tuple(None if tensor is None else tensor.dtype for tensor in entry)
-            by_type.setdefault((device, *types), []).append(entry)
-    for entries in by_type.values():
-        lists = [None if column[0] is None else list(column) for column in zip(*entries, strict=True)]
-        kernels_of[entries[0].weight.device].sgd(*lists, *settings)
-
-
-def _kernels(weight: Tensor, rate: float | Tensor) -> Any:
-    if not isinstance(rate, Tensor) or rate.dtype != torch.float32 or rate.device != weight.device:
-        return None
-    return kernels_for("sgd", weight)
+    entries = tensors if momentum else (entry._replace(momentum=None) for entry in tensors)
+    update_all("sgd", entries, settings, rate, lambda entry, given: sgd_definition(entry, *given))
 
 
 @torch.no_grad()

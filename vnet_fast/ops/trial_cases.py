@@ -166,6 +166,40 @@ def _try_sgd(device: torch.device) -> Pairs:
             yield f"{dtype} copy", found.copy, wanted.copy
 
 
+def _try_adamw(device: torch.device) -> Pairs:
+    from vnet_fast.ops.adamw import AdamSettings, AdamWeights, adamw, adamw_definition
+
+    rate, decay, off = (torch.tensor(value, device=device) for value in (0.1, 0.9, 0.0))
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        # longer than what a program updates, and short
+        numbers = [torch.randn(length, device=device) for length in (9000, 3, 64) for _ in range(5)]
+        half = dtype != torch.float32
+        ours, theirs = (
+            [
+                AdamWeights(
+                    weight.clone(),
+                    gradient.to(dtype),
+                    momentum.clone(),
+                    square.square(),
+                    torch.full((), 2.0, device=device),
+                    torch.zeros_like(weight, dtype=dtype) if half else None,
+                    # where there is no copy, and where the loss is scaled
+                    None if dtype == torch.bfloat16 else average.clone(),
+                )
+                for weight, gradient, momentum, square, average in zip(*[iter(numbers)] * 5, strict=True)
+            ]
+            for _ in range(2)
+        )
+        scale, found_inf = (decay, off) if dtype == torch.float16 else (None, None)
+        settings = AdamSettings(rate, (0.9, 0.999), 1e-8, 0.01, scale, found_inf, decay)
+        adamw(ours, settings)
+        for entry in theirs:
+            adamw_definition(entry, settings)
+        for found, wanted in zip(ours, theirs, strict=True):
+            for name in ("weight", "momentum", "square", "copy", "average"):
+                yield f"{dtype} {name}", getattr(found, name), getattr(wanted, name)
+
+
 def _try_convolution(device: torch.device) -> Pairs:
     from vnet_fast.ops.convolution import REWRITES, stack_definition
 
@@ -184,6 +218,7 @@ TRIALS: dict[str, Callable[[torch.device], Pairs]] = {
     "transform": _try_transform,
     "patches": _try_patches,
     "sgd": _try_sgd,
+    "adamw": _try_adamw,
     "convolution": _try_convolution,
 }
 

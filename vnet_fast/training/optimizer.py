@@ -1,81 +1,17 @@
-"""The optimisers of a training step, and weights of convolutions in half precision that SGD keeps beside its own."""
+"""The optimisers of a training step."""
 
-import contextlib
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vnet_fast.nn.vnet import VNet
-from vnet_fast.ops.dispatch import kernels_for
+from vnet_fast.ops.adamw import AdamSettings, AdamWeights, adamw, advance
 from vnet_fast.ops.sgd import Weights, sgd
+from vnet_fast.training.kernel_optimizer import KernelOptimizer
 
 
-class HalfWeights:
-    """The weights of a network's convolutions in half precision, for the forward passes of a training step.
-
-    Autocast casts every weight in the forward pass and every gradient in the backward pass. These copies are leaves:
-    they are read as they are, and have gradients of their own type; `.grad` of the weights stays None. The optimiser
-    keeps them equal to the rounded weights. What is written to a weight through `.data`, which PyTorch does not count,
-    they follow after the next update, or `Step.release`. The network has them only while `in_use`, so that nothing else
-    comes to see them.
-
-    Args:
-        model: the network.
-        dtype: of the copies.
-    """
-
-    def __init__(self, model: VNet, dtype: torch.dtype) -> None:
-        self.model, self.dtype = model, dtype
-        self.convolutions = _with_copies(model)
-        self.copies = {
-            convolution.weight: convolution.weight.detach().to(dtype).requires_grad_()
-            for convolution in self.convolutions
-        }
-        self._versions = self._current_versions()
-
-    def refresh(self) -> None:
-        """Copies the weights again if anything but the optimiser has set them, such as `load_state_dict`."""
-        # PyTorch counts what it does to a tensor; kernels that it does not know are not counted
-        if self._versions != self._current_versions():
-            with torch.no_grad():
-                for weight, copy in self.copies.items():
-                    copy.copy_(weight)
-            self._versions = self._current_versions()
-
-    def _current_versions(self) -> list[int]:
-        return [weight._version for weight in self.copies]
-
-    @contextlib.contextmanager
-    def in_use(self) -> Iterator[None]:
-        """A context in which the convolutions use the copies instead of their weights."""
-        for convolution in self.convolutions:
-            convolution.compute_weight = self.copies[convolution.weight]
-        try:
-            yield
-        finally:
-            for convolution in self.convolutions:
-                del convolution.compute_weight
-
-
-def _with_copies(model: VNet) -> list[nn.Conv3d | nn.ConvTranspose3d]:
-    """The convolutions whose weights can have copies: those that are trained, as they are, and without hooks."""
-    found = []
-    for module in model.modules():
-        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
-            # a parametrised weight is no parameter, and is computed anew at each access
-            weight = module._parameters.get("weight")
-            hooked = weight is not None and (weight._backward_hooks or weight._post_accumulate_grad_hooks)
-            if weight is not None and weight.requires_grad and not hooked:
-                found.append(module)
-    return found
-
-
-class SGD(torch.optim.SGD):
-    """PyTorch's SGD, which can keep half-precision weights: then one kernel updates both, from gradients as they come.
-
-    State and settings are PyTorch's, and so is the update without half-precision weights.
+class SGD(KernelOptimizer, torch.optim.SGD):
+    """PyTorch's SGD, whose update is one kernel with half-precision weights.
 
     Args:
         groups: parameters and their settings.
@@ -84,101 +20,61 @@ class SGD(torch.optim.SGD):
         nesterov: whether the momentum is Nesterov's.
     """
 
+    operation = "sgd"
+
     def __init__(self, groups: list[dict[str, Any]], momentum: float, fused: bool, nesterov: bool = False) -> None:
         super().__init__(groups, momentum=momentum, fused=fused, nesterov=nesterov)
-        self.half_weights: HalfWeights | None = None
-        # what the next update divides gradients by, a tensor (), or None
-        self.excess: Tensor | None = None
-        self.scaled = ScaledGradients(self)
 
-    def keep_half_weights(self, model: nn.Module, dtype: torch.dtype | None) -> None:
-        """Keeps the weights of a model in half precision from now on, where this saves time; otherwise stops it.
-
-        It does where the kernels run. A network within another module keeps none: DistributedDataParallel waits for
-        gradients of the network's own weights.
-
-        Args:
-            model: that the optimiser trains.
-            dtype: of mixed precision, or None.
-        """
-        kept = self.half_weights
-        # a weight may be frozen, or given a hook, between two steps
-        if kept is not None and isinstance(model, VNet) and kept.convolutions != _with_copies(model):
-            kept = None
-        if dtype is None or not isinstance(model, VNet) or kernels_for("sgd", next(model.parameters())) is None:
-            self.half_weights = None
-        elif kept is None or (kept.model, kept.dtype) != (model, dtype):
-            self.half_weights = HalfWeights(model, dtype)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clears the gradients of weights and half-precision weights."""
-        super().zero_grad(set_to_none)
-        for copy in self._copies().values():
-            copy.grad = None
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        # PyTorch restores only its own attributes in a copy
-        super().__setstate__(state)
-        self.half_weights, self.excess = None, None
-        self.scaled = ScaledGradients(self)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Updates the weights once; see torch.optim.SGD."""
-        if self.half_weights is None:
-            return super().step(closure)
-        assert closure is None
-        grad_scale, found_inf = (getattr(self.scaled, name, None) for name in ("grad_scale", "found_inf"))
-        if self.excess is not None:
-            grad_scale, self.excess = self.excess if grad_scale is None else self.excess * grad_scale, None
+    def _update(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         for group in self.param_groups:
-            tensors = [entry for weight in group["params"] for entry in self._entries(weight, group["momentum"])]
+            tensors = [
+                Weights(weight, gradient, self._momentum(weight) if group["momentum"] else None, copy)
+                for weight, gradient, copy in self._with_gradients(group)
+            ]
             settings = group["momentum"], group["weight_decay"], grad_scale, found_inf, group["nesterov"]
             sgd(tensors, group["lr"], *settings)
-        return None
 
-    def leaves(self) -> list[Tensor]:
-        """The tensors that have the gradients: the half-precision weights, and the weights that have none."""
-        copies = self._copies()
-        return [copies.get(weight, weight) for group in self.param_groups for weight in group["params"]]
-
-    def _copies(self) -> dict[Tensor, Tensor]:
-        return {} if self.half_weights is None else self.half_weights.copies
-
-    def _entries(self, weight: Tensor, momentum: float) -> Iterator[Weights]:
-        """What belongs to a weight, if it has a gradient."""
-        copy = self._copies().get(weight)
-        gradient = (weight if copy is None else copy).grad
-        if gradient is None:
-            return
-        buffer = None
-        if momentum:
-            state = self.state[weight]
-            if state.get("momentum_buffer") is None:
-                state["momentum_buffer"] = torch.zeros_like(weight)
-            buffer = state["momentum_buffer"]
-        yield Weights(weight, gradient, buffer, copy)
+    def _momentum(self, weight: Tensor) -> Tensor:
+        state = self.state[weight]
+        if state.get("momentum_buffer") is None:
+            state["momentum_buffer"] = torch.zeros_like(weight)
+        momentum: Tensor = state["momentum_buffer"]
+        return momentum
 
 
-class ScaledGradients:
-    """An SGD with half-precision weights as float16's GradScaler sees it: its tensors are those with the gradients.
+class AdamW(KernelOptimizer, torch.optim.AdamW):
+    """PyTorch's AdamW, whose update is one kernel, with half-precision weights or without, and with the average of the
+    weights if there is one.
 
-    The scaler checks their gradients, sets `grad_scale` and `found_inf`, and calls `step`.
+    Args:
+        groups: parameters and their settings.
+        fused: whether PyTorch's update is one kernel.
+        capturable: whether a CUDA graph can hold PyTorch's update.
     """
 
-    _step_supports_amp_scaling = True
+    operation, without_copies = "adamw", True
 
-    def __init__(self, optimizer: SGD) -> None:
-        self._optimizer = optimizer
+    def __init__(self, groups: list[dict[str, Any]], fused: bool, capturable: bool) -> None:
+        super().__init__(groups, fused=fused, capturable=capturable)
 
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """One group of all tensors."""
-        return [{"params": self._optimizer.leaves()}]
+    def _update(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+        decay = None if self.average is None else self.average.number
+        entries = [
+            [self._entry(weight, gradient, copy) for weight, gradient, copy in self._with_gradients(group)]
+            for group in self.param_groups
+        ]
+        advance([entry.step for tensors in entries for entry in tensors], found_inf)
+        for group, tensors in zip(self.param_groups, entries, strict=True):
+            numbers = group["lr"], group["betas"], group["eps"], group["weight_decay"]
+            adamw(tensors, AdamSettings(*numbers, grad_scale, found_inf, decay))
 
-    def step(self) -> None:
-        """Updates the weights once, unless gradients overflowed."""
-        self._optimizer.step()
+    def _entry(self, weight: Tensor, gradient: Tensor, copy: Tensor | None) -> AdamWeights:
+        state = self.state[weight]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
+        average = None if self.average is None else self.average.hand_over(weight)
+        return AdamWeights(weight, gradient, state["exp_avg"], state["exp_avg_sq"], state["step"], copy, average)
 
 
 def make_optimizer(
@@ -209,7 +105,7 @@ def make_optimizer(
         rate = learning_rate * group["scale"]
         group["lr"] = torch.tensor(rate, device=device) if on_gpu else rate
     if name == "adamw":
-        return torch.optim.AdamW(groups, fused=on_gpu, capturable=on_gpu)
+        return AdamW(groups, fused=on_gpu, capturable=on_gpu)
     optimizer = SGD(groups, momentum, fused=on_gpu, nesterov=name == "nesterov")
     if momentum:
         # fused, PyTorch leaves them unwritten where float16's scaler skips the first update

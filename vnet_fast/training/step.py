@@ -11,7 +11,8 @@ from vnet_fast.devices import mixed_precision
 from vnet_fast.ops.training_pass import training_pass
 from vnet_fast.training.capture import captured, on_side_stream
 from vnet_fast.training.gradients import divide, excess_of
-from vnet_fast.training.optimizer import SGD, HalfWeights
+from vnet_fast.training.half_weights import HalfWeights
+from vnet_fast.training.kernel_optimizer import KernelOptimizer
 from vnet_fast.training.weight_average import WeightAverage
 
 # Iterations before the graph is captured. In the first, cuDNN chooses its algorithms, kernels are compiled and the
@@ -31,7 +32,7 @@ class Step:
     Args:
         model: the network.
         loss: called with (logits, target).
-        optimizer: of the model's parameters; `make_optimizer` returns one that a graph can hold. Its SGD keeps the
+        optimizer: of the model's parameters; `make_optimizer` returns one that a graph can hold. It keeps the
             convolutions' weights in half precision too, until `release`, if the precision is mixed and kernels run.
         autocast: the dtype of mixed precision, or None for full precision.
         prepare: None, or a function that makes (image, target) of the inputs, within the step.
@@ -77,8 +78,9 @@ class Step:
         Returns:
             the loss, a scalar tensor. The device is not waited for.
         """
-        if isinstance(self.optimizer, SGD) and self._graph is None:
+        if isinstance(self.optimizer, KernelOptimizer) and self._graph is None:
             self.optimizer.keep_half_weights(self.model, self.autocast)
+            self.optimizer.average = self.average
         if self._half_weights:
             self._half_weights.refresh()
         if self.average:
@@ -130,25 +132,26 @@ class Step:
         gradients = [leaf.grad for leaf in self._leaves() if leaf.grad is not None]
         scale = self.scaler._get_scale_async() if self.scaler.is_enabled() else None
         excess = excess_of(gradients, largest, scale)
-        if isinstance(self.optimizer, SGD) and self._half_weights:
-            # its kernel divides gradients anyway
+        if isinstance(self.optimizer, KernelOptimizer) and self.optimizer.by_kernel:
+            # which divides gradients anyway
             self.optimizer.excess = excess
         else:
             divide(gradients, excess)
 
     def _leaves(self) -> list[Tensor]:
         """The tensors that have the gradients."""
-        if isinstance(self.optimizer, SGD):
+        if isinstance(self.optimizer, KernelOptimizer):
             return self.optimizer.leaves()
         return [weight for group in self.optimizer.param_groups for weight in group["params"]]
 
     @property
     def _half_weights(self) -> HalfWeights | None:
-        return self.optimizer.half_weights if isinstance(self.optimizer, SGD) else None
+        return self.optimizer.half_weights if isinstance(self.optimizer, KernelOptimizer) else None
 
     def _stepped(self) -> Any:
         """The optimiser, as the scaler has to see it."""
-        return self.optimizer.scaled if isinstance(self.optimizer, SGD) and self._half_weights else self.optimizer
+        optimizer = self.optimizer
+        return optimizer.scaled if isinstance(optimizer, KernelOptimizer) and optimizer.by_kernel else optimizer
 
     def _capture(self) -> bool:
         """Captures an iteration in a graph, or notes why it can't be; returns whether there is a graph."""
@@ -183,8 +186,8 @@ class Step:
     def _drop_half_weights(self) -> None:
         # a graph writes to them, so there must be none any more
         assert self._graph is None
-        if isinstance(self.optimizer, SGD):
-            self.optimizer.half_weights = None
+        if isinstance(self.optimizer, KernelOptimizer):
+            self.optimizer.drop_half_weights()
 
     def set_learning_rate(self, rate: float) -> None:
         """Sets the learning rate of the next iterations; each group of parameters has `rate` times its `scale`."""

@@ -33,7 +33,25 @@ class WeightAverage:
         device = next(iter(self.values.values())).device
         self._current = 0.0
         self._on_device = None if device.type == "cpu" else torch.zeros((), device=device)
+        self._value_of = {weight: self.values[name] for name, weight in self.weights.items()}
+        # weights whose average the optimiser has moved already
+        self._handed_over: set[Tensor] = set()
         self._in_use = False
+
+    @property
+    def number(self) -> Tensor | None:
+        """The decay of the next update on the device, (), float32; None on a CPU."""
+        return self._on_device
+
+    def hand_over(self, weight: Tensor) -> Tensor | None:
+        """The average of a weight for an optimiser, which moves it as the next `update` would, once the weight is new.
+
+        That update leaves it alone. It is None on a CPU, and if the weight has no average.
+        """
+        value = None if self._on_device is None else self._value_of.get(weight)
+        if value is not None:
+            self._handed_over.add(weight)
+        return value
 
     def advance(self) -> None:
         """Sets the decay of the next update; called on the host before each, outside of a graph."""
@@ -45,8 +63,12 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Moves the average towards the weights."""
-        values, weights = list(self.values.values()), list(self.weights.values())
+        """Moves the average towards the weights, but for those that the optimiser has moved."""
+        weights = [weight for weight in self.weights.values() if weight not in self._handed_over]
+        values = [self._value_of[weight] for weight in weights]
+        self._handed_over.clear()
+        if not weights:
+            return
         if self._on_device is None:
             torch._foreach_lerp_(values, weights, 1 - self._current)
             return
