@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from vnet_fast.errors import InputError
 
 MAX_LABEL = 255
+# the option of the label whose voxels do not count
+IGNORE_LABEL = "--ignore-label"
 MAX_DIGITS = 3
 # of which a voxel may be in any
 MAX_REGIONS = 12
@@ -65,6 +67,16 @@ def parse_regions(texts: Sequence[str], subject: object = "--regions") -> tuple[
             raise InputError(subject, f"must have labels from 1 to {MAX_LABEL}; got {text[:60]!r}", HOW)
         found.append(checked(name.strip(), list(map(int, labels)), found, subject))
     return tuple(found)
+
+
+def check_ignored(ignored: int | None, regions: Sequence[Region]) -> None:
+    """Raises an InputError if the label whose voxels do not count can be in no mask, or belongs to a region."""
+    if ignored is None:
+        return
+    if ignored > MAX_LABEL:
+        raise InputError(IGNORE_LABEL, f"must be at most {MAX_LABEL}; got {ignored}", "Give a label of the masks")
+    if any(ignored in region.labels for region in regions):
+        raise InputError(IGNORE_LABEL, f"{ignored} is a label of a region", "Take it out of --regions")
 
 
 def check_number(regions: Sequence[object], subject: object) -> None:

@@ -59,7 +59,7 @@ def reads(monkeypatch):
     ("patches", "volume", "expected"),
     [("auto", SMALL, True), ("auto", LARGE, False), ("on", SMALL, True), ("off", SMALL, False)],
 )
-def test_a_first_start_reads_the_voxels_of_each_file_once(large, reads, patches, volume, expected):
+def test_a_first_start_reads_the_voxels_of_each_file_once(large, reads, monkeypatch, patches, volume, expected):
     run = settings(large, patches=patches, volume=volume)
     data = training_data.load_data(run)
     assert data.patches is expected
@@ -68,6 +68,8 @@ def test_a_first_start_reads_the_voxels_of_each_file_once(large, reads, patches,
     assert reads == dict.fromkeys(names, 1)
     assert len(list(Path(run.cache).iterdir())) == 3
     reads.clear()
+    # nor does a second start read headers, of which a DICOM series has many
+    monkeypatch.setattr(volumes, "read_grid", pytest.fail)
     assert training_data.load_data(run).patches is expected
     assert not reads
 

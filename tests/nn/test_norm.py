@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.checkpoint import checkpoint
 
 from vnet_fast import VNet
 from vnet_fast.nn.folding import folded
@@ -102,6 +104,27 @@ def test_running_means_move_at_the_end_of_a_training_pass(passes):
         loss.backward()
     for ours, theirs in zip(inside.buffers(), outside.buffers(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("norm", [None, "instance", "batch"])
+def test_a_checkpointed_network_has_the_same_gradients(norm):
+    """Checkpointing computes saved tensors again, and lets each be looked at once."""
+    model, x = network(norm), torch.randn(2, 1, 8, 8, 8)
+    grads = []
+    for forward in (model, lambda x: checkpoint(model, x, use_reentrant=False)):
+        model.zero_grad()
+        forward(x).square().sum().backward()
+        grads.append([weight.grad for weight in model.parameters()])
+    for ours, theirs in zip(*grads, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_traced_pass_moves_running_means_within_it():
+    model, x = network("batch"), torch.randn(2, 1, 8, 8, 8)
+    with training_pass():
+        graph = make_fx(model, tracing_mode="fake", _allow_non_fake_inputs=True)(x)
+    names = {node.target for node in graph.graph.nodes if node.op == "call_function"}
+    assert any("lerp" in str(name) for name in names)
 
 
 def test_running_means_stay_if_a_training_pass_fails():

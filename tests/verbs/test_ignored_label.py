@@ -1,5 +1,6 @@
 """A label whose voxels count in no loss and no metric."""
 
+import csv
 import json
 
 import numpy as np
@@ -97,6 +98,51 @@ def test_evaluation_leaves_its_voxels_out(tmp_path, run_verb):
         assert (dice == 1).all() == (expected == 1.0)
         if expected:
             assert len(dice) == 6
+
+
+@pytest.mark.usefixtures("quick_training")
+def test_a_declared_class_that_does_not_count_is_none(tmp_path, run_verb):
+    """Neither in training nor in a table; the labels of classes have no gap."""
+    data = write_data(tmp_path / "data", 3, second=True)
+    names = {"background": 0, "ball": 1, "corner": 2, "other": 3}
+    (data / "dataset.json").write_text(json.dumps({"labels": names}))
+    training = ["--data", data, *TINY, "--iterations", 1, "--output", tmp_path / "run"]
+    code, out, err = run_verb(train, *training, "--ignore-label", 3)
+    assert code == 0, err
+    assert "2 classes" in out
+    predictions, table = tmp_path / "predictions", tmp_path / "table.csv"
+    predictions.mkdir()
+    for index in range(6):
+        mask = sitk.ReadImage(str(data / f"Case{index}_segmentation.mhd"))
+        sitk.WriteImage(mask, str(predictions / f"Case{index}.mhd"))
+    common = ["--predictions", predictions, "--labels", data, "--csv", table]
+    code, _, err = run_verb(evaluate, *common, "--ignore-label", 3)
+    assert code == 0, err
+    with open(table, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["class"] for row in rows} == {"1", "2"}
+    assert {float(row["dice"]) for row in rows} == {1.0}
+    code, _, err = run_verb(train, *training[:-1], tmp_path / "other", "--ignore-label", 2)
+    assert code == 2
+    assert err == (
+        "error: --ignore-label: 2 is corner in dataset.json, which names labels above it. Number the labels without a "
+        "gap, and the ignored one last\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--ignore-label", 256], "--ignore-label: must be at most 255; got 256"),
+        (["--ignore-label", 2, "--regions", "a: 1 2"], "--ignore-label: 2 is a label of a region. Take it out"),
+    ],
+)
+def test_labels_that_evaluation_can_not_ignore(tmp_path, run_verb, options, message):
+    data = write_data(tmp_path / "data", 2)
+    code, _, err = run_verb(evaluate, "--predictions", data, "--labels", data, *options)
+    assert code == 2
+    assert err.startswith(f"error: {message}")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from vnet_fast.errors import InputError
 from vnet_fast.io.dicom_elements import check_installed
 from vnet_fast.io.dicom_meta import is_segmentation
 from vnet_fast.io.dicom_seg import read_names
-from vnet_fast.regions import Region, parse_regions
+from vnet_fast.regions import IGNORE_LABEL, Region, check_ignored, parse_regions
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Classes:
         ignored = declared_ignored(folder) if ignored is None else ignored
         regions = regions or (() if binary else declared_regions(folder))
         declared = declared_labels(folder, allow_regions=binary or bool(regions))
-        return cls(binary, declared, regions, ignored)
+        check_ignored(ignored, regions)
+        return cls(binary, _counted(declared, None if binary or regions else ignored), regions, ignored)
 
     def named_by(self, masks: Iterable[Path]) -> "Classes":
         """These classes with the names of segments, if all masks are DICOM Segmentations and nothing else has names.
@@ -72,6 +73,16 @@ class Classes:
         if self.regions:
             return [number for number, region in enumerate(self.regions, start=1) if label in region.labels]
         return [1 if self.binary else label]
+
+
+def _counted(declared: Mapping[int, str] | None, ignored: int | None) -> Mapping[int, str] | None:
+    """The declared labels without the ignored one, which can only be the last: classes are numbered without gaps."""
+    if ignored is None or not declared or ignored not in declared:
+        return declared
+    if ignored < max(declared):
+        cause = f"{ignored} is {declared[ignored]} in dataset.json, which names labels above it"
+        raise InputError(IGNORE_LABEL, cause, "Number the labels without a gap, and the ignored one last")
+    return {label: name for label, name in declared.items() if label != ignored}
 
 
 def _segment_names(paths: Sequence[Path]) -> dict[int, str]:

@@ -25,8 +25,7 @@ def headers_exceed(cases: Sequence[Case], spacing: Sequence[float], size: Sequen
         size: of the network's grid, voxels, x y z.
 
     Returns:
-        what `exceed` says of the prepared cases; None without an image library, which all cases may be in the cache
-        without.
+        what `exceed` says of the prepared cases; None if there is no image library.
     """
     try:
         from vnet_fast.io.grid import covering_size_of

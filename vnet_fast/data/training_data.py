@@ -189,11 +189,11 @@ def _prepare_cases(
 
 def _expects_patches(settings: DataSettings, cases: Sequence[Case], raw: Sequence[bool]) -> bool:
     """Whether patches will be trained on, so that the cases are prepared only once, in the form that is needed."""
-    exceeding = headers_exceed(cases, settings.spacing, settings.volume)
-    if exceeding is None:
-        # all cases are in the cache then
-        return any(_cache_of(settings, True, raw).holds(case) for case in cases[:1])
-    return exceeding
+    # what is in the cache was decided before; without an image library, all cases are
+    for whole in (True, False):
+        if any(_cache_of(settings, whole, raw).holds(case) for case in cases[:1]):
+            return whole
+    return bool(headers_exceed(cases, settings.spacing, settings.volume))
 
 
 def _cache_of(settings: DataSettings, whole: bool, raw: Sequence[bool]) -> Cache:

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from vnet_fast.ops.eager import is_eager
 from vnet_fast.ops.norm_prelu import norm_prelu, norm_prelu_join
 from vnet_fast.ops.norm_prelu_definition import Sets
 from vnet_fast.ops.training_pass import Update, current_pass, move_averages
@@ -73,7 +74,7 @@ class Norm(nn.Module):
             Update(self.running_mean, mean[0].to(self.running_mean.dtype), 1.0, MOMENTUM),
             Update(self.running_var, variance[0].to(self.running_var.dtype), count / max(count - 1, 1), MOMENTUM),
         ]
-        current = None if torch.compiler.is_compiling() else current_pass()
+        current = current_pass() if is_eager(mean) else None
         if current is None:
             move_averages(updates)
         else:

@@ -104,7 +104,7 @@ class _AddPReLUJoin(torch.autograd.Function):
         there = [grad for grad in grads if grad is not None]
         if not there:
             return tuple([None] * len(ctx.needs_input_grad))
-        channels = len(ctx.saved_tensors[0])
+        channels = ctx.channels
         gradients = _gradients(ctx, [grad[:, :channels] for grad in there])
         skips = [grad[:, channels:] for grad in there]
         num_skips = len(ctx.needs_input_grad) - 4
@@ -144,6 +144,8 @@ def _saved(
     ctx.kernels, ctx.current = kernels, current
     ctx.layer = None if current is None else current.add(kernels, slope, bias, plan.partials)
     ctx.types = slope.dtype, None if bias is None else bias.dtype
+    # saved tensors can be looked at only once where checkpointing computes them again
+    ctx.channels = len(slope)
     ctx.set_materialize_grads(False)
     # neither x nor the residual is needed again
     ctx.save_for_backward(slope, y, negative)

@@ -180,6 +180,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 def _save_join(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     x, weight, bias, slope, _, *ctx.sets = inputs
+    ctx.channels = x.shape[1]
     _save_tensors(ctx, (x, weight, bias, slope, None), *output[1:])
 
 
@@ -207,7 +208,7 @@ def _of_norm_prelu(ctx: Any, grad_y: Tensor, *_: Any) -> tuple[Tensor | None, ..
 
 
 def _of_join(ctx: Any, grad_joined: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    channels = ctx.saved_tensors[0].shape[1]
+    channels = ctx.channels
     return *_gradients(ctx, grad_joined[:, :channels])[:4], grad_joined[:, channels:], None, None, None
 
 
