@@ -30,6 +30,8 @@ from vnet_fast.deployment.monai_scripts.transforms import NormaliseVolumed, Regi
 
 OBLIQUE = (0.96, -0.28, 0.0, 0.28, 0.96, 0.0, 0.0, 0.0, 1.0)
 TURNED = (0, -1, 0, 0, 0, -1, 1, 0, 0)
+# of slices from right to left, and from front to back
+SAGITTAL, CORONAL = (0, 0, 1, 1, 0, 0, 0, 1, 0), (1, 0, 0, 0, 0, 1, 0, -1, 0)
 SPACING, SIZE = (1.5, 1.5, 2.0), (16, 16, 16)
 
 
@@ -206,13 +208,15 @@ def test_channels_of_a_volume_may_be_series(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [(34, 47, 1), (5, 1, 7), (1, 1, 1), (5, 6, 7)])
-@pytest.mark.parametrize("regions", [(), (Region("ball", (1, 2)), Region("right", (2,)))])
-def test_a_mask_has_the_axes_of_its_volume(tmp_path, monkeypatch, size, regions):
-    """Also where there is one slice, and through the transforms that a bundle names."""
+@pytest.mark.parametrize("direction", [OBLIQUE, SAGITTAL, CORONAL], ids=["oblique", "sagittal", "coronal"])
+@pytest.mark.parametrize("channel_axis", ["no_channel", 3], ids=["3-D", "4-D"])
+@pytest.mark.parametrize("regions", [(), (Region("ball", (1, 2)), Region("right", (2,)))], ids=["classes", "regions"])
+def test_a_mask_has_the_axes_of_its_volume(tmp_path, monkeypatch, size, direction, channel_axis, regions):
+    """Also where there is one slice, or the volume had several channels, through the transforms that a bundle names."""
     pytest.importorskip("nibabel", reason="nibabel is not installed")
     monkeypatch.setitem(sys.modules, "scripts", monai_scripts)
     task = Task(SPACING, SIZE, regions=regions)
-    image = make_image(np.zeros(size[::-1], np.int16), (1.0, 2.0, 3.0), (4, 5, 6), OBLIQUE)
+    image = make_image(np.zeros(size[::-1], np.int16), (1.0, 2.0, 3.0), (4, 5, 6), direction)
     path = tmp_path / "images" / "A.nii.gz"
     path.parent.mkdir()
     sitk.WriteImage(image, str(path))
@@ -220,6 +224,7 @@ def test_a_mask_has_the_axes_of_its_volume(tmp_path, monkeypatch, size, regions)
     saver = ConfigParser(parts, globals={"name_mask": cases.name_mask}).get_parsed_content("save")
     mask = Compose([LoadImaged("pred"), EnsureChannelFirstd("pred")])({"pred": str(path)})
     mask["pred"][:] = torch.arange(mask["pred"].numel()).reshape(mask["pred"].shape) % 3
+    mask["pred"].meta["original_channel_dim"] = channel_axis
     saver(mask)
     found = sitk.ReadImage(str(tmp_path / "A.nii.gz"))
     assert found.GetSize() == size
