@@ -15,6 +15,7 @@ from vnet_fast import VNet
 from vnet_fast.data.channels import Channel
 from vnet_fast.deployment.pipeline import channel_facts
 from vnet_fast.deployment.standalone import network, volumes
+from vnet_fast.errors import InputError
 from vnet_fast.io.grid import covering_size, working_grid
 from vnet_fast.io.volumes import read_image
 from vnet_fast.prediction import windows
@@ -172,6 +173,21 @@ def test_series_that_are_not_one_volume_are_refused(tmp_path):
     write_dicom(tmp_path / "two", [0, 2, 4], series="1.2.3.5")
     with pytest.raises(volumes.InputError, match="has 2 DICOM series"):
         volumes.read([tmp_path / "two"], 1)
+
+
+def test_volumes_among_slices_are_not_dropped(tmp_path):
+    """The folder is that of a series, and nothing in it is segmented."""
+    write_dicom(tmp_path, [0, 2, 4])
+    (tmp_path / ".hidden.nii").touch()
+    ((files, _),) = volumes.plan(tmp_path, tmp_path / "out", False)
+    assert len(volumes.read(files, 1)) == 1
+    (tmp_path / "B.nii.gz").write_bytes(b"x")
+    ((files, _),) = volumes.plan(tmp_path, tmp_path / "out", False)
+    with pytest.raises(volumes.InputError) as found:
+        volumes.read(files, 1)
+    with pytest.raises(InputError) as expected:
+        read_image(tmp_path)
+    assert str(found.value) == str(expected.value)
 
 
 def test_volumes_that_do_not_fit_are_refused(tmp_path):
