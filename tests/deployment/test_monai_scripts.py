@@ -227,7 +227,7 @@ def test_several_series_in_one_folder_are_refused(tmp_path, with_itk, whole):
     """Of which MONAI reads the first one."""
     folder = write_dicom(tmp_path / "A", [0, 2, 4])
     write_dicom(folder, [0, 2, 4], series="1.2.3.5")
-    with pytest.raises(ValueError, match="A: MONAI finds 2 DICOM series. Give each series a folder of its own"):
+    with pytest.raises(ValueError, match=r"A: MONAI finds 2 DICOM series. Give each series a folder of its own"):
         cases.find_images(str(folder if whole else tmp_path), 1)
 
 
