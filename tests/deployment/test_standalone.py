@@ -1,5 +1,6 @@
 """The programs of a pipeline folder compute what this package does, with NumPy and SimpleITK alone."""
 
+import json
 import math
 import sys
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from tests.io.dicom_slices import write_dicom
 from tests.volumes import make_image, write_case
 from vnet_fast import VNet
 from vnet_fast.data.channels import Channel
-from vnet_fast.deployment.pipeline import channel_facts
+from vnet_fast.deployment.pipeline import channel_facts, settings_of
 from vnet_fast.deployment.standalone import network, volumes
 from vnet_fast.errors import InputError
 from vnet_fast.io.grid import covering_size, working_grid
@@ -22,6 +23,7 @@ from vnet_fast.prediction import windows
 from vnet_fast.prediction.components import largest_components
 from vnet_fast.prediction.inference import LEFT_RIGHT, NO_FLIP, predict_probabilities
 from vnet_fast.prediction.plan import plan
+from vnet_fast.prediction.task import Task
 
 OBLIQUE = (0.96, -0.28, 0.0, 0.28, 0.96, 0.0, 0.0, 0.0, 1.0)
 # of the axes to the head, the right and the front
@@ -218,6 +220,39 @@ def test_nothing_replaces_a_volume(tmp_path):
         volumes.plan(tmp_path / "no", tmp_path, False)
     with pytest.raises(volumes.InputError, match="not a supported format"):
         volumes.plan(path.rename(tmp_path / "x.txt"), tmp_path / "out", False)
+
+
+def drop(settings, key):
+    """Settings without a key, wherever it is."""
+    if isinstance(settings, list):
+        return [drop(part, key) for part in settings]
+    if not isinstance(settings, dict):
+        return settings
+    return {name: drop(part, key) for name, part in settings.items() if name != key}
+
+
+def test_settings_without_a_part_are_refused(tmp_path):
+    channels = (Channel("MR"), Channel("CT", (-50.0, 200.0, 40.0, 30.0)))
+    task = Task((1.5, 1.5, 2.0), (16, 16, 16), channels=channels)
+    written = settings_of(VNet(2, 2, 2, levels=2), task, ["network.onnx"], tta=True)
+    path = tmp_path / "pipeline.json"
+    path.write_text(json.dumps(written))
+    assert network.load_settings(path) == written
+    unread = {"producer", "name"}
+    nested = {*written["windows"], *written["channels"][1], *written["channels"][1]["scaling"]}
+    for key in ({*written} | nested) - unread:
+        path.write_text(json.dumps(drop(written, key)))
+        with pytest.raises(network.InputError) as error:
+            network.load_settings(path)
+        assert str(error.value) == f"{path}: has no {key}. Export the folder again"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "1", '{"format": 1}', '{"format": 2'])
+def test_settings_of_something_else_are_refused(tmp_path, content):
+    path = tmp_path / "pipeline.json"
+    path.write_text(content)
+    with pytest.raises(network.InputError, match=r"pipeline.json: .*\. Export the folder again$"):
+        network.load_settings(path)
 
 
 def test_a_runtime_that_fails_without_a_word_is_one_line(tmp_path, monkeypatch):
