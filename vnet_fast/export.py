@@ -1,5 +1,6 @@
 """Writes a trained V-Net for use without this program: as a file, a pipeline folder or a MONAI bundle."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,8 +59,9 @@ class Config:
 def main(given: dict[str, Any]) -> int:
     """Runs with the options given; returns the exit code."""
     config = Config(**given)
-    # in Python, one may be given as it is
-    checkpoints = checkpoint_files([config.checkpoint] if isinstance(config.checkpoint, str) else config.checkpoint)
+    # in Python, one may be given as it is, and as a Path
+    given_paths = [config.checkpoint] if isinstance(config.checkpoint, str | os.PathLike) else config.checkpoint
+    checkpoints = checkpoint_files(list(map(os.fspath, given_paths)))
     config.check(checkpoints)
     path = FORMATS[config.format].check_output(config.output, checkpoints)
     use_all_cores()

@@ -30,6 +30,8 @@ from vnet_fast.deployment.monai_scripts.transforms import NormaliseVolumed, Regi
 
 OBLIQUE = (0.96, -0.28, 0.0, 0.28, 0.96, 0.0, 0.0, 0.0, 1.0)
 TURNED = (0, -1, 0, 0, 0, -1, 1, 0, 0)
+# of slices from right to left, and from front to back
+SAGITTAL, CORONAL = (0, 0, 1, 1, 0, 0, 0, 1, 0), (1, 0, 0, 0, 0, 1, 0, -1, 0)
 SPACING, SIZE = (1.5, 1.5, 2.0), (16, 16, 16)
 
 
@@ -177,14 +179,20 @@ def test_one_file_of_a_volume(tmp_path):
     assert len(cases.find_images(str(tmp_path), 1)) == 2
 
 
-def test_other_formats_of_a_folder(tmp_path, monkeypatch):
+@pytest.fixture
+def with_itk(monkeypatch):
+    """ITK seems to be installed; SimpleITK, which has it inside, looks for the series."""
+    monkeypatch.setattr(cases.importlib.util, "find_spec", lambda name: name == "itk" or None)
+    monkeypatch.setattr(cases, "series_in", lambda folder: sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)))
+
+
+def test_other_formats_of_a_folder(tmp_path, monkeypatch, with_itk):
     """They, and folders of DICOM slices, are volumes if ITK is there."""
     for name in ("A.nrrd", "B.nhdr", "B.raw.gz", "C.mha", "D.MHD", "D.zraw", "E_segmentation.mha", "notes.txt"):
         (tmp_path / name).touch()
     (tmp_path / "others").mkdir()
     (tmp_path / "others" / "notes.txt").touch()
     series = write_dicom(tmp_path / "F", [0, 2, 4])
-    monkeypatch.setattr(cases.importlib.util, "find_spec", lambda name: name == "itk" or None)
     found = cases.find_images(str(tmp_path), 1)
     paths = [Path(path) for case in found for path in case["image"]]
     assert [path.name for path in paths] == ["A.nrrd", "B.nhdr", "C.mha", "D.MHD", "F"]
@@ -199,20 +207,48 @@ def test_other_formats_of_a_folder(tmp_path, monkeypatch):
         cases.find_images(str(tmp_path), 1)
 
 
-def test_channels_of_a_volume_may_be_series(tmp_path, monkeypatch):
-    monkeypatch.setattr(cases.importlib.util, "find_spec", lambda name: name == "itk" or None)
+def test_channels_of_a_volume_may_be_series(tmp_path, with_itk):
     folders = [write_dicom(tmp_path / f"A_{number:04d}", [0, 2, 4]) for number in range(2)]
     assert cases.find_images(str(tmp_path), 2) == [{"image": list(map(str, folders))}]
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["the folder", "one of its folders"])
+def test_volumes_among_slices_are_not_dropped(tmp_path, with_itk, whole):
+    folder = write_dicom(tmp_path / "A", [0, 2, 4])
+    (folder / ".hidden.nii").touch()
+    assert cases.find_images(str(folder if whole else tmp_path), 1) == [{"image": [str(folder)]}]
+    (folder / "B.nii.gz").touch()
+    with pytest.raises(ValueError, match=r"A: DICOM slices and B.nii.gz in one folder. Give the series a folder"):
+        cases.find_images(str(folder if whole else tmp_path), 1)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["the folder", "one of its folders"])
+def test_several_series_in_one_folder_are_refused(tmp_path, with_itk, whole):
+    """Of which MONAI reads the first one."""
+    folder = write_dicom(tmp_path / "A", [0, 2, 4])
+    write_dicom(folder, [0, 2, 4], series="1.2.3.5")
+    with pytest.raises(ValueError, match=r"A: MONAI finds 2 DICOM series. Give each series a folder of its own"):
+        cases.find_images(str(folder if whole else tmp_path), 1)
+
+
+def test_series_are_those_that_monai_finds(tmp_path):
+    pytest.importorskip("itk", reason="itk is not installed")
+    folder = write_dicom(tmp_path / "A", [0, 2, 4])
+    assert len(cases.series_in(folder)) == 1
+    write_dicom(folder, [0, 2, 4], series="1.2.3.5")
+    assert len(cases.series_in(folder)) == 2
+
+
 @pytest.mark.parametrize("size", [(34, 47, 1), (5, 1, 7), (1, 1, 1), (5, 6, 7)])
-@pytest.mark.parametrize("regions", [(), (Region("ball", (1, 2)), Region("right", (2,)))])
-def test_a_mask_has_the_axes_of_its_volume(tmp_path, monkeypatch, size, regions):
-    """Also where there is one slice, and through the transforms that a bundle names."""
+@pytest.mark.parametrize("direction", [OBLIQUE, SAGITTAL, CORONAL], ids=["oblique", "sagittal", "coronal"])
+@pytest.mark.parametrize("channel_axis", ["no_channel", 3], ids=["3-D", "4-D"])
+@pytest.mark.parametrize("regions", [(), (Region("ball", (1, 2)), Region("right", (2,)))], ids=["classes", "regions"])
+def test_a_mask_has_the_axes_of_its_volume(tmp_path, monkeypatch, size, direction, channel_axis, regions):
+    """Also where there is one slice, or the volume had several channels, through the transforms that a bundle names."""
     pytest.importorskip("nibabel", reason="nibabel is not installed")
     monkeypatch.setitem(sys.modules, "scripts", monai_scripts)
     task = Task(SPACING, SIZE, regions=regions)
-    image = make_image(np.zeros(size[::-1], np.int16), (1.0, 2.0, 3.0), (4, 5, 6), OBLIQUE)
+    image = make_image(np.zeros(size[::-1], np.int16), (1.0, 2.0, 3.0), (4, 5, 6), direction)
     path = tmp_path / "images" / "A.nii.gz"
     path.parent.mkdir()
     sitk.WriteImage(image, str(path))
@@ -220,6 +256,7 @@ def test_a_mask_has_the_axes_of_its_volume(tmp_path, monkeypatch, size, regions)
     saver = ConfigParser(parts, globals={"name_mask": cases.name_mask}).get_parsed_content("save")
     mask = Compose([LoadImaged("pred"), EnsureChannelFirstd("pred")])({"pred": str(path)})
     mask["pred"][:] = torch.arange(mask["pred"].numel()).reshape(mask["pred"].shape) % 3
+    mask["pred"].meta["original_channel_dim"] = channel_axis
     saver(mask)
     found = sitk.ReadImage(str(tmp_path / "A.nii.gz"))
     assert found.GetSize() == size

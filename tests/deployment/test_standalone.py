@@ -1,5 +1,6 @@
 """The programs of a pipeline folder compute what this package does, with NumPy and SimpleITK alone."""
 
+import json
 import math
 import sys
 from types import SimpleNamespace
@@ -13,14 +14,16 @@ from tests.io.dicom_slices import write_dicom
 from tests.volumes import make_image, write_case
 from vnet_fast import VNet
 from vnet_fast.data.channels import Channel
-from vnet_fast.deployment.pipeline import channel_facts
+from vnet_fast.deployment.pipeline import channel_facts, settings_of
 from vnet_fast.deployment.standalone import network, volumes
+from vnet_fast.errors import InputError
 from vnet_fast.io.grid import covering_size, working_grid
 from vnet_fast.io.volumes import read_image
 from vnet_fast.prediction import windows
 from vnet_fast.prediction.components import largest_components
 from vnet_fast.prediction.inference import LEFT_RIGHT, NO_FLIP, predict_probabilities
 from vnet_fast.prediction.plan import plan
+from vnet_fast.prediction.task import Task
 
 OBLIQUE = (0.96, -0.28, 0.0, 0.28, 0.96, 0.0, 0.0, 0.0, 1.0)
 # of the axes to the head, the right and the front
@@ -174,6 +177,21 @@ def test_series_that_are_not_one_volume_are_refused(tmp_path):
         volumes.read([tmp_path / "two"], 1)
 
 
+def test_volumes_among_slices_are_not_dropped(tmp_path):
+    """The folder is that of a series, and nothing in it is segmented."""
+    write_dicom(tmp_path, [0, 2, 4])
+    (tmp_path / ".hidden.nii").touch()
+    ((files, _),) = volumes.plan(tmp_path, tmp_path / "out", False)
+    assert len(volumes.read(files, 1)) == 1
+    (tmp_path / "B.nii.gz").write_bytes(b"x")
+    ((files, _),) = volumes.plan(tmp_path, tmp_path / "out", False)
+    with pytest.raises(volumes.InputError) as found:
+        volumes.read(files, 1)
+    with pytest.raises(InputError) as expected:
+        read_image(tmp_path)
+    assert str(found.value) == str(expected.value)
+
+
 def test_volumes_that_do_not_fit_are_refused(tmp_path):
     path, _ = write_case(tmp_path, "x", suffix=".mha")
     with pytest.raises(volumes.InputError, match="its number of channels is 1, the network's 2"):
@@ -202,6 +220,39 @@ def test_nothing_replaces_a_volume(tmp_path):
         volumes.plan(tmp_path / "no", tmp_path, False)
     with pytest.raises(volumes.InputError, match="not a supported format"):
         volumes.plan(path.rename(tmp_path / "x.txt"), tmp_path / "out", False)
+
+
+def drop(settings, key):
+    """Settings without a key, wherever it is."""
+    if isinstance(settings, list):
+        return [drop(part, key) for part in settings]
+    if not isinstance(settings, dict):
+        return settings
+    return {name: drop(part, key) for name, part in settings.items() if name != key}
+
+
+def test_settings_without_a_part_are_refused(tmp_path):
+    channels = (Channel("MR"), Channel("CT", (-50.0, 200.0, 40.0, 30.0)))
+    task = Task((1.5, 1.5, 2.0), (16, 16, 16), channels=channels)
+    written = settings_of(VNet(2, 2, 2, levels=2), task, ["network.onnx"], tta=True)
+    path = tmp_path / "pipeline.json"
+    path.write_text(json.dumps(written))
+    assert network.load_settings(path) == written
+    unread = {"producer", "name"}
+    nested = {*written["windows"], *written["channels"][1], *written["channels"][1]["scaling"]}
+    for key in ({*written} | nested) - unread:
+        path.write_text(json.dumps(drop(written, key)))
+        with pytest.raises(network.InputError) as error:
+            network.load_settings(path)
+        assert str(error.value) == f"{path}: has no {key}. Export the folder again"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "1", '{"format": 1}', '{"format": 2'])
+def test_settings_of_something_else_are_refused(tmp_path, content):
+    path = tmp_path / "pipeline.json"
+    path.write_text(content)
+    with pytest.raises(network.InputError, match=r"pipeline.json: .*\. Export the folder again$"):
+        network.load_settings(path)
 
 
 def test_a_runtime_that_fails_without_a_word_is_one_line(tmp_path, monkeypatch):

@@ -13,11 +13,11 @@ from vnet_fast.run import checkpoint
 CPU = torch.device("cpu")
 
 
-def write(path, seed=0, **network):
+def write(path, seed=0, classes=(), **network):
     torch.manual_seed(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     grid = {"spacing": [1.0, 1.0, 1.0], "volume": [16, 16, 16], "validation": [f"case{seed}"]}
-    checkpoint.save(path, VNet(base_channels=2, **network), **grid)
+    checkpoint.save(path, VNet(base_channels=2, **network), **grid, classes=list(classes))
 
 
 @pytest.fixture
@@ -57,3 +57,22 @@ def test_a_fold_without_a_network_is_named(folds):
 def test_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(InputError, match=r"config.json: no such file. Name the folder of a run"):
         load_networks([str(tmp_path)], CPU)
+
+
+@pytest.mark.parametrize("unnamed", [False, True], ids=["two", "two after one without names"])
+def test_networks_whose_classes_are_swapped(tmp_path, unnamed):
+    """Averaged, they would be confused."""
+    paths = [str(tmp_path / name) for name in ("a.pt", "b.pt", "c.pt")]
+    for path, classes in zip(paths, ((), ("left", "right"), ("right", "left")), strict=True):
+        write(tmp_path / path, classes=classes, num_classes=3)
+    with pytest.raises(InputError) as error:
+        load_networks(paths[0 if unnamed else 1 :], CPU)
+    cause = f"its class 1 is right, that of {paths[1]} is left"
+    assert str(error.value) == f"{paths[2]}: {cause}. Name checkpoints that agree in it"
+
+
+def test_classes_without_a_name_go_with_all(tmp_path):
+    paths = [str(tmp_path / name) for name in ("a.pt", "b.pt", "c.pt")]
+    for path, classes in zip(paths, (("Left", ""), (), ("left", "right")), strict=True):
+        write(tmp_path / path, classes=classes, num_classes=3)
+    assert load_networks(paths, CPU).count == 3

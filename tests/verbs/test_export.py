@@ -96,6 +96,14 @@ def test_pt2_runs_without_vnet_fast(tmp_path, trained, run_verb, monkeypatch):
         assert "percentiles 0.5 and 99.5" in facts["normalisation"]
 
 
+@pytest.mark.parametrize("given", [str, Path, lambda path: [path]], ids=["text", "a path", "a list of paths"])
+def test_checkpoints_in_python(tmp_path, trained, monkeypatch, given):
+    path, _ = trained()
+    monkeypatch.setattr(network_file, "export", lambda model, task, output: output.write_text(f"{task.size}"))
+    assert export.main({"checkpoint": given(path), "output": tmp_path / "x.pt2"}) == 0
+    assert (tmp_path / "x.pt2").read_text() == f"{SIZE}"
+
+
 @pytest.mark.parametrize("topology", ["paper", pytest.param("caffe", marks=pytest.mark.exhaustive)])
 def test_onnx_gives_the_networks_logits(tmp_path, trained, run_verb, topology):
     needs_onnx()

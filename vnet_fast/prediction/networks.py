@@ -19,6 +19,8 @@ from vnet_fast.progress import note
 from vnet_fast.run import checkpoint
 from vnet_fast.run.folder import best_checkpoints
 
+AGREE = "Name checkpoints that agree in it"
+
 
 @dataclass(frozen=True)
 class Networks:
@@ -76,9 +78,11 @@ def load_networks(paths: Sequence[str], device: torch.device) -> Networks:
         device: where they go.
 
     Raises:
-        InputError: if one can't be used, or differs from the first in classes, channels, spacing or volume.
+        InputError: if one can't be used, or differs from the first in classes, channels, spacing or volume; or if two
+            give a class different names.
     """
     networks: list[VNet] = []
+    named: dict[int, tuple[str, str]] = {}
     held_out, tasks = [], []
     paths = checkpoint_files(paths)
     for path in paths:
@@ -86,6 +90,7 @@ def load_networks(paths: Sequence[str], device: torch.device) -> Networks:
         tasks.append(Task.of(content, path))
         network, device = build_network(content, path, device)
         _check_agreement(paths[0], (networks or [network])[0], tasks[0], path, network, tasks[-1])
+        _check_names(named, path, tasks[-1])
         networks.append(network)
         held_out.append({*content["validation"]})
     # if one did not fit on the GPU, all of them run on the CPU
@@ -109,7 +114,22 @@ def _check_agreement(first_path: str, first: VNet, first_task: Task, path: str, 
     ):
         if ours != theirs:
             cause = f"its {name} is {ours}, that of {first_path} is {theirs}"
-            raise InputError(path, cause, "Name checkpoints that agree in it")
+            raise InputError(path, cause, AGREE)
+
+
+def _check_names(named: dict[int, tuple[str, str]], path: str, task: Task) -> None:
+    """Raises an InputError if a class has another name in a network before, but for capital letters.
+
+    Args:
+        named: the first name of each class by label, and the checkpoint that has it; this one's are added.
+        path: of the checkpoint.
+        task: of its network.
+    """
+    for label, name in task.class_names.items():
+        other, first_path = named.setdefault(label, (name, path))
+        if name.casefold() != other.casefold():
+            cause = f"its class {label} is {name}, that of {first_path} is {other}"
+            raise InputError(path, cause, AGREE)
 
 
 def _names(task: Task) -> str:

@@ -1,7 +1,9 @@
 """Finds the volumes of a folder, and names their masks."""
 
+import importlib
 import importlib.util
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +35,56 @@ def _is_dicom(path: Path) -> bool:
         return file.read(PREAMBLE + 4)[PREAMBLE:] == b"DICM"
 
 
+def series_in(folder: Path) -> Sequence[str]:
+    """The series that MONAI finds in a folder, of which it reads the first one."""
+    itk: Any = importlib.import_module("itk")
+    # as in MONAI's ITKReader
+    found = itk.GDCMSeriesFileNames.New()
+    found.SetUseSeriesDetails(True)
+    found.AddSeriesRestriction("0008|0021")
+    found.SetDirectory(str(folder))
+    return tuple(found.GetSeriesUIDs())
+
+
+def _check_alone(folder: Path) -> None:
+    """Raises a ValueError if other volumes lie among DICOM slices, which would be left out."""
+    others = [path.name for path in sorted(folder.iterdir()) if name_of(path) and not path.name.startswith(".")]
+    if others:
+        cause = f"DICOM slices and {others[0]} in one folder"
+        raise ValueError(f"{folder}: {cause}. Give the series a folder of its own")
+
+
+def _check_readable(path: Path) -> None:
+    """Raises a ValueError unless MONAI reads a path, and a folder as one series."""
+    if path.name.lower().endswith(NIFTI) and not path.is_dir():
+        return
+    if importlib.util.find_spec("itk") is None:
+        raise ValueError(f"{path}: MONAI reads it with ITK, which is not installed. pip install itk")
+    count = len(series_in(path)) if path.is_dir() else 1
+    if count > 1:
+        raise ValueError(f"{path}: MONAI finds {count} DICOM series. Give each series a folder of its own")
+
+
 def find_images(folder: str, channels: int) -> list[dict[str, list[str]]]:
     """The files of the volumes in a folder, one, or one for each channel: CASE_0000, CASE_0001 and so on.
 
     A volume, or a channel, may also be a folder of DICOM slices, and so may the folder itself.
 
     Raises:
-        ValueError: if there are none, or a volume has other files than these, or ITK is needed and missing.
+        ValueError: if there are none; a volume has other files than these; a folder has slices and other volumes, or
+            slices of several series; or ITK is needed and missing.
     """
     # resolved, because `.` has no name
     whole = Path(folder).resolve()
     found: dict[str, list[tuple[int, Path]]] = {}
     for path in [whole] if is_series(whole) else sorted(Path(folder).iterdir()):
-        name = path.name if is_series(path) else name_of(path)
+        is_folder = is_series(path)
+        name = path.name if is_folder else name_of(path)
         if name is None or path.name.startswith(".") or name.endswith("_segmentation"):
             continue
-        if not path.name.lower().endswith(NIFTI) and importlib.util.find_spec("itk") is None:
-            raise ValueError(f"{path}: MONAI reads it with ITK, which is not installed. pip install itk")
+        if is_folder:
+            _check_alone(path)
+        _check_readable(path)
         case, number = _case_of(name, channels > 1)
         found.setdefault(case, []).append((number, path))
     if not found:

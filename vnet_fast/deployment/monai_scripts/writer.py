@@ -16,3 +16,10 @@ class MaskWriter(NibabelWriter):
         super().set_data_array(values, channel_dim=None, squeeze_end_dims=False, **kwargs)
         # the channel that MONAI appends
         self.data_obj = self.data_obj[..., 0]
+
+    def set_metadata(self, meta_dict: Any, resample: bool = True, **options: Any) -> None:
+        """Takes the affine as it is, because the mask is on its volume's grid; `resample` is passed over.
+
+        MONAI's writer would take x for the channels if the metadata says that the volume had an axis of channels.
+        """
+        _, self.affine, _ = self.get_meta_info(meta_dict)

@@ -4,7 +4,7 @@ import importlib
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,12 @@ from vnet_fast.deployment.standalone.volumes import Floats, Grid, InputError
 
 RUNTIMES = ("onnxruntime", "openvino")
 FORMAT = 2
+# what `pipeline.json` must have: itself, in `windows`, in each of `channels`, and in the `scaling` of one
+KEYS = (
+    "networks", "tta", "spacing", "size", "channels", "windows", "labels", "regions", "threshold", "label_of_regions"
+)  # fmt: skip
+WINDOW_KEYS, CHANNEL_KEYS = ("always", "overlap", "sigma"), ("percentiles", "scaling")
+SCALING_KEYS = ("low", "high", "mean", "deviation")
 EXPORT_AGAIN = "Export the folder again"
 # the axes along which a window is mirrored: none, and left to right
 NO_FLIP: tuple[tuple[int, ...], ...] = ((),)
@@ -29,11 +35,24 @@ def load_settings(path: Path) -> Settings:
     """What `pipeline.json` says about the network, its volumes and its masks."""
     try:
         settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        _check_keys(settings, ("format",), path)
         if settings["format"] != FORMAT:
             raise InputError(f"{path}: format {settings['format']}, and these programs read {FORMAT}. {EXPORT_AGAIN}")
+        _check_keys(settings, KEYS, path)
+        _check_keys(settings["windows"], WINDOW_KEYS, path)
+        for channel in settings["channels"]:
+            _check_keys(channel, CHANNEL_KEYS, path)
+            _check_keys(channel["scaling"] or SCALING_KEYS, SCALING_KEYS, path)
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(f"{path}: can't be read ({error}). {EXPORT_AGAIN}") from None
     return settings
+
+
+def _check_keys(part: Container[str], keys: Sequence[str], path: Path) -> None:
+    """Raises an InputError if a part of the settings has not all of these keys."""
+    missing = [key for key in keys if key not in part]
+    if missing:
+        raise InputError(f"{path}: has no {missing[0]}. {EXPORT_AGAIN}")
 
 
 def load_network(path: Path, runtime: str, size: Sequence[int]) -> Network:
@@ -79,7 +98,7 @@ def normalised(values: Floats, reference: Floats, channel: Settings) -> Floats:
     if inside.size == 0 or inside.min() == inside.max():
         raise ValueError("all voxels have the same value on the network's grid. Check that it is a scan")
     if channel["scaling"] is not None:
-        low, high, mean, deviation = (channel["scaling"][name] for name in ("low", "high", "mean", "deviation"))
+        low, high, mean, deviation = (channel["scaling"][name] for name in SCALING_KEYS)
         filled = np.where(np.isnan(values), np.nanmin(values), values)
         return np.asarray((np.clip(filled, low, high) - mean) / deviation, np.float32)
     foreground = inside[inside > inside.min()]

@@ -174,6 +174,10 @@ def _read_file(path: Path) -> sitk.Image:
 
 
 def _read_series(folder: Path) -> sitk.Image:
+    others = [path.name for path in sorted(folder.iterdir()) if suffix_of(path) and not path.name.startswith(".")]
+    if others:
+        cause = f"DICOM slices and {others[0]} in one folder"
+        raise InputError(f"{folder}: {cause}. Give the series a folder of its own, or name the file")
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if len(series) != 1:
         raise InputError(f"{folder}: has {len(series)} DICOM series. Give each one a folder of its own")
