@@ -203,11 +203,15 @@ def _gradients(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     return tuple(None if grad is None else grad.to(dtype) for grad, dtype in zip(grads, ctx.types, strict=True))
 
 
-def _of_norm_prelu(ctx: Any, grad_y: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _of_norm_prelu(ctx: Any, grad_y: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if grad_y is None:
+        return (None,) * len(ctx.needs_input_grad)
     return *_gradients(ctx, grad_y), None, None, None
 
 
-def _of_join(ctx: Any, grad_joined: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _of_join(ctx: Any, grad_joined: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if grad_joined is None:
+        return (None,) * len(ctx.needs_input_grad)
     channels = ctx.channels
     return *_gradients(ctx, grad_joined[:, :channels])[:4], grad_joined[:, channels:], None, None, None
 
