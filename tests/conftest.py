@@ -3,6 +3,7 @@
 import locale
 import os
 import re
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -23,6 +24,8 @@ if not torch.cuda.is_available():
 
 from vnet_fast import command_line, plotting, progress
 
+# of a process without runs; pytest-xdist's are asked to stop in another way
+HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 LOCALE = locale.setlocale(locale.LC_CTYPE)
 OFTEN_MISSING = ("SimpleITK", "monai", "onnx", "onnxruntime")
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -139,6 +142,16 @@ def quick_training(monkeypatch):
 def _own_cache(tmp_path, monkeypatch):
     """Tests never write to the user's cache of prepared volumes."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture(autouse=True)
+def _own_signals():
+    """A run of a command leaves its handlers of signals in place, because the process ends with it."""
+    for number, handler in HANDLERS.items():
+        signal.signal(number, handler)
+    yield
+    for number, handler in HANDLERS.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

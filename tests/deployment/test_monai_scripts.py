@@ -145,8 +145,9 @@ def test_cases_of_a_folder(tmp_path):
     ]
     meta = {"filename_or_obj": found[0]["image"][0]}
     assert cases.name_mask(meta, None) == {"subject": "A", "idx": None}
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no volumes"):
-        cases.find_images(str(tmp_path.parent), 2)
+        cases.find_images(str(tmp_path / "empty"), 2)
 
 
 @pytest.mark.parametrize(
