@@ -24,7 +24,7 @@ if not torch.cuda.is_available():
 
 from vnet_fast import command_line, plotting, progress
 
-# of a process without runs; pytest-xdist's are asked to stop in another way
+# of a process without runs
 HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 LOCALE = locale.setlocale(locale.LC_CTYPE)
 OFTEN_MISSING = ("SimpleITK", "monai", "onnx", "onnxruntime")
@@ -145,16 +145,6 @@ def _own_cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def _own_signals():
-    """A run of a command leaves its handlers of signals in place, because the process ends with it."""
-    for number, handler in HANDLERS.items():
-        signal.signal(number, handler)
-    yield
-    for number, handler in HANDLERS.items():
-        signal.signal(number, handler)
-
-
-@pytest.fixture(autouse=True)
 def _no_lines_of_slow_work(monkeypatch):
     """A command's output is the same on a slow machine, where some work takes ten seconds."""
     monkeypatch.setattr(progress, "SECONDS", 600.0)
@@ -171,11 +161,10 @@ def _restored_locale():
 
 
 @pytest.fixture(autouse=True)
-def _restored_signals():
-    """Training in this process handles SIGINT and SIGTERM; the next test starts without."""
-    import signal
-
-    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+def _own_signals():
+    """Training in this process handles signals, also in fixtures of whole modules; each test starts without."""
+    for number, handler in HANDLERS.items():
+        signal.signal(number, handler)
     yield
-    for number, handler in before:
+    for number, handler in HANDLERS.items():
         signal.signal(number, handler)
