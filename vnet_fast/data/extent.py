@@ -16,7 +16,7 @@ def exceed(prepared: Sequence[PreparedCase], size: Sequence[int]) -> bool:
     return any(_exceeds(case.covering_size, size) for case in prepared)
 
 
-def headers_exceed(cases: Sequence[Case], spacing: Sequence[float], size: Sequence[int]) -> bool | None:
+def headers_exceed(cases: Sequence[Case], spacing: Sequence[float], size: Sequence[int]) -> bool:
     """Whether volumes exceed the network's grid by the headers of their files, without their voxels.
 
     Args:
@@ -25,13 +25,13 @@ def headers_exceed(cases: Sequence[Case], spacing: Sequence[float], size: Sequen
         size: of the network's grid, voxels, x y z.
 
     Returns:
-        what `exceed` says of the prepared cases; None if there is no image library.
+        what `exceed` says of the prepared cases; False if there is no image library.
     """
     try:
         from vnet_fast.io.grid import covering_size_of
         from vnet_fast.io.volumes import read_grid
     except ModuleNotFoundError:
-        return None
+        return False
     for case in track(cases, "reading headers", "cases"):
         try:
             covering = covering_size_of(read_grid(case.image), spacing, size)

@@ -193,7 +193,7 @@ def _expects_patches(settings: DataSettings, cases: Sequence[Case], raw: Sequenc
     for whole in (True, False):
         if any(_cache_of(settings, whole, raw).holds(case) for case in cases[:1]):
             return whole
-    return bool(headers_exceed(cases, settings.spacing, settings.volume))
+    return headers_exceed(cases, settings.spacing, settings.volume)
 
 
 def _cache_of(settings: DataSettings, whole: bool, raw: Sequence[bool]) -> Cache:
