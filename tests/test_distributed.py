@@ -65,8 +65,11 @@ def test_two_processes_train_as_one_with_twice_the_batch(cases, tmp_path, run_ve
     # ours have other forms for batches of other sizes
     monkeypatch.setenv("VNET_FAST_CPU_CONV", "onednn")
     common = ["--data", cases, *TINY, "--iterations", 20, "--val-every", 10, "--clip", 0.1, "--ema", 0.9]
+    common += ["--spacing", "auto"]
     out, err = train_in_two(*common, "--batch-size", 1, "--output", tmp_path / "two")
     assert out.count("2 processes") == 1
+    # which is made before the processes know each other
+    assert out.count("plan:") == 1
     assert out.count("validation Dice 0.") == out.count("\niteration ") + 1
     assert "Traceback" not in err
     assert run_verb(train, *common, "--batch-size", 2, "--output", tmp_path / "one")[0] == 0

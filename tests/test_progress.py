@@ -64,6 +64,23 @@ def test_quiet_is_of_a_thread(often, capsys):
     assert capsys.readouterr() == ("a line\n", "warning: a warning\n")
 
 
+def test_silent_keeps_warnings_too(often, capsys):
+    with warnings.catch_warnings(record=True) as found, progress.silent():
+        warnings.simplefilter("always")
+        progress.say("a line")
+        progress.warn("a warning")
+        progress.note("a note")
+        with progress.quiet():
+            progress.warn("another")
+        for _ in progress.track(range(3), "counting", "numbers"):
+            time.sleep(0.1)
+    assert not found
+    assert capsys.readouterr() == ("", "")
+    with progress.silent(False):
+        progress.say("a line")
+    assert capsys.readouterr().out == "a line\n"
+
+
 def test_threads_that_read_cases_are_as_quiet_as_their_caller(capsys):
     cases = [Case(f"case{number}", Path("image"), Path("mask")) for number in range(20)]
     with warnings.catch_warnings(record=True) as found, progress.quiet():

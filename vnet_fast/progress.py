@@ -2,7 +2,8 @@
 stderr every ten seconds.
 
 The lines come from a thread, so that they also come in the middle of a step that takes long. Within `quiet` nothing
-is printed, and what the user has to know is a warning of Python's.
+is printed, and what the user has to know is a warning of Python's. Within `silent` not even that: of several processes
+that train together, the first one speaks.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ T = TypeVar("T")
 SECONDS = 10.0
 # of this thread, and of those that get a copy of its context
 _is_quiet: contextvars.ContextVar[bool] = contextvars.ContextVar("quiet", default=False)
+_is_silent: contextvars.ContextVar[bool] = contextvars.ContextVar("silent", default=False)
 
 
 @contextlib.contextmanager
@@ -35,30 +37,46 @@ def quiet(wanted: bool = True) -> Iterator[None]:
         _is_quiet.reset(token)
 
 
+@contextlib.contextmanager
+def silent(wanted: bool = True) -> Iterator[None]:
+    """Says nothing at all while the block runs, as another process says it; does nothing unless that is wanted."""
+    token = _is_silent.set(wanted or _is_silent.get())
+    try:
+        yield
+    finally:
+        _is_silent.reset(token)
+
+
+def _prints() -> bool:
+    return not (_is_quiet.get() or _is_silent.get())
+
+
 def say(text: str) -> None:
     """Prints a line on stdout."""
-    if not _is_quiet.get():
+    if _prints():
         print(text, flush=True)
 
 
 def warn(text: str) -> None:
     """Prints a warning on stderr."""
-    if _is_quiet.get():
-        _warn_by_python(text)
-    else:
+    if _prints():
         print(f"warning: {text}", file=sys.stderr)
+    else:
+        _warn_by_python(text)
 
 
 def note(text: str) -> None:
     """Prints a line about something unexpected on stdout, above the bars of a terminal."""
-    if _is_quiet.get():
-        _warn_by_python(text)
-    else:
+    if _prints():
         tqdm.write(text)
+    else:
+        _warn_by_python(text)
 
 
 def _warn_by_python(text: str) -> None:
-    """Warns about the line of the program that called this package."""
+    """Warns about the line of the program that called this package, unless another process does."""
+    if _is_silent.get():
+        return
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("vnet_fast."):
         level, frame = level + 1, frame.f_back
@@ -67,7 +85,7 @@ def _warn_by_python(text: str) -> None:
 
 def shows_bar() -> bool:
     """Whether progress is a bar on a terminal, and not lines."""
-    return not _is_quiet.get() and sys.stderr.isatty()
+    return _prints() and sys.stderr.isatty()
 
 
 @dataclass
@@ -149,7 +167,7 @@ def working(description: str, total: int | None = None, unit: str = "", done: in
         the Work, whose `done` the block increases.
     """
     work = Work(description, total, unit, done)
-    if _is_quiet.get() or shows_bar():
+    if not _prints() or shows_bar():
         yield work
         return
     _lines.begin(work)

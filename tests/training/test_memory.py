@@ -5,8 +5,9 @@ import torch
 
 from vnet_fast import devices
 from vnet_fast.devices import is_out_of_memory
+from vnet_fast.run.configuration import Config
 from vnet_fast.training import memory
-from vnet_fast.training.memory import largest_fitting_batch
+from vnet_fast.training.memory import largest_fitting_batch, out_of_memory_error
 
 
 class Limited(torch.nn.Module):
@@ -48,6 +49,14 @@ def test_what_fits_is_found_by_trying(volumes, expected):
     assert largest_fitting_batch(model, loss, None, 4, shape) == expected
     assert model.weight.grad is None
     assert all(batch < 4 for batch, *_ in model.tried)
+
+
+def test_a_run_that_starts_from_another_is_not_told_to_be_narrower():
+    for init, expected in ((None, "or --base-channels below 16"), ("best.pt", "which fits")):
+        config = Config(data="DIR", init=init, batch_size=2, volume=(128, 128, 64))
+        error = out_of_memory_error(config, Limited(64 * 128 * 128), loss, None, search=True)
+        assert error.remedy.startswith("Give --batch-size 1")
+        assert error.remedy.endswith(expected)
 
 
 def test_other_errors_are_not_taken_for_it():

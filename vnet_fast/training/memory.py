@@ -58,12 +58,14 @@ def out_of_memory_error(
         return InputError(device, cause, "Give a smaller --batch-size or --volume")
     fitting = largest_fitting_batch(model, loss, autocast, config.batch_size, config.shape)
     if fitting is None:
-        return InputError(device, cause, "Give a smaller --base-channels")
+        return InputError(device, cause, f"Give {'another --init' if config.init else 'a smaller --base-channels'}")
     batch_size, shape = fitting
     options = f"--batch-size {batch_size}"
     if shape != config.shape:
         options += f" --volume {' '.join(map(str, reversed(shape)))}"
-    return InputError(device, cause, f"Give {options}, which fits, or --base-channels below {config.base_channels}")
+    # a run that starts from another one has its channels
+    narrower = "" if config.init else f", or --base-channels below {config.base_channels}"
+    return InputError(device, cause, f"Give {options}, which fits{narrower}")
 
 
 def largest_fitting_batch(
