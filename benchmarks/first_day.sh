@@ -18,7 +18,7 @@ folder=${1:-benchmarks/results/first_day}
 shift $(($# ? 1 : 0))
 python=${PYTHON:-python}
 limit=${LIMIT:-540}
-all=(doctor step layers inference tests kernels training peers compiled promise12)
+all=(doctor step fast layers inference tests kernels training peers compiled promise12)
 parts=("${@:-${all[@]}}")
 mkdir -p "$folder" || exit 2
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
@@ -42,6 +42,7 @@ part_kernels() { benchmark kernels benchmarks/bench_dice.py benchmarks/bench_dic
 # The paper's batch of 2 first, of all providers in one run; cuDNN's search takes the others half a minute each. A slow
 # compiler of another provider costs only its own part.
 part_step() { benchmark step benchmarks/bench_step.py -k "2- and not compile"; }
+part_fast() { benchmark fast benchmarks/bench_fast.py; }
 part_peers() { benchmark peers benchmarks/bench_step.py -k "not 2- and not compile"; }
 part_compiled() { benchmark compiled benchmarks/bench_step.py -k compile; }
 part_training() { benchmark training benchmarks/bench_training.py; }

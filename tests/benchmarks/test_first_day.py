@@ -76,4 +76,4 @@ def test_training_takes_the_data_and_is_resumed(first_day, tmp_path):
 def test_an_unknown_part_is_one_line(first_day):
     code, out, calls = first_day("nonsense")
     assert (code, calls) == (2, [])
-    assert out.startswith("error: nonsense: no such part. Choose from doctor step layers")
+    assert out.startswith("error: nonsense: no such part. Choose from doctor step fast layers")
