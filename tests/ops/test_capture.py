@@ -129,6 +129,9 @@ class Graph:
             self.cuda.release(self.pool)
             self.holds_pool = False
 
+    def replay(self):
+        assert self.ended
+
     def __del__(self):
         self.reset()
 

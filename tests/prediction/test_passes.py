@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.ops.test_capture import assert_clean, cuda
 from tests.prediction.fake_graphs import Graph, graphs
 from vnet_fast import VNet
 from vnet_fast.nn.convolution import Convolution
@@ -24,7 +25,7 @@ from vnet_fast.prediction.inference import LEFT_RIGHT, NO_FLIP, predict_probabil
 from vnet_fast.prediction.passes import EAGER_PASSES, Passes
 from vnet_fast.training.weight_average import WeightAverage
 
-__all__ = ["graphs"]
+__all__ = ["cuda", "graphs"]
 ROOT = Path(__file__).resolve().parents[2]
 CUDA = torch.device("cuda")
 SHAPE = (16, 16, 16)
@@ -340,6 +341,32 @@ def test_a_network_is_not_kept(graphs):
     del model
     gc.collect()
     assert network() is None
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["released", "failed"])
+def test_the_books_of_the_allocator_are_settled(cuda, monkeypatch, fails):
+    """With the graphs and pools of PyTorch's versions, in the place of captures that always work."""
+    model, ours = vnet(), Passes()
+    monkeypatch.setattr(passes, "_may_capture", lambda x: True)
+    monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)
+
+    def function(x):
+        cuda.allocate()
+        if fails and cuda.capturing:
+            cuda.is_invalid = True
+            raise NOT_PERMITTED
+        return (x + 1,)
+
+    for _ in range(5):
+        ours(function, model, image(), None)
+    assert ours.captured != fails
+    if not fails:
+        # of the graph alone
+        torch.cuda.empty_cache()
+        assert list(cuda.shares.values()) == [1]
+    ours.release()
+    cuda.blocks.pop(None)
+    assert_clean(cuda)
 
 
 def test_threads_get_the_bits_of_one(graphs, monkeypatch):

@@ -128,6 +128,15 @@ def test_validation_replays_a_graph_and_keeps_none(prepared, graphs, window, rep
             model.head.weight.neg_()
 
 
+def test_a_graph_is_freed_before_all_labels_are_together(prepared, graphs, monkeypatch):
+    """On a device that training fills, they need its memory."""
+    ours, stack, captured = Passes(), torch.stack, []
+    monkeypatch.setattr(torch, "stack", lambda tensors: (captured.append(ours.captured), stack(tensors))[1])
+    validate(VNet(base_channels=1, levels=2), prepared, 2, passes=ours)
+    assert len(graphs) == 1
+    assert captured == [False]
+
+
 def test_a_failed_capture_is_said_in_one_of_several_validations(prepared, graphs, capsys):
     model, ours = VNet(base_channels=1, levels=2), Passes()
     graphs.error = RuntimeError("not permitted")
