@@ -20,6 +20,7 @@ from benchmarks.providers import (
     COMPILED_ON_CPU,
     EAGER,
     FASTEST,
+    GRAPH,
     OTHER_PROGRAMS,
     Beside,
     check_logits,
@@ -32,15 +33,18 @@ from benchmarks.providers import (
 from benchmarks.volumes import SPACING
 from vnet_fast.data.phantom import phantom
 from vnet_fast.devices import keep_freed_memory
+from vnet_fast.prediction.passes import EAGER_PASSES, Passes
 from vnet_fast.prediction.task import Task
 
 BATCHES = (1, 2)
-PROVIDERS = EAGER if ON_GPU else {**EAGER, **OTHER_PROGRAMS, **COMPILED_ON_CPU}
+PROVIDERS = {**EAGER, **GRAPH, **({} if ON_GPU else {**OTHER_PROGRAMS, **COMPILED_ON_CPU})}
 LATENCY = "latency, ms"
 FILE_PROVIDERS = {
     BASELINE: EAGER[BASELINE],
     "vnet_fast": EAGER["vnet_fast, float32"],
     "vnet_fast, --amp": EAGER["vnet_fast, AMP"],
+    # of several volumes, as the command predicts them
+    "vnet_fast, --amp, graph": GRAPH["vnet_fast, AMP, graph"],
 }
 if not ON_GPU:
     FILE_PROVIDERS |= OTHER_PROGRAMS
@@ -75,7 +79,7 @@ def bench_inference(benchmark, batch, name):
         cells |= {
             LATENCY: 1e3 * seconds,
             "volumes/s": batch / seconds,
-            "extra memory, GB": peak_memory(lambda: predict(image)) / 1e9 if ON_GPU else None,
+            "extra memory, GB": peak_memory(lambda: predict(image)) / 1e9 if ON_GPU and not provider.graph else None,
             **limit_cells(provider, seconds, least),
             "times plain float32": beside.ratio(seconds, 1),
         }
@@ -105,14 +109,16 @@ def bench_files(benchmark, volume_file, name):
     with tables.failure_as_row("files", cells, LATENCY, provider.ours):
         keep_freed_memory(provider.ours)
         model = provider.model()
-        target = volume_file.with_name("mask.mhd")
+        target, passes = volume_file.with_name("mask.mhd"), Passes(provider.graph)
 
         def run():
-            result = segment(model, volume_file, Task(SPACING, SIZE), provider.autocast)
+            result = segment(model, volume_file, Task(SPACING, SIZE), provider.autocast, passes=passes)
             result.write_mask(target)
             return result.network_probabilities
 
-        probabilities = run()
+        for _ in range(EAGER_PASSES + 1 if provider.graph else 1):
+            probabilities = run()
+        assert passes.captured == provider.graph
         assert probabilities.shape[1:] == SHAPE
         assert math.isclose(probabilities.sum(0).mean(), 1, rel_tol=1e-4)
         seconds = time_of(benchmark, run, FILE_ROUNDS).median

@@ -20,6 +20,7 @@ from benchmarks.providers import (
     COMPILED_ON_CPU,
     EAGER,
     FASTEST,
+    GRAPH,
     Beside,
     Provider,
     check_logits,
@@ -32,7 +33,7 @@ from vnet_fast.devices import keep_freed_memory
 
 BATCHES = (1, 2, 4) if ON_GPU else (1,)
 if ON_GPU:
-    EAGER = {**EAGER, "vnet_fast, AMP, graph": Provider("vnet_fast", amp=True, graph=True)}
+    EAGER = {**EAGER, **GRAPH}
     COMPILED = {
         f"plain PyTorch, AMP, channels-last, torch.compile {mode}": Provider(
             "plain", amp=True, channels_last=True, compiled=mode

@@ -72,6 +72,9 @@ class Config:
         None, "mixed precision; --amp alone means auto (default: auto on a GPU, off on a CPU)", nargs="?", const="auto",
         choices=("auto", "bf16", "fp16", "off"),
     )  # fmt: skip
+    no_graph: bool = option(
+        False, "launch the kernels of the network one by one, not as a CUDA graph", action="store_true"
+    )
     device: str = option("auto", "device to predict on", choices=DEVICES)
 
 
@@ -97,7 +100,8 @@ def main(given: dict[str, Any]) -> int:
     sweep_unfinished(folder)
     if os.path.isdir(config.output) and not as_dicom:
         write_descriptions(folder, task.label_names)
-    segmenter = Segmenter(networks, config.amp, config.overlap, config.tta, config.all_components)
+    how = config.amp, config.overlap, config.tta, config.all_components, not config.no_graph
+    segmenter = Segmenter(networks, *how)
     together = f", {networks.count} networks averaged" if networks.count > 1 else ""
     print(f"device: {device_name(networks.device)}, {segmenter.precision}{description(networks.device)}{together}")
     segment_one: Callable[[Sequence[Path]], Segmentation] = segmenter.segmentation_of

@@ -4,7 +4,11 @@ import pytest
 import torch
 
 from benchmarks import measure, providers, runtimes
-from benchmarks.providers import OTHER_PROGRAMS, TIMES_DIRECT, Beside, Provider, limit_cells
+from benchmarks.providers import GRAPH, OTHER_PROGRAMS, TIMES_DIRECT, Beside, Provider, limit_cells, predictor_of
+from tests.prediction.fake_graphs import graphs
+from vnet_fast import VNet
+
+__all__ = ["graphs"]
 
 
 class Fixture:
@@ -51,6 +55,29 @@ def test_times_are_compared_with_the_direct_limit_where_products_are_saved(monke
     assert limit_cells(Provider("vnet_fast"), 0.5, 1.0) == {"floor, ms": 1e3, TIMES_DIRECT: 2.0}
     monkeypatch.setattr(providers.cpu_convolution_choice, "kernels_run", lambda: False)
     assert "share of floor, %" in limit_cells(Provider("vnet_fast"), 2.0, 1.0)
+
+
+def test_the_forward_pass_of_a_graph_is_a_replay(graphs):
+    (provider,) = GRAPH.values()
+    model, images = VNet(base_channels=1), torch.randn(3, 1, 1, 16, 16, 16).to(measure.DEVICE)
+    model.to(measure.DEVICE)
+    predict = predictor_of(provider, model)
+    for calls, image in enumerate(images, start=1):
+        torch.testing.assert_close(predict(image), predictor_of(Provider("vnet_fast", amp=True), model)(image))
+        assert graphs.replays == [calls]
+
+
+def test_a_forward_pass_that_is_not_captured_is_not_timed(graphs):
+    graphs.error = RuntimeError("not permitted")
+    predict = predictor_of(Provider("vnet_fast", graph=True), VNet(base_channels=1).to(measure.DEVICE))
+    with pytest.raises(AssertionError, match="its forward pass is not captured"):
+        predict(torch.zeros(1, 1, 16, 16, 16, device=measure.DEVICE))
+
+
+@pytest.mark.skipif(measure.ON_GPU, reason="there is a CUDA device")
+def test_a_graph_is_skipped_without_a_gpu():
+    with pytest.raises(pytest.skip.Exception, match="needs a CUDA device"):
+        next(iter(GRAPH.values())).require()
 
 
 @pytest.mark.exhaustive

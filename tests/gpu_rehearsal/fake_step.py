@@ -35,8 +35,9 @@ from vnet_fast.ops.augment import augment
 from vnet_fast.ops.patches import patches
 from vnet_fast.ops.transform import transform
 from vnet_fast.ops.transform_rows import FIELDS
-from vnet_fast.prediction import inference
+from vnet_fast.prediction import inference, passes
 from vnet_fast.prediction.inference import LEFT_RIGHT, Attempt
+from vnet_fast.prediction.passes import EAGER_PASSES, Passes
 from vnet_fast.run import configuration
 from vnet_fast.training.draws import BatchSampler
 from vnet_fast.training.optimizer import make_optimizer
@@ -132,6 +133,15 @@ CONFIGURATIONS = {
         Configuration(base_channels=1, classes=5, shape=(32, 16, 48), batch=3),
     )
 }
+
+# of which a captured window is logged
+WINDOWS = (
+    Configuration(),
+    Configuration(precision="float32"),
+    Configuration(rewrites=True),
+    Configuration(norm="batch"),
+    Configuration("caffe", norm="instance", in_channels=3, classes=4, shape=(35, 50, 33)),
+)
 
 
 def step_of(configuration):
@@ -237,6 +247,23 @@ def log_of_prediction(collected, shape, window):
     return log
 
 
+def log_of_captured_window(configuration):
+    """The log of the pass over a window, and the same mirrored, as it is captured and replayed after eager ones."""
+    with fake_cuda(configuration.rewrites):
+        model, ours = put_on_device(configuration.model()).eval(), Passes()
+        window = torch.empty((1, configuration.in_channels, *configuration.shape), device=CUDA)
+        predict = partial(inference._predict_window, model, PRECISIONS[configuration.precision], LEFT_RIGHT, False)
+        for _ in range(EAGER_PASSES):
+            with OperatorLog().recording():
+                ours(predict, model, window, None)
+        graph = mock.Mock()
+        capture = mock.patch.object(passes, "captured", lambda function: (graph, function()))
+        with capture, OperatorLog().recording() as log:
+            ours(predict, model, window, None)
+        log.findings += ["it was not replayed"] * (graph.replay.call_count != 1)
+    return log
+
+
 def _are_finite(largest):
     """Reads back what `check_finite` reads back, and finds nothing wrong."""
     bool(torch.isfinite(torch.stack(largest)).all())
@@ -254,6 +281,7 @@ LOGS = {
     "prediction in one piece": partial(log_of_prediction, CUDA, SHAPE, SHAPE),
     "prediction in windows": partial(log_of_prediction, CUDA, (80, 128, 128), SHAPE),
     "prediction in windows, collected on the host": partial(log_of_prediction, HOST, (80, 128, 128), SHAPE),
+    **{f"captured window: {form}": partial(log_of_captured_window, form) for form in WINDOWS},
 }
 
 

@@ -23,6 +23,10 @@ COPIES = {
     "step: shape (35, 50, 33)": "the gradient of a crop is contiguous",
     "step: in_channels 3, classes 4, resident False": "the image is contiguous",
 }
+CAPTURED = (
+    "paper, bf16, dice, sgd", "precision float32", "rewrites True", "norm batch",
+    "caffe, shape (35, 50, 33), in_channels 3, classes 4, norm instance",
+)  # fmt: skip
 # what the loss of a step becomes, and what has to be found, or that PyTorch refuses it
 SPOILED = {
     "loss(logits, target) * (1 + 0 * logits.sum().item())": "_local_scalar_dense: the host waits for the device",
@@ -99,6 +103,14 @@ def test_a_captured_step_waits_for_nothing_and_copies_no_volume():
     assert found.keys() == COPIES.keys()
     for findings in found.values():
         assert all("is not channels-last" in finding or "into the layout" in finding for finding in findings)
+
+
+def test_a_captured_window_waits_for_nothing():
+    found = {name: kept["findings"] for name, kept in OPERATORS.items() if name.startswith("captured window")}
+    assert found.keys() == {f"captured window: {form}" for form in CAPTURED}
+    assert found[f"captured window: {CAPTURED[0]}"] == []
+    # rewritten weights, and volumes of several channels, which come in another layout
+    assert all("into the layout of" in finding for findings in found.values() for finding in findings)
 
 
 def test_launches_of_a_step():

@@ -11,10 +11,12 @@ import SimpleITK as sitk
 import torch
 
 from tests.interface.conftest import image_of, read
+from tests.prediction.fake_graphs import graphs
 from tests.volumes import write_case
 from vnet_fast import InputError, Segmenter, predict
 from vnet_fast.io.grid import Grid
 
+__all__ = ["graphs"]
 OBLIQUE = (0.96, -0.28, 0.0, 0.28, 0.96, 0.0, 0.0, 0.0, 1.0)
 
 
@@ -130,6 +132,28 @@ def test_the_network_is_used_by_one_thread_at_a_time(case, segmenter, monkeypatc
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(segmenter, [case[0]] * 8))
     assert most == [1] * 8
+
+
+def test_volumes_share_a_graph(tmp_path, random_network, graphs):
+    paths = [write_case(tmp_path, f"case{index}", seed=index)[0] for index in range(5)]
+    checkpoint = random_network(network={"norm": "batch"})
+    eager, segment = (Segmenter.load(checkpoint, device="cpu", tta=True, graph=wanted) for wanted in (False, True))
+    expected = [eager(path).probabilities for path in paths]
+    assert graphs == []
+    for path, probabilities in zip(paths, expected, strict=True):
+        np.testing.assert_array_equal(segment(path).probabilities, probabilities)
+    assert graphs.replays == [3]
+
+
+def test_a_graph_that_can_not_be_captured_is_a_warning(case, trained, graphs):
+    graphs.error = RuntimeError("operation not permitted")
+    segment = Segmenter.load(trained, device="cpu")
+    with pytest.warns(
+        UserWarning, match=r"case.nii.gz: no CUDA graph of the network.*: operation not permitted"
+    ) as found:
+        results = [segment(case[0]) for _ in range(4)]
+    assert len(found) == 1
+    np.testing.assert_array_equal(results[2].probabilities, results[0].probabilities)
 
 
 def test_nothing_is_printed(case, trained, capfd):

@@ -6,6 +6,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from tests.prediction.fake_graphs import graphs
 from tests.volumes import make_image
 from vnet_fast import VNet, predict
 from vnet_fast.data.phantom import phantoms
@@ -17,6 +18,7 @@ from vnet_fast.run import checkpoint
 from vnet_fast.run.configuration import ALL, Config
 from vnet_fast.run.folder import fold_folder, write_config
 
+__all__ = ["graphs"]
 VOLUME, SPACING = (16, 16, 16), (1.5, 1.5, 2.0)
 NAMES = [f"Case{index:02d}" for index in range(6)]
 
@@ -115,6 +117,14 @@ def test_only_what_is_not_there_is_predicted_again(run, segmented, change, again
     change(run)
     held_out.held_out(run, "cpu")
     assert segmented == again
+
+
+@pytest.mark.parametrize(("no_graph", "captured"), [(False, 1), (True, 0)], ids=["a graph", "none"])
+def test_the_cases_share_a_graph(run, graphs, no_graph, captured):
+    save_best(run, 0, ["Case00", "Case01", "Case02", "Case04"])
+    change_config(run, no_graph=no_graph)
+    held_out.held_out(run, "cpu")
+    assert len(graphs) == captured
 
 
 def test_a_kill_leaves_only_whole_predictions_that_count(run, segmented, monkeypatch):

@@ -1,3 +1,4 @@
+import contextlib
 import math
 from dataclasses import replace
 
@@ -5,14 +6,18 @@ import numpy as np
 import pytest
 import torch
 
+from tests.prediction.fake_graphs import graphs
 from vnet_fast import VNet
 from vnet_fast.averages import mean_dice
 from vnet_fast.data.phantom import phantoms
 from vnet_fast.evaluation.metrics import dice_per_class
 from vnet_fast.prediction.components import largest_components
 from vnet_fast.prediction.inference import predict_probabilities
+from vnet_fast.prediction.passes import Passes
 from vnet_fast.training.validation import Best, interval, validate
+from vnet_fast.training.weight_average import WeightAverage
 
+__all__ = ["graphs"]
 SIZE = (32, 32, 16)
 
 
@@ -100,3 +105,41 @@ def test_a_class_in_neither_mask_is_not_rated(prepared):
 )
 def test_validations_take_a_fiftieth_of_the_time(iterations, batch_size, cases, every):
     assert interval(iterations, batch_size, cases) == every
+
+
+@pytest.mark.parametrize(("window", "replays"), [(None, [3]), ((16, 16, 32), [13])], ids=["at once", "in windows"])
+def test_validation_replays_a_graph_and_keeps_none(prepared, graphs, window, replays):
+    """Also of averaged weights, which training swaps, and after an update in place."""
+    torch.manual_seed(0)
+    model, ours, cases = VNet(base_channels=1, levels=2, norm="batch"), Passes(), [*prepared, *prepared[:2]]
+    graphs.models, averaged = [model], WeightAverage(model, 0.5)
+    for value in averaged.values.values():
+        value.mul_(1.25)
+    for _ in range(2):
+        for context in (averaged.in_use(), contextlib.nullcontext()):
+            with context:
+                expected = validate(model, cases, 3, window=window, passes=Passes(graph=False))
+                assert graphs.replays == []
+                np.testing.assert_equal(validate(model, cases, 3, window=window, passes=ours), expected)
+                assert not ours.captured
+                assert graphs.replays == replays
+                graphs.clear()
+        with torch.no_grad():
+            model.head.weight.neg_()
+
+
+def test_a_graph_is_freed_before_all_labels_are_together(prepared, graphs, monkeypatch):
+    """On a device that training fills, they need its memory."""
+    ours, stack, captured = Passes(), torch.stack, []
+    monkeypatch.setattr(torch, "stack", lambda tensors: (captured.append(ours.captured), stack(tensors))[1])
+    validate(VNet(base_channels=1, levels=2), prepared, 2, passes=ours)
+    assert len(graphs) == 1
+    assert captured == [False]
+
+
+def test_a_failed_capture_is_said_in_one_of_several_validations(prepared, graphs, capsys):
+    model, ours = VNet(base_channels=1, levels=2), Passes()
+    graphs.error = RuntimeError("not permitted")
+    first, second = (validate(model, prepared, 2, passes=ours) for _ in range(2))
+    assert first == second
+    assert capsys.readouterr().out == "no CUDA graph of the network, which runs eagerly: not permitted\n"

@@ -5,6 +5,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from tests.prediction.fake_graphs import graphs
 from tests.volumes import make_image, write_case
 from vnet_fast import VNet, evaluate, predict
 from vnet_fast.io import volumes
@@ -12,6 +13,7 @@ from vnet_fast.io.grid import Grid
 from vnet_fast.prediction import networks, segmentation
 from vnet_fast.run import checkpoint
 
+__all__ = ["graphs"]
 OBLIQUE = (0.96, -0.28, 0.0, 0.28, 0.96, 0.0, 0.0, 0.0, 1.0)
 
 
@@ -152,6 +154,12 @@ def test_amp_reaches_the_network(cases, tmp_path, run_verb, trained, monkeypatch
     )
     assert run(run_verb, trained, cases / "Case00.mhd", tmp_path / "out", *message)[0] == 0
     assert seen == [dtype]
+
+
+@pytest.mark.parametrize(("option", "captured"), [((), 1), (("--no-graph",), 0)], ids=["a graph", "none"])
+def test_volumes_share_a_graph(cases, tmp_path, run_verb, trained, graphs, option, captured):
+    assert run(run_verb, trained, cases, tmp_path / "out", *option)[0] == 0
+    assert len(graphs) == captured
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,7 +14,9 @@ from vnet_fast.interface.result import Result
 from vnet_fast.interface.volumes import Volume, read
 from vnet_fast.prediction.inference import LEFT_RIGHT, NO_FLIP, OVERLAP
 from vnet_fast.prediction.networks import Networks, load_networks
+from vnet_fast.prediction.passes import Passes
 from vnet_fast.prediction.segmentation import Segmentation, segment, segment_images
+from vnet_fast.prediction.task import Task
 from vnet_fast.progress import quiet, warn
 
 PRECISIONS = (None, "auto", "bf16", "fp16", "off")
@@ -32,6 +35,7 @@ class Segmenter:
             predicted, unless the network was trained on patches.
         tta: whether to average with the prediction of the volume mirrored left to right, which takes twice the time.
         all_components: whether masks keep all connected components, and not only the largest one of each class.
+        graph: whether a GPU may replay the network's kernels as one CUDA graph, which keeps the memory of a pass.
 
     Raises:
         ValueError: if an argument has a value that it can't have.
@@ -44,6 +48,7 @@ class Segmenter:
         overlap: float | None = None,
         tta: bool = False,
         all_components: bool = False,
+        graph: bool = True,
     ) -> None:
         if amp not in PRECISIONS:
             raise ValueError(f"amp must be one of {', '.join(map(str, PRECISIONS))}; got {amp!r}")
@@ -52,6 +57,7 @@ class Segmenter:
         self.networks, self.overlap, self.all_components = networks, overlap, all_components
         self.autocast, self.precision = choose_precision(amp, networks.device)
         self.flips = LEFT_RIGHT if tta else NO_FLIP
+        self._passes = Passes(graph)
         # The network may move to the CPU if a GPU's memory is short, and its convolutions are timed when they are first
         # met, where two threads could choose different ones.
         self._network_in_use = threading.Lock()
@@ -66,6 +72,7 @@ class Segmenter:
         overlap: float | None = None,
         tta: bool = False,
         all_components: bool = False,
+        graph: bool = True,
     ) -> "Segmenter":
         """Loads the networks of checkpoints.
 
@@ -73,7 +80,7 @@ class Segmenter:
             checkpoints: `best.pt` or `last.pt` of a run, or the folder of a run or of a cross-validation, whose folds
                 are averaged; or several of these.
             device: `auto`, `cpu`, `cuda`, `mps` or `xpu`.
-            amp, overlap, tta, all_components: see the class.
+            amp, overlap, tta, all_components, graph: see the class.
 
         Raises:
             InputError: if a checkpoint can't be used or differs from the first in classes, channels or grid, or there
@@ -85,7 +92,7 @@ class Segmenter:
             raise ValueError("checkpoints must name at least one")
         with quiet():
             networks = load_networks([os.fspath(path) for path in paths], find_device(device))
-        return cls(networks, amp, overlap, tta, all_components)
+        return cls(networks, amp, overlap, tta, all_components, graph)
 
     def __call__(self, volume: Volume, spacing: Sequence[float] | None = None) -> Result:
         """Segments a volume.
@@ -107,9 +114,8 @@ class Segmenter:
         with quiet():
             channels = read(volume, spacing, self.networks.task.channels)
             with self._network_in_use:
-                how = self.networks.task, self.autocast, self.overlap
                 model, images, names = self.networks.model, channels.images, channels.names
-                segmentation = segment_images(model, images, names, *how, flips=self.flips)
+                segmentation = segment_images(model, images, names, *self._how, **self._options)
             if segmentation.is_larger and not self._covers:
                 warn(f"{channels.names[0]}: {self.larger.replace('--', '')}")
             return Result(segmentation, channels.images[0], channels.files, self.all_components)
@@ -120,8 +126,15 @@ class Segmenter:
         Raises:
             InputError: see `vnet_fast.prediction.segmentation.segment`.
         """
-        task = self.networks.task
-        return segment(self.networks.model, files, task, self.autocast, self.overlap, flips=self.flips)
+        return segment(self.networks.model, files, *self._how, **self._options)
+
+    @property
+    def _how(self) -> tuple[Task, torch.dtype | None, float | None]:
+        return self.networks.task, self.autocast, self.overlap
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"flips": self.flips, "passes": self._passes}
 
     @property
     def _covers(self) -> bool:

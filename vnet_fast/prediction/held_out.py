@@ -19,6 +19,7 @@ from vnet_fast.io import formats, writing
 from vnet_fast.io.grid import Grid
 from vnet_fast.io.probabilities import probability_file
 from vnet_fast.prediction.networks import build_network
+from vnet_fast.prediction.passes import Passes
 from vnet_fast.prediction.plan import output_suffix
 from vnet_fast.prediction.record import Record
 from vnet_fast.prediction.segmentation import segment
@@ -179,7 +180,7 @@ def _predict_cases(
     made_by = {case.name: network | {"image": _stamp(case.images)} for case in results}
     missing = _find_missing(results, made_by, record, path.parent / PREDICTION_FOLDER, outputs)
     if missing:
-        predicted = _predict(missing, content, path, config.amp, device, interrupted, probabilities)
+        predicted = _predict(missing, content, path, config, device, interrupted, probabilities)
         for case in track(predicted, "predicting", "volumes", len(missing)):
             for file in case.files(outputs):
                 record.add(file, made_by[case.name])
@@ -190,21 +191,21 @@ def _predict(
     missing: Sequence[HeldOut],
     content: dict[str, Any],
     path: Path,
-    amp: str | None,
+    config: Config,
     device: torch.device,
     interrupted: Callable[[], bool],
     probabilities: bool,
 ) -> Iterator[HeldOut]:
     """Predicts cases and yields those that are written; at last raises the InputErrors of the others."""
     model, device = build_network(content, path, device)
-    autocast, precision = choose_precision(amp, device)
+    autocast, precision = choose_precision(config.amp, device)
     say(f"predicting {len(missing)} cases held out by {path}: {device_name(device)}, {precision}")
-    task, errors = Task.of(content, path), []
+    task, errors, passes = Task.of(content, path), [], Passes(not config.no_graph)
     for case in missing:
         if interrupted():
             raise KeyboardInterrupt
         try:
-            result = segment(model, case.images, task, autocast)
+            result = segment(model, case.images, task, autocast, passes=passes)
             if probabilities:
                 result.write_probabilities(case.prediction)
             result.write_mask(case.prediction)

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from vnet_fast.devices import HOST, free_memory, is_out_of_memory, mixed_precision
 from vnet_fast.errors import InputError
 from vnet_fast.prediction import windows
+from vnet_fast.prediction.passes import Passes
 
 OVERLAP = 0.5
 NO_FLIP: list[tuple[int, ...]] = [()]
@@ -49,6 +51,7 @@ def predict_probabilities(
     notify: Callable[[str], object] = print,
     track: Callable[[Any], Iterable[windows.Window]] = iter,
     overlapping: bool = False,
+    passes: Passes | None = None,
 ) -> np.ndarray:
     """Probabilities of one volume. If memory is short, `list_attempts` are made one after the other, and reported.
 
@@ -59,9 +62,10 @@ def predict_probabilities(
         window: (d, h, w) voxels of the windows for a larger image; None predicts the image in one piece.
         overlap: the least share of the window by which neighbours overlap, 0 <= overlap < 1.
         flips: tuples of axes to flip a window along, of -3, -2, -1; the results are flipped back and averaged.
-        notify: called with a message whenever memory does not suffice.
+        notify: called with a message whenever memory does not suffice, or there can be no CUDA graph.
         track: wraps the list of windows, such as `tqdm`.
         overlapping: whether each output has a sigmoid of its own, instead of a softmax of all.
+        passes: run the windows; those of several volumes may share them. None: the volume has its own.
 
     Returns:
         (K, D, H, W) float32, the Gaussian-weighted average of the windows.
@@ -70,20 +74,18 @@ def predict_probabilities(
         ValueError, InputError: if overlap is outside of its range; if a logit is not finite.
     """
     device = next(model.parameters()).device
+    passes = passes or Passes()
     model.eval()
     d, h, w = image.shape[-3:]
     attempts = list_attempts(device, windows.clip_to_shape(window or (d, h, w), (d, h, w)), (d, h, w))
-    how = overlap, flips, track, overlapping
+    how = overlap, flips, track, overlapping, passes
     for attempt, following in itertools.pairwise(attempts):
-        probabilities, exhausted = _average_if_memory(model, image, attempt, autocast, *how)
+        probabilities, exhausted = _average_if_memory(passes, model, image, attempt, autocast, *how)
+        passes.explain(notify)
         if probabilities is not None:
             return probabilities
         notify(f"out of memory on the {exhausted}, {following.description}")
-    try:
-        # without mixed precision, which was chosen for the device
-        return _average(model.to(HOST), image, attempts[-1], None, *how)
-    finally:
-        model.to(device)
+    return _average_on_host(model, image, attempts[-1], *how)
 
 
 def as_batch(image: np.ndarray) -> Tensor:
@@ -118,19 +120,33 @@ def list_attempts(device: torch.device, window: Shape, shape: Shape) -> list[Att
 
 
 def _average_if_memory(
-    model: nn.Module, image: np.ndarray, attempt: Attempt, *how: Any
+    passes: Passes, model: nn.Module, image: np.ndarray, attempt: Attempt, *how: Any
 ) -> tuple[np.ndarray | None, str]:
     """`_average`; or None and whose memory does not suffice, CPU or GPU. It is free then."""
-    try:
-        return _average(model, image, attempt, *how), ""
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        # PyTorch's own error is of a GPU
-        on_cpu = attempt.device == HOST and not isinstance(error, torch.OutOfMemoryError)
-    # after the except clause, whose traceback keeps the memory of the failed pass
-    free_memory(attempt.device)
+    held = True
+    while held:
+        try:
+            return _average(model, image, attempt, *how), ""
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            # PyTorch's own error is of a GPU
+            on_cpu = attempt.device == HOST and not isinstance(error, torch.OutOfMemoryError)
+        # a graph of passes must not be why windows are smaller: then the same is tried without it
+        held = passes.make_room()
+        # after the except clause, whose traceback keeps the memory of the failed pass
+        free_memory(attempt.device)
     return None, "CPU" if on_cpu else "GPU"
+
+
+def _average_on_host(model: nn.Module, image: np.ndarray, attempt: Attempt, *how: Any) -> np.ndarray:
+    """`_average` by a network that is on another device; afterwards it is there again."""
+    device = next(model.parameters()).device
+    try:
+        # without mixed precision, which was chosen for the device
+        return _average(model.to(HOST), image, attempt, None, *how)
+    finally:
+        model.to(device)
 
 
 @torch.inference_mode()
@@ -143,16 +159,19 @@ def _average(
     flips: Sequence[tuple[int, ...]],
     track: Callable[[Any], Iterable[windows.Window]],
     overlapping: bool = False,
+    passes: Passes | None = None,
 ) -> np.ndarray:
     """The weighted average of the windows' probabilities, (K, D, H, W) float32."""
     d, h, w = image.shape[-3:]
+    run, passes = partial(_predict_window, model, autocast, flips, overlapping), passes or Passes()
+    settings = autocast, tuple(flips), overlapping
     volume = as_batch(image).to(attempt.collected)
     average: Tensor | None = None
     largest = []
     for window in track(windows.cover((d, h, w), attempt.window, overlap, attempt.collected)):
         z, y, x = window.where
         part = volume[..., z, y, x].to(attempt.device)
-        probabilities, largest_logit = _predict_window(model, part, autocast, flips, overlapping)
+        probabilities, largest_logit = passes(run, model, part, settings)
         probabilities = probabilities.to(attempt.collected)
         largest.append(largest_logit)
         if average is None:
@@ -166,10 +185,10 @@ def _average(
 
 def _predict_window(
     model: nn.Module,
-    part: Tensor,
     autocast: torch.dtype | None,
     flips: Sequence[tuple[int, ...]],
     overlapping: bool,
+    part: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """(K, d, h, w) float32 of a (1, C, d, h, w) window, the mean over networks and flips; and a scalar, the sum of
     their largest logits, which is finite if all logits are.

@@ -152,7 +152,7 @@ def segment(
         overlap: None predicts the centre of a larger volume, with background beyond it. A number, 0 <= overlap < 1,
             covers the whole volume by windows that overlap by this share. A network that was trained on patches
             covers it in any case.
-        **options: `flips` of `predict_probabilities`.
+        **options: `flips` and `passes` of `predict_probabilities`.
 
     Raises:
         InputError: if the volume can't be read, has another number of channels than the network, is constant at its

@@ -189,7 +189,7 @@ class Config(Augmentation):
         0, "processes that augment ahead of the step, on a CPU; 0 augments within the step", type=natural_int,
         metavar="N",
     )  # fmt: skip
-    no_graph: bool = option(False, "launch the kernels of a step one by one, not as a CUDA graph", action="store_true")
+    no_graph: bool = option(False, "launch the kernels of a run one by one, not as CUDA graphs", action="store_true")
     deterministic: bool = option(
         False, "give the same bits every time, on a GPU too, where it is slower", action="store_true"
     )

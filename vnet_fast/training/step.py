@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from vnet_fast.devices import mixed_precision
+from vnet_fast.ops.capture import captured, on_side_stream
 from vnet_fast.ops.training_pass import training_pass
-from vnet_fast.training.capture import captured, on_side_stream
 from vnet_fast.training.gradients import divide, excess_of
 from vnet_fast.training.half_weights import HalfWeights
 from vnet_fast.training.kernel_optimizer import KernelOptimizer

@@ -16,6 +16,7 @@ from vnet_fast.distributed import Processes
 from vnet_fast.errors import InputError
 from vnet_fast.nn.vnet import VNet
 from vnet_fast.ops.cpu_convolution_choice import description
+from vnet_fast.prediction.passes import Passes
 from vnet_fast.progress import say, track
 from vnet_fast.run import checkpoint
 from vnet_fast.run.configuration import Config
@@ -108,6 +109,8 @@ class Trainer(AbstractContextManager["Trainer"]):
         self.model.to(self.device)
         # several processes average their gradients between kernels, which the graph of one process can't hold
         self.step = make_training_step(self.model, config, self.autocast, not self.processes.several, self.data)
+        # of validation
+        self.passes = Passes(self.step.wants_graph)
 
     def _make_source(self) -> Source:
         config = self.config
@@ -171,10 +174,8 @@ class Trainer(AbstractContextManager["Trainer"]):
             self.timing = Timing(self.config, self.device, self.processes, self._intervals)
         if self.timing and not self.is_planned:
             cases = self.processes.share(self.data.validation)
-            seconds = seconds_of_a_validation(
-                self.model, cases, self.data.num_classes, self.autocast, self.window, self.data.regions
-            )
-            self.timing.validation_seconds = seconds
+            how = self.data.num_classes, self.autocast, self.window, self.data.regions, self.passes
+            self.timing.validation_seconds = seconds_of_a_validation(self.model, cases, *how)
 
     def _note_time(self) -> None:
         """Notes an iteration. When enough are timed, it says how long all of them take, or sets their number."""
@@ -234,7 +235,7 @@ class Trainer(AbstractContextManager["Trainer"]):
         cases = self.processes.share(self.data.validation)
         progress = partial(track, description="validating", unit="cases") if self.folder else iter
         with self.step.averaged():
-            how = self.data.regions, self.data.ignored is not None
+            how = self.data.regions, self.data.ignored is not None, self.passes
             mine = validate(self.model, cases, self.data.num_classes, self.autocast, progress, self.window, *how)
         dice = {name: values for part in self.processes.gathered(mine) for name, values in part.items()}
         per_case = {case.name: dice[case.name] for case in self.data.validation}

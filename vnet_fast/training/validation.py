@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from vnet_fast.averages import mean_dice
 from vnet_fast.data.preparation import IGNORED, PreparedCase
@@ -17,7 +17,9 @@ from vnet_fast.evaluation.metrics import dice as dice_of_masks
 from vnet_fast.evaluation.metrics import dice_per_class
 from vnet_fast.prediction.components import largest_components
 from vnet_fast.prediction.inference import OVERLAP, Shape, as_batch, predict_probabilities
+from vnet_fast.prediction.passes import Passes
 from vnet_fast.prediction.windows import cover
+from vnet_fast.progress import note
 from vnet_fast.regions import Region
 from vnet_fast.run.configuration import Config
 
@@ -99,6 +101,7 @@ def validate(
     window: Shape | None = None,
     regions: Sequence[Region] = (),
     ignores: bool = False,
+    passes: Passes | None = None,
 ) -> dict[str, list[float]]:
     """Dice of each case and foreground class.
 
@@ -114,6 +117,7 @@ def validate(
         window: None, or the (d, h, w) voxels of the windows in which larger cases are predicted.
         regions: the classes, if they are regions of labels.
         ignores: whether masks have voxels that do not count.
+        passes: run the network; afterwards they keep no memory. None: new ones.
 
     Returns:
         a number for each region, or num_classes - 1 numbers, by the name of each case; NaN where neither mask has the
@@ -123,10 +127,7 @@ def validate(
         # of several processes, one may have no case
         return {}
     model.eval()
-    if window is None:
-        masks = _predict_at_once(model, progress(cases), autocast, bool(regions))
-    else:
-        masks = [_by_windows(model, case.image, autocast, window, bool(regions)) for case in progress(cases)]
+    masks = _predict(passes or Passes(), model, progress(cases), window, autocast, bool(regions))
     model.train()
     return {
         case.name: _dice_of(case, found, num_classes, regions, ignores)
@@ -148,26 +149,55 @@ def _dice_of(
     ]
 
 
+def _predict(
+    passes: Passes,
+    model: nn.Module,
+    cases: Iterable[PreparedCase],
+    window: Shape | None,
+    autocast: torch.dtype | None,
+    regions: bool,
+) -> Iterable[NDArray[np.uint8]]:
+    """The labels of cases, or a mask for each region."""
+    try:
+        if window is None:
+            return _predict_at_once(passes, model, cases, autocast, regions)
+        return [_by_windows(passes, model, case.image, window, autocast, regions) for case in cases]
+    finally:
+        # the next validation captures again, and training has the memory until then
+        passes.release()
+        passes.explain(note)
+
+
 def _predict_at_once(
-    model: nn.Module, cases: Iterable[PreparedCase], autocast: torch.dtype | None, regions: bool
+    passes: Passes, model: nn.Module, cases: Iterable[PreparedCase], autocast: torch.dtype | None, regions: bool
 ) -> Iterable[NDArray[np.uint8]]:
     """The labels of cases of one shape, or a mask for each region; the device is waited for once."""
     device = next(model.parameters()).device
-    predicted = []
-    for case in cases:
-        image = as_batch(case.image).to(device)
+
+    def predict(image: Tensor) -> tuple[Tensor]:
         with mixed_precision(device, autocast):
             logits = model(image)
-        predicted.append((logits[0] > 0 if regions else logits[0].argmax(0)).to(torch.uint8))
+        return ((logits[0] > 0 if regions else logits[0].argmax(0)).to(torch.uint8),)
+
+    predicted: list[Tensor] = []
+    for case in cases:
+        predicted += passes(predict, model, as_batch(case.image).to(device), (autocast, regions))
+    # all labels together need its memory
+    passes.release()
     labels: NDArray[np.uint8] = torch.stack(predicted).cpu().numpy()
     return labels
 
 
 def _by_windows(
-    model: nn.Module, image: NDArray[np.float32], autocast: torch.dtype | None, window: Shape, regions: bool
+    passes: Passes,
+    model: nn.Module,
+    image: NDArray[np.float32],
+    window: Shape,
+    autocast: torch.dtype | None,
+    regions: bool,
 ) -> NDArray[np.uint8]:
     """The labels of a volume, or a mask for each region, by windows."""
-    probabilities = predict_probabilities(model, image, autocast, window, overlapping=regions)
+    probabilities = predict_probabilities(model, image, autocast, window, overlapping=regions, passes=passes)
     return (probabilities > 0.5 if regions else probabilities.argmax(0)).astype(np.uint8)
 
 
@@ -185,12 +215,13 @@ def seconds_of_a_validation(
     autocast: torch.dtype | None = None,
     window: Shape | None = None,
     regions: Sequence[Region] = (),
+    passes: Passes | None = None,
 ) -> float:
     """How long `validate` takes, found with one of the cases; arguments as there."""
     # the first time also sets up memory and libraries
     for case in list(cases[:1]) * 2:
         began = time.monotonic()
-        validate(model, [case], num_classes, autocast, window=window, regions=regions)
+        validate(model, [case], num_classes, autocast, window=window, regions=regions, passes=passes)
         seconds = time.monotonic() - began
     return len(cases) * seconds if cases else 0.0
 

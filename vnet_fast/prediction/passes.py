@@ -1,0 +1,174 @@
+"""Passes of a network over windows, which a CUDA graph replays: on a GPU, launching their kernels one by one takes
+longer than what they compute.
+"""
+
+import threading
+import weakref
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import Tensor, nn
+
+from vnet_fast.devices import free_memory, is_out_of_memory
+from vnet_fast.nn.vnet import VNet
+from vnet_fast.ops.capture import captured
+from vnet_fast.ops.eager import is_eager
+
+# Passes of a kind before one is captured. In the first, convolutions are timed and kernels compiled; the second runs as
+# all later ones do. A capture takes longer than a pass, so it would not pay for fewer.
+EAGER_PASSES = 2
+Outputs = tuple[Tensor, ...]
+
+
+class Passes:
+    """Runs passes of networks: eagerly, and from the third of a kind on as replays of a CUDA graph.
+
+    A pass is of the kind of the one before it if it is the same function of the same network, for an input of the same
+    shape. There is at most one graph, whose memory is that of one pass; it goes when a pass of another kind comes. It
+    reads the weights where they lie, and sees what is written to them. If they lie elsewhere, the pass is of another
+    kind.
+
+    Only networks of this package are captured, in evaluation mode and without hooks, on the current GPU. All others run
+    eagerly, and so does a pass within another capture, within autocast, or beside that of another thread. If a capture
+    fails, `explain` says why, and from then on all passes run eagerly.
+
+    Args:
+        graph: whether a graph is wanted.
+    """
+
+    def __init__(self, graph: bool = True) -> None:
+        self._wants_graph, self._refusal = graph, ""
+        # one thread replays; the others do not wait for it
+        self._lock = threading.Lock()
+        self._kind: Hashable = None
+        self._passes = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._input: Tensor | None = None
+        self._outputs: Outputs = ()
+
+    @torch.inference_mode()
+    def __call__(
+        self, function: Callable[[Tensor], Outputs], model: nn.Module, x: Tensor, settings: Hashable
+    ) -> Outputs:
+        """The function's tensors, which are new ones.
+
+        Args:
+            function: of a tensor on the model's device. It reads nothing else that changes but the model's weights, and
+                does not wait for the device.
+            model: the network of the function, or a ModuleList of several.
+            x: its argument.
+            settings: all else that the function depends on.
+        """
+        if not (self._wants_graph and _may_capture(x) and self._lock.acquire(blocking=False)):
+            return function(x)
+        try:
+            weights = _weights_of(model)
+            if weights is None:
+                return function(x)
+            return self._run(function, x, (settings, weakref.ref(model), weights, *_surroundings(x)))
+        finally:
+            self._lock.release()
+
+    @property
+    def captured(self) -> bool:
+        """Whether passes of the last kind are replays of a graph."""
+        return self._graph is not None
+
+    def _run(self, function: Callable[[Tensor], Outputs], x: Tensor, kind: Hashable) -> Outputs:
+        if kind != self._kind:
+            self._forget()
+            self._kind = kind
+        if self._graph is None:
+            self._passes += 1
+            if self._passes <= EAGER_PASSES or not self._capture(function, x):
+                return function(x)
+        assert self._graph is not None
+        assert self._input is not None
+        self._input.copy_(x)
+        self._graph.replay()
+        # copies, because the next replay overwrites them
+        return tuple(output.clone() for output in self._outputs)
+
+    def _capture(self, function: Callable[[Tensor], Outputs], x: Tensor) -> bool:
+        """Captures a pass, or notes why it can't be; returns whether there is a graph."""
+        try:
+            self._input = static = x.clone()
+            self._graph, self._outputs = captured(lambda: function(static))
+        except Exception as error:
+            # whatever a capture refuses; what is wrong with the pass itself, the eager one will say
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            self._give_up("out of memory" if is_out_of_memory(error) else lines[0])
+        if self._graph is None:
+            # after the except clause, whose traceback keeps the memory of the failed pass
+            free_memory(x.device)
+        return self._graph is not None
+
+    def _forget(self) -> None:
+        self._graph, self._input, self._outputs = None, None, ()
+        self._kind, self._passes = None, 0
+
+    def _give_up(self, reason: str) -> None:
+        self._forget()
+        self._wants_graph, self._refusal = False, reason
+
+    def release(self) -> None:
+        """Frees the graph. Later passes may be captured again."""
+        with self._lock:
+            self._forget()
+
+    def make_room(self) -> bool:
+        """Frees the graph for good, where memory is short; returns whether there was one."""
+        with self._lock:
+            there = self._graph is not None
+            if there:
+                self._give_up("out of memory")
+        return there
+
+    def explain(self, notify: Callable[[str], object]) -> None:
+        """Calls a function with the reason why there is no graph any more, once, if there is one."""
+        if self._refusal:
+            notify(f"no CUDA graph of the network, which runs eagerly: {self._refusal}")
+            self._refusal = ""
+
+
+def _may_capture(x: Tensor) -> bool:
+    """Whether what is computed with a tensor now can be captured."""
+    return (
+        x.is_cuda
+        and is_eager(x)
+        and x.device.index == torch.cuda.current_device()
+        and not torch.cuda.is_current_stream_capturing()
+        # whose cache would hand out weights that the graph has cast
+        and not torch.is_autocast_enabled("cuda")
+    )
+
+
+def _surroundings(x: Tensor) -> tuple[Hashable, ...]:
+    """What changes a pass, or the place of its kernels, from outside."""
+    cudnn = torch.backends.cudnn
+    chosen = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.allow_tf32
+    # a replay on another stream would not wait for what was launched before
+    return x.shape, x.dtype, x.device, torch.cuda.current_stream(), chosen
+
+
+def _weights_of(model: nn.Module) -> Hashable:
+    """Where the weights and buffers of networks lie, and in which form; None if a graph can't stand for the networks.
+
+    A graph that was captured with the same answer reads what the networks have now. The answer is the same after
+    tensors are written in place, and another one after they are replaced, moved or cast.
+    """
+    networks = model if isinstance(model, nn.ModuleList) else [model]
+    if any(type(network) is not VNet for network in networks):
+        # what others do on the host is not known
+        return None
+    found, modules = [], [model]
+    # not by `model.modules()`, which takes half as long again, and every replay waits for this
+    while modules:
+        module = modules.pop()
+        if module.training or module._forward_hooks or module._forward_pre_hooks:
+            return None
+        modules += filter(None, module._modules.values())
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                found.append((tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()))
+    return tuple(found)
