@@ -1,3 +1,4 @@
+import contextlib
 import io
 import os
 import pickle
@@ -64,6 +65,18 @@ def test_a_failed_save_keeps_the_one_before(saved, monkeypatch):
         checkpoint.save(path, model)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_full_disk_is_the_reason_whatever_pytorch_says_of_it(saved, monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, data):
+            if self.tell() > 5000:
+                raise OSError(28, "No space left on device")
+            return super().write(data)
+
+    monkeypatch.setattr(checkpoint, "replacing", lambda *_: contextlib.nullcontext(Full()))
+    with pytest.raises(InputError, match=r"x.pt: can't be written \(No space left on device\)"):
+        checkpoint.save(*saved)
 
 
 def test_a_checkpoint_is_replaced_not_written_over(saved):

@@ -82,6 +82,25 @@ def test_no_time_is_left(clock):
     assert timed.iterations(done) == done + 1
 
 
+@pytest.mark.parametrize(
+    ("minutes", "seconds", "given", "expected"),
+    [
+        (10, 60, None, 40),
+        (10, 61, None, 39),
+        (10, 600, None, 4),
+        # at least one, however long it takes
+        (10, 1e6, None, 1),
+        # a number that is given is not changed
+        (10, 600, 40, 40),
+        (10, 0.0, None, 40),
+    ],
+)
+def test_a_validation_takes_a_tenth_of_the_minutes(minutes, seconds, given, expected):
+    timed = timing_of(Config(minutes=minutes, val_cases=given))
+    assert timed.affordable(40, seconds) == expected
+    assert timed.validation_seconds == pytest.approx(seconds * expected / 40)
+
+
 def test_no_more_iterations_than_a_run_can_store(clock):
     timed = timing_of(Config(minutes=1e30))
     assert timed.iterations(run(clock, timed, 1.0)) == MAX_INT

@@ -14,7 +14,7 @@ from vnet_fast.evaluation.metrics import dice_per_class
 from vnet_fast.prediction.components import largest_components
 from vnet_fast.prediction.inference import predict_probabilities
 from vnet_fast.prediction.passes import Passes
-from vnet_fast.training.validation import Best, interval, validate
+from vnet_fast.training.validation import Best, chosen, interval, validate
 from vnet_fast.training.weight_average import WeightAverage
 
 __all__ = ["graphs"]
@@ -126,6 +126,12 @@ def test_validation_replays_a_graph_and_keeps_none(prepared, graphs, window, rep
                 graphs.clear()
         with torch.no_grad():
             model.head.weight.neg_()
+
+
+def test_validated_cases_are_spread_over_all():
+    assert chosen("abcdefgh", None) == chosen("abcdefgh", 8) == chosen("abcdefgh", 99) == list("abcdefgh")
+    assert chosen("abcdefgh", 3) == ["a", "c", "f"]
+    assert chosen("abcdefgh", 1) == ["a"]
 
 
 def test_a_graph_is_freed_before_all_labels_are_together(prepared, graphs, monkeypatch):

@@ -21,7 +21,7 @@ from vnet_fast.run import checkpoint
 from vnet_fast.run.configuration import stored_config
 from vnet_fast.run.configure import configure
 from vnet_fast.run.recipes import CPU_CHANNELS, RECIPES
-from vnet_fast.training import timing, trainer
+from vnet_fast.training import timing, trainer, validator
 from vnet_fast.training.validation import validate
 
 SMALL = ["--volume", 16, 16, 16, "--spacing", 1.5, 1.5, 2, "--base-channels", 1, "--device", "cpu", "--folds", 3]
@@ -85,6 +85,8 @@ def test_a_recipe_sets_what_is_not_given():
         # of fewer slices the coarsest resolution would have one
         ((0.6, 0.6, 3.6), (64, 64, 10), 4, (3, 3, 1)),
         ((1.0, 1.0, 100.0), (64, 64, 4), 5, (4, 4, 0)),
+        # an axis that is not halved may be as short as it is
+        ((0.5, 0.5, 4.0), (256, 256, 3), 4, (3, 3, 0)),
     ],
 )
 def test_the_fast_recipe_halves_a_coarse_axis_less_often(spacing, volume, levels, halvings):
@@ -186,7 +188,7 @@ def lasting(monkeypatch, dice):
         value = next(values)
         return {case.name: [value] for case in cases}
 
-    monkeypatch.setattr(trainer, "validate", validate)
+    monkeypatch.setattr(validator, "validate", validate)
 
 
 def test_patience_ends_a_run_that_does_not_gain(cases, tmp_path, run_verb, monkeypatch):
@@ -238,7 +240,7 @@ def clock(monkeypatch):
         ticks = itertools.count(1)
         monotonic = functools.partial(lambda ticks, tick: tick * next(ticks), ticks, tick)
         monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=monotonic))
-    monkeypatch.setattr(trainer, "seconds_of_a_validation", lambda *_: 0.02)
+    monkeypatch.setattr(validator, "seconds_of_a_validation", lambda *_: 0.02)
 
 
 MINUTES = [*SMALL, "--recipe", "fast", "--minutes", 0.05]
@@ -268,6 +270,34 @@ def test_minutes_are_a_number_of_iterations(cases, tmp_path, run_verb, monkeypat
 
 
 @pytest.mark.usefixtures("clock")
+def test_a_validation_that_takes_much_of_the_minutes_leaves_cases_out(cases, tmp_path, run_verb, monkeypatch):
+    monkeypatch.setattr(validator, "seconds_of_a_validation", lambda *_: 3.0)
+    run, parts, given = tmp_path / "run", tmp_path / "parts", tmp_path / "given"
+    arguments = ["--data", cases, *MINUTES, "--folds", 2]
+    code, out, err = run_verb(train, *arguments, "--output", run)
+    assert code == 0, err
+    # a tenth of three seconds
+    assert "\nvalidation: of 1 of 3 held-out cases, because all take 3 seconds\n" in out
+    summary = json_of(run / "summary.json")
+    assert len(summary["network_grid_dice_per_case"]) == 1
+    assert len(summary["val_dice_per_case"]) == 3
+    iterations = json_of(run / "config.json")["iterations"]
+    assert json_of(run / "config.json")["val_cases"] == 1
+    # what is given stays, and a resumed run validates the same cases
+    with monkeypatch.context() as patch:
+        stop_at(patch, iterations - 2)
+        assert run_verb(train, *arguments, "--output", parts)[0] == 128 + signal.SIGTERM
+    assert run_verb(train, "--resume", parts, "--val-cases", 2)[0] == 2
+    code, out, err = run_verb(train, "--resume", parts)
+    assert code == 0, err
+    assert_same_run(parts, run)
+    code, out, _ = run_verb(train, *arguments, "--val-cases", 2, "--output", given)
+    assert code == 0
+    assert "held-out cases, because" not in out
+    assert len(json_of(given / "summary.json")["network_grid_dice_per_case"]) == 2
+
+
+@pytest.mark.usefixtures("clock")
 def test_a_run_that_is_stopped_while_it_is_timed_starts_again(cases, tmp_path, run_verb, monkeypatch):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -290,12 +320,15 @@ def test_a_run_that_is_stopped_while_it_is_timed_starts_again(cases, tmp_path, r
 @pytest.mark.exhaustive
 @pytest.mark.usefixtures("clock")
 def test_every_fold_has_its_minutes(cases, tmp_path, run_verb, monkeypatch):
+    # for which a validation of both cases takes too long
+    monkeypatch.setattr(validator, "seconds_of_a_validation", lambda *_: 3.0)
     run = tmp_path / "run"
     arguments = ["--data", cases, *MINUTES, "--folds", 2, "--fold", "all", "--output", run]
     with monkeypatch.context() as patch:
         stop_at(patch, 8)
         assert run_verb(train, *arguments)[0] == 128 + signal.SIGTERM
     planned = json_of(run / "fold0" / "config.json")["iterations"]
+    assert json_of(run / "fold0" / "config.json")["val_cases"] == 1
     code, out, err = run_verb(train, "--resume", run)
     assert code == 0, err
     assert "fold 0 of 2:\n" in out
@@ -305,4 +338,9 @@ def test_every_fold_has_its_minutes(cases, tmp_path, run_verb, monkeypatch):
     assert folds[1]["iterations"] == json_of(run / "fold1" / "config.json")["iterations"] < 30_000
     code, _, err = run_verb(train, "--resume", run, "--iterations", 99)
     assert code == 2
-    assert "--iterations: given to folds that train for 0.05 minutes each" in err
+    assert "--iterations: given to folds that train for 0.05 minutes each. Leave it out, or resume one fold" in err
+    # as it says
+    assert run_verb(train, "--resume", run / "fold0", "--iterations", planned + 1)[0] == 0
+    code, _, err = run_verb(train, "--resume", run)
+    assert code == 0, err
+    assert json_of(run / "summary.json")["folds"][0]["iterations"] == planned + 1

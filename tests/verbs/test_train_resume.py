@@ -107,6 +107,7 @@ def test_resume_refuses_what_would_make_another_run(cases, tmp_path, run_verb):
         (["--topology", "caffe"], "--topology: is caffe here and paper in"),
         (["--base-channels", 4], "--base-channels: is 4 here and 2 in"),
         (["--norm", "batch"], "--norm: is batch here and none in"),
+        (["--init", run / "best.pt"], "--init: given to a run that started from nothing"),
         ([], "is at iteration 6 of 6. Give more --iterations"),
     ):
         code, _, err = run_verb(train, "--resume", run, *arguments)
@@ -163,6 +164,8 @@ def test_a_run_stopped_at_its_end_is_finished_by_resuming(cases, tmp_path, run_v
     run = tmp_path / "run"
     assert run_verb(train, "--data", cases, "--output", run, *ON_DATA)[0] == 0
     (run / "summary.json").unlink()
+    code, _, err = run_verb(train, "--resume", run, "--iterations", 3)
+    assert (code, "is at iteration 6 of 3. Give more --iterations" in err) == (2, True)
     assert run_verb(train, "--resume", run)[0] == 0
     assert json.loads((run / "summary.json").read_text())["iterations"] == 6
 

@@ -7,6 +7,7 @@ from functools import partial
 from vnet_fast.data.cases import Case
 from vnet_fast.data.channels import find_channels, find_errors, fitted
 from vnet_fast.data.classes import Classes
+from vnet_fast.data.extent import headers_exceed
 from vnet_fast.data.labels import count_classes, without_ignored
 from vnet_fast.data.preparation import PreparedCase, map_cases, read_case
 from vnet_fast.data.settings import DataSettings
@@ -71,10 +72,12 @@ def check_data(settings: DataSettings) -> int:
         raise InputError("--check", "given without --data", "Name the folder of the volumes too")
     cases, errors = find_run_cases(settings, settings.data)
     channels = find_channels(settings.data, settings.labels)
-    raw = [channel.is_ct for channel in channels]
+    raw, whole = [channel.is_ct for channel in channels], settings.wants_patches
+    if whole is None:
+        whole = headers_exceed(cases, settings.spacing, settings.volume)
     try:
         progress = partial(track, description="checking", unit="cases", total=len(cases))
-        summaries = map_cases(lambda case: _summarise(case, settings, raw), cases, progress)
+        summaries = map_cases(lambda case: _summarise(case, settings, whole, raw), cases, progress)
     except InputErrors as several:
         summaries = list(several.results)
         errors += several.errors
@@ -101,11 +104,11 @@ def check_data(settings: DataSettings) -> int:
     return 0
 
 
-def _summarise(case: Case, settings: DataSettings, raw: Sequence[bool]) -> CaseSummary:
+def _summarise(case: Case, settings: DataSettings, whole: bool, raw: Sequence[bool]) -> CaseSummary:
     # imported here, because training from the cache needs no image library
     from vnet_fast.io.volumes import sitk
 
-    images, _, prepared = read_case(case, settings.spacing, settings.volume, bool(settings.wants_patches), raw)
+    images, _, prepared = read_case(case, settings.spacing, settings.volume, whole, raw)
     values = [sitk.GetArrayViewFromImage(image) for image in images]
     intensities = [(float(channel.min()), float(channel.max())) for channel in values]
     return CaseSummary(case, images[0].GetSize(), images[0].GetSpacing(), intensities, prepared)

@@ -54,8 +54,18 @@ def save(path: str | Path, model: VNet, keep: Path | None = None, **state: Any) 
         with replacing(path, keep) as file:
             torch.save(content, file)
     except (OSError, RuntimeError) as error:
-        cause = f"can't be written ({getattr(error, 'strerror', None) or error})"
+        cause = f"can't be written ({_reason(error)})"
         raise InputError(path, cause, "Make room or choose another --output") from None
+
+
+def _reason(error: BaseException) -> str:
+    """The system's reason for an error, which an error of PyTorch's archive may have replaced."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__context__
+    return str(error)
 
 
 def _check_plain(value: object, name: str) -> None:

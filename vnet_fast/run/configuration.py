@@ -198,6 +198,10 @@ class Config(Augmentation):
         None, "iterations between validations (default: ten validations a run, fewer in a short one)",
         type=positive_int, metavar="N",
     )  # fmt: skip
+    val_cases: int | None = option(
+        None, "validate on so many of the held-out cases (default: all, but with --minutes as many as a tenth of them "
+        "suffices for)", type=positive_int, metavar="N",
+    )  # fmt: skip
     save_every: int | None = option(
         None, "iterations between checkpoints (default: one at every validation)", type=positive_int, metavar="N"
     )

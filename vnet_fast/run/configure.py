@@ -61,6 +61,9 @@ def _resumed(given: dict[str, Any]) -> Config:
             flag = "--" + name.replace("_", "-")
             cause = f"is {value} here and {getattr(stored, name)} in {given['resume']}"
             raise InputError(flag, cause, "Leave it out, or start a new run")
+    if given.get("init") and stored.init is None:
+        cause = "given to a run that started from nothing"
+        raise InputError("--init", cause, "Leave it out, or start a new run")
     if stored.minutes is not None and "iterations" in given:
         if stored.fold == ALL:
             cause = f"given to folds that train for {stored.minutes:g} minutes each"

@@ -89,10 +89,12 @@ def multiples_of(levels: int, spacing: Sequence[float]) -> tuple[int, ...]:
 
 
 def fitting_levels(volume: Sequence[int], spacing: Sequence[float]) -> int:
-    """Into how many resolutions a volume of a spacing can be divided, so that the coarsest still has an extent."""
+    """Into how many resolutions a volume of a spacing can be divided, so that the coarsest still has an extent along
+    each axis that is halved.
+    """
     levels = MIN_LEVELS
     while levels < LEVELS and all(
-        length >= COARSEST_LENGTH * multiple
+        length >= COARSEST_LENGTH * multiple or multiple == 1
         for length, multiple in zip(volume, multiples_of(levels + 1, spacing), strict=True)
     ):
         levels += 1

@@ -96,8 +96,12 @@ def fold_config(config: Config, fold: int) -> Config:
     folder = fold_folder(config.output, fold)
     own = replace(config, fold=fold, output=str(folder), resume=None)
     if config.minutes is not None and (folder / CONFIG_FILE).exists():
-        # each fold has timed its own iterations
-        own = replace(own, iterations=stored_config(folder).iterations)
+        # each fold has timed its own iterations and validation
+        timed = stored_config(folder)
+        own = replace(own, iterations=timed.iterations, val_cases=timed.val_cases)
+        if timed.minutes is None:
+            # one that was resumed by itself, with more iterations
+            own = replace(own, minutes=None)
     if not holds_run(folder):
         return own
     check_same(folder, stored_config(folder), own)

@@ -17,7 +17,7 @@ from vnet_fast.run.fields import is_whole
 from vnet_fast.run.folder import PREVIOUS, RunFolder, finished_at, is_measured
 from vnet_fast.training.step import Step
 from vnet_fast.training.stored_state import ANOTHER_RUN, check_step_state
-from vnet_fast.training.validation import Best
+from vnet_fast.training.validation import Best, chosen
 
 # iterations per second that no machine trains
 FASTEST = 1e4
@@ -77,7 +77,7 @@ def restore(
     check_memory(replace(config, batch_size=state.batch_size))
     is_complete = finished_at(path.parent) == state.iteration and is_measured(path.parent)
     is_finished = state.best.iteration == 0 or is_complete
-    if state.iteration >= config.iterations and is_finished:
+    if state.iteration > config.iterations or (state.iteration == config.iterations and is_finished):
         cause = f"is at iteration {state.iteration} of {config.iterations}"
         raise InputError(path.parent, cause, "Give more --iterations")
     if state.best.exhausts(config.patience) and is_finished:
@@ -105,7 +105,9 @@ def _check_complete(content: dict[str, Any], path: Path) -> None:
     validated = best["iteration"] > 0
     if best["iteration"] > content["iteration"] or validated != (best["per_case"] is not None):
         raise InputError(path, "can't be resumed: its best is no validation of the run", ANOTHER_RUN)
-    if validated and best["per_case"].keys() != set(content["validation"]):
+    count = content.get("config", {}).get("val_cases")
+    cases = chosen(content["validation"], count if is_whole(count, 1) else None)
+    if validated and best["per_case"].keys() != set(cases):
         raise InputError(path, "can't be resumed: its best is a validation of other cases", ANOTHER_RUN)
 
 

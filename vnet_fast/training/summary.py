@@ -143,8 +143,9 @@ def _draw_overlay(folder: RunFolder, result: Result, model: VNet, data: Data, co
     """Draws the median case of the best validation, which is neither the luckiest nor the worst."""
     path, per_case = folder / BEST, result.best.per_case or {}
     checkpoint.fill_model(model, checkpoint.load(path, result.device), path)
-    rated = [case for case in data.validation if not math.isnan(defined_mean(per_case[case.name]))]
-    by_dice = sorted(rated or data.validation, key=lambda case: defined_mean(per_case[case.name]))
+    validated = [case for case in data.validation if case.name in per_case]
+    rated = [case for case in validated if not math.isnan(defined_mean(per_case[case.name]))]
+    by_dice = sorted(rated or validated, key=lambda case: defined_mean(per_case[case.name]))
     case = by_dice[len(by_dice) // 2]
     try:
         overlapping = bool(data.regions)

@@ -13,6 +13,8 @@ from vnet_fast.run.recipes import PAPER
 
 # of timing, unless that is more than a share of the run's minutes
 SECONDS, SHARE = 5.0, 0.05
+# of the run's minutes, which a validation of all cases may take
+VALIDATION_SHARE = 0.1
 # iterations that are timed at least, however long they take
 TIMED = 3
 # before them memory, libraries and caches are set up; on a GPU, a graph is captured after three
@@ -64,6 +66,21 @@ class Timing:
     def _now(self) -> float:
         synchronize(self.device)
         return time.monotonic()
+
+    def affordable(self, cases: int, seconds: float) -> int:
+        """On how many cases the run can validate, at least one, and notes how long that takes.
+
+        Args:
+            cases: that are held out.
+            seconds: of a validation of all.
+        """
+        count, budget = cases, VALIDATION_SHARE * 60 * (self.config.minutes or 0.0)
+        # a number that is given is what the user wants
+        if seconds > budget and self.config.val_cases is None:
+            count = max(1, int(cases * budget / seconds))
+        count = self.processes.first(count)
+        self.validation_seconds = seconds * count / cases
+        return count
 
     def iterations(self, done: int) -> int:
         """The most iterations of the run, those that are done included, that fit in its minutes.

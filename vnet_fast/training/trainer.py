@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,7 @@ from vnet_fast.distributed import Processes
 from vnet_fast.errors import InputError
 from vnet_fast.nn.vnet import VNet
 from vnet_fast.ops.cpu_convolution_choice import description
-from vnet_fast.prediction.passes import Passes
-from vnet_fast.progress import say, track
+from vnet_fast.progress import say
 from vnet_fast.run import checkpoint
 from vnet_fast.run.configuration import Config
 from vnet_fast.run.folder import BEST, LOG, RunFolder, write_config
@@ -33,8 +31,9 @@ from vnet_fast.training.schedule import learning_rate
 from vnet_fast.training.signals import StopSignal
 from vnet_fast.training.sources import Source
 from vnet_fast.training.summary import Result, finish
-from vnet_fast.training.timing import Timing
-from vnet_fast.training.validation import Best, intervals, passes_of, seconds_of_a_validation, validate
+from vnet_fast.training.timing import Timing, duration
+from vnet_fast.training.validation import Best, intervals
+from vnet_fast.training.validator import Validator
 
 # the end of a run whose length is not known yet
 NEVER = 1 << 40
@@ -81,8 +80,6 @@ class Trainer(AbstractContextManager["Trainer"]):
         together = f", {self.processes.count} processes" if self.processes.several else ""
         say(f"device: {device_name(self.device)}{together}, {precision}{description(self.device)}")
         self.data = load_data_once(self.config, self.processes)
-        # in which larger volumes are validated
-        self.window = self.config.shape if self.data.patches else None
         if self.processes.is_first:
             self.folder = RunFolder(self.config.output, resume=bool(config.resume))
         self.processes.wait()
@@ -109,8 +106,8 @@ class Trainer(AbstractContextManager["Trainer"]):
         self.model.to(self.device)
         # several processes average their gradients between kernels, which the graph of one process can't hold
         self.step = make_training_step(self.model, config, self.autocast, not self.processes.several, self.data)
-        # of validation
-        self.passes = Passes(self.step.wants_graph)
+        graph = self.step.wants_graph
+        self.validator = Validator(self.model, self.data, config, self.autocast, self.processes, graph)
 
     def _make_source(self) -> Source:
         config = self.config
@@ -173,9 +170,16 @@ class Trainer(AbstractContextManager["Trainer"]):
         if not self.config.resume:
             self.timing = Timing(self.config, self.device, self.processes, self._intervals)
         if self.timing and not self.is_planned:
-            cases = self.processes.share(self.data.validation)
-            how = self.data.num_classes, self.autocast, self.window, self.data.regions, self.passes
-            self.timing.validation_seconds = seconds_of_a_validation(self.model, cases, *how)
+            self._limit_validation(self.timing)
+
+    def _limit_validation(self, timing: Timing) -> None:
+        """Measures a validation, and leaves out cases if it takes much of the run's time."""
+        seconds, count = self.validator.seconds(), len(self.validator.cases)
+        affordable = timing.affordable(count, seconds)
+        if affordable < count:
+            self.config = replace(self.config, val_cases=affordable)
+            self.validator.limit(affordable)
+            say(f"validation: of {affordable} of {count} held-out cases, because all take {duration(seconds)}")
 
     def _note_time(self) -> None:
         """Notes an iteration. When enough are timed, it says how long all of them take, or sets their number."""
@@ -201,7 +205,7 @@ class Trainer(AbstractContextManager["Trainer"]):
     def _intervals(self, iterations: int) -> tuple[int, int]:
         """Iterations from one validation, and from one checkpoint, to the next, if the run has so many."""
         volumes = self.config.batch_size * self.processes.count
-        return intervals(self.config, iterations, volumes, passes_of(self.data.validation, self.window))
+        return intervals(self.config, iterations, volumes, self.validator.num_windows)
 
     # What follows some iterations
 
@@ -232,13 +236,8 @@ class Trainer(AbstractContextManager["Trainer"]):
         self.began, self.since = time.monotonic(), self.iteration
 
     def _validate(self) -> dict[str, list[float]]:
-        cases = self.processes.share(self.data.validation)
-        progress = partial(track, description="validating", unit="cases") if self.folder else iter
         with self.step.averaged():
-            how = self.data.regions, self.data.ignored is not None, self.passes
-            mine = validate(self.model, cases, self.data.num_classes, self.autocast, progress, self.window, *how)
-        dice = {name: values for part in self.processes.gathered(mine) for name, values in part.items()}
-        per_case = {case.name: dice[case.name] for case in self.data.validation}
+            per_case = self.validator.dice(shows_progress=self.folder is not None)
         if self.best.improved_by(self.iteration, per_case) and self.folder:
             with self.step.averaged():
                 checkpoint.save(self.folder / BEST, self.model, **self._description())

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from vnet_fast.prediction.windows import cover
 from vnet_fast.progress import note
 from vnet_fast.regions import Region
 from vnet_fast.run.configuration import Config
+
+T = TypeVar("T")
 
 # of a run
 VALIDATIONS = 10
@@ -89,6 +92,12 @@ def intervals(config: Config, iterations: int, volumes: int, cases: int) -> tupl
     """
     val_every = config.val_every or interval(iterations, volumes, cases)
     return val_every, config.save_every or min(val_every, math.ceil(iterations / SAVES))
+
+
+def chosen(held_out: Sequence[T], count: int | None) -> list[T]:
+    """Those of the held-out cases, or of their names, that are validated: so many, spread evenly, or all."""
+    count = len(held_out) if count is None else min(count, len(held_out))
+    return [held_out[place * len(held_out) // count] for place in range(count)]
 
 
 @torch.inference_mode()
