@@ -287,6 +287,29 @@ def test_a_failed_capture_is_said_once_and_not_tried_again(graphs, error, reason
     assert graphs == []
 
 
+@pytest.mark.parametrize("labels", [False, True], ids=["logits", "labels"])
+def test_a_graph_whose_replay_differs_is_not_used(graphs, monkeypatch, labels):
+    model, ours, said, replay = vnet(), Passes(), [], Graph.replay
+
+    def other(graph):
+        replay(graph)
+        graph.outputs[0][0, 0, 0].add_(1)
+
+    def predict(x):
+        logits = model(x)
+        return (logits.argmax(1, keepdim=True).to(torch.uint8) if labels else logits,)
+
+    monkeypatch.setattr(Graph, "replay", other)
+    for number in range(5):
+        x = image(number)
+        (found,) = ours(predict, model, x, None)
+        with torch.inference_mode():
+            assert torch.equal(found, predict(x)[0])
+        ours.explain(said.append)
+    assert not ours.captured
+    assert said == ["no CUDA graph of the network, which runs eagerly: a replay gives another result"]
+
+
 def test_an_interrupted_capture_is_no_failure(graphs):
     model, ours = vnet(), Passes()
     graphs.error = KeyboardInterrupt()

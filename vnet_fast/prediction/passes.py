@@ -17,11 +17,13 @@ from vnet_fast.ops.eager import is_eager
 # Passes of a kind before one is captured. In the first, convolutions are timed and kernels compiled; the second runs as
 # all later ones do. A capture takes longer than a pass, so it would not pay for fewer.
 EAGER_PASSES = 2
+# of probabilities, and the share of labels, by which a replay may differ: convolutions may sum in another order
+ROUNDING, TURNED = 1e-2, 1e-3
 Outputs = tuple[Tensor, ...]
 
 
 class Passes:
-    """Runs passes of networks: eagerly, and from the third of a kind on as replays of a CUDA graph.
+    """Runs passes of networks: eagerly, and after the third of a kind as replays of a CUDA graph.
 
     A pass is of the kind of the one before it if it is the same function of the same network, for an input of the same
     shape. There is at most one graph, whose memory is that of one pass; it goes when a pass of another kind comes. It
@@ -30,7 +32,7 @@ class Passes:
 
     Only networks of this package are captured, in evaluation mode and without hooks, on the current GPU. All others run
     eagerly, and so does a pass within another capture, within autocast, or beside that of another thread. If a capture
-    fails, `explain` says why, and from then on all passes run eagerly.
+    fails, or its first replay differs from the pass, `explain` says so, and from then on all passes run eagerly.
 
     Args:
         graph: whether a graph is wanted.
@@ -80,20 +82,25 @@ class Passes:
             self._kind = kind
         if self._graph is None:
             self._passes += 1
-            if self._passes <= EAGER_PASSES or not self._capture(function, x):
-                return function(x)
-        assert self._graph is not None
+            outputs = function(x)
+            # this one is compared with a replay
+            if self._passes > EAGER_PASSES:
+                self._capture(function, x, outputs)
+            return outputs
         assert self._input is not None
         self._input.copy_(x)
         self._graph.replay()
         # copies, because the next replay overwrites them
         return tuple(output.clone() for output in self._outputs)
 
-    def _capture(self, function: Callable[[Tensor], Outputs], x: Tensor) -> bool:
-        """Captures a pass, or notes why it can't be; returns whether there is a graph."""
+    def _capture(self, function: Callable[[Tensor], Outputs], x: Tensor, expected: Outputs) -> None:
+        """Captures the pass that gave some outputs, or notes why it can't be, or that a replay gives others."""
         try:
             self._input = static = x.clone()
             self._graph, self._outputs = captured(lambda: function(static))
+            self._graph.replay()
+            if not all(map(_are_close, self._outputs, expected)):
+                self._give_up("a replay gives another result")
         except Exception as error:
             # whatever a capture refuses; what is wrong with the pass itself, the eager one will say
             lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -101,7 +108,6 @@ class Passes:
         if self._graph is None:
             # after the except clause, whose traceback keeps the memory of the failed pass
             free_memory(x.device)
-        return self._graph is not None
 
     def _forget(self) -> None:
         self._graph, self._input, self._outputs = None, None, ()
@@ -129,6 +135,13 @@ class Passes:
         if self._refusal:
             notify(f"no CUDA graph of the network, which runs eagerly: {self._refusal}")
             self._refusal = ""
+
+
+def _are_close(output: Tensor, expected: Tensor) -> bool:
+    """Whether a replay's output is that of a pass, but for rounding, which may turn a label."""
+    if not output.is_floating_point():
+        return float((output != expected).double().mean()) <= TURNED
+    return torch.allclose(output.float(), expected.float(), ROUNDING, ROUNDING, equal_nan=True)
 
 
 def _may_capture(x: Tensor) -> bool:
