@@ -157,7 +157,9 @@ def _without_gradients(model, image, entrant):
 
 def _our_step(step, entrant, image, target):
     with as_ours(entrant.network == OURS):
-        return step(image, target)
+        loss = step(image, target)
+    assert step.refusal is None, f"it is no graph: {step.refusal}"
+    return loss
 
 
 def _plain_step(model, optimizer, clip, autocast, image, target):

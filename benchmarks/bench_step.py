@@ -113,6 +113,7 @@ def measured(benchmark, provider, batch, beside):
     for _ in range(WARM_UP):
         loss = training(image, target)
     loss = loss.item()
+    assert not provider.graph or training.step.captured, f"it is no graph: {training.step.refusal}"
     assert math.isfinite(loss), f"its loss after a step is {loss}"
     memory = (torch.cuda.max_memory_allocated() - before) / 1e9 if ON_GPU else None
 

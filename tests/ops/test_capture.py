@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -141,6 +143,35 @@ def cuda(request, monkeypatch):
     pretended = Cuda(request.param)
     pretended.install(monkeypatch)
     return pretended
+
+
+def test_a_capture_begins_outside_of_inference_mode_and_goes_on_within(cuda, monkeypatch):
+    """In inference mode PyTorch's generator would get tensors that no later capture may write to."""
+    modes, begin = [], Graph.capture_begin
+
+    def begin_and_note(*args, **kwargs):
+        modes.append(torch.is_inference_mode_enabled())
+        begin(*args, **kwargs)
+
+    monkeypatch.setattr(Graph, "capture_begin", begin_and_note)
+    with torch.inference_mode():
+        capture.captured(lambda: modes.append(torch.is_inference_mode_enabled()))
+    assert modes == [False, True]
+
+
+def test_one_thread_captures_at_a_time(monkeypatch):
+    under_way = []
+
+    def captured(function):
+        under_way.append(function)
+        time.sleep(0.02)
+        assert under_way == [function]
+        under_way.clear()
+        return function
+
+    monkeypatch.setattr(capture, "_captured", captured)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(capture.captured, range(8))) == list(range(8))
 
 
 def assert_clean(cuda):

@@ -1,6 +1,7 @@
 import csv
 import json
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,10 @@ from tests.send_signal import send
 from vnet_fast import evaluate, train
 from vnet_fast.data import training_data
 from vnet_fast.run import checkpoint
+from vnet_fast.run.configuration import Config
+from vnet_fast.run.folder import write_config
 from vnet_fast.training import trainer
+from vnet_fast.training.cross_validation import fold_config
 
 TINY = ["--volume", 16, 16, 16, "--spacing", 1.5, 1.5, 2, "--base-channels", 1, "--device", "cpu", "--seed", 1]
 TINY += ["--learning-rate", 0.01, "--optimizer", "adamw", "--lr-step", 2]
@@ -99,6 +103,14 @@ def test_folds_of_other_machines_are_taken_over(cases, tmp_path, run_verb):
     code, _, err = run_verb(train, "--resume", run, "--iterations", 2)
     assert code == 2
     assert "fold0: is at iteration 3 of 2. Give more --iterations" in err
+
+
+def test_a_fold_that_has_not_begun_takes_nothing_of_what_a_failed_one_left(tmp_path):
+    folder = tmp_path / "fold0"
+    folder.mkdir()
+    write_config(folder, Config(data="x", fold=0, val_cases=1, output=str(folder)))
+    config = Config(data="x", fold="all", minutes=5.0, output=str(tmp_path))
+    assert fold_config(config, 0) == replace(config, fold=0, output=str(folder))
 
 
 def stop_at(monkeypatch, fold, iteration, number):

@@ -101,6 +101,16 @@ def test_a_validation_takes_a_tenth_of_the_minutes(minutes, seconds, given, expe
     assert timed.validation_seconds == pytest.approx(seconds * expected / 40)
 
 
+def test_a_process_validates_its_share_of_the_cases():
+    timed = timing_of(Config(minutes=10))
+    timed.processes = types.SimpleNamespace(count=4, first=lambda value: value)
+    # 2 of 8 cases for each process take 120 s, and one case for each half of that
+    assert timed.affordable(8, 120.0) == 4
+    assert timed.validation_seconds == 60
+    assert timed.affordable(8, 480.0) == 1
+    assert timed.validation_seconds == 240
+
+
 def test_no_more_iterations_than_a_run_can_store(clock):
     timed = timing_of(Config(minutes=1e30))
     assert timed.iterations(run(clock, timed, 1.0)) == MAX_INT

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.prediction.fake_graphs import graphs
+from tests.prediction.fake_graphs import Graph, graphs
 from vnet_fast import VNet
 from vnet_fast.averages import mean_dice
 from vnet_fast.data.phantom import phantoms
@@ -141,6 +141,23 @@ def test_a_graph_is_freed_before_all_labels_are_together(prepared, graphs, monke
     validate(VNet(base_channels=1, levels=2), prepared, 2, passes=ours)
     assert len(graphs) == 1
     assert captured == [False]
+
+
+def test_memory_that_labels_need_is_not_a_graphs(prepared, graphs, monkeypatch, capsys):
+    """The labels of the cases grow until nothing is left for a replay."""
+    model, ours, replay = VNet(base_channels=1, levels=2), Passes(), Graph.replay
+
+    def fail_at_last(graph):
+        if graph.replays == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        replay(graph)
+
+    monkeypatch.setattr(Graph, "replay", fail_at_last)
+    twice = [*prepared, *(replace(case, name=f"{case.name} again") for case in prepared)]
+    found = validate(model, twice, 2, passes=ours)
+    expected = validate(model, prepared, 2, passes=Passes(graph=False))
+    assert found == expected | {f"{name} again": dice for name, dice in expected.items()}
+    assert "no CUDA graph of the network, which runs eagerly: out of memory" in capsys.readouterr().out
 
 
 def test_a_failed_capture_is_said_in_one_of_several_validations(prepared, graphs, capsys):

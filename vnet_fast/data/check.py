@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from vnet_fast.data.cases import Case
-from vnet_fast.data.channels import find_channels, find_errors, fitted
+from vnet_fast.data.channels import Channel, find_channels, find_errors, fitted
 from vnet_fast.data.classes import Classes
 from vnet_fast.data.extent import headers_exceed
 from vnet_fast.data.labels import count_classes, without_ignored
@@ -72,20 +72,19 @@ def check_data(settings: DataSettings) -> int:
         raise InputError("--check", "given without --data", "Name the folder of the volumes too")
     cases, errors = find_run_cases(settings, settings.data)
     channels = find_channels(settings.data, settings.labels)
-    raw, whole = [channel.is_ct for channel in channels], settings.wants_patches
-    if whole is None:
-        whole = headers_exceed(cases, settings.spacing, settings.volume)
+    # only centres are checked, for want of memory: where training takes patches, a label that lies outside is not lost
+    is_part = settings.wants_patches is None and headers_exceed(cases, settings.spacing, settings.volume)
     try:
         progress = partial(track, description="checking", unit="cases", total=len(cases))
-        summaries = map_cases(lambda case: _summarise(case, settings, whole, raw), cases, progress)
+        summaries = map_cases(lambda case: _summarise(case, settings, channels), cases, progress)
     except InputErrors as several:
         summaries = list(several.results)
         errors += several.errors
     for line in format_table([HEADINGS, *(summary.row() for summary in summaries)]):
         say(line)
     readable, prepared = [summary.case for summary in summaries], [summary.prepared for summary in summaries]
-    warnings = find_warnings(readable, prepared) + [entry for summary in summaries for entry in summary.warnings()]
-    for warning in warnings:
+    own = [warning for summary in summaries for warning in summary.warnings()]
+    for warning in (warnings := find_warnings(readable, prepared, is_part) + own):
         warn(str(warning))
     errors += find_errors(prepared, {case.name: case.image for case in cases}, channels, settings.data)
     errors += find_duplicates(cases, prepared)
@@ -95,7 +94,7 @@ def check_data(settings: DataSettings) -> int:
             classes = Classes.of(settings).named_by(case.mask for case in readable)
             prepared = [without_ignored(case, classes.ignored) for case in prepared]
             count_classes(prepared, readable, classes.binary, classes.declared, classes.regions)
-            fitted(channels, prepared, settings.data, classes.ignored)
+            fitted(() if is_part else channels, prepared, settings.data, classes.ignored)
         except InputError as error:
             errors.append(error)
     say(f"{settings.data}: {len(readable)} of {len(cases)} cases can be read, {len(warnings)} warnings")
@@ -104,11 +103,12 @@ def check_data(settings: DataSettings) -> int:
     return 0
 
 
-def _summarise(case: Case, settings: DataSettings, whole: bool, raw: Sequence[bool]) -> CaseSummary:
+def _summarise(case: Case, settings: DataSettings, channels: Sequence[Channel]) -> CaseSummary:
     # imported here, because training from the cache needs no image library
     from vnet_fast.io.volumes import sitk
 
-    images, _, prepared = read_case(case, settings.spacing, settings.volume, whole, raw)
+    raw = [channel.is_ct for channel in channels]
+    images, _, prepared = read_case(case, settings.spacing, settings.volume, bool(settings.wants_patches), raw)
     values = [sitk.GetArrayViewFromImage(image) for image in images]
     intensities = [(float(channel.min()), float(channel.max())) for channel in values]
     return CaseSummary(case, images[0].GetSize(), images[0].GetSpacing(), intensities, prepared)

@@ -264,8 +264,14 @@ def find_duplicates(cases: Sequence[Case], prepared: Sequence[PreparedCase]) -> 
     return errors
 
 
-def find_warnings(cases: Sequence[Case], prepared: Sequence[PreparedCase]) -> list[InputError]:
-    """Returns warnings, as InputErrors that are never raised, about masks that can be used but may be wrong."""
+def find_warnings(cases: Sequence[Case], prepared: Sequence[PreparedCase], are_parts: bool = False) -> list[InputError]:
+    """Returns warnings, as InputErrors that are never raised, about masks that can be used but may be wrong.
+
+    Args:
+        cases: Cases.
+        prepared: they, prepared.
+        are_parts: whether they are parts of what will be used, so that a label may be elsewhere.
+    """
     warnings = []
     for case, entry in zip(cases, prepared, strict=True):
         # plane by plane, because NumPy widens what it counts to eight bytes
@@ -273,7 +279,7 @@ def find_warnings(cases: Sequence[Case], prepared: Sequence[PreparedCase]) -> li
         lost = sorted(set(entry.labels) - present - {0})
         if not any(entry.labels):
             warnings.append(InputError(case.mask, "the mask is empty", "Check that there is nothing to segment"))
-        if lost:
+        if lost and not are_parts:
             cause = f"label {' '.join(map(str, lost))} is lost on the network's grid"
             warnings.append(InputError(case.mask, cause, "Enlarge --volume, or choose a finer --spacing"))
     return warnings

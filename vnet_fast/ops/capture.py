@@ -2,12 +2,15 @@
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
 
 Result = TypeVar("Result")
+# all captures of a process have one stream, and a capture begins with waiting for the device, which would end another's
+_one_at_a_time = threading.Lock()
 
 
 def on_side_stream(function: Callable[[], Result]) -> Result:
@@ -33,6 +36,11 @@ def captured(function: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Resu
         Exception: what the function raised, or a RuntimeError if the graph can't be captured. Stream, memory and random
             numbers are then as if nothing had been tried.
     """
+    with _one_at_a_time:
+        return _captured(function)
+
+
+def _captured(function: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:
     device, graph, pool = torch.cuda.current_device(), torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
     _take_share(device, pool)
     failure: BaseException | None = None
@@ -56,7 +64,10 @@ def _capturing(graph: torch.cuda.CUDAGraph, pool: Any = None) -> Iterator[None]:
     # other threads, such as those that pin memory, may go on allocating
     capture = torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
     # PyTorch leaves the capture's stream the current one if the capture can't be ended
-    with torch.cuda.stream(torch.cuda.current_stream()), capture:
+    with torch.cuda.stream(torch.cuda.current_stream()), contextlib.ExitStack() as stack:
+        # its first capture makes tensors to which later ones write, also outside of inference mode (pytorch#166792)
+        with torch.inference_mode(False):
+            stack.enter_context(capture)
         yield
 
 

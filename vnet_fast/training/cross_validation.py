@@ -95,10 +95,12 @@ def fold_config(config: Config, fold: int) -> Config:
     """The Config of one fold's run, which resumes a run that is there already."""
     folder = fold_folder(config.output, fold)
     own = replace(config, fold=fold, output=str(folder), resume=None)
-    if config.minutes is not None and (folder / CONFIG_FILE).exists():
+    if config.minutes is not None and (holds_run(folder) or is_measured(folder)):
         # each fold has timed its own iterations and validation
         timed = stored_config(folder)
-        own = replace(own, iterations=timed.iterations, val_cases=timed.val_cases)
+        own = replace(own, iterations=timed.iterations)
+        if config.val_cases is None:
+            own = replace(own, val_cases=timed.val_cases)
         if timed.minutes is None:
             # one that was resumed by itself, with more iterations
             own = replace(own, minutes=None)
@@ -184,7 +186,9 @@ def summarise(output: Path, config: Config) -> dict[str, Any]:
             for name in VALIDATIONS:
                 cases[name] = _with_cases(cases[name], result[f"{name}_per_case_and_class"])
             best = {name: result[name] for name in (*VALIDATIONS, "best_iteration")}
-            count = len(dict(result["network_grid_dice_per_case_and_class"]))
+            # where the volumes' own grids could not be measured, those that were validated
+            validated = dict(result["network_grid_dice_per_case_and_class"])
+            count = len(dict(result["val_dice_per_case_and_class"] or validated))
             folds.append({"fold": fold, "cases": count, "iterations": result.get("iterations"), **best})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             cause = f"not a run's result ({error})"

@@ -16,6 +16,7 @@ from vnet_fast.files import plain
 from vnet_fast.nn.vnet import VNet
 from vnet_fast.prediction.components import most_probable
 from vnet_fast.prediction.inference import predict_probabilities
+from vnet_fast.prediction.passes import Passes
 from vnet_fast.progress import say
 from vnet_fast.run import checkpoint
 from vnet_fast.run.configuration import Config
@@ -148,8 +149,10 @@ def _draw_overlay(folder: RunFolder, result: Result, model: VNet, data: Data, co
     by_dice = sorted(rated or validated, key=lambda case: defined_mean(per_case[case.name]))
     case = by_dice[len(by_dice) // 2]
     try:
-        overlapping = bool(data.regions)
-        probabilities = predict_probabilities(model, case.image, result.autocast, config.shape, overlapping=overlapping)
+        overlapping, passes = bool(data.regions), Passes(not config.no_graph)
+        probabilities = predict_probabilities(
+            model, case.image, result.autocast, config.shape, overlapping=overlapping, passes=passes
+        )
     except InputError as error:
         say(f"no {OVERLAY}: {error}")
         return

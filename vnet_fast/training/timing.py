@@ -1,5 +1,6 @@
 """How long a run takes: its first iterations are timed, and from a number of minutes follows that of all iterations."""
 
+import math
 import time
 from collections.abc import Callable
 
@@ -79,7 +80,9 @@ class Timing:
         if seconds > budget and self.config.val_cases is None:
             count = max(1, int(cases * budget / seconds))
         count = self.processes.first(count)
-        self.validation_seconds = seconds * count / cases
+        # each process takes a share of the cases
+        of_process, of_all = (math.ceil(number / self.processes.count) for number in (count, cases))
+        self.validation_seconds = seconds * of_process / of_all
         return count
 
     def iterations(self, done: int) -> int:

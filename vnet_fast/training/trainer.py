@@ -106,8 +106,7 @@ class Trainer(AbstractContextManager["Trainer"]):
         self.model.to(self.device)
         # several processes average their gradients between kernels, which the graph of one process can't hold
         self.step = make_training_step(self.model, config, self.autocast, not self.processes.several, self.data)
-        graph = self.step.wants_graph
-        self.validator = Validator(self.model, self.data, config, self.autocast, self.processes, graph)
+        self.validator = Validator(self.model, self.data, config, self.autocast, self.processes)
 
     def _make_source(self) -> Source:
         config = self.config

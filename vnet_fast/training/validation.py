@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from vnet_fast.averages import mean_dice
 from vnet_fast.data.preparation import IGNORED, PreparedCase
-from vnet_fast.devices import mixed_precision
+from vnet_fast.devices import free_memory, is_out_of_memory, mixed_precision
 from vnet_fast.evaluation.metrics import dice as dice_of_masks
 from vnet_fast.evaluation.metrics import dice_per_class
 from vnet_fast.prediction.components import largest_components
 from vnet_fast.prediction.inference import OVERLAP, Shape, as_batch, predict_probabilities
-from vnet_fast.prediction.passes import Passes
+from vnet_fast.prediction.passes import Outputs, Passes
 from vnet_fast.prediction.windows import cover
 from vnet_fast.progress import note
 from vnet_fast.regions import Region
@@ -188,9 +188,20 @@ def _predict_at_once(
             logits = model(image)
         return ((logits[0] > 0 if regions else logits[0].argmax(0)).to(torch.uint8),)
 
+    def labels_of(case: PreparedCase) -> Outputs:
+        image = as_batch(case.image).to(device)
+        try:
+            return passes(predict, model, image, (autocast, regions))
+        except RuntimeError as error:
+            # the labels of all cases fill the memory that a graph holds
+            if not is_out_of_memory(error) or not passes.make_room():
+                raise
+        free_memory(device)
+        return predict(image)
+
     predicted: list[Tensor] = []
     for case in cases:
-        predicted += passes(predict, model, as_batch(case.image).to(device), (autocast, regions))
+        predicted += labels_of(case)
     # all labels together need its memory
     passes.release()
     labels: NDArray[np.uint8] = torch.stack(predicted).cpu().numpy()

@@ -22,7 +22,6 @@ class Validator:
         config: of the run.
         autocast: the dtype of mixed precision, or None.
         processes: that train together, and share the cases.
-        graph: whether a GPU may replay the network's kernels as one CUDA graph.
 
     Attributes:
         cases: that are validated.
@@ -35,12 +34,11 @@ class Validator:
         config: Config,
         autocast: torch.dtype | None,
         processes: Processes,
-        graph: bool,
     ) -> None:
         self.model, self.data, self.autocast, self.processes = model, data, autocast, processes
         # in which larger volumes are predicted
         self.window = config.shape if data.patches else None
-        self.passes = Passes(graph)
+        self.passes = Passes(not config.no_graph)
         self.limit(config.val_cases)
 
     def limit(self, count: int | None) -> None:
@@ -53,9 +51,9 @@ class Validator:
         return passes_of(self.cases, self.window)
 
     def seconds(self) -> float:
-        """How long a validation takes; it is found with one of the cases."""
+        """How long a validation takes, at most; it is found with one of the cases, without a graph."""
         share, classes = self.processes.share(self.cases), self.data.num_classes
-        how = self.autocast, self.window, self.data.regions, self.passes
+        how = self.autocast, self.window, self.data.regions, Passes(graph=False)
         return seconds_of_a_validation(self.model, share, classes, *how)
 
     def dice(self, shows_progress: bool) -> dict[str, list[float]]:
