@@ -1,6 +1,8 @@
 """Builds the CPU's kernels where a C++ compiler is there; without one, they are compiled at their first use."""
 
 import importlib.util
+import os
+import shutil
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -9,7 +11,8 @@ from setuptools.command.build_ext import build_ext
 
 PACKAGE = "vnet_fast.kernels"
 # by its path, because the package imports PyTorch, which is not there when a wheel is built
-SPEC = importlib.util.spec_from_file_location("cpu_library", Path(__file__).parent / "kernels" / "cpu_library.py")
+KERNELS = Path(__file__).resolve().parent / "kernels"
+SPEC = importlib.util.spec_from_file_location("cpu_library", KERNELS / "cpu_library.py")
 cpu_library = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(cpu_library)
 
@@ -17,6 +20,14 @@ SPEC.loader.exec_module(cpu_library)
 def target_of(name):
     """The set of instructions of an extension."""
     return name.rpartition("cpu_")[2]
+
+
+def is_up_to_date(library):
+    """Whether a library is newer than all that it is made of; one that is asked of another compiler never is."""
+    if "CXX" in os.environ or not library.exists():
+        return False
+    sources = [Path(__file__), KERNELS / "cpu_library.py", *(KERNELS / "cpu").iterdir()]
+    return library.stat().st_mtime_ns > max(source.stat().st_mtime_ns for source in sources)
 
 
 class BuildKernels(build_ext):
@@ -35,6 +46,11 @@ class BuildKernels(build_ext):
         target = target_of(extension.name)
         path = Path(self.get_ext_fullpath(extension.name))
         path.parent.mkdir(parents=True, exist_ok=True)
+        before = KERNELS / path.name
+        if self.editable_mode and is_up_to_date(before):
+            # of an earlier installation from this folder
+            shutil.copy2(before, path)
+            return
         try:
             cpu_library.compile_library(target, path)
         except cpu_library.CompilerError as error:
