@@ -38,17 +38,29 @@ def read_object(path: str | Path) -> dict[str, Any]:
         OSError: if the file can't be read.
         ValueError: if it holds anything else.
     """
+    value = _read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"must be an object; got {shown(value)}")
+    return value
+
+
+def read_list(path: str | Path) -> list[Any]:
+    """The list in a JSON file; raises what `read_object` does."""
+    value = _read_json(path)
+    if not isinstance(value, list):
+        raise ValueError(f"must be a list; got {shown(value)}")
+    return value
+
+
+def _read_json(path: str | Path) -> object:
     with open_regular(path) as file:
         content = file.read(MAX_JSON_BYTES + 1)
     if len(content) > MAX_JSON_BYTES:
         raise ValueError(f"longer than {MAX_JSON_BYTES >> 20} MB")
     try:
-        value = json.loads(content.decode("utf-8-sig"))
+        return json.loads(content.decode("utf-8-sig"))
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"must be an object; got {shown(value)}")
-    return value
 
 
 def reason(error: Exception) -> str:

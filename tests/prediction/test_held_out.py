@@ -15,7 +15,8 @@ from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.io import writing
 from vnet_fast.prediction import held_out
 from vnet_fast.run import checkpoint
-from vnet_fast.run.configuration import ALL, Config
+from vnet_fast.run.configuration import Config
+from vnet_fast.run.fold_options import ALL
 from vnet_fast.run.folder import fold_folder, write_config
 
 __all__ = ["graphs"]
@@ -165,6 +166,12 @@ def test_of_a_cross_validation_each_by_its_own_fold(cases, tmp_path, run_verb):
     # a fold of other cases would let some be held out twice, or trained on
     save_best(fold_folder(run, 2), 2, ["Case01", "Case04"], [*NAMES, "Case06"])
     with pytest.raises(InputError, match=r"fold2: was trained on other cases than the folds before \(Case06\)"):
+        held_out.held_out(run, "cpu")
+    # those of a split may have other cases, but none that is held out twice
+    write_config(run, replace(config, split="splits_final.json"))
+    assert [case.name for case in held_out.held_out(run, "cpu")] == NAMES
+    save_best(fold_folder(run, 2), 2, ["Case01", "Case05"])
+    with pytest.raises(InputError, match=r"fold2: held out cases that a fold before it did \(Case05\)"):
         held_out.held_out(run, "cpu")
     (fold_folder(run, 1) / "best.pt").unlink()
     with pytest.raises(InputError, match=r"fold1: has no best.pt yet. Resume with: .* --resume .*run$"):

@@ -1,10 +1,43 @@
-"""Cross-validation: divides the cases into folds."""
+"""Cross-validation: divides the cases into folds, at random or as a file says."""
 
 import random
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from vnet_fast.data.settings import DataSettings
+from vnet_fast.errors import InputError
+from vnet_fast.stored import read_list, reason, shown
+from vnet_fast.text_table import printable
 
 T = TypeVar("T")
+# of the cases that a message names
+SHOWN_NAMES = 5
+FORM = 'It must be as nnU-Net\'s splits_final.json: a list with {"train": [names], "val": [names]} for each fold'
+
+
+class Named(Protocol):
+    """A case."""
+
+    @property
+    def name(self) -> str:
+        """Of the case."""
+
+
+N = TypeVar("N", bound=Named)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """The cases of a fold, by their names.
+
+    Args:
+        training: to train on.
+        validation: that are held out.
+    """
+
+    training: frozenset[str]
+    validation: frozenset[str]
 
 
 def split(cases: Sequence[T], folds: int, fold: int, seed: int) -> tuple[list[T], list[T]]:
@@ -31,3 +64,102 @@ def split(cases: Sequence[T], folds: int, fold: int, seed: int) -> tuple[list[T]
         fold_of_case += order[: len(cases) - start]
     training = [case for case, number in zip(cases, fold_of_case, strict=True) if number != fold]
     return training, [case for case, number in zip(cases, fold_of_case, strict=True) if number == fold]
+
+
+def divide(cases: Sequence[N], settings: DataSettings) -> tuple[list[N], list[N]]:
+    """The training and validation cases of a run's fold, in the order of `cases`.
+
+    Args:
+        cases: the same list for every fold; with a split, at least those that it names.
+        settings: of the run, with a single fold.
+
+    Raises:
+        InputError: if the split can't be used.
+    """
+    number = int(settings.fold)
+    if settings.split is None:
+        return split(cases, settings.folds, number, settings.seed)
+    folds = read_split(settings.split)
+    if len(folds) != settings.folds:
+        cause = f"has {_count(len(folds))}, and the run {settings.folds}"
+        raise InputError(settings.split, cause, "Restore it, or start a new run")
+    fold = folds[number]
+    training, validation = ([case for case in cases if case.name in part] for part in (fold.training, fold.validation))
+    return training, validation
+
+
+def read_split(path: str) -> list[Fold]:
+    """The folds in a file.
+
+    Raises:
+        InputError: if it can't be read or has no folds, a part of a fold has no cases, or the two have one in common.
+    """
+    try:
+        content = read_list(path)
+    except OSError as error:
+        raise InputError(path, f"can't be read ({reason(error)})", "Check the path") from None
+    except ValueError as error:
+        raise InputError(path, f"no split into folds: {reason(error)}", FORM) from None
+    if not content:
+        raise InputError(path, "has no folds", FORM)
+    return [_read_fold(path, number, entry) for number, entry in enumerate(content)]
+
+
+def _read_fold(path: str, number: int, entry: object) -> Fold:
+    parts = {}
+    for part in ("train", "val"):
+        names = entry.get(part) if isinstance(entry, dict) else None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise InputError(path, f"no split into folds: fold {number} is {shown(entry)}", FORM)
+        if not names:
+            raise InputError(path, f"fold {number} has no cases in {part!r}", "Name some there")
+        parts[part] = frozenset(names)
+    common = parts["train"] & parts["val"]
+    if common:
+        cause = f"fold {number} trains on cases that it holds out: {_listed(common)}"
+        raise InputError(path, cause, "Name each case in one of the two")
+    return Fold(parts["train"], parts["val"])
+
+
+def check_disjoint(path: str) -> None:
+    """Raises an InputError if two folds of a split hold out the same case, which has one prediction."""
+    seen: set[str] = set()
+    for number, fold in enumerate(read_split(path)):
+        again = fold.validation & seen
+        if again:
+            cause = f"fold {number} holds out cases that a fold before it does: {_listed(again)}"
+            raise InputError(path, cause, "Hold each case out once, or train the folds one by one, with --fold N")
+        seen |= fold.validation
+
+
+def chosen_cases(cases: Sequence[N], settings: DataSettings) -> list[N]:
+    """The cases that are used: all, or those that a split names in any of its folds.
+
+    Raises:
+        InputError: if there are too few for the folds, or the split can't be used or names others.
+    """
+    if settings.split is None:
+        check_folds(settings.data or "the phantoms", len(cases), settings.folds)
+        return list(cases)
+    named: set[str] = set().union(*(fold.training | fold.validation for fold in read_split(settings.split)))
+    unknown = named - {case.name for case in cases}
+    if unknown:
+        cause = f"names cases that {settings.data} does not have: {_listed(unknown)}"
+        raise InputError(settings.split, cause, "Name them as their files, without the ending, or add them")
+    return [case for case in cases if case.name in named]
+
+
+def check_folds(subject: str, count: int, folds: int) -> None:
+    """Raises an InputError about `subject` if there are fewer cases than folds."""
+    if count < folds:
+        remedy = f"Give --folds {count} or less, or add cases" if count > 1 else "Add cases"
+        raise InputError(subject, f"{count} cases for {folds} folds", remedy)
+
+
+def _listed(names: Collection[str]) -> str:
+    rest = len(names) - SHOWN_NAMES
+    return ", ".join(map(printable, sorted(names)[:SHOWN_NAMES])) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _count(folds: int) -> str:
+    return "1 fold" if folds == 1 else f"{folds} folds"

@@ -47,6 +47,10 @@ class DataSettings(ClassSettings, Protocol):
         """Whether patches of whole volumes are trained on; None if that depends on the volumes."""
 
     @property
+    def split(self) -> str | None:
+        """File of the cases of each fold; None if they are drawn."""
+
+    @property
     def folds(self) -> int:
         """Number of folds."""
 
@@ -56,4 +60,4 @@ class DataSettings(ClassSettings, Protocol):
 
     @property
     def seed(self) -> int:
-        """Seed of the folds and of the phantoms."""
+        """Seed of the folds that are drawn, and of the phantoms."""

@@ -16,7 +16,7 @@ from vnet_fast.data.cases import Case, pair_cases
 from vnet_fast.data.channels import Channel, describe, find_channels, find_errors, fitted, scale_case
 from vnet_fast.data.classes import Classes, title_of
 from vnet_fast.data.extent import exceed, headers_exceed
-from vnet_fast.data.folds import split
+from vnet_fast.data.folds import check_folds, chosen_cases, divide
 from vnet_fast.data.labels import count_classes, labels_of_no_region, without_ignored
 from vnet_fast.data.phantom import phantoms
 from vnet_fast.data.preparation import PreparedCase
@@ -122,11 +122,10 @@ def load_data(settings: DataSettings) -> Data:
     Raises:
         InputError, InputErrors: if there are too few cases, or any can't be used.
     """
-    fold = int(settings.fold)
     if settings.data is None:
         check_folds("the phantoms", NUM_PHANTOMS, settings.folds)
         cases = phantoms(settings.seed, NUM_PHANTOMS, settings.volume, settings.spacing)
-        training, validation = split(cases, settings.folds, fold, settings.seed)
+        training, validation = divide(cases, settings)
         say(f"data: {NUM_PHANTOMS} synthetic phantoms, {len(training)} to train on, {len(validation)} to validate")
         return Data(training, validation, 2)
     classes, channels = Classes.of(settings), find_channels(settings.data, settings.labels)
@@ -134,11 +133,12 @@ def load_data(settings: DataSettings) -> Data:
     prepared, num_classes, patches = _prepare_cases(settings, settings.data, classes, channels)
     # of all cases, as in nnU-Net, so that the folds of a cross-validation agree
     channels = fitted(channels or (Channel(),) * prepared[0].channels, prepared, settings.data, classes.ignored)
-    training, validation = split(prepared, settings.folds, fold, settings.seed)
+    training, validation = divide(prepared, settings)
     training, validation = ([scale_case(case, channels) for case in cases] for cases in (training, validation))
+    rest = len(prepared) - len(training) - len(validation)
     say(
         f"data: {len(prepared)} cases in {settings.data}, {len(training)} to train on, {len(validation)} to validate, "
-        f"{_count(num_classes - 1, classes.regions)}"
+        f"{f'{rest} in neither part of the fold, ' if rest else ''}{_count(num_classes - 1, classes.regions)}"
         f"{', ' + describe(channels) if len(channels) > 1 else ''} (prepared volumes in {_find_cache(settings)})"
     )
     if patches:
@@ -219,14 +219,15 @@ def find_run_cases(settings: DataSettings, data: str) -> tuple[list[Case], list[
         data: folder of the volumes.
 
     Returns:
-        Cases that are paired, and an InputError for each image or mask that is not, or for too few cases.
+        Cases that are paired, and that the split names if there is one; and an InputError for each image or mask that
+        is not paired, for too few cases, or for a split that can't be used.
 
     Raises:
         InputError, InputErrors: if the folders can't be listed, or have no volumes.
     """
     cases, errors = pair_cases(data, settings.labels)
     try:
-        check_folds(data, len(cases), settings.folds)
+        cases = chosen_cases(cases, settings)
     except InputError as error:
         # once the unpaired files are corrected, there may be enough cases
         errors += [] if errors else [error]
@@ -283,10 +284,3 @@ def find_warnings(cases: Sequence[Case], prepared: Sequence[PreparedCase], are_p
             cause = f"label {' '.join(map(str, lost))} is lost on the network's grid"
             warnings.append(InputError(case.mask, cause, "Enlarge --volume, or choose a finer --spacing"))
     return warnings
-
-
-def check_folds(subject: str, count: int, folds: int) -> None:
-    """Raises an InputError about `subject` if there are fewer cases than folds."""
-    if count < folds:
-        remedy = f"Give --folds {count} or less, or add cases" if count > 1 else "Add cases"
-        raise InputError(subject, f"{count} cases for {folds} folds", remedy)

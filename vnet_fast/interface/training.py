@@ -16,7 +16,8 @@ from vnet_fast.devices import keep_freed_memory, use_all_cores
 from vnet_fast.errors import InputError
 from vnet_fast.interface.options import PathLike, checked, signature
 from vnet_fast.progress import quiet
-from vnet_fast.run.configuration import ALL, Config, stored_config
+from vnet_fast.run.configuration import Config, stored_config
+from vnet_fast.run.fold_options import ALL
 from vnet_fast.run.folder import LOG, best_checkpoints, holds_run, read_summary
 from vnet_fast.run.log import read_log
 from vnet_fast.training.signals import embedded

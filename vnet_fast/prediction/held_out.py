@@ -95,7 +95,7 @@ def held_out(
     for path in checkpoints:
         content = checkpoint.load(path)
         checkpoint.grid_of(content, path)
-        names = _check_names(names, content, path.parent)
+        names = (_check_names if config.split is None else _check_held_out)(names, content, path.parent)
         cases = _find_cases(run, config, content["validation"])
         target = run / PREDICTION_FOLDER
         try:
@@ -115,6 +115,15 @@ def _check_names(names: set[str] | None, content: dict[str, Any], folder: Path) 
         cause = f"was trained on other cases than the folds before ({changed})"
         raise InputError(folder, cause, "Delete it to train it again")
     return ours
+
+
+def _check_held_out(names: set[str] | None, content: dict[str, Any], folder: Path) -> set[str]:
+    """The names of the cases that folds of a split have held out so far; an InputError if a fold before did too."""
+    before, ours = names or set(), {*content["validation"]}
+    again = ", ".join(sorted(map(str, ours & before))[:5])
+    if again:
+        raise InputError(folder, f"held out cases that a fold before it did ({again})", "Delete it to train it again")
+    return before | ours
 
 
 def _find_cases(run: Path, config: Config, names: Iterable[str]) -> list[Case]:

@@ -37,8 +37,8 @@ SETTINGS = (
     "data", "recipe", "init", "freeze", "loss", "topology", "norm", "levels", "kernel_size", "halvings",
     "base_channels", "volume",
     "spacing", "patches", "batch_size", "iterations", "minutes", "patience", "optimizer", "learning_rate", "schedule",
-    "lr_step", "warmup", "clip", "ema", "amp", "binary", "regions", "ignore_label", "no_augment", "folds", "fold",
-    "seed",
+    "lr_step", "warmup", "clip", "ema", "amp", "binary", "regions", "ignore_label", "no_augment", "split",
+    "folds", "fold", "seed",
 )  # fmt: skip
 # of these, 0 is no value
 OFF_AT_ZERO = {"freeze", "warmup"}

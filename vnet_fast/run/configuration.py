@@ -29,6 +29,7 @@ from vnet_fast.nn.losses import DiceLoss, WeightedCrossEntropy
 from vnet_fast.nn.norm import KINDS
 from vnet_fast.nn.topology import KERNEL_SIZE, KERNEL_SIZES, LEVELS, MIN_LEVELS, TOPOLOGIES
 from vnet_fast.run.augmentation import Augmentation, check_augmentation
+from vnet_fast.run.fold_options import ALL, check_fold_options, fold_number
 from vnet_fast.run.grid_options import check_grid_options, check_size
 from vnet_fast.run.initial import NO_NORM, check_freeze
 from vnet_fast.run.labels import DICE, DICE_CE, check_labels
@@ -43,10 +44,8 @@ LOSSES: dict[str, Callable[[], nn.Module]] = {
     DICE_CE: partial(DiceCELoss, include_background=False, to_onehot_y=True, softmax=True, batch=True),
 }
 MAX_SEED = 2**63
-# more cases than any data set of this kind, and more processes than a machine has cores
-MAX_FOLDS, MAX_WORKERS = 10_000, 1024
-# the value of --fold that trains every fold in turn
-ALL = "all"
+# more processes than a machine has cores
+MAX_WORKERS = 1024
 # what may change when a run is resumed; any other change would make it another run
 FREE_ON_RESUME = {
     "iterations",
@@ -57,23 +56,13 @@ FREE_ON_RESUME = {
     "amp",
     "data",
     "labels",
+    "split",
     "cache",
     "init",
     "workers",
     "no_graph",
     "tensorboard",
 }
-
-
-def fold_number(text: str) -> int | str:
-    """The type of --fold: a number from 0, or ALL."""
-    if text == ALL:
-        return ALL
-    try:
-        return natural_int(text)
-    except argparse.ArgumentTypeError:
-        message = f"must be {ALL} or a whole number, 0 or more; got {text!r}"
-        raise argparse.ArgumentTypeError(message) from None
 
 
 @dataclass(frozen=True)
@@ -185,6 +174,9 @@ class Config(Augmentation):
     fold: int | str = option(
         0, f"fold to validate on, counted from 0; {ALL} trains one run per fold", type=fold_number, metavar="N"
     )
+    split: str | None = option(
+        None, "nnU-Net's splits_final.json: the cases of each fold, instead of --folds", type=path_text, metavar="FILE"
+    )
     workers: int = option(
         0, "processes that augment ahead of the step, on a CPU; 0 augments within the step", type=natural_int,
         metavar="N",
@@ -254,14 +246,9 @@ def check_settings(config: Config) -> None:
     if config.labels and not config.data:
         raise InputError("--labels", "given without --data", "Give the folder of the volumes too")
     check_labels(config.regions, config.ignore_label, config.binary, config.loss)
-    if config.folds < 2:
-        raise InputError("--folds", f"must be at least 2; got {config.folds}", "Keep some cases for validation")
-    if config.folds > MAX_FOLDS:
-        raise InputError("--folds", f"must be at most {MAX_FOLDS}; got {config.folds}", "Give at most one per case")
+    check_fold_options(config.folds, config.fold, config.split, config.data)
     if config.workers > MAX_WORKERS:
         raise InputError("--workers", f"must be at most {MAX_WORKERS}; got {config.workers}", "Give one per core")
-    if isinstance(config.fold, int) and config.fold >= config.folds:
-        raise InputError("--fold", f"must be below --folds ({config.folds}); got {config.fold}", "Folds count from 0")
     check_grid_options(config.volume, config.spacing)
     check_size(config.volume, config.halvings, config.levels)
     if config.warmup > MAX_INT:

@@ -7,7 +7,8 @@ from typing import Any
 
 from vnet_fast.devices import HOST, choose_precision, default_precision, find_device
 from vnet_fast.errors import InputError
-from vnet_fast.run.configuration import ALL, FREE_ON_RESUME, Config, check_memory, check_settings, stored_config
+from vnet_fast.run.configuration import FREE_ON_RESUME, Config, check_memory, check_settings, stored_config
+from vnet_fast.run.fold_options import ALL
 from vnet_fast.run.initial import inherited_settings
 from vnet_fast.run.recipes import FAST, PAPER, demonstration, settings_of, with_levels
 
@@ -64,6 +65,9 @@ def _resumed(given: dict[str, Any]) -> Config:
     if given.get("init") and stored.init is None:
         cause = "given to a run that started from nothing"
         raise InputError("--init", cause, "Leave it out, or start a new run")
+    if given.get("split") and stored.split is None:
+        cause = "given to a run whose folds were drawn"
+        raise InputError("--split", cause, "Leave it out, or start a new run")
     if stored.minutes is not None and "iterations" in given:
         if stored.fold == ALL:
             cause = f"given to folds that train for {stored.minutes:g} minutes each"

@@ -16,8 +16,9 @@ from vnet_fast.files import make_folder, write_text
 from vnet_fast.nn.vnet import VNet
 from vnet_fast.progress import note, say
 from vnet_fast.run import checkpoint, fields
-from vnet_fast.run.configuration import ALL, CONFIG_FILE, Config, stored_config
+from vnet_fast.run.configuration import CONFIG_FILE, Config, stored_config
 from vnet_fast.run.fields import wrong_field
+from vnet_fast.run.fold_options import ALL
 from vnet_fast.stored import open_regular, read_object, reason
 
 # checkpoints

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from vnet_fast.data.folds import check_disjoint
 from vnet_fast.devices import find_device, free_memory
 from vnet_fast.distributed import Processes
 from vnet_fast.errors import InputError
 from vnet_fast.progress import say
-from vnet_fast.run.configuration import ALL, CONFIG_FILE, FREE_ON_RESUME, Config, stored_config
+from vnet_fast.run.configuration import CONFIG_FILE, FREE_ON_RESUME, Config, stored_config
+from vnet_fast.run.fold_options import ALL
 from vnet_fast.run.folder import (
     BEST,
     RESUME_HINT,
@@ -55,6 +57,8 @@ def cross_validate(config: Config, train_run: Callable[[Config, str], int]) -> i
     if Processes().several:
         remedy = "Give each fold's number and --output RUN/foldN to torchrun; then, without it, all and --output RUN"
         raise InputError("--fold", f"{ALL} under torchrun", remedy)
+    if config.split:
+        check_disjoint(config.split)
     output = Path(config.output)
     check_output(output, config)
     runs = [fold_config(config, fold) for fold in range(config.folds)]

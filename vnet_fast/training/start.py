@@ -2,12 +2,14 @@
 
 from typing import Any
 
+from vnet_fast.data.folds import read_split
 from vnet_fast.distributed import is_lost_process
 from vnet_fast.errors import InputError
 from vnet_fast.progress import say
 from vnet_fast.run import tensorboard
-from vnet_fast.run.configuration import ALL, Config
+from vnet_fast.run.configuration import Config
 from vnet_fast.run.configure import configure
+from vnet_fast.run.fold_options import ALL
 from vnet_fast.training.cross_validation import cross_validate
 from vnet_fast.training.planned import planned
 from vnet_fast.training.train_run import train_run
@@ -22,13 +24,23 @@ def settle(given: dict[str, Any]) -> Config:
     Raises:
         InputError, InputErrors: if options contradict each other or the run to resume, or can't fit in memory.
     """
-    given, plan = planned(given)
+    given, plan = planned(_with_folds(given))
     config = configure(given)
     if plan:
         say(f"plan: {plan}")
     if config.tensorboard:
         tensorboard.check_installed()
     return config
+
+
+def _with_folds(given: dict[str, Any]) -> dict[str, Any]:
+    """The options with the number of a split's folds. Those of a run to resume are compared when its data is there."""
+    if given.get("split") is None or "resume" in given:
+        return given
+    count = len(read_split(given["split"]))
+    if given.get("folds", count) != count:
+        raise InputError("--folds", f"is {given['folds']}, and {given['split']} has {count}", "Leave it out")
+    return {**given, "folds": count}
 
 
 def start(config: Config) -> int:

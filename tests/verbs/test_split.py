@@ -1,0 +1,114 @@
+"""Training on the folds of a file."""
+
+import json
+
+import pytest
+
+from vnet_fast import train
+from vnet_fast.run import checkpoint
+
+TINY = ["--volume", 16, 16, 16, "--spacing", 1.5, 1.5, 2, "--base-channels", 1, "--device", "cpu", "--iterations", 2]
+# two scans of a patient each are Case00 and Case01, Case02 and Case03; Case05 is in no fold
+FOLDS = [
+    {"train": ["Case00", "Case01"], "val": ["Case02", "Case03"]},
+    {"train": ["Case03", "Case04"], "val": ["Case00", "Case01"]},
+]
+
+pytestmark = [pytest.mark.usefixtures("quick_training"), pytest.mark.exhaustive]
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "splits_final.json"
+    path.write_text(json.dumps(FOLDS))
+    return path
+
+
+def cases_of(folder):
+    content = checkpoint.load(folder / "last.pt")
+    return {"train": content["training"], "val": content["validation"]}
+
+
+def test_folds_of_a_file_are_trained_and_collected(cases, path, tmp_path, run_verb):
+    run = tmp_path / "run"
+    # Case05 is not read
+    (cases / "Case05.zraw").unlink()
+    code, out, err = run_verb(train, "--data", cases, *TINY, "--split", path, "--fold", "all", "--output", run)
+    assert code == 0, err
+    assert [cases_of(run / f"fold{fold}") for fold in range(2)] == FOLDS
+    assert "data: 5 cases in" in out
+    assert "2 to train on, 2 to validate, 1 in neither part of the fold, 1 class" in out
+    summary = json.loads((run / "summary.json").read_text())
+    assert sorted(summary["val_dice_per_case"]) == ["Case00", "Case01", "Case02", "Case03"]
+    assert len(list((run / "predictions").glob("*.mhd"))) == 4
+
+
+def test_other_seeds_have_the_same_cases(cases, path, tmp_path, run_verb):
+    for seed in (1, 2):
+        options = ["--split", path, "--seed", seed, "--output", tmp_path / f"seed{seed}"]
+        assert run_verb(train, "--data", cases, *TINY, *options)[0] == 0
+    assert cases_of(tmp_path / "seed1") == cases_of(tmp_path / "seed2") == FOLDS[0]
+
+
+def test_a_run_is_resumed_with_its_split(cases, path, tmp_path, run_verb):
+    run, more = tmp_path / "run", ["--resume", tmp_path / "run", "--iterations", 3]
+    assert run_verb(train, "--data", cases, *TINY, "--split", path, "--output", run)[0] == 0
+    # elsewhere now
+    moved = path.rename(tmp_path / "moved.json")
+    code, _, err = run_verb(train, *more)
+    assert (code, f"error: {path}: can't be read (No such file or directory). Check the path" in err) == (2, True)
+    for content, message in (
+        (FOLDS[::-1], f"{run}: its cases have changed: Case02, Case04. Restore them, or start a new run"),
+        (FOLDS[:1], f"{moved}: has 1 fold, and the run 2. Restore it, or start a new run"),
+    ):
+        moved.write_text(json.dumps(content))
+        code, _, err = run_verb(train, *more, "--split", moved)
+        assert (code, f"error: {message}" in err) == (2, True), err
+    moved.write_text(json.dumps(FOLDS))
+    code, _, err = run_verb(train, *more, "--split", moved)
+    assert (code, cases_of(run)) == (0, FOLDS[0]), err
+
+
+def test_a_run_with_drawn_folds_takes_no_split(cases, path, tmp_path, run_verb):
+    assert run_verb(train, "--data", cases, *TINY, "--folds", 3, "--output", tmp_path / "run")[0] == 0
+    code, _, err = run_verb(train, "--resume", tmp_path / "run", "--iterations", 3, "--split", path)
+    assert (code, err.count("error: --split: given to a run whose folds were drawn. Leave it out")) == (2, 1)
+
+
+def test_a_single_fold_is_a_fixed_set_to_validate_on(cases, path, tmp_path, run_verb):
+    path.write_text(json.dumps(FOLDS[:1]))
+    code, _, err = run_verb(train, "--data", cases, *TINY, "--split", path, "--output", tmp_path / "run")
+    assert (code, cases_of(tmp_path / "run")) == (0, FOLDS[0]), err
+
+
+def test_the_check_looks_at_the_cases_of_the_split(cases, path, run_verb):
+    (cases / "Case05.zraw").unlink()
+    code, out, err = run_verb(train, "--data", cases, *TINY, "--split", path, "--check")
+    assert (code, "5 of 5 cases can be read" in out) == (0, True), err
+    path.write_text(json.dumps([{"train": ["Case00"], "val": ["Case77"]}]))
+    code, _, err = run_verb(train, "--data", cases, *TINY, "--split", path, "--check")
+    assert (code, f"error: {path}: names cases that {cases} does not have: Case77. Name them" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--folds", 3], "--folds: is 3, and {path} has 2. Leave it out"),
+        (["--fold", 2], "--fold: must be below the 2 of {path}; got 2. Folds count from 0"),
+        (
+            ["--fold", "all"],
+            "{path}: fold 1 holds out cases that a fold before it does: Case02. Hold each case out once",
+        ),
+    ],
+)
+def test_options_that_contradict_the_split(cases, path, tmp_path, run_verb, options, message):
+    if "all" in options:
+        path.write_text(json.dumps([FOLDS[0], {"train": ["Case00"], "val": ["Case02"]}]))
+    run = tmp_path / "run"
+    code, _, err = run_verb(train, "--data", cases, *TINY, "--split", path, *options, "--output", run)
+    assert (code, f"error: {message.format(path=path)}" in err, run.exists()) == (2, True, False), err
+
+
+def test_phantoms_have_no_split(path, run_verb):
+    code, _, err = run_verb(train, *TINY, "--split", path)
+    assert (code, "error: --split: given without --data. Give the folder of the volumes too" in err) == (2, True)
