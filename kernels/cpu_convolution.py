@@ -1,6 +1,6 @@
 """Convolutions 5x5x5 and 3x3x3 on CPUs with few multiplications, with bias, residual and PReLU in the same pass.
 
-Those of up to four channels to many, as of the image, are direct sums.
+Those of up to four channels to many, as of the image, are direct sums; of small volumes see `cpu_direct.py`.
 
 Formula, of stride 1 with zeros beyond the volume, for C channels to K:
 
@@ -87,6 +87,8 @@ def _function(library, name):
         "weight_gradient": (pointer, pointer, number, number, flag),
         "first_layer": (pointer, number, flag),
         "first_layer_gradient": (pointer, pointer, number, flag),
+        "direct": (pointer, number, flag, flag),
+        "direct_weight_gradient": (pointer, pointer, number, flag),
         "gather": (pointer, flag),
         "scatter": (pointer, flag),
         "strided_weight_gradient": (pointer, pointer, flag),

@@ -3,6 +3,7 @@
 // No function throws: each returns 0, or 1 if there is no memory.
 #include "activation.h"
 #include "convolution.h"
+#include "direct.h"
 #include "patches.h"
 #include "strided.h"
 
@@ -83,6 +84,16 @@ int vnet_fast_first_layer_gradient(const Layer* layer, float* grad_weight, int64
             half ? first_layer_gradient<TAPS, bfloat16>(*layer, grad_weight)
                  : first_layer_gradient<TAPS, float>(*layer, grad_weight);
         });
+    });
+}
+
+int vnet_fast_direct(const Layer* layer, int64_t taps, int mirrored, int half) {
+    return guarded([&] { half ? direct<bfloat16>(*layer, taps, mirrored) : direct<float>(*layer, taps, mirrored); });
+}
+
+int vnet_fast_direct_weight_gradient(const Layer* layer, float* grad, int64_t taps, int half) {
+    return guarded([&] {
+        half ? direct_weight_gradient<bfloat16>(*layer, taps, grad) : direct_weight_gradient<float>(*layer, taps, grad);
     });
 }
 

@@ -36,22 +36,37 @@ static bool is_near(const float* found, const std::vector<double>& exact) {
     return error <= 1e-8 * norm;
 }
 
-// whether output and gradient of the weight of a layer are those of the sums; a depth of 0 is the first layer
+constexpr int64_t FIRST_LAYER = 0, DIRECT = -1;
+
+// whether the gradient of the input of a layer, by direct sums, stays in its memory; tests of PyTorch look at its values
+static bool has_input_gradient(Layer layer, const Tensor& weight, int64_t taps) {
+    Tensor grad(layer.n, layer.d, layer.h, layer.w, layer.c);
+    layer.x = layer.y, layer.weight = weight.data.get(), layer.y = grad.data.get();
+    layer.bias = layer.slope = nullptr, layer.negative = nullptr;
+    std::swap(layer.c, layer.k);
+    return vnet_fast_direct(&layer, taps, 1, 0) == 0;
+}
+
+// whether output and gradient of the weight of a layer are those of the sums, by tiles of a depth, as a first layer or
+// by direct sums
 static bool is_right(int64_t d, int64_t h, int64_t w, int64_t c, int64_t k, int64_t taps, int64_t depth, bool shared) {
     Tensor x(2, d, h, w, c), y(2, d, h, w, k), weight(k, taps, taps, taps, c), grad(k, taps, taps, taps, c);
     const int64_t cube = taps * taps * taps, reach = taps / 2;
-    int64_t size = depth ? vnet_fast_weight_size(c, k, taps, depth) : 1;
+    const bool filtered = depth > 0;
+    int64_t size = filtered ? vnet_fast_weight_size(c, k, taps, depth) : 1;
     fill(x.data.get(), x.size());
     fill(weight.data.get(), weight.size());
     std::unique_ptr<float[]> transformed(new float[size]), bias(new float[k]);
     std::unique_ptr<uint8_t[]> negative(new uint8_t[y.size() / 8]);
     std::unique_ptr<double[]> extent(new double[6]());
     fill(bias.get(), k);
-    if (depth) vnet_fast_transform_weight(weight.data.get(), transformed.get(), c, k, taps, depth, 0, 3);
+    if (filtered) vnet_fast_transform_weight(weight.data.get(), transformed.get(), c, k, taps, depth, 0, 3);
     std::vector<double> exact(y.size()), exact_grad(grad.size());
-    Layer layer{x.data.get(), depth ? transformed.get() : weight.data.get(), bias.get(), nullptr, bias.get(), y.data.get(), negative.get(),
+    Layer layer{x.data.get(), filtered ? transformed.get() : weight.data.get(), bias.get(), nullptr, bias.get(), y.data.get(), negative.get(),
                 extent.get(), 2, d, h, w, c, k, 0, 4, 2, 1, shared, 3};
-    bool right = (depth ? vnet_fast_convolve(&layer, taps, depth, 0) : vnet_fast_first_layer(&layer, taps, 0)) == 0;
+    bool right = (filtered          ? vnet_fast_convolve(&layer, taps, depth, 0)
+                  : depth == DIRECT ? vnet_fast_direct(&layer, taps, 0, 0)
+                                    : vnet_fast_first_layer(&layer, taps, 0)) == 0;
     for (int64_t i = 0, at = 0; i < 2; i++)
         for (int64_t z = 0; z < d; z++)
             for (int64_t row = 0; row < h; row++)
@@ -69,9 +84,12 @@ static bool is_right(int64_t d, int64_t h, int64_t w, int64_t c, int64_t k, int6
                     }
     right = right && is_near(y.data.get(), exact);
     // of the output itself as the gradient
-    right = right && (depth ? vnet_fast_weight_gradient(&layer, grad.data.get(), taps, depth, 0)
-                            : vnet_fast_first_layer_gradient(&layer, grad.data.get(), taps, 0)) == 0;
-    return right && is_near(grad.data.get(), exact_grad);
+    float* to = grad.data.get();
+    right = right && (filtered          ? vnet_fast_weight_gradient(&layer, to, taps, depth, 0)
+                      : depth == DIRECT ? vnet_fast_direct_weight_gradient(&layer, to, taps, 0)
+                                        : vnet_fast_first_layer_gradient(&layer, to, taps, 0)) == 0;
+    right = right && (depth != DIRECT || has_input_gradient(layer, weight, taps));
+    return right && is_near(to, exact_grad);
 }
 
 // adds biases and applies PReLU, whose slopes are the biases too, as the kernels do; null is none of it
@@ -218,9 +236,9 @@ int main() {
     const int64_t sizes[][3] = {{1, 1, 1}, {3, 5, 7}, {5, 4, 9}}, channels[][2] = {{8, 16}, {16, 8}, {24, 8}, {32, 24}, {1, 16}, {3, 8}};
     for (auto [d, h, w] : sizes)
         for (auto [c, k] : channels)
-            for (int64_t depth : {0, 1, 2, 4})
+            for (int64_t depth : {DIRECT, FIRST_LAYER, (int64_t)1, (int64_t)2, (int64_t)4})
                 for (bool shared : {false, true}) {
-                    if ((depth == 0) != (c < 8)) continue;
+                    if ((depth == FIRST_LAYER) != (c < 8) || (depth == DIRECT && shared)) continue;
                     for (int64_t taps : {3, 5}) {
                         if (!is_right(d, h, w, c, k, taps, depth, shared)) {
                             fprintf(stderr, "%ldx%ldx%ld, %ld to %ld, %ld taps, %ld slices\n", d, h, w, c, k, taps, depth);

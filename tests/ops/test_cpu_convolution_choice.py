@@ -9,7 +9,7 @@ from vnet_fast.ops import cpu_library, device_store
 from vnet_fast.ops.convolution_choice import Layer
 
 CPU = torch.device("cpu")
-NAMES = {form: name for name, form in choice.FORMS.items()}
+NAMES = {form: name for name, form in choice.SMALL_FORMS.items()}
 # 2.1e9 operations
 LARGE = Layer("forward", torch.float32, (1, 32, 8, 32, 32), 32, (5, 5, 5))
 SMALL = LARGE._replace(volume=(1, 32, 8, 8, 8))
@@ -26,7 +26,7 @@ def nothing_chosen(monkeypatch, tmp_path):
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that only runs when a form does, for the seconds that are given for it."""
-    seconds = {"onednn": 3.0, "winograd-1": 2.0, "winograd-2": 1.0, "winograd-4": 1.5}
+    seconds = {"direct": 0.5, "onednn": 3.0, "winograd-1": 2.0, "winograd-2": 1.0, "winograd-4": 1.5}
     now = [0.0]
     monkeypatch.setattr(choice.time, "perf_counter", lambda: now[0])
     return seconds, now
@@ -157,17 +157,42 @@ def test_a_rule_decides_where_nothing_may_be_timed(clock, monkeypatch, reason):
     assert ran == [choice.ruled(layer)]
 
 
+def test_direct_sums_are_tried_for_small_volumes_alone(clock):
+    ran = []
+    # both are of 4e9 operations
+    few, many = LARGE._replace(volume=(1, 256, 4, 8, 8), out_channels=256), LARGE._replace(volume=(1, 64, 8, 32, 32))
+    choice.compute(few, runner(clock, ran))
+    assert (choice.forms(few), ran[-1]) == (choice.SMALL_FORMS, "direct")
+    ran.clear()
+    choice.compute(many, runner(clock, ran))
+    assert ("direct" in ran, ran[-1]) == (False, "winograd-2")
+
+
+def test_what_was_timed_of_other_sources_does_not_count(clock, monkeypatch):
+    ran = []
+    choice.compute(LARGE, runner(clock, ran))
+    monkeypatch.setattr(choice, "_chosen", {})
+    monkeypatch.setattr(choice, "digest", lambda: "another")
+    count = len(ran)
+    choice.compute(LARGE, runner(clock, ran))
+    assert len(ran) == 2 * count > 2
+
+
 @pytest.mark.parametrize(
     ("which", "volume", "form"),
     [
-        ("forward", (1, 8, 4, 4, 8), "onednn"),
-        ("grad_input", (1, 8, 8, 8, 8), "winograd-1"),
+        ("forward", (1, 8, 4, 4, 8), "direct"),
+        ("grad_input", (1, 8, 8, 8, 8), "direct"),
+        ("grad_weight", (1, 8, 8, 8, 10), "winograd-1"),
         ("grad_weight", (2, 8, 8, 8, 8), "winograd-4"),
         ("forward", (1, 8, 16, 16, 16), "winograd-4"),
         ("forward", (1, 8, 2, 32, 32), "winograd-1"),
         ("forward", (1, 1, 16, 16, 16), "direct"),
         # the transformed weight is kept
         ("prediction", (1, 8, 4, 4, 8), "winograd-4"),
+        ("prediction", (4, 8, 4, 4, 3), "direct"),
+        ("prediction", (1, 8, 2, 8, 8), "direct"),
+        ("prediction", (1, 8, 2, 16, 16), "winograd-1"),
     ],
 )
 def test_the_rule(which, volume, form):
@@ -177,10 +202,10 @@ def test_the_rule(which, volume, form):
 @pytest.mark.parametrize(
     ("which", "volume", "channels", "form"),
     [
-        ("forward", (1, 8, 4, 8, 8), 8, "onednn"),
-        ("forward", (2, 32, 4, 8, 8), 32, "winograd-1"),
-        ("grad_input", (2, 32, 4, 8, 8), 64, "onednn"),
-        ("grad_weight", (2, 32, 4, 8, 8), 64, "winograd-1"),
+        ("forward", (1, 8, 4, 8, 8), 8, "direct"),
+        ("grad_input", (2, 32, 4, 8, 8), 64, "direct"),
+        ("grad_weight", (2, 32, 4, 8, 8), 64, "direct"),
+        ("forward", (2, 32, 8, 8, 8), 32, "winograd-1"),
         ("grad_input", (2, 64, 8, 12, 12), 64, "winograd-1"),
         ("grad_weight", (2, 8, 16, 24, 24), 8, "winograd-4"),
         ("grad_weight", (2, 8, 2, 96, 96), 8, "winograd-1"),
@@ -188,6 +213,7 @@ def test_the_rule(which, volume, form):
         ("forward", (2, 4, 16, 24, 24), 8, "onednn"),
         ("grad_weight", (2, 4, 16, 24, 24), 8, "direct"),
         ("prediction", (1, 128, 4, 8, 8), 128, "winograd-1"),
+        ("prediction", (1, 128, 4, 4, 3), 128, "direct"),
         ("prediction", (1, 64, 8, 16, 16), 64, "winograd-2"),
         ("prediction", (1, 16, 32, 32, 32), 16, "winograd-4"),
         ("prediction", (1, 16, 2, 96, 96), 16, "winograd-1"),

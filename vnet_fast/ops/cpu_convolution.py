@@ -10,6 +10,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from vnet_fast.devices import constant_when_compiled
 from vnet_fast.kernels import cpu_convolution as kernels
+from vnet_fast.kernels import cpu_direct
 from vnet_fast.ops import cpu_convolution_choice as choice
 from vnet_fast.ops import dispatch, onednn
 from vnet_fast.ops.convolution_choice import Layer
@@ -34,9 +35,7 @@ def takes(x: Tensor, weight: Tensor) -> bool:
         x: (N, C, D, H, W), float32 or bfloat16.
         weight: (K, C, t, t, t), t of 3 and 5, float32.
     """
-    if not kernels.supports(x, weight) or x.shape[2] * x.shape[3] * x.shape[4] < choice.MIN_VOXELS:
-        return False
-    return sees_operators(x) and are_there()
+    return kernels.supports(x, weight) and sees_operators(x) and are_there()
 
 
 def sees_operators(x: Tensor) -> bool:
@@ -100,7 +99,7 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     def run(depth: int) -> Tensor:
         if not depth:
             return onednn.convolve(x, weight, bias)
-        if kernels.has_few_channels(weight):
+        if depth == choice.SUMS:
             return _directly(x, weight, _wide(bias))
         transformed = _transformed(weight, depth, False)
         y, ratios[0] = _by_kernels(x, transformed, len(weight), weight.shape[2], depth, _wide(bias))
@@ -123,7 +122,7 @@ def _predict(x: Tensor, weight: Tensor, bias: Tensor | None, slope: Tensor | Non
             y = y if residual is None else y.add_(residual)
             return y if slope is None else prelu(y, slope.to(y.dtype))
         operands = _wide(bias), residual, _wide(slope)
-        if kernels.has_few_channels(weight):
+        if depth == choice.SUMS:
             return _directly(x, weight, *operands)
         transformed = _kept_transform(given, weight, depth)
         y, ratios[0] = _by_kernels(x, transformed, len(weight), weight.shape[2], depth, *operands)
@@ -142,16 +141,20 @@ def _backward(grad_y: Tensor, x: Tensor, weight: Tensor, of_x: bool, of_weight: 
     few, taps = kernels.has_few_channels(weight), weight.shape[2]
 
     def gradient_of_x(depth: int) -> Tensor:
-        if few or not depth:
+        if not depth:
             return onednn.grad_input(grad_y, x, weight)
+        if depth == choice.SUMS:
+            return _directly(grad_y, weight, mirrored=True)
         transformed = _transformed(weight, depth, True)
         return _by_kernels(grad_y, transformed, x.shape[1], taps, depth)[0]
 
     def gradient_of_weight(depth: int) -> Tensor:
         if not depth:
             return onednn.grad_weight(grad_y, x, weight)
-        if few:
-            return _directly_backward(x, grad_y, taps)
+        if depth == choice.SUMS:
+            sums = kernels.first_layer_gradient if few else cpu_direct.weight_gradient
+            direct: Tensor = sums(library(), x, grad_y, taps)
+            return direct
         grad_weight: Tensor = kernels.weight_gradient(library(), x, grad_y, taps, depth)
         return grad_weight
 
@@ -214,14 +217,13 @@ def _by_kernels(*arguments: Any) -> tuple[Tensor, float]:
     return y, ratio
 
 
-def _directly(x: Tensor, weight: Tensor, *operands: Tensor | None) -> Tensor:
-    y: Tensor = kernels.first_layer(library(), x, weight, *operands)
+def _directly(x: Tensor, weight: Tensor, *operands: Tensor | None, mirrored: bool = False) -> Tensor:
+    """Direct sums of few channels, or of a small volume; mirrored, the gradient of the input."""
+    if kernels.has_few_channels(weight):
+        y: Tensor = kernels.first_layer(library(), x, weight, *operands)
+    else:
+        y = cpu_direct.convolve(library(), x, weight, *operands, mirrored=mirrored)
     return y
-
-
-def _directly_backward(x: Tensor, grad_y: Tensor, taps: int) -> Tensor:
-    grad_weight: Tensor = kernels.first_layer_gradient(library(), x, grad_y, taps)
-    return grad_weight
 
 
 def _is_too_large(ratio: float, weight: Tensor) -> bool:

@@ -23,6 +23,7 @@ from torch import Tensor
 from vnet_fast.devices import is_out_of_memory
 from vnet_fast.errors import InputError
 from vnet_fast.kernels import cpu_convolution as kernels
+from vnet_fast.kernels.cpu_library import digest
 from vnet_fast.ops import cpu_library, device_store
 from vnet_fast.ops.convolution_choice import Layer, Trial
 
@@ -32,19 +33,22 @@ STORE = "cpu-convolutions"
 # output slices of a tile by the name of a form; oneDNN has no tiles
 FILTERED = {"winograd-1": 1, "winograd-2": 2, "winograd-4": 4}
 FORMS = {ONEDNN: 0, **FILTERED}
-# of a convolution of few channels, as of the image
-DIRECT = "direct"
-FEW_FORMS = {ONEDNN: 0, DIRECT: 1}
+# direct sums, of small volumes or of few channels, as of the image
+DIRECT, SUMS = "direct", -1
+SMALL_FORMS = {ONEDNN: 0, DIRECT: SUMS, **FILTERED}
+FEW_FORMS = {ONEDNN: 0, DIRECT: SUMS}
+# of a batch: from so many on, minimal filtering needs far fewer products
+SMALL_VOXELS = 2048
 # of each form; oneDNN runs once if that takes more than this times as long as the fastest
 RUNS, HOPEFUL = 3, 1.5
 # of the norm, between two orders of the same sums
 TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 2e-2}
-# smaller volumes consist of edges
-MIN_VOXELS = 64
 # smaller layers take milliseconds, which other processes disturb more than the forms differ
 TIMED_OPERATIONS = 1e9
 # of a batch: from so many on, a form with more points, or any points, is worth the transform of the weight
-FEW_VOXELS, MANY_VOXELS = 256, 1024
+FEW_VOXELS, MANY_VOXELS = 640, 1024
+# of a volume: fewer, or fewer in two slices, fill no tile, so that a transformed weight that is kept does not pay
+TINY, TINY_SLICES = 64, 256
 # along each axis
 SMALL_FILTER = 3
 CPU = torch.device("cpu")
@@ -73,7 +77,8 @@ def compute(layer: Layer, run: Callable[[int], Tensor]) -> Tensor:
 
     Args:
         layer: the pass; its `which` may be `prediction` too, a forward pass with a transformed weight that is kept.
-        run: the pass by the output slices of a tile, 0 for oneDNN and 1 for a direct sum; it returns memory of its own.
+        run: the pass by the output slices of a tile, 0 for oneDNN and SUMS for direct sums; it returns memory of its
+            own.
     """
     name = _choose(layer, run)
     result = run(0) if name == ONEDNN else _run_if_memory(run, forms(layer)[name])
@@ -103,7 +108,10 @@ def _say_that_memory_is_short() -> None:
 
 def forms(layer: Layer) -> dict[str, int]:
     """The forms that a pass may have, by name."""
-    return FEW_FORMS if layer.volume[1] < kernels.MULTIPLE else FORMS
+    volumes, channels, *shape = layer.volume
+    if channels < kernels.MULTIPLE:
+        return FEW_FORMS
+    return SMALL_FORMS if volumes * math.prod(shape) < SMALL_VOXELS else FORMS
 
 
 def _choose(layer: Layer, run: Callable[[int], Tensor]) -> str:
@@ -130,7 +138,8 @@ def operations(layer: Layer) -> int:
 
 
 def _store() -> str:
-    return f"{STORE}-{cpu_library.target()}-{torch.get_num_threads()}"
+    # what was timed of other sources does not count
+    return f"{STORE}-{cpu_library.target()}-{torch.get_num_threads()}-{digest()[:8]}"
 
 
 def _stored(layer: Layer) -> str | None:
@@ -187,30 +196,32 @@ def ruled(layer: Layer) -> str:
     What the transform of a weight costs, a training step pays once for all voxels.
     """
     volumes, channels, *shape = layer.volume
-    voxels = volumes * math.prod(shape)
+    voxels, of_a_volume = volumes * math.prod(shape), math.prod(shape)
+    is_tiny = of_a_volume < TINY or (shape[0] <= 2 and of_a_volume < TINY_SLICES)
+    if channels >= kernels.MULTIPLE and layer.which == "prediction" and is_tiny:
+        return DIRECT
     rule = _ruled_small_filter if layer.kernel[0] == SMALL_FILTER else _ruled_filter
-    name = rule(layer.which, channels, max(channels, layer.out_channels), voxels)
+    name = rule(layer.which, channels, voxels)
     return "winograd-1" if name in FILTERED and shape[0] <= 2 else name
 
 
-def _ruled_filter(which: str, channels: int, widest: int, voxels: int) -> str:
+def _ruled_filter(which: str, channels: int, voxels: int) -> str:
     """For 5x5x5, measured with AVX2 and with AVX-512."""
     if channels < kernels.MULTIPLE:
         return DIRECT
     if which != "prediction" and voxels < MANY_VOXELS:
-        return "winograd-1" if voxels >= FEW_VOXELS else ONEDNN
+        return "winograd-1" if voxels >= FEW_VOXELS else DIRECT
     return "winograd-4"
 
 
-def _ruled_small_filter(which: str, channels: int, widest: int, voxels: int) -> str:
+def _ruled_small_filter(which: str, channels: int, voxels: int) -> str:
     """For 3x3x3, measured with AVX2. A transformed weight has up to 14 times as many terms as the sum."""
     if channels < kernels.MULTIPLE:
         return DIRECT if channels <= 2 or which == "grad_weight" else ONEDNN
     if which == "prediction":
         return "winograd-1" if voxels < 1024 else "winograd-2" if voxels < 4096 else "winograd-4"
-    # the gradient of a weight is twice as slow with oneDNN as the other passes
-    if voxels < 512 or (voxels < 1024 and widest > 32 and which != "grad_weight"):
-        return ONEDNN
+    if voxels < MANY_VOXELS:
+        return DIRECT
     return "winograd-1" if voxels < 8192 else "winograd-4"
 
 
