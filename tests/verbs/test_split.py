@@ -109,6 +109,15 @@ def test_options_that_contradict_the_split(cases, path, tmp_path, run_verb, opti
     assert (code, f"error: {message.format(path=path)}" in err, run.exists()) == (2, True, False), err
 
 
+def test_a_plan_is_of_the_cases_of_the_split(cases, path, run_verb):
+    """A damaged mask of a case that no fold names is not read."""
+    (cases / "Case05_segmentation.mhd").write_text("damaged")
+    options = ["--recipe", "fast", "--device", "cpu", "--check"]
+    code, out, err = run_verb(train, "--data", cases, "--split", path, *options)
+    assert (code, "plan: " in out, "5 of 5 cases can be read" in out) == (0, True, True), err
+    assert run_verb(train, "--data", cases, *options)[0] == 2
+
+
 def test_phantoms_have_no_split(path, run_verb):
     code, _, err = run_verb(train, *TINY, "--split", path)
     assert (code, "error: --split: given without --data. Give the folder of the volumes too" in err) == (2, True)

@@ -141,12 +141,25 @@ def chosen_cases(cases: Sequence[N], settings: DataSettings) -> list[N]:
     if settings.split is None:
         check_folds(settings.data or "the phantoms", len(cases), settings.folds)
         return list(cases)
-    named: set[str] = set().union(*(fold.training | fold.validation for fold in read_split(settings.split)))
-    unknown = named - {case.name for case in cases}
+    named = named_cases(cases, settings.split)
+    unknown = names_in(settings.split) - {case.name for case in named}
     if unknown:
         cause = f"names cases that {settings.data} does not have: {_listed(unknown)}"
         raise InputError(settings.split, cause, "Name them as their files, without the ending, or add them")
-    return [case for case in cases if case.name in named]
+    return named
+
+
+def named_cases(cases: Sequence[N], split: str | None) -> list[N]:
+    """The cases that a split names in any of its folds; all if there is none."""
+    if split is None:
+        return list(cases)
+    names = names_in(split)
+    return [case for case in cases if case.name in names]
+
+
+def names_in(split: str) -> set[str]:
+    """The names in a split."""
+    return set().union(*(fold.training | fold.validation for fold in read_split(split)))
 
 
 def check_folds(subject: str, count: int, folds: int) -> None:
