@@ -144,7 +144,8 @@ template <class T> static void direct(const Layer& layer, int64_t taps, bool mir
     const int64_t parts = std::min({(layer.threads + panels - 1) / panels, most, rows});
     const int64_t place = layer.c * width + (rows / parts + 1) * layer.w * width;
     const int64_t size = rows * layer.w * layer.c;
-    float *places = scratch((layer.threads * place + size) * 4);
+    // float32 volumes stay where they are
+    float* places = scratch((layer.threads * place + (sizeof(T) == 4 ? 0 : size)) * 4);
     const float* x = widened_volume<T>(layer.x, size, layer.threads, places + layer.threads * place);
     with_panel(layer.k, [&](auto vectors, auto lanes) {
 #pragma omp parallel for schedule(dynamic) num_threads(layer.threads)
@@ -160,9 +161,11 @@ template <class T> static void direct(const Layer& layer, int64_t taps, bool mir
 // x: N x D x H x W x C, y: the gradient of the output. grad: K x taps x C.
 template <class T> static void direct_weight_gradient(const Layer& layer, int64_t taps, float* grad) {
     const int64_t rows = layer.n * layer.d * layer.h, voxels = rows * layer.w, cube = taps * taps * taps;
-    float* memory = scratch(voxels * (layer.c + layer.k) * 4);
+    // float32 volumes stay where they are
+    const int64_t narrow = sizeof(T) == 4 ? 0 : voxels;
+    float* memory = scratch(narrow * (layer.c + layer.k) * 4);
     const float* x = widened_volume<T>(layer.x, voxels * layer.c, layer.threads, memory);
-    const float* dy = widened_volume<T>(layer.y, voxels * layer.k, layer.threads, memory + voxels * layer.c);
+    const float* dy = widened_volume<T>(layer.y, voxels * layer.k, layer.threads, memory + narrow * layer.c);
     std::vector<const float*> places(layer.threads * 2 * voxels);
     with_panel(layer.c, [&](auto vectors, auto lanes) {
         constexpr int N = vectors.value, L = lanes.value;

@@ -3,8 +3,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from vnet_fast.data.folds import check_disjoint, chosen_cases, divide, read_split
-from vnet_fast.errors import InputError
+from vnet_fast.data.folds import check_disjoint, chosen_cases, divide, named_cases, read_split
+from vnet_fast.errors import InputError, InputErrors
 
 CASES = [SimpleNamespace(name=name) for name in ("a1", "a2", "b1", "b2", "c1")]
 FOLDS = [{"train": ["b1", "b2", "a1"], "val": ["c1"]}, {"train": ["c1", "b1"], "val": ["a2", "a1"]}]
@@ -34,16 +34,20 @@ def test_a_file_says_the_cases_of_each_fold(path):
 
 def test_cases_that_no_fold_names_are_left_out(path):
     path.write_text(json.dumps(FOLDS[:1]))
-    assert names(chosen_cases(CASES, settings(path, folds=1))) == ["a1", "b1", "b2", "c1"]
-    assert names(chosen_cases(CASES, settings(None, split=None))) == names(CASES)
+    assert names(chosen_cases(CASES, [], str(path), "DIR")) == ["a1", "b1", "b2", "c1"]
+    assert names(named_cases(CASES, None)) == names(CASES)
+    # nor does it matter that their files are not paired
+    unpaired = [InputError(f"DIR/{name}.mhd", "no mask for this image", "Add it") for name in ("a2", "c1")]
+    with pytest.raises(InputErrors) as raised:
+        chosen_cases(CASES, unpaired, str(path), "DIR")
+    assert raised.value.errors == unpaired[1:]
 
 
 def test_names_of_no_case(path):
     path.write_text(json.dumps([{"train": ["a1", *(f"x{i}" for i in range(6))], "val": ["c1"]}]))
-    with pytest.raises(
-        InputError, match=r"names cases that DIR does not have: x0, x1, x2, x3, x4 and 1 more. Name them"
-    ):
-        chosen_cases(CASES, settings(path))
+    message = r"names cases that DIR does not have: x0, x1, x2, x3, x4 and 1 more. Name them"
+    with pytest.raises(InputErrors, match=message):
+        chosen_cases(CASES, [], str(path), "DIR")
 
 
 def test_another_number_of_folds_than_that_of_the_run(path):
@@ -59,9 +63,13 @@ def test_another_number_of_folds_than_that_of_the_run(path):
         ("{", "no split into folds: "),
         ('{"train": ["a1"], "val": ["c1"]}', "no split into folds: must be a list"),
         ("[]", "has no folds"),
-        ('[["a1", "c1"]]', "no split into folds: fold 0 is "),
-        ('[{"train": ["a1"], "val": ["c1"]}, {"train": ["a1"]}]', "no split into folds: fold 1 is "),
-        ('[{"train": [1], "val": ["c1"]}]', "no split into folds: fold 0 is "),
+        ('[["a1", "c1"]]', "no split into folds: fold 0 has no list 'train'"),
+        ('[{"train": ["a1"], "validation": ["c1"]}]', "no split into folds: fold 0 has no list 'val'"),
+        (
+            '[{"train": ["a1"], "val": ["c1"]}, {"train": ["a1"], "val": "c1"}]',
+            "no split into folds: fold 1 has no list",
+        ),
+        ('[{"train": [1], "val": ["c1"]}]', "no split into folds: fold 0 names 1 in 'train'"),
         ('[{"train": ["a1"], "val": []}]', "fold 0 has no cases in 'val'"),
         ('[{"train": ["a1", "b1"], "val": ["b1", "c1"]}]', "fold 0 trains on cases that it holds out: b1. Name"),
     ],

@@ -168,6 +168,18 @@ def test_direct_sums_are_tried_for_small_volumes_alone(clock):
     assert ("direct" in ran, ran[-1]) == (False, "winograd-2")
 
 
+def test_the_rule_gives_a_form_that_a_pass_may_have():
+    """Also of many volumes that are tiny, and of one large slice."""
+    shapes = [(1, 1, 1), (2, 4, 4), (4, 4, 4), (2, 8, 8), (2, 16, 16), (4, 8, 8), (8, 8, 8), (1, 64, 64)]
+    for which in ("prediction", "forward", "grad_input", "grad_weight"):
+        for volumes in (1, 8, 64):
+            for channels in (1, 4, 8, 64, 256):
+                for shape in shapes:
+                    for taps in (3, 5):
+                        layer = Layer(which, torch.float32, (volumes, channels, *shape), 64, (taps,) * 3)
+                        assert choice.ruled(layer) in choice.forms(layer), layer
+
+
 def test_what_was_timed_of_other_sources_does_not_count(clock, monkeypatch):
     ran = []
     choice.compute(LARGE, runner(clock, ran))

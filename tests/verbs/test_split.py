@@ -109,6 +109,59 @@ def test_options_that_contradict_the_split(cases, path, tmp_path, run_verb, opti
     assert (code, f"error: {message.format(path=path)}" in err, run.exists()) == (2, True, False), err
 
 
+def start_with_fold_0(run_verb, cases, folder, *options):
+    """Trains the first fold of a cross-validation; returns the command of all folds."""
+    common = ["--data", cases, *TINY]
+    assert run_verb(train, *common, *options, "--output", folder / "fold0")[0] == 0
+    return [train, *common, "--fold", "all", "--output", folder]
+
+
+def test_folds_are_all_of_the_split_or_all_drawn(cases, path, tmp_path, run_verb):
+    command = start_with_fold_0(run_verb, cases, tmp_path / "ours", "--split", path)
+    code, _, err = run_verb(*command, "--folds", 2)
+    message = f"error: {tmp_path / 'ours' / 'fold0'}: its folds are those of {path}. Give them with --split"
+    assert (code, message in err, (tmp_path / "ours" / "fold1").exists()) == (2, True, False), err
+    command = start_with_fold_0(run_verb, cases, tmp_path / "drawn", "--folds", 2)
+    code, _, err = run_verb(*command, "--split", path)
+    message = f"error: {tmp_path / 'drawn' / 'fold0'}: its folds were drawn. Leave --split out"
+    assert (code, message in err, (tmp_path / "drawn" / "fold1").exists()) == (2, True, False), err
+
+
+def test_a_fold_that_is_finished_is_one_of_the_split(cases, path, tmp_path, run_verb):
+    command = [*start_with_fold_0(run_verb, cases, tmp_path / "run", "--split", path), "--split", path]
+    path.write_text(json.dumps([{"train": ["Case02"], "val": ["Case05"]}, FOLDS[1]]))
+    code, _, err = run_verb(*command)
+    message = f"error: {tmp_path / 'run' / 'fold0'}: was trained on other cases than those of fold 0 in {path}. Restore"
+    assert (code, message in err, (tmp_path / "run" / "fold1").exists()) == (2, True, False), err
+    path.write_text(json.dumps(FOLDS))
+    assert run_verb(*command)[0] == 0
+    # nothing is left to train, so that it is not needed any more
+    path.unlink()
+    code, out, err = run_verb(train, "--resume", tmp_path / "run")
+    assert (code, out.count("finished at iteration 2")) == (0, 2), err
+
+
+def test_a_case_that_is_in_no_fold_needs_no_mask(cases, path, tmp_path, run_verb):
+    (cases / "Case05_segmentation.mhd").unlink()
+    assert run_verb(train, "--data", cases, *TINY, "--split", path, "--output", tmp_path / "run")[0] == 0
+
+
+@pytest.mark.parametrize("option", ["--check", "--recipe"])
+def test_a_wrong_name_is_found_before_anything_is_read(cases, path, tmp_path, run_verb, option):
+    path.write_text(json.dumps([{"train": ["Case00.mhd"], "val": ["Case01.mhd"]}]))
+    options = ["--check"] if option == "--check" else ["--recipe", "fast"]
+    cache = tmp_path / "cache"
+    code, out, err = run_verb(train, "--data", cases, "--split", path, "--cache", cache, "--device", "cpu", *options)
+    message = f"error: {path}: names cases that {cases} does not have: Case00.mhd, Case01.mhd. Name them"
+    assert (code, message in err, "preparing" in out, cache.exists()) == (2, True, False, False), err
+
+
+def test_a_check_of_all_folds_finds_what_two_hold_out(cases, path, run_verb):
+    path.write_text(json.dumps([FOLDS[0], {"train": ["Case00"], "val": ["Case02"]}]))
+    code, _, err = run_verb(train, "--data", cases, *TINY, "--split", path, "--fold", "all", "--check")
+    assert (code, "fold 1 holds out cases that a fold before it does: Case02" in err) == (2, True)
+
+
 def test_a_plan_is_of_the_cases_of_the_split(cases, path, run_verb):
     """A damaged mask of a case that no fold names is not read."""
     (cases / "Case05_segmentation.mhd").write_text("damaged")

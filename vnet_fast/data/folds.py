@@ -3,10 +3,11 @@
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 from vnet_fast.data.settings import DataSettings
-from vnet_fast.errors import InputError
+from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.stored import read_list, reason, shown
 from vnet_fast.text_table import printable
 
@@ -79,13 +80,19 @@ def divide(cases: Sequence[N], settings: DataSettings) -> tuple[list[N], list[N]
     number = int(settings.fold)
     if settings.split is None:
         return split(cases, settings.folds, number, settings.seed)
-    folds = read_split(settings.split)
-    if len(folds) != settings.folds:
-        cause = f"has {_count(len(folds))}, and the run {settings.folds}"
-        raise InputError(settings.split, cause, "Restore it, or start a new run")
+    folds = folds_of(settings.split, settings.folds)
     fold = folds[number]
     training, validation = ([case for case in cases if case.name in part] for part in (fold.training, fold.validation))
     return training, validation
+
+
+def folds_of(path: str, count: int) -> list[Fold]:
+    """The folds in the file of a run; an InputError unless there are as many as the run has."""
+    folds = read_split(path)
+    if len(folds) != count:
+        cause = f"has {'1 fold' if len(folds) == 1 else f'{len(folds)} folds'}, and the run {count}"
+        raise InputError(path, cause, "Restore it, or start a new run")
+    return folds
 
 
 def read_split(path: str) -> list[Fold]:
@@ -109,8 +116,11 @@ def _read_fold(path: str, number: int, entry: object) -> Fold:
     parts = {}
     for part in ("train", "val"):
         names = entry.get(part) if isinstance(entry, dict) else None
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise InputError(path, f"no split into folds: fold {number} is {shown(entry)}", FORM)
+        if not isinstance(names, list):
+            raise InputError(path, f"no split into folds: fold {number} has no list {part!r}", FORM)
+        for name in names:
+            if not isinstance(name, str):
+                raise InputError(path, f"no split into folds: fold {number} names {shown(name)} in {part!r}", FORM)
         if not names:
             raise InputError(path, f"fold {number} has no cases in {part!r}", "Name some there")
         parts[part] = frozenset(names)
@@ -132,21 +142,27 @@ def check_disjoint(path: str) -> None:
         seen |= fold.validation
 
 
-def chosen_cases(cases: Sequence[N], settings: DataSettings) -> list[N]:
-    """The cases that are used: all, or those that a split names in any of its folds.
+def chosen_cases(cases: Sequence[N], unpaired: Sequence[InputError], split: str, data: str) -> list[N]:
+    """The cases that a split names in any of its folds.
+
+    Args:
+        cases: of the folder `data`.
+        unpaired: of its files that belong to no case. Those of names that the split does not have do not matter.
+        split: file of the folds.
+        data: folder of the volumes.
 
     Raises:
-        InputError: if there are too few for the folds, or the split can't be used or names others.
+        InputErrors: if the split can't be used, names other cases, or names what is not paired.
     """
-    if settings.split is None:
-        check_folds(settings.data or "the phantoms", len(cases), settings.folds)
-        return list(cases)
-    named = named_cases(cases, settings.split)
-    unknown = names_in(settings.split) - {case.name for case in named}
+    names = names_in(split)
+    errors = [error for error in unpaired if any(Path(error.subject).name.startswith(name) for name in names)]
+    unknown = names - {case.name for case in cases}
     if unknown:
-        cause = f"names cases that {settings.data} does not have: {_listed(unknown)}"
-        raise InputError(settings.split, cause, "Name them as their files, without the ending, or add them")
-    return named
+        cause = f"names cases that {data} does not have: {_listed(unknown)}"
+        errors.append(InputError(split, cause, "Name them as their files, without the ending, or add them"))
+    if errors:
+        raise InputErrors(errors)
+    return named_cases(cases, split)
 
 
 def named_cases(cases: Sequence[N], split: str | None) -> list[N]:
@@ -172,7 +188,3 @@ def check_folds(subject: str, count: int, folds: int) -> None:
 def _listed(names: Collection[str]) -> str:
     rest = len(names) - SHOWN_NAMES
     return ", ".join(map(printable, sorted(names)[:SHOWN_NAMES])) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _count(folds: int) -> str:
-    return "1 fold" if folds == 1 else f"{folds} folds"

@@ -16,7 +16,7 @@ from vnet_fast.data.cases import Case, pair_cases
 from vnet_fast.data.channels import Channel, describe, find_channels, find_errors, fitted, scale_case
 from vnet_fast.data.classes import Classes, title_of
 from vnet_fast.data.extent import exceed, headers_exceed
-from vnet_fast.data.folds import check_folds, chosen_cases, divide
+from vnet_fast.data.folds import check_folds, chosen_cases, divide, named_cases
 from vnet_fast.data.labels import count_classes, labels_of_no_region, without_ignored
 from vnet_fast.data.phantom import phantoms
 from vnet_fast.data.preparation import PreparedCase
@@ -129,7 +129,8 @@ def load_data(settings: DataSettings) -> Data:
         say(f"data: {NUM_PHANTOMS} synthetic phantoms, {len(training)} to train on, {len(validation)} to validate")
         return Data(training, validation, 2)
     classes, channels = Classes.of(settings), find_channels(settings.data, settings.labels)
-    classes = classes.named_by(case.mask for case in pair_cases(settings.data, settings.labels)[0])
+    paired = named_cases(pair_cases(settings.data, settings.labels)[0], settings.split)
+    classes = classes.named_by(case.mask for case in paired)
     prepared, num_classes, patches = _prepare_cases(settings, settings.data, classes, channels)
     # of all cases, as in nnU-Net, so that the folds of a cross-validation agree
     channels = fitted(channels or (Channel(),) * prepared[0].channels, prepared, settings.data, classes.ignored)
@@ -219,15 +220,17 @@ def find_run_cases(settings: DataSettings, data: str) -> tuple[list[Case], list[
         data: folder of the volumes.
 
     Returns:
-        Cases that are paired, and that the split names if there is one; and an InputError for each image or mask that
-        is not paired, for too few cases, or for a split that can't be used.
+        Cases that are paired, and that the split names if there is one; and without it an InputError for each image or
+        mask that is not paired, or for too few cases.
 
     Raises:
-        InputError, InputErrors: if the folders can't be listed, or have no volumes.
+        InputError, InputErrors: if the folders can't be listed, or have no volumes, or not what the split names.
     """
     cases, errors = pair_cases(data, settings.labels)
+    if settings.split is not None:
+        return chosen_cases(cases, errors, settings.split, data), []
     try:
-        cases = chosen_cases(cases, settings)
+        check_folds(data, len(cases), settings.folds)
     except InputError as error:
         # once the unpaired files are corrected, there may be enough cases
         errors += [] if errors else [error]

@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -111,7 +111,13 @@ def forms(layer: Layer) -> dict[str, int]:
     volumes, channels, *shape = layer.volume
     if channels < kernels.MULTIPLE:
         return FEW_FORMS
-    return SMALL_FORMS if volumes * math.prod(shape) < SMALL_VOXELS else FORMS
+    return SMALL_FORMS if volumes * math.prod(shape) < SMALL_VOXELS or _is_tiny(shape) else FORMS
+
+
+def _is_tiny(shape: Sequence[int]) -> bool:
+    """Whether a volume, of any batch, fills no tile."""
+    voxels = math.prod(shape)
+    return voxels < TINY or (shape[0] <= 2 and voxels < TINY_SLICES)
 
 
 def _choose(layer: Layer, run: Callable[[int], Tensor]) -> str:
@@ -196,9 +202,8 @@ def ruled(layer: Layer) -> str:
     What the transform of a weight costs, a training step pays once for all voxels.
     """
     volumes, channels, *shape = layer.volume
-    voxels, of_a_volume = volumes * math.prod(shape), math.prod(shape)
-    is_tiny = of_a_volume < TINY or (shape[0] <= 2 and of_a_volume < TINY_SLICES)
-    if channels >= kernels.MULTIPLE and layer.which == "prediction" and is_tiny:
+    voxels = volumes * math.prod(shape)
+    if channels >= kernels.MULTIPLE and layer.which == "prediction" and _is_tiny(shape):
         return DIRECT
     rule = _ruled_small_filter if layer.kernel[0] == SMALL_FILTER else _ruled_filter
     name = rule(layer.which, channels, voxels)

@@ -36,7 +36,8 @@ def check_fold_options(folds: int, fold: int | str, split: str | None, data: str
     if folds < 2 and not split:
         raise InputError("--folds", f"must be at least 2; got {folds}", "Keep some cases for validation")
     if folds > MAX_FOLDS:
-        raise InputError("--folds", f"must be at most {MAX_FOLDS}; got {folds}", "Give at most one per case")
+        cause = f"has {folds} folds, more than {MAX_FOLDS}" if split else f"must be at most {MAX_FOLDS}; got {folds}"
+        raise InputError(split or "--folds", cause, "Give at most one per case")
     if isinstance(fold, int) and fold >= folds:
         least = f"the {folds} of {split}" if split else f"--folds ({folds})"
         raise InputError("--fold", f"must be below {least}; got {fold}", "Folds count from 0")

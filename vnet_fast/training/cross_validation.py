@@ -2,18 +2,19 @@
 
 import math
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vnet_fast.data.folds import check_disjoint
+from vnet_fast.data.folds import check_disjoint, folds_of
 from vnet_fast.devices import find_device, free_memory
 from vnet_fast.distributed import Processes
 from vnet_fast.errors import InputError
 from vnet_fast.progress import say
+from vnet_fast.run import checkpoint
 from vnet_fast.run.configuration import CONFIG_FILE, FREE_ON_RESUME, Config, stored_config
 from vnet_fast.run.fold_options import ALL
 from vnet_fast.run.folder import (
@@ -57,15 +58,13 @@ def cross_validate(config: Config, train_run: Callable[[Config, str], int]) -> i
     if Processes().several:
         remedy = "Give each fold's number and --output RUN/foldN to torchrun; then, without it, all and --output RUN"
         raise InputError("--fold", f"{ALL} under torchrun", remedy)
-    if config.split:
-        check_disjoint(config.split)
     output = Path(config.output)
     check_output(output, config)
     runs = [fold_config(config, fold) for fold in range(config.folds)]
+    if config.split and not all(_is_finished(run) for run in runs):
+        _check_split(config.split, runs)
     for fold, run in enumerate(runs):
-        # a fold without its last checkpoint can't be resumed, and is not trained anew over its result
-        has_result = is_measured(run.output) or not holds_run(run.output)
-        if has_result and has_ended(run.output, run.iterations, config.patience):
+        if _is_finished(run):
             say(f"fold {fold}: finished at iteration {finished_at(run.output)}, {run.output}")
             continue
         say(f"fold {fold} of {config.folds}:")
@@ -84,6 +83,25 @@ def cross_validate(config: Config, train_run: Callable[[Config, str], int]) -> i
     write_config(output, config)
     collect(output, config)
     return 0
+
+
+def _is_finished(run: Config) -> bool:
+    # a fold without its last checkpoint can't be resumed, and is not trained anew over its result
+    has_result = is_measured(run.output) or not holds_run(run.output)
+    return has_result and has_ended(run.output, run.iterations, run.patience)
+
+
+def _check_split(split: str, runs: Sequence[Config]) -> None:
+    """Raises an InputError unless the folds of a split hold out different cases, and are those that were trained."""
+    check_disjoint(split)
+    for number, (fold, run) in enumerate(zip(folds_of(split, len(runs)), runs, strict=True)):
+        best = Path(run.output) / BEST
+        if not best.exists():
+            continue
+        content = checkpoint.load(best)
+        if (set(content.get("training", ())), set(content["validation"])) != (fold.training, fold.validation):
+            cause = f"was trained on other cases than those of fold {number} in {split}"
+            raise InputError(run.output, cause, "Restore the split, or delete that fold to train it again")
 
 
 def check_output(output: Path, config: Config) -> None:
@@ -119,6 +137,10 @@ def fold_config(config: Config, fold: int) -> Config:
 
 def check_same(folder: Path, stored: Config, config: Config) -> None:
     """Raises an InputError unless a run with the stored Config can be resumed with another one."""
+    if (config.split is None) != (stored.split is None):
+        cause = "its folds were drawn" if stored.split is None else f"its folds are those of {stored.split}"
+        remedy = "Leave --split out" if stored.split is None else "Give them with --split"
+        raise InputError(folder, cause, f"{remedy}, or choose another --output")
     for name in (field.name for field in fields(config)):
         if name in FREE_ON_RESUME | OF_A_FOLD - {"fold"}:
             continue

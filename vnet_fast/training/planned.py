@@ -10,10 +10,10 @@ import torch
 from vnet_fast.command_line import AUTO
 from vnet_fast.data.cases import pair_cases
 from vnet_fast.data.classes import Classes
-from vnet_fast.data.folds import named_cases
+from vnet_fast.data.folds import chosen_cases
 from vnet_fast.data.planning import Plan, find_geometries, make_plan
 from vnet_fast.devices import HOST, find_device
-from vnet_fast.errors import InputError
+from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.nn.topology import DOWN_FACTOR, LEVELS
 from vnet_fast.run.configuration import Config
 from vnet_fast.run.grid_options import check_grid_options
@@ -77,7 +77,11 @@ def _plan(given: dict[str, Any], data: str) -> Plan:
     given, device = with_levels(given), find_device(given.get("device", Config.device))
     settings = {name: given[name] for name in CLASSES if name in given}
     classes = Classes.of(Config(**settings))
-    cases = named_cases(pair_cases(data, given.get("labels"))[0], given.get("split"))
+    cases, unpaired = pair_cases(data, given.get("labels"))
+    if given.get("split") is not None:
+        cases = chosen_cases(cases, unpaired, given["split"], data)
+    if not cases:
+        raise InputErrors(unpaired)
     geometries = find_geometries(cases, classes)
     spacing, size = (tuple(given[name]) if name in given else None for name in GRID)
     voxels = _voxels(given, device)

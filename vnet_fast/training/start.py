@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vnet_fast.data.folds import read_split
+from vnet_fast.data.folds import check_disjoint, read_split
 from vnet_fast.distributed import is_lost_process
 from vnet_fast.errors import InputError
 from vnet_fast.progress import say
@@ -40,6 +40,8 @@ def _with_folds(given: dict[str, Any]) -> dict[str, Any]:
     count = len(read_split(given["split"]))
     if given.get("folds", count) != count:
         raise InputError("--folds", f"is {given['folds']}, and {given['split']} has {count}", "Leave it out")
+    if given.get("fold") == ALL:
+        check_disjoint(given["split"])
     return {**given, "folds": count}
 
 
