@@ -250,7 +250,7 @@ def first_layer(library, x, weight, bias=None, residual=None, slope=None, negati
     return y
 
 
-def first_layer_gradient(library, x, grad_y, taps):
+def first_layer_gradient(library, x, grad_y, taps, name="first_layer_gradient"):
     """The gradient of the weight of a convolution of few channels.
 
     Args:
@@ -258,6 +258,7 @@ def first_layer_gradient(library, x, grad_y, taps):
         x: (N, C, D, H, W), channels-last.
         grad_y: (N, K, D, H, W), as x.
         taps: of TAPS.
+        name: of the library's function; that of small volumes takes the same.
 
     Returns:
         (K, C, taps, taps, taps), channels-last, float32.
@@ -266,7 +267,7 @@ def first_layer_gradient(library, x, grad_y, taps):
     grad = torch.empty((grad_y.shape[1], c, taps, taps, taps), memory_format=MEMORY_FORMAT)
     operands = (x, None, None, None, None, grad_y, None, None)
     layer = layer_of(operands, (n, *shape, c, grad_y.shape[1]))
-    call(library, "first_layer_gradient", ctypes.addressof(layer), grad.data_ptr(), taps, x.dtype == torch.bfloat16)
+    call(library, name, ctypes.addressof(layer), grad.data_ptr(), taps, x.dtype == torch.bfloat16)
     return grad
 
 

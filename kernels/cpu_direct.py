@@ -15,7 +15,7 @@ import ctypes
 
 import torch
 
-from vnet_fast.kernels.cpu_convolution import MEMORY_FORMAT, call, layer_of
+from vnet_fast.kernels.cpu_convolution import MEMORY_FORMAT, call, first_layer_gradient, layer_of
 
 
 def convolve(library, x, weight, bias=None, residual=None, slope=None, negative=None, mirrored=False):
@@ -51,9 +51,4 @@ def weight_gradient(library, x, grad_y, taps):
     Returns:
         (K, C, taps, taps, taps), channels-last, float32.
     """
-    n, c, *shape = x.shape
-    grad = torch.empty((grad_y.shape[1], c, taps, taps, taps), memory_format=MEMORY_FORMAT)
-    layer = layer_of((x, None, None, None, None, grad_y, None, None), (n, *shape, c, grad_y.shape[1]))
-    half = x.dtype == torch.bfloat16
-    call(library, "direct_weight_gradient", ctypes.addressof(layer), grad.data_ptr(), taps, half)
-    return grad
+    return first_layer_gradient(library, x, grad_y, taps, "direct_weight_gradient")

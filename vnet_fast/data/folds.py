@@ -80,8 +80,7 @@ def divide(cases: Sequence[N], settings: DataSettings) -> tuple[list[N], list[N]
     number = int(settings.fold)
     if settings.split is None:
         return split(cases, settings.folds, number, settings.seed)
-    folds = folds_of(settings.split, settings.folds)
-    fold = folds[number]
+    fold = folds_of(settings.split, settings.folds)[number]
     training, validation = ([case for case in cases if case.name in part] for part in (fold.training, fold.validation))
     return training, validation
 
@@ -162,7 +161,7 @@ def chosen_cases(cases: Sequence[N], unpaired: Sequence[InputError], split: str,
         errors.append(InputError(split, cause, "Name them as their files, without the ending, or add them"))
     if errors:
         raise InputErrors(errors)
-    return named_cases(cases, split)
+    return [case for case in cases if case.name in names]
 
 
 def named_cases(cases: Sequence[N], split: str | None) -> list[N]:
