@@ -36,11 +36,12 @@ FLAGS = (
     "-fno-math-errno",
     "-fno-trapping-math",
     "-fno-signed-zeros",
-    "-fopenmp",
     "-fPIC",
     "-shared",
     # the names of vectors in functions that are inlined
     "-Wno-psabi",
+    # Apple's compiler has neither this flag nor a runtime; PyTorch's is found when the library is opened
+    *(("-Xclang", "-fopenmp", "-undefined", "dynamic_lookup") if sys.platform == "darwin" else ("-fopenmp",)),
 )
 COMPILERS = ("g++", "c++", "clang++")
 # of a compilation, which takes about ten

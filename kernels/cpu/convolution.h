@@ -1,8 +1,6 @@
 // Convolutions 3x3x3 and 5x5x5 by nested minimal filtering, and of few channels directly. cpu_convolution.py says what
 // they do.
 #pragma once
-#include <omp.h>
-
 #include "first_layer.h"
 #include "lanes.h"
 #include "weights.h"

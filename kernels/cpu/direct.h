@@ -3,8 +3,6 @@
 // Most taps of a small volume's voxels lie beyond it. Each tap is a matrix product of the voxels that have it, so that
 // no zeros are multiplied, and reads its part of the weight once, however few voxels there are.
 #pragma once
-#include <omp.h>
-
 #include <vector>
 
 #include "lanes.h"
@@ -158,9 +156,31 @@ template <class T> static void direct(const Layer& layer, int64_t taps, bool mir
     });
 }
 
+// The gradient of a tap of the weight, of all channels. x, dy: the volumes in float32. of_dy, of_x: a place for each voxel.
+template <int N, int L>
+static void gradient_of_tap(const Layer& layer, const float* x, const float* dy, int64_t taps, int64_t number,
+                            const float** of_dy, const float** of_x, float* grad) {
+    const Tap tap(taps, number);
+    const int64_t cube = taps * taps * taps;
+    int64_t count = 0;
+    if (tap.reaches(layer))
+        tap.for_each_run(layer, 0, layer.n * layer.d * layer.h, [&](int64_t voxel, int64_t wide, int64_t other) {
+            for (int64_t i = 0; i < wide; i++, count++) {
+                of_dy[count] = dy + (voxel + i) * layer.k;
+                of_x[count] = x + (other + i) * layer.c;
+            }
+        });
+    for (int64_t channel = 0; channel < layer.c; channel += N * L)
+        for_each_piece<MAX_ROWS<N>>(layer.k, [&](int64_t k, auto size) {
+            multiply_outer_rows<decltype(size)::value, N, L>(of_dy, of_x, k, channel, count,
+                                                             grad + (k * cube + number) * layer.c + channel,
+                                                             cube * layer.c);
+        });
+}
+
 // x: N x D x H x W x C, y: the gradient of the output. grad: K x taps x C.
 template <class T> static void direct_weight_gradient(const Layer& layer, int64_t taps, float* grad) {
-    const int64_t rows = layer.n * layer.d * layer.h, voxels = rows * layer.w, cube = taps * taps * taps;
+    const int64_t voxels = layer.n * layer.d * layer.h * layer.w;
     // float32 volumes stay where they are
     const int64_t narrow = sizeof(T) == 4 ? 0 : voxels;
     float* memory = scratch(narrow * (layer.c + layer.k) * 4);
@@ -168,25 +188,10 @@ template <class T> static void direct_weight_gradient(const Layer& layer, int64_
     const float* dy = widened_volume<T>(layer.y, voxels * layer.k, layer.threads, memory + narrow * layer.c);
     std::vector<const float*> places(layer.threads * 2 * voxels);
     with_panel(layer.c, [&](auto vectors, auto lanes) {
-        constexpr int N = vectors.value, L = lanes.value;
 #pragma omp parallel for schedule(dynamic) num_threads(layer.threads)
-        for (int64_t number = 0; number < cube; number++) {
-            const Tap tap(taps, number);
-            const float **of_dy = places.data() + omp_get_thread_num() * 2 * voxels, **of_x = of_dy + voxels;
-            int64_t count = 0;
-            if (tap.reaches(layer))
-                tap.for_each_run(layer, 0, rows, [&](int64_t voxel, int64_t wide, int64_t other) {
-                    for (int64_t i = 0; i < wide; i++, count++) {
-                        of_dy[count] = dy + (voxel + i) * layer.k;
-                        of_x[count] = x + (other + i) * layer.c;
-                    }
-                });
-            for (int64_t channel = 0; channel < layer.c; channel += N * L)
-                for_each_piece<MAX_ROWS<N>>(layer.k, [&](int64_t k, auto size) {
-                    multiply_outer_rows<decltype(size)::value, N, L>(of_dy, of_x, k, channel, count,
-                                                                     grad + (k * cube + number) * layer.c + channel,
-                                                                     cube * layer.c);
-                });
+        for (int64_t number = 0; number < taps * taps * taps; number++) {
+            const float** of_dy = places.data() + omp_get_thread_num() * 2 * voxels;
+            gradient_of_tap<vectors.value, lanes.value>(layer, x, dy, taps, number, of_dy, of_dy + voxels, grad);
         }
     });
 }

@@ -7,8 +7,6 @@
 //
 // Each is the gradient of the other's input, and the gradient of the weight is the sum of their outer products.
 #pragma once
-#include <omp.h>
-
 #include "lanes.h"
 #include "products.h"
 #include "transforms.h"

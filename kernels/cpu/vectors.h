@@ -32,6 +32,10 @@ constexpr int LANES = 8, REGISTERS = 16;
 constexpr int LANES = 8, REGISTERS = 8;
 #endif
 
+// OpenMP's, of which Apple's compiler has no header
+extern "C" int omp_get_thread_num();
+extern "C" int omp_get_num_threads();
+
 typedef uint16_t bfloat16;
 
 // Vectors that the functions compute with are aligned as the compiler wants them. Those of `InMemory` may lie anywhere;

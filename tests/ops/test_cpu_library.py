@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import shutil
 import subprocess
 import sys
 
@@ -117,6 +118,15 @@ def test_the_compiler_of_the_environment_is_taken(monkeypatch):
     monkeypatch.setenv("CXX", "ccache g++ -pthread")
     monkeypatch.setattr(compiled.shutil, "which", lambda name: f"/usr/bin/{name}")
     assert compiled.find_compiler() == ["ccache", "g++", "-pthread"]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(shutil.which("clang++") is None, reason="no clang++")
+def test_clang_compiles_them_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "clang++")
+    path = tmp_path / "library"
+    compiled.compile_library("portable", path)
+    assert compiled.open_library(path) is not None
 
 
 def test_pytorchs_threads_are_shared():
