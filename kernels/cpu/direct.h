@@ -156,7 +156,7 @@ template <class T> static void direct(const Layer& layer, int64_t taps, bool mir
     });
 }
 
-// The gradient of a tap of the weight, of all channels. x, dy: the volumes in float32. of_dy, of_x: a place for each voxel.
+// The gradient of one tap of the weight. x, dy: the volumes in float32. of_dy, of_x: a pointer for each voxel.
 template <int N, int L>
 static void gradient_of_tap(const Layer& layer, const float* x, const float* dy, int64_t taps, int64_t number,
                             const float** of_dy, const float** of_x, float* grad) {

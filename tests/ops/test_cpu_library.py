@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -127,6 +128,16 @@ def test_clang_compiles_them_too(tmp_path, monkeypatch):
     path = tmp_path / "library"
     compiled.compile_library("portable", path)
     assert compiled.open_library(path) is not None
+
+
+def test_apples_compiler_gets_what_it_knows(monkeypatch):
+    """It has no omp.h, and takes -fopenmp for its inner program only."""
+    monkeypatch.setattr(sys, "platform", "darwin")
+    flags = runpy.run_path(compiled.__file__)["FLAGS"]
+    openmp = flags.index("-fopenmp")
+    assert flags[openmp - 1] == "-Xclang"
+    assert flags.count("-fopenmp") == 1
+    assert not [path.name for path in compiled.SOURCES.iterdir() if "<omp.h>" in path.read_text()]
 
 
 def test_pytorchs_threads_are_shared():
