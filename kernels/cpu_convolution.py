@@ -25,9 +25,10 @@ outputs of a tile need depth + taps - 1:
     3       2        1 / 7.59                           9.5
     3       4        1 / 10.1                           14.2
 
-A block of tiles is transformed into memory that stays in the cache, multiplied point by point with the transformed
-weight, and transformed back. `cpu/` has the source: `toom_cook.h` the transforms, `transforms.h` the tiles,
-`products.h` the products, `weights.h` the weights, `first_layer.h` the direct sums.
+The slices of a block of tiles are transformed along H and W. Then for each point the rest happens in the cache: the
+transform along the depth, the products with the transformed weight, and the way back along the depth. `cpu_blocks.py`
+chooses the blocks. `cpu/` has the source: `toom_cook.h` the transforms, `transforms.h` the tiles, `depth.h` the way
+along the depth, `products.h` the products, `weights.h` the weights, `first_layer.h` the direct sums.
 
 Precision: arithmetic is float32, whatever the memory. For normally distributed values the error is 4, 5 and 10 times
 that of a direct sum with a depth of 1, 2 and 4: 5e-6 to 1e-5 of the result. A common offset does no harm. A single
@@ -37,7 +38,7 @@ the largest absolute value of x over the mean of all.
 
 Layout: channels-last volumes and weights; channels in multiples of 8, or up to four to multiples of 8.
 
-Bytes moved: x is read up to 6 times, mostly from the cache; y and the residual once; the transformed weight once for
+Bytes moved: x is read up to 5 times, mostly from the cache; y and the residual once; the transformed weight once for
 each block.
 
 The same bits for the same number of threads.
@@ -51,18 +52,14 @@ import functools
 
 import torch
 
+from kernels.cpu_blocks import block_of, weight_size
+
 # of channels
 MULTIPLE = 8
 MAX_FEW_CHANNELS = 4
 DEPTHS = (1, 2, 4)
-# with which each thread has blocks of its own; a transformed weight of 64 to 64 channels has 8 MB
-MAX_OWN_CHANNELS = 64
-# so that no thread waits long for the last one
-BLOCKS_A_THREAD = 3
 # along each axis
 TAPS = (3, 5)
-# of the transform along H and W
-POINTS = 8
 MEMORY_FORMAT = torch.channels_last_3d
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -120,46 +117,6 @@ def supports(x, weight):
 def has_few_channels(weight):
     """Whether a convolution with a weight (K, C, d, h, w) is a direct sum."""
     return weight.shape[1] <= MAX_FEW_CHANNELS
-
-
-def block_of(c, k, volumes, shape, taps, depth, threads, gradient=False):
-    """How volumes are cut into blocks: output slices, tiles along H and W, and whether all threads share a block.
-
-    With few channels a block and its transformed values stay in the cache of one core. With many, the transformed
-    weight is larger than the cache, and all threads together read it once for a large block.
-
-    Args:
-        c, k: channels.
-        volumes: N.
-        shape: (D, H, W).
-        taps, depth: of TAPS and DEPTHS.
-        threads: how many there are.
-        gradient: whether it is for the gradient of the weight, which is read and written for each block.
-    """
-    d, h, w = shape
-    outputs = POINTS - taps + 1
-    deep, high, wide = 8 if d > 4 else 4, -(-h // outputs), -(-w // outputs)
-    widest = max(c, k)
-    if widest > MAX_OWN_CHANNELS:
-        return deep, min(4, high), min(4, wide), True
-    tiles = [min(4 if gradient else 2, high), min(4 if gradient or widest <= 32 else 2, wide)]
-
-    def count():
-        return volumes * -(-d // deep) * -(-high // tiles[0]) * -(-wide // tiles[1])
-
-    while threads > 1 and count() < BLOCKS_A_THREAD * threads:
-        if max(tiles) > 1:
-            tiles[tiles.index(max(tiles))] //= 2
-        elif deep > 4:
-            deep = 4
-        else:
-            return 8 if d > 4 else 4, min(4, high), min(4, wide), True
-    return deep, *tiles, False
-
-
-def weight_size(c, k, taps, depth):
-    """The number of elements of a transformed weight of C to K channels."""
-    return POINTS**2 * (depth + taps - 1 if depth > 1 else taps) * c * k
 
 
 def transform_weight(library, weight, depth, mirrored=False, out=None):

@@ -55,8 +55,8 @@ template <class S> struct Blocks {
         along_h = (tiles_h + layer.block_h - 1) / layer.block_h;
         along_w = (tiles_w + layer.block_w - 1) / layer.block_w;
         int64_t tiles = layer.block_h * layer.block_w;
-        product_rows = layer.block_d / S::DEPTH * tiles;
-        input_rows = S::DEPTH > 1 ? product_rows : (layer.block_d + 2 * S::PADDING) * tiles;
+        product_rows = layer.block_d * tiles;
+        input_rows = (layer.block_d + 2 * S::PADDING) * tiles;
         // points that lie a power of two apart would share the few places of one set of the cache
         input_stride = input_rows * layer.c + 16;
         product_stride = product_rows * layer.k + 16;
@@ -80,10 +80,28 @@ template <class S> struct Blocks {
         return block;
     }
 
-    // floats: transformed inputs, products, and the planes of one column of tiles
-    int64_t input_size() const { return S::POINTS * input_stride; }
-    int64_t product_size() const { return S::POINTS * product_stride; }
-    int64_t column_size() const { return S::DEPTH > 1 ? (layer.block_d + 2 * S::PADDING) * PLANE_POINTS * LANES : 0; }
+    // floats: the planes of transformed inputs, and those of products
+    int64_t input_size() const { return PLANE_POINTS * input_stride; }
+    int64_t product_size() const { return PLANE_POINTS * product_stride; }
+
+    // between the points along the depth of one point of a plane, with so many columns
+    int64_t depth_stride(int64_t columns) const { return product_rows / S::DEPTH * columns + 16; }
+    // floats of all of these, in whole lines of the cache
+    int64_t depth_size(int64_t columns) const {
+        return S::DEPTH > 1 ? (S::DEPTH_POINTS * depth_stride(columns) + 15) / 16 * 16 : 0;
+    }
+};
+
+// A thread of those that share the work on a block: its number, how many they are, and its own memory for the points
+// along the depth. It keeps the largest absolute input that it has seen and the sum of the absolute ones.
+struct Worker {
+    int64_t number, threads;
+    float* memory;
+    double largest = 0, sum = 0;
+
+    // this worker's share of a number of items
+    int64_t first(int64_t items) const { return items * number / threads; }
+    int64_t last(int64_t items) const { return items * (number + 1) / threads; }
 };
 
 constexpr int64_t HUGE_PAGE = 2 << 20;

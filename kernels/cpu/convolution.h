@@ -20,11 +20,12 @@ template <class F> static void with_tiles(int64_t taps, int64_t depth, F functio
 
 template <class S, class T> static void convolve(const Layer& layer) {
     const Blocks<S> blocks(layer);
-    const int64_t size = blocks.input_size() + blocks.product_size(), column = blocks.column_size();
+    const int64_t size = blocks.input_size() + blocks.product_size();
+    const int64_t own = blocks.depth_size(layer.c) + blocks.depth_size(2 * LANES);
     const int64_t threads = layer.threads, places = layer.shared ? 1 : threads;
     // whole lines of the cache for each thread
     const int64_t place = (size + 15) / 16 * 16;
-    float* memory = scratch((places * place + threads * column) * 4);
+    float* memory = scratch((places * place + threads * own) * 4);
     auto run = [&](int64_t index, float* in, Worker& worker) {
         float* out = in + blocks.input_size();
         Block block = blocks[index];
@@ -33,7 +34,7 @@ template <class S, class T> static void convolve(const Layer& layer) {
 #pragma omp barrier
         }
         with_panel(layer.k, [&](auto vectors, auto lanes) {
-            multiply<S, vectors.value, lanes.value>(blocks, block, in, out, worker.number, worker.threads);
+            multiply<S, vectors.value, lanes.value>(blocks, block, in, out, worker);
         });
         if (worker.threads > 1) {
 #pragma omp barrier
@@ -44,7 +45,7 @@ template <class S, class T> static void convolve(const Layer& layer) {
 #pragma omp parallel num_threads(threads)
     {
         int64_t number = omp_get_thread_num(), team = omp_get_num_threads();
-        Worker worker{layer.shared ? number : 0, layer.shared ? team : 1, memory + places * place + number * column};
+        Worker worker{layer.shared ? number : 0, layer.shared ? team : 1, memory + places * place + number * own};
         if (layer.shared) {
             for (int64_t i = 0; i < blocks.count(); i++) run(i, memory, worker);
         } else {
@@ -58,11 +59,12 @@ template <class S, class T> static void convolve(const Layer& layer) {
 
 template <class S, class T> static void weight_gradient(const Layer& layer, float* grad_weight) {
     const Blocks<S> blocks(layer);
-    const int64_t grad_size = S::POINTS * S::DEPTH_TAPS * layer.c * layer.k, column = blocks.column_size();
+    const int64_t grad_size = S::POINTS * S::DEPTH_TAPS * layer.c * layer.k;
+    const int64_t own = blocks.depth_size(layer.c) + blocks.depth_size(layer.k);
     const int64_t size = (grad_size + blocks.input_size() + blocks.product_size() + 15) / 16 * 16;
     // each place has the sums of its own blocks
     const int64_t threads = layer.threads, places = layer.shared ? 1 : std::min(threads, blocks.count());
-    float* memory = scratch((places * size + threads * column) * 4);
+    float* memory = scratch((places * size + threads * own) * 4);
     auto run = [&](int64_t index, bool first, float* grad, Worker& worker) {
         Block block = blocks[index];
         float *in = grad + grad_size, *dy = in + blocks.input_size();
@@ -72,8 +74,7 @@ template <class S, class T> static void weight_gradient(const Layer& layer, floa
 #pragma omp barrier
         }
         with_panel(layer.c, [&](auto vectors, auto lanes) {
-            accumulate<S, vectors.value, lanes.value>(blocks, block, in, dy, grad, first, worker.number,
-                                                      worker.threads);
+            accumulate<S, vectors.value, lanes.value>(blocks, block, in, dy, grad, first, worker);
         });
         if (worker.threads > 1) {
 #pragma omp barrier
@@ -82,7 +83,7 @@ template <class S, class T> static void weight_gradient(const Layer& layer, floa
 #pragma omp parallel num_threads(threads)
     {
         int64_t number = omp_get_thread_num(), team = omp_get_num_threads();
-        Worker worker{layer.shared ? number : 0, layer.shared ? team : 1, memory + places * size + number * column};
+        Worker worker{layer.shared ? number : 0, layer.shared ? team : 1, memory + places * size + number * own};
         if (layer.shared) {
             for (int64_t i = 0; i < blocks.count(); i++) run(i, i == 0, memory, worker);
         } else {

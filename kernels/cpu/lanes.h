@@ -1,6 +1,11 @@
 // How many lanes and vectors suit a number of channels, and sums of what threads have summed.
 #pragma once
-#include "products.h"
+#include <cstdint>
+#include <type_traits>
+#include "vectors.h"
+
+// vectors of columns in a panel of the transformed weight
+static inline int vectors_of(int64_t channels, int lanes) { return channels % (2 * lanes) == 0 ? 2 : 1; }
 
 // calls function with the lanes and the vectors of a panel of `channels`, as constants
 template <class F> static void with_lanes(int64_t channels, F function) {

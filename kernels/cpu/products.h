@@ -1,12 +1,10 @@
 // The matrix products of each point of the transform, in registers: R rows times N vectors of columns.
 #pragma once
-#include "blocks.h"
+#include "depth.h"
+#include "lanes.h"
 
 // rows of a product of N vectors of columns that the registers hold, beside the columns and a broadcast
 template <int N> constexpr int MAX_ROWS = std::min(12, (REGISTERS - 2 * N) / N);
-
-// vectors of columns in a panel of the transformed weight
-static inline int vectors_of(int64_t channels, int lanes) { return channels % (2 * lanes) == 0 ? 2 : 1; }
 
 // out (R x N L) = sum over taps and C of in (R x C) times weight (taps C x N L)
 template <int R, int N, int L>
@@ -64,38 +62,74 @@ template <int MAX, class F> INLINE void for_each_piece(int64_t total, F function
     }
 }
 
-// The products of a block, this worker's share of points and panels: points x rows x K.
+// parts into which the panels of a point are cut, so that many workers have about as much to do
+static inline int64_t parts_of(int64_t panels, const Worker& worker) {
+    return std::min(panels, (worker.threads + 7) / 8);
+}
+
+// The products of a block, this worker's share of points and panels: points of a plane x rows (slice, tile) x K.
 template <class S, int N, int L>
-static void multiply(const Blocks<S>& blocks, const Block& block, const float* in, float* out, int64_t worker,
-                     int64_t workers) {
+static void multiply(const Blocks<S>& blocks, const Block& block, const float* in, float* out, const Worker& worker) {
     const Layer& layer = blocks.layer;
-    const int64_t taps = S::DEPTH_TAPS, panels = layer.k / (N * L), panel = taps * layer.c * N * L;
-    const int64_t items = S::POINTS * panels, rows = block.deep * block.tiles(), tap = block.tiles() * layer.c;
-    for (int64_t item = items * worker / workers; item < items * (worker + 1) / workers; item++) {
-        const float* point = in + item / panels * blocks.input_stride;
-        float* to = out + item / panels * blocks.product_stride + item % panels * (N * L);
-        for_each_piece<MAX_ROWS<N>>(rows, [&](int64_t first, auto count) {
-            multiply_rows<decltype(count)::value, N, L>(point + first * layer.c, layer.c, tap, taps,
-                                                        layer.weight + item * panel, to + first * layer.k, layer.k);
-        });
+    const int64_t panels = layer.k / (N * L), parts = parts_of(panels, worker), items = PLANE_POINTS * parts;
+    const int64_t panel_size = S::DEPTH_TAPS * layer.c * N * L, rows = block.deep * block.tiles();
+    const int64_t step = blocks.depth_stride(layer.c), product_step = blocks.depth_stride(N * L);
+    float* products = worker.memory + blocks.depth_size(layer.c);
+    for (int64_t item = worker.first(items); item < worker.last(items); item++) {
+        int64_t point = item / parts, part = item % parts;
+        const float* planes = in + point * blocks.input_stride;
+        float* to = out + point * blocks.product_stride;
+        if constexpr (S::DEPTH > 1) depth_of_inputs<S>(planes, block, layer.c, worker.memory, step);
+        for (int64_t panel = panels * part / parts; panel < panels * (part + 1) / parts; panel++) {
+            if constexpr (S::DEPTH > 1) {
+                for (int64_t q = 0; q < S::DEPTH_POINTS; q++) {
+                    const float* weight = layer.weight + ((q * PLANE_POINTS + point) * panels + panel) * panel_size;
+                    for_each_piece<MAX_ROWS<N>>(rows, [&](int64_t first, auto count) {
+                        multiply_rows<decltype(count)::value, N, L>(worker.memory + q * step + first * layer.c, layer.c,
+                                                                    0, 1, weight,
+                                                                    products + q * product_step + first * (N * L),
+                                                                    N * L);
+                    });
+                }
+                depth_of_outputs<S, L>(products, product_step, block, N * L, to + panel * (N * L), layer.k);
+            } else {
+                const float* weight = layer.weight + (point * panels + panel) * panel_size;
+                for_each_piece<MAX_ROWS<N>>(rows, [&](int64_t first, auto count) {
+                    multiply_rows<decltype(count)::value, N, L>(planes + first * layer.c, layer.c,
+                                                                block.tiles() * layer.c, S::DEPTH_TAPS, weight,
+                                                                to + first * layer.k + panel * (N * L), layer.k);
+                });
+            }
+        }
     }
 }
 
 // Adds a block's part to the gradient of the transformed weight, this worker's share: points x taps x K x C.
 template <class S, int N, int L>
 static void accumulate(const Blocks<S>& blocks, const Block& block, const float* x, const float* dy, float* grad,
-                       bool first, int64_t worker, int64_t workers) {
+                       bool first, const Worker& worker) {
     const Layer& layer = blocks.layer;
-    const int64_t taps = S::DEPTH_TAPS, rows = block.deep * block.tiles(), panels = layer.c / (N * L);
-    const int64_t items = S::POINTS * taps * panels;
-    for (int64_t item = items * worker / workers; item < items * (worker + 1) / workers; item++) {
-        int64_t point = item / (taps * panels), tap = item / panels % taps, channel = item % panels * (N * L);
-        const float* from = x + point * blocks.input_stride + tap * block.tiles() * layer.c + channel;
-        const float* values = dy + point * blocks.product_stride;
-        float* to = grad + (point * taps + tap) * layer.k * layer.c + channel;
-        for_each_piece<MAX_ROWS<N>>(layer.k, [&](int64_t k, auto count) {
-            multiply_outer<decltype(count)::value, N, L>(values + k, layer.k, from, layer.c, rows,
-                                                         to + k * layer.c, first);
-        });
+    const int64_t panels = layer.c / (N * L), parts = parts_of(panels, worker), items = PLANE_POINTS * parts;
+    const int64_t rows = block.deep * block.tiles(), size = layer.k * layer.c;
+    const int64_t step = blocks.depth_stride(layer.c), grad_step = blocks.depth_stride(layer.k);
+    float* grads = worker.memory + blocks.depth_size(layer.c);
+    for (int64_t item = worker.first(items); item < worker.last(items); item++) {
+        int64_t point = item / parts, part = item % parts;
+        const float *inputs = x + point * blocks.input_stride, *values = dy + point * blocks.product_stride;
+        if constexpr (S::DEPTH > 1) {
+            depth_of_inputs<S>(inputs, block, layer.c, worker.memory, step);
+            depth_of_gradients<S>(values, block, layer.k, grads, grad_step);
+        }
+        // along the depth: points, or taps
+        for (int64_t q = 0; q < S::DEPTH_POINTS * S::DEPTH_TAPS; q++) {
+            const float* from = S::DEPTH > 1 ? worker.memory + q * step : inputs + q * block.tiles() * layer.c;
+            const float* with = S::DEPTH > 1 ? grads + q * grad_step : values;
+            float* to = grad + (S::DEPTH > 1 ? q * PLANE_POINTS + point : point * S::DEPTH_TAPS + q) * size;
+            for (int64_t panel = panels * part / parts; panel < panels * (part + 1) / parts; panel++)
+                for_each_piece<MAX_ROWS<N>>(layer.k, [&](int64_t k, auto count) {
+                    multiply_outer<decltype(count)::value, N, L>(with + k, layer.k, from + panel * (N * L), layer.c,
+                                                                 rows, to + k * layer.c + panel * (N * L), first);
+                });
+        }
     }
 }

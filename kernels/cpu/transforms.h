@@ -3,14 +3,6 @@
 #include "blocks.h"
 #include "toom_cook.h"
 
-// `threads` threads share the work on a block; each has its number and its own memory for a column. It keeps the
-// largest absolute input that it has seen and the sum of the absolute ones.
-struct Worker {
-    int64_t number, threads;
-    float* column;  // in whole lines of the cache, as vectors are aligned
-    double largest = 0, sum = 0;
-};
-
 // The largest absolute value and the sum of the absolute values of what is seen, for each lane.
 template <int L> struct Extent {
     Float<L> largest{}, sum{};
@@ -30,11 +22,11 @@ template <int L> struct Extent {
     }
 };
 
-// B^T of the 8x8 inputs of a tile of one slice, into 64 points; (h, w) of its first input may be outside. The inputs
-// in its middle, which no other tile has there, are seen by `extent`, if there is one.
+// B^T of the 8x8 inputs of a tile of one slice, into 64 points, `step` floats apart; (h, w) of its first input may be
+// outside. The inputs in its middle, which no other tile has there, are seen by `extent`, if there is one.
 template <class S, int L, class T>
-INLINE void plane_transform(const T* slice, const Layer& layer, int64_t h, int64_t w, int64_t channel, Float<L>* out,
-                            Extent<L>* extent) {
+INLINE void plane_transform(const T* slice, const Layer& layer, int64_t h, int64_t w, int64_t channel, float* out,
+                            int64_t step, Extent<L>* extent) {
     Float<L> half[PLANE_POINTS];
     bool inside = w >= 0 && w + TILE_INPUT <= layer.w;
     for (int i = 0; i < TILE_INPUT; i++) {
@@ -54,57 +46,33 @@ INLINE void plane_transform(const T* slice, const Layer& layer, int64_t h, int64
             UNROLL for (int j = S::PADDING; j < S::PADDING + S::TILE; j++) extent->see(values[j]);
         input_transform<TILE_INPUT>(values, 1, half + i * TILE_INPUT, 1);
     }
-    UNROLL for (int j = 0; j < TILE_INPUT; j++) input_transform<TILE_INPUT>(half + j, TILE_INPUT, out + j, TILE_INPUT);
+    UNROLL for (int j = 0; j < TILE_INPUT; j++) {
+        Float<L> points[TILE_INPUT];
+        input_transform<TILE_INPUT>(half + j, TILE_INPUT, points, 1);
+        UNROLL for (int i = 0; i < TILE_INPUT; i++) store<L>(out + (i * TILE_INPUT + j) * step, points[i]);
+    }
 }
 
-// The transformed inputs of a block: points x rows (depth, tile) x C.
+// The planes of a block's inputs, transformed along H and W: points x rows (slice, tile) x C.
 template <class S, int L, class T>
 static void transform_input(const Blocks<S>& blocks, const Block& block, float* out, Worker& worker) {
     const Layer& layer = blocks.layer;
     Extent<L> seen;
-    // slices beyond those of the block's outputs are seen by its neighbours
-    auto extent_of = [&](int64_t d) { return d >= block.first_d && d < block.first_d + layer.block_d ? &seen : nullptr; };
-    const int64_t tiles = block.tiles(), groups = layer.c / L, plane = layer.h * layer.w * layer.c;
+    const int64_t tiles = block.tiles(), plane = layer.h * layer.w * layer.c;
     const T* x = (const T*)layer.x + block.n * layer.d * plane;
-    auto h_of = [&](int64_t tile) { return (block.first_h + tile / block.wide) * S::TILE - S::PADDING; };
-    auto w_of = [&](int64_t tile) { return (block.first_w + tile % block.wide) * S::TILE - S::PADDING; };
-    if constexpr (S::DEPTH == 1) {
-        for (int64_t item = worker.number; item < block.slices * tiles; item += worker.threads) {
-            int64_t d = block.first_d - S::PADDING + item / tiles, tile = item % tiles;
-            float* row = out + item * layer.c;
-            if (d < 0 || d >= layer.d) {
-                for (int p = 0; p < PLANE_POINTS; p++) memset(row + p * blocks.input_stride, 0, layer.c * 4);
-                continue;
-            }
-            for (int64_t channel = 0; channel < layer.c; channel += L) {
-                Float<L> points[PLANE_POINTS];
-                plane_transform<S, L>(x + d * plane, layer, h_of(tile), w_of(tile), channel, points, extent_of(d));
-                UNROLL for (int p = 0; p < PLANE_POINTS; p++)
-                    store<L>(row + p * blocks.input_stride + channel, points[p]);
-            }
+    for (int64_t item = worker.number; item < block.slices * tiles; item += worker.threads) {
+        int64_t d = block.first_d - S::PADDING + item / tiles, tile = item % tiles;
+        int64_t h = (block.first_h + tile / block.wide) * S::TILE - S::PADDING;
+        int64_t w = (block.first_w + tile % block.wide) * S::TILE - S::PADDING;
+        float* row = out + item * layer.c;
+        if (d < 0 || d >= layer.d) {
+            for (int p = 0; p < PLANE_POINTS; p++) memset(row + p * blocks.input_stride, 0, layer.c * 4);
+            continue;
         }
-    } else {
-        Float<L>* column = (Float<L>*)worker.column;
-        for (int64_t item = worker.number; item < tiles * groups; item += worker.threads) {
-            int64_t tile = item / groups, channel = item % groups * L;
-            for (int64_t slice = 0; slice < block.slices; slice++) {
-                int64_t d = block.first_d - S::PADDING + slice;
-                Float<L>* points = column + slice * PLANE_POINTS;
-                if (d < 0 || d >= layer.d)
-                    memset((void*)points, 0, PLANE_POINTS * sizeof(Float<L>));
-                else
-                    plane_transform<S, L>(x + d * plane, layer, h_of(tile), w_of(tile), channel, points, extent_of(d));
-            }
-            for (int64_t z = 0; z < block.deep; z++) {
-                float* row = out + (z * tiles + tile) * layer.c + channel;
-                for (int p = 0; p < PLANE_POINTS; p++) {
-                    Float<L> points[S::DEPTH_POINTS];
-                    input_transform<S::DEPTH_POINTS>(column + z * S::DEPTH * PLANE_POINTS + p, PLANE_POINTS, points, 1);
-                    UNROLL for (int q = 0; q < S::DEPTH_POINTS; q++)
-                        store<L>(row + (q * PLANE_POINTS + p) * blocks.input_stride, points[q]);
-                }
-            }
-        }
+        // slices beyond those of the block's outputs are seen by its neighbours
+        Extent<L>* extent = d >= block.first_d && d < block.first_d + layer.block_d ? &seen : nullptr;
+        for (int64_t channel = 0; channel < layer.c; channel += L)
+            plane_transform<S, L>(x + d * plane, layer, h, w, channel, row + channel, blocks.input_stride, extent);
     }
     seen.add_to(worker);
 }
@@ -126,44 +94,35 @@ INLINE void finish(const Layer& layer, int64_t voxel, int64_t channel, Float<L> 
     store<L>((T*)layer.y + offset, z);
 }
 
-// A^T of 64 points into the outputs of a tile
-template <class S, int L> INLINE void plane_outputs(const Float<L>* points, Float<L>* out) {
+// A^T of 64 points, `step` floats apart, into the outputs of a tile
+template <class S, int L> INLINE void plane_outputs(const float* from, int64_t step, Float<L>* out) {
     Float<L> half[TILE_INPUT * S::TILE];
-    UNROLL for (int i = 0; i < TILE_INPUT; i++)
-        output_transform<S::TILE, TILE_INPUT>(points + i * TILE_INPUT, 1, half + i * S::TILE, 1);
+    UNROLL for (int i = 0; i < TILE_INPUT; i++) {
+        Float<L> points[TILE_INPUT];
+        UNROLL for (int j = 0; j < TILE_INPUT; j++) points[j] = load<L>(from + (i * TILE_INPUT + j) * step);
+        output_transform<S::TILE, TILE_INPUT>(points, 1, half + i * S::TILE, 1);
+    }
     UNROLL for (int j = 0; j < S::TILE; j++) output_transform<S::TILE, TILE_INPUT>(half + j, S::TILE, out + j, S::TILE);
 }
 
-// The outputs of a block from its products: points x rows (depth, tile) x K.
+// The outputs of a block from the planes of its products: points x rows (slice, tile) x K.
 template <class S, int L, class T>
 static void transform_output(const Blocks<S>& blocks, const Block& block, const float* products,
                              const Worker& worker) {
     const Layer& layer = blocks.layer;
-    const int64_t tiles = block.tiles(), groups = layer.k / L;
-    for (int64_t item = worker.number; item < block.deep * tiles * groups; item += worker.threads) {
-        int64_t row = item / groups, channel = item % groups * L, tile = row % tiles;
+    const int64_t tiles = block.tiles(), deep = std::min(block.deep * S::DEPTH, layer.d - block.first_d);
+    for (int64_t row = worker.number; row < deep * tiles; row += worker.threads) {
+        int64_t d = block.first_d + row / tiles, tile = row % tiles;
         int64_t h = (block.first_h + tile / block.wide) * S::TILE, w = (block.first_w + tile % block.wide) * S::TILE;
-        int64_t d = block.first_d + row / tiles * S::DEPTH;
-        const float* from = products + row * layer.k + channel;
-        Float<L> bias = layer.bias ? load<L>(layer.bias + channel) : Float<L>{};
-        Float<L> slope = layer.slope ? load<L>(layer.slope + channel) : Float<L>{};
         int64_t high = std::min<int64_t>(S::TILE, layer.h - h), wide = std::min<int64_t>(S::TILE, layer.w - w);
-        int64_t deep = std::min<int64_t>(S::DEPTH, layer.d - d);
-        Float<L> planes[S::DEPTH * PLANE_POINTS];
-        for (int p = 0; p < PLANE_POINTS; p++) {
-            Float<L> points[S::DEPTH_POINTS];
-            UNROLL for (int q = 0; q < S::DEPTH_POINTS; q++)
-                points[q] = load<L>(from + (q * PLANE_POINTS + p) * blocks.product_stride);
-            if constexpr (S::DEPTH > 1)
-                output_transform<S::DEPTH, S::DEPTH_POINTS>(points, 1, planes + p, PLANE_POINTS);
-            else
-                planes[p] = points[0];
-        }
-        for (int64_t slice = 0; slice < deep; slice++) {
+        for (int64_t channel = 0; channel < layer.k; channel += L) {
+            const float* from = products + row * layer.k + channel;
+            Float<L> bias = layer.bias ? load<L>(layer.bias + channel) : Float<L>{};
+            Float<L> slope = layer.slope ? load<L>(layer.slope + channel) : Float<L>{};
             Float<L> out[S::TILE * S::TILE];
-            plane_outputs<S, L>(planes + slice * PLANE_POINTS, out);
+            plane_outputs<S, L>(from, blocks.product_stride, out);
             for (int64_t i = 0; i < high; i++) {
-                int64_t voxel = ((block.n * layer.d + d + slice) * layer.h + h + i) * layer.w + w;
+                int64_t voxel = ((block.n * layer.d + d) * layer.h + h + i) * layer.w + w;
                 for (int64_t j = 0; j < wide; j++)
                     finish<L, T>(layer, voxel + j, channel, out[i * S::TILE + j], bias, slope);
             }
@@ -171,43 +130,36 @@ static void transform_output(const Blocks<S>& blocks, const Block& block, const 
     }
 }
 
-// The transformed gradients of a block's outputs (A dy; `y` of the layer is dy): points x rows (depth, tile) x K.
+// The planes of the gradients of a block's outputs, transformed along H and W (A dy; `y` of the layer is dy): points x
+// rows (slice, tile) x K.
 template <class S, int L, class T>
 static void transform_gradient(const Blocks<S>& blocks, const Block& block, float* out, const Worker& worker) {
     const Layer& layer = blocks.layer;
-    const int64_t tiles = block.tiles(), groups = layer.k / L;
-    for (int64_t item = worker.number; item < block.deep * tiles * groups; item += worker.threads) {
-        int64_t row = item / groups, channel = item % groups * L, tile = row % tiles;
+    const int64_t tiles = block.tiles();
+    for (int64_t row = worker.number; row < block.deep * S::DEPTH * tiles; row += worker.threads) {
+        int64_t d = block.first_d + row / tiles, tile = row % tiles;
         int64_t h = (block.first_h + tile / block.wide) * S::TILE, w = (block.first_w + tile % block.wide) * S::TILE;
-        int64_t d = block.first_d + row / tiles * S::DEPTH;
-        Float<L> planes[S::DEPTH * PLANE_POINTS];
-        for (int slice = 0; slice < S::DEPTH; slice++) {
-            Float<L>* plane = planes + slice * PLANE_POINTS;
-            if (d + slice >= layer.d) {
-                memset((void*)plane, 0, PLANE_POINTS * sizeof(Float<L>));
-                continue;
-            }
+        float* to = out + row * layer.k;
+        if (d >= layer.d) {
+            for (int p = 0; p < PLANE_POINTS; p++) memset(to + p * blocks.product_stride, 0, layer.k * 4);
+            continue;
+        }
+        for (int64_t channel = 0; channel < layer.k; channel += L) {
             Float<L> half[S::TILE * TILE_INPUT];
             for (int i = 0; i < S::TILE; i++) {
                 Float<L> values[S::TILE];
-                int64_t voxel = ((block.n * layer.d + d + slice) * layer.h + h + i) * layer.w + w;
+                int64_t voxel = ((block.n * layer.d + d) * layer.h + h + i) * layer.w + w;
                 const T* from = (const T*)layer.y + voxel * layer.k + channel;
                 for (int j = 0; j < S::TILE; j++)
                     values[j] = h + i < layer.h && w + j < layer.w ? load<L>(from + j * layer.k) : Float<L>{};
                 output_transposed<S::TILE, TILE_INPUT>(values, 1, half + i * TILE_INPUT, 1);
             }
-            UNROLL for (int j = 0; j < TILE_INPUT; j++)
-                output_transposed<S::TILE, TILE_INPUT>(half + j, TILE_INPUT, plane + j, TILE_INPUT);
-        }
-        float* to = out + row * layer.k + channel;
-        for (int p = 0; p < PLANE_POINTS; p++) {
-            Float<L> points[S::DEPTH_POINTS];
-            if constexpr (S::DEPTH > 1)
-                output_transposed<S::DEPTH, S::DEPTH_POINTS>(planes + p, PLANE_POINTS, points, 1);
-            else
-                points[0] = planes[p];
-            UNROLL for (int q = 0; q < S::DEPTH_POINTS; q++)
-                store<L>(to + (q * PLANE_POINTS + p) * blocks.product_stride, points[q]);
+            UNROLL for (int j = 0; j < TILE_INPUT; j++) {
+                Float<L> points[TILE_INPUT];
+                output_transposed<S::TILE, TILE_INPUT>(half + j, TILE_INPUT, points, 1);
+                UNROLL for (int i = 0; i < TILE_INPUT; i++)
+                    store<L>(to + (i * TILE_INPUT + j) * blocks.product_stride + channel, points[i]);
+            }
         }
     }
 }
