@@ -57,10 +57,12 @@ template <class T> static void load_coarse(const Coarse& coarse, const T* volume
 }
 
 // A matrix of `rows` rows, `columns` columns, as panels of columns; element (row, column) is given by `at`.
-template <class F> static void pack_panels(int64_t rows, int64_t columns, int64_t width, float* out, F at) {
+template <class F>
+static void pack_panels(int64_t rows, int64_t columns, int64_t width, int64_t threads, float* out, F at) {
+#pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t panel = 0; panel < columns; panel += width)
         for (int64_t row = 0; row < rows; row++)
-            for (int64_t i = 0; i < width; i++) *out++ = at(row, panel + i);
+            for (int64_t i = 0; i < width; i++) out[panel * rows + row * width + i] = at(row, panel + i);
 }
 
 // out (count x columns) = in (count x rows) times a matrix in the panels of `part` columns
@@ -166,7 +168,7 @@ template <class T> static void gather(const Layer& layer) {
     const Coarse coarse(layer);
     const int64_t rows = CORNERS * layer.c, columns = layer.k, place = VOXELS * (rows + columns);
     float *panels = scratch((rows * columns + layer.threads * place) * 4), *places = panels + rows * columns;
-    pack_panels(rows, columns, panel_width(columns), panels,
+    pack_panels(rows, columns, panel_width(columns), layer.threads, panels,
                 [&](int64_t row, int64_t column) { return layer.weight[column * rows + row]; });
 #pragma omp parallel for schedule(static) num_threads(layer.threads)
     for (int64_t chunk = 0; chunk < coarse.chunks(); chunk++) {
@@ -190,7 +192,7 @@ template <class T> static void scatter(const Layer& layer) {
     const int64_t rows = layer.k, part = 2 * layer.c, columns = CORNERS * layer.c, place = VOXELS * (rows + columns);
     float* panels = scratch((rows * columns + part + layer.threads * place) * 4);
     float *biases = panels + rows * columns, *places = biases + part;
-    pack_panels(rows, columns, panel_width(part), panels,
+    pack_panels(rows, columns, panel_width(part), layer.threads, panels,
                 [&](int64_t row, int64_t column) { return layer.weight[row * columns + column]; });
     for (int64_t i = 0; layer.bias && i < part; i++) biases[i] = layer.bias[i % layer.c];
 #pragma omp parallel for schedule(static) num_threads(layer.threads)
