@@ -35,8 +35,9 @@ def block_of(c, k, volumes, shape, taps, depth, threads, gradient=False):
     d, h, w = shape
     outputs = POINTS - taps + 1
     widest = max(c, k)
-    if weight_size(c, k, taps, depth) * 4 * (2 if gradient else 1) <= MAX_CACHED_BYTES:
-        count = min(MAX_TILES, max(1, CHANNELS_OF_TILES // widest))
+    cached = weight_size(c, k, taps, depth) * 4 * (2 if gradient else 1) <= MAX_CACHED_BYTES
+    if cached and widest <= MAX_OWN_CHANNELS:
+        count = min(MAX_TILES, CHANNELS_OF_TILES // widest)
         most = (2, count // 2) if count >= 4 else (1, count)
     else:
         most = (4, 8 if gradient else 4)

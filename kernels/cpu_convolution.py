@@ -38,8 +38,8 @@ the largest absolute value of x over the mean of all.
 
 Layout: channels-last volumes and weights; channels in multiples of 8, or up to four to multiples of 8.
 
-Bytes moved: x is read up to 5 times, mostly from the cache; y and the residual once; the transformed weight once for
-each block.
+Bytes moved: x is read about 5 times, up to 8 where many threads need small blocks, mostly from the cache; y and the
+residual once; the transformed weight once for each block.
 
 The same bits for the same number of threads.
 
@@ -52,7 +52,7 @@ import functools
 
 import torch
 
-from kernels.cpu_blocks import block_of, weight_size
+from vnet_fast.kernels.cpu_blocks import block_of, weight_size
 
 # of channels
 MULTIPLE = 8

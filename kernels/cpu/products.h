@@ -75,11 +75,15 @@ static void multiply(const Blocks<S>& blocks, const Block& block, const float* i
     const int64_t panel_size = S::DEPTH_TAPS * layer.c * N * L, rows = block.deep * block.tiles();
     const int64_t step = blocks.depth_stride(layer.c), product_step = blocks.depth_stride(N * L);
     float* products = worker.memory + blocks.depth_size(layer.c);
+    [[maybe_unused]] int64_t transformed = -1;  // the point whose inputs are
     for (int64_t item = worker.first(items); item < worker.last(items); item++) {
         int64_t point = item / parts, part = item % parts;
         const float* planes = in + point * blocks.input_stride;
         float* to = out + point * blocks.product_stride;
-        if constexpr (S::DEPTH > 1) depth_of_inputs<S>(planes, block, layer.c, worker.memory, step);
+        if constexpr (S::DEPTH > 1) {
+            if (point != transformed) depth_of_inputs<S>(planes, block, layer.c, worker.memory, step);
+            transformed = point;
+        }
         for (int64_t panel = panels * part / parts; panel < panels * (part + 1) / parts; panel++) {
             if constexpr (S::DEPTH > 1) {
                 for (int64_t q = 0; q < S::DEPTH_POINTS; q++) {
@@ -113,12 +117,16 @@ static void accumulate(const Blocks<S>& blocks, const Block& block, const float*
     const int64_t rows = block.deep * block.tiles(), size = layer.k * layer.c;
     const int64_t step = blocks.depth_stride(layer.c), grad_step = blocks.depth_stride(layer.k);
     float* grads = worker.memory + blocks.depth_size(layer.c);
+    [[maybe_unused]] int64_t transformed = -1;  // the point whose values are
     for (int64_t item = worker.first(items); item < worker.last(items); item++) {
         int64_t point = item / parts, part = item % parts;
         const float *inputs = x + point * blocks.input_stride, *values = dy + point * blocks.product_stride;
         if constexpr (S::DEPTH > 1) {
-            depth_of_inputs<S>(inputs, block, layer.c, worker.memory, step);
-            depth_of_gradients<S>(values, block, layer.k, grads, grad_step);
+            if (point != transformed) {
+                depth_of_inputs<S>(inputs, block, layer.c, worker.memory, step);
+                depth_of_gradients<S>(values, block, layer.k, grads, grad_step);
+            }
+            transformed = point;
         }
         // along the depth: points, or taps
         for (int64_t q = 0; q < S::DEPTH_POINTS * S::DEPTH_TAPS; q++) {

@@ -58,12 +58,14 @@ static bool is_right(int64_t d, int64_t h, int64_t w, int64_t c, int64_t k, int6
     fill(weight.data.get(), weight.size());
     std::unique_ptr<float[]> transformed(new float[size]), bias(new float[k]);
     std::unique_ptr<uint8_t[]> negative(new uint8_t[y.size() / 8]);
-    std::unique_ptr<double[]> extent(new double[6]());
+    // so many share the channels of a point; a block of the others has several tiles along the depth
+    const int64_t threads = shared ? 9 : 3, block_d = shared ? 4 : 8;
+    std::unique_ptr<double[]> extent(new double[2 * threads]());
     fill(bias.get(), k);
     if (filtered) vnet_fast_transform_weight(weight.data.get(), transformed.get(), c, k, taps, depth, 0, 3);
     std::vector<double> exact(y.size()), exact_grad(grad.size());
     Layer layer{x.data.get(), filtered ? transformed.get() : weight.data.get(), bias.get(), nullptr, bias.get(), y.data.get(), negative.get(),
-                extent.get(), 2, d, h, w, c, k, 0, 4, 2, 1, shared, 3};
+                extent.get(), 2, d, h, w, c, k, 0, block_d, 2, 1, shared, threads};
     bool right = (filtered          ? vnet_fast_convolve(&layer, taps, depth, 0)
                   : depth == DIRECT ? vnet_fast_direct(&layer, taps, 0, 0)
                                     : vnet_fast_first_layer(&layer, taps, 0)) == 0;

@@ -10,7 +10,7 @@ from vnet_fast.kernels import cpu_blocks
 from vnet_fast.kernels import cpu_convolution as kernels
 
 LENGTHS = (1, 3, 4, 5, 9, 16, 17, 20, 33, 64, 130)
-CHANNELS = (8, 24, 32, 64, 128, 256)
+CHANNELS = (8, 24, 32, 64, 80, 128, 256)
 # slices, tiles along H and W, shared; of a volume of 19 x 21 x 18 voxels: one tile, parts of it, and all of it
 BLOCKS = [(4, 1, 1, False), (8, 2, 1, True), (12, 1, 3, False), (20, 4, 5, True), (16, 6, 6, False)]
 
@@ -59,6 +59,8 @@ def test_blocks_fit_the_volume_and_keep_threads_busy(taps, threads, gradient):
         assert 0 < (high - 1) * tile < h or high == 1
         assert 0 < (wide - 1) * tile < w or wide == 1
         assert shared or c <= cpu_blocks.MAX_OWN_CHANNELS
+        # which all threads read once for a block
+        assert c <= cpu_blocks.MAX_OWN_CHANNELS or high * wide > 1 or max(h, w) <= tile
         if threads > 1 and not shared:
             blocks = -(-d // deep) * -(-h // (high * tile)) * -(-w // (wide * tile))
             assert blocks >= cpu_blocks.BLOCKS_A_THREAD * threads
@@ -67,9 +69,14 @@ def test_blocks_fit_the_volume_and_keep_threads_busy(taps, threads, gradient):
 @pytest.mark.parametrize("taps", kernels.TAPS)
 def test_memory_is_what_the_guide_says(taps):
     """docs/cpu.md, in MB, for any size of volume."""
-    for gradient, own, shared_by_all in ((False, 10, 38), (True, 28, 210)):
+    for gradient, own, shared_by_all, of_each in ((False, 10, 38, 1), (True, 28, 210, 3.2)):
         for c, d, depth in itertools.product(CHANNELS, LENGTHS, kernels.DEPTHS):
             deep, high, wide, shared = cpu_blocks.block_of(c, c, 1, (d, 128, 128), taps, depth, 2, gradient)
             values = cpu_blocks.POINTS**2 * ((deep + taps - 1) + deep) * high * wide * c
             values += gradient * cpu_blocks.weight_size(c, c, taps, depth)
-            assert values * 4e-6 <= (shared_by_all if shared else own)
+            # the points along the depth, of inputs and of gradients or the widest panel of products
+            along = (
+                (depth > 1) * (deep // depth * high * wide * (c + (c if gradient else 32)) + 32) * (depth + taps - 1)
+            )
+            assert values * 4e-6 + (not shared) * along * 4e-6 <= (shared_by_all if shared else own)
+            assert not shared or along * 4e-6 <= of_each
