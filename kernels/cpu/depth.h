@@ -7,20 +7,36 @@
 #include "lanes.h"
 #include "toom_cook.h"
 
-// B^T: slices of inputs to points x rows (depth, tile) x C, whose points are `step` apart
-template <class S>
-static void depth_of_inputs(const float* planes, const Block& block, int64_t c, float* out, int64_t step) {
-    const int64_t slice = block.tiles() * c;
-    with_lanes(c, [&](auto lanes) {
+// SLICES slices of planes to points x rows (depth, tile) x `channels`, whose points are `step` apart, by a transform
+template <class S, int SLICES, class F>
+INLINE void depth_of_planes(const float* planes, const Block& block, int64_t channels, float* out, int64_t step,
+                            F transform) {
+    const int64_t slice = block.tiles() * channels;
+    with_lanes(channels, [&](auto lanes) {
         constexpr int L = lanes.value;
         for (int64_t z = 0; z < block.deep; z++)
             for (int64_t i = 0; i < slice; i += L) {
-                Float<L> values[S::DEPTH_POINTS], points[S::DEPTH_POINTS];
-                UNROLL for (int q = 0; q < S::DEPTH_POINTS; q++)
-                    values[q] = load<L>(planes + (z * S::DEPTH + q) * slice + i);
-                input_transform<S::DEPTH_POINTS>(values, 1, points, 1);
+                Float<L> values[SLICES], points[S::DEPTH_POINTS];
+                UNROLL for (int s = 0; s < SLICES; s++) values[s] = load<L>(planes + (z * S::DEPTH + s) * slice + i);
+                transform(values, points);
                 UNROLL for (int q = 0; q < S::DEPTH_POINTS; q++) store<L>(out + q * step + z * slice + i, points[q]);
             }
+    });
+}
+
+// B^T: slices of inputs
+template <class S>
+static void depth_of_inputs(const float* planes, const Block& block, int64_t c, float* out, int64_t step) {
+    depth_of_planes<S, S::DEPTH_POINTS>(planes, block, c, out, step, [](const auto* values, auto* points) {
+        input_transform<S::DEPTH_POINTS>(values, 1, points, 1);
+    });
+}
+
+// A: slices of the outputs' gradients
+template <class S>
+static void depth_of_gradients(const float* planes, const Block& block, int64_t k, float* out, int64_t step) {
+    depth_of_planes<S, S::DEPTH>(planes, block, k, out, step, [](const auto* values, auto* points) {
+        output_transposed<S::DEPTH, S::DEPTH_POINTS>(values, 1, points, 1);
     });
 }
 
@@ -38,21 +54,4 @@ static void depth_of_outputs(const float* products, int64_t step, const Block& b
                 UNROLL for (int s = 0; s < S::DEPTH; s++)
                     store<L>(out + (z * (S::DEPTH - 1) + s) * tiles * k + column, values[s]);
             }
-}
-
-// A: slices of the outputs' gradients to points x rows (depth, tile) x K
-template <class S>
-static void depth_of_gradients(const float* planes, const Block& block, int64_t k, float* out, int64_t step) {
-    const int64_t slice = block.tiles() * k;
-    with_lanes(k, [&](auto lanes) {
-        constexpr int L = lanes.value;
-        for (int64_t z = 0; z < block.deep; z++)
-            for (int64_t i = 0; i < slice; i += L) {
-                Float<L> values[S::DEPTH], points[S::DEPTH_POINTS];
-                UNROLL for (int s = 0; s < S::DEPTH; s++)
-                    values[s] = load<L>(planes + (z * S::DEPTH + s) * slice + i);
-                output_transposed<S::DEPTH, S::DEPTH_POINTS>(values, 1, points, 1);
-                UNROLL for (int q = 0; q < S::DEPTH_POINTS; q++) store<L>(out + q * step + z * slice + i, points[q]);
-            }
-    });
 }
