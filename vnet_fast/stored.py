@@ -58,9 +58,19 @@ def _read_json(path: str | Path) -> object:
     if len(content) > MAX_JSON_BYTES:
         raise ValueError(f"longer than {MAX_JSON_BYTES >> 20} MB")
     try:
-        return json.loads(content.decode("utf-8-sig"))
+        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=_object)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON, whose names must differ: `json` keeps the last of those that do not."""
+    value: dict[str, object] = {}
+    for name, content in pairs:
+        if name in value:
+            raise ValueError(f"an object has the key {shown(name)} twice")
+        value[name] = content
+    return value
 
 
 def reason(error: Exception) -> str:

@@ -69,6 +69,7 @@ def test_another_number_of_folds_than_that_of_the_run(path):
             '[{"train": ["a1"], "val": ["c1"]}, {"train": ["a1"], "val": "c1"}]',
             "no split into folds: fold 1 has no list",
         ),
+        ('[{"train": ["a1"], "val": ["c1"], "val": ["b1"]}]', "no split into folds: an object has the key 'val' twice"),
         ('[{"train": [1], "val": ["c1"]}]', "no split into folds: fold 0 names 1 in 'train'"),
         ('[{"train": ["a1"], "val": []}]', "fold 0 has no cases in 'val'"),
         ('[{"train": ["a1", "b1"], "val": ["b1", "c1"]}]', "fold 0 trains on cases that it holds out: b1. Name"),

@@ -128,8 +128,9 @@ def test_labels_that_are_none(tmp_path, labels, message):
         (b'"labels"', "must be an object; got 'labels'"),
         (b" " * (17 << 20), "longer than 16 MB"),
         (b"", "Expecting value"),
+        (b'{"labels": {"x": 0, "y": 1, "x": 2}}', "an object has the key 'x' twice"),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_files_that_describe_nothing(tmp_path, content, message):
     (tmp_path / "dataset.json").write_bytes(content)

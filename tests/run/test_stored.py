@@ -83,6 +83,7 @@ CONTENTS = {
     "huge": (b" " * (17 << 20), "longer than 16 MB"),
     "bytes": (b"\xff", "not in UTF-8"),
     "empty": (b"", "Expecting value"),
+    "twice": (b'{"seed": 1, "seed": 2}', "an object has the key 'seed' twice"),
 }
 
 
