@@ -129,6 +129,16 @@ def test_differences(tmp_path, theme):
     assert higher > 3 * lower > 1000
 
 
+@THEMES
+@pytest.mark.filterwarnings("error")
+def test_cases_without_a_difference(tmp_path, theme):
+    plotting.differences({"case 1": 0.0, "case 2": 0.0}, "of something", tmp_path / "differences.png", theme)
+    picture = read_picture(tmp_path / "differences.png", theme)
+    assert [colour_count(picture, colour) for colour in theme.series[:2]] == [0, 0]
+    # their number is below the axes
+    assert colour_count(picture[-40:], theme.text) > 20
+
+
 def test_names_are_no_formulas(tmp_path):
     """Dollar signs stay dollar signs; an underscore, with which matplotlib hides a series, hides none."""
     mask = np.ones((2, 8, 8), np.uint8)

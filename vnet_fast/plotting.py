@@ -232,12 +232,14 @@ def differences(values: Mapping[str, float], title: str, path: str | Path, theme
     heights = np.array([values[name] for name in ordered])
     figure = make_figure(9, 3.8, theme)
     axes = figure.subplots()
-    for sign, description, index in ((-1, "lower", 1), (1, "higher", 0)):
+    lower = -1, "lower", theme.series[1], HATCHES[1], theme.face
+    higher = 1, "higher", theme.series[0], HATCHES[0], theme.face
+    equal = 0, "equal", "none", "", theme.text
+    for sign, description, color, hatch, edge in (lower, higher, equal):
         positions = np.flatnonzero(np.sign(heights) == sign)
-        if not positions.size:
-            continue
-        axes.bar(positions, heights[positions], color=theme.series[index], hatch=HATCHES[index], edgecolor=theme.face,
-                 label=f"{description} in {len(positions)} cases")  # fmt: skip
+        if positions.size:
+            label = f"{description} in {'1 case' if positions.size == 1 else f'{positions.size} cases'}"
+            axes.bar(positions, heights[positions], color=color, hatch=hatch, edgecolor=edge, label=label)
     axes.axhline(0, color=theme.text, linewidth=0.8)
     axes.set(ylabel="difference", xticks=[])
     figure.suptitle(escape(title), fontsize=11, color=theme.text)
@@ -246,5 +248,5 @@ def differences(values: Mapping[str, float], title: str, path: str | Path, theme
         axes.set_xticks(range(len(ordered)), map(escape, ordered), rotation=90)
     apply_theme(axes, theme)
     axes.tick_params(axis="x", labelsize=7)
-    add_legend(figure, theme, ncols=2)
+    add_legend(figure, theme, ncols=3)
     figure.savefig(path, dpi=DPI)

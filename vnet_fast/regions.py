@@ -23,6 +23,8 @@ from vnet_fast.errors import InputError
 MAX_LABEL = 255
 # the option of the label whose voxels do not count
 IGNORE_LABEL = "--ignore-label"
+# the option of the classes that are regions
+REGIONS = "--regions"
 MAX_DIGITS = 3
 # of which a voxel may be in any
 MAX_REGIONS = 12
@@ -46,7 +48,7 @@ class Region:
         return np.isin(mask, self.labels)
 
 
-def parse_regions(texts: Sequence[str], subject: object = "--regions") -> tuple[Region, ...]:
+def parse_regions(texts: Sequence[str], subject: object = REGIONS) -> tuple[Region, ...]:
     """The regions of texts such as `core: 1 3 4`.
 
     Args:

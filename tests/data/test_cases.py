@@ -43,6 +43,28 @@ def test_two_folders(tmp_path, endings):
     assert [(case.name, case.mask.name) for case in cases] == [(n, f"{n}{endings[1]}.mha") for n in ("one", "two")]
 
 
+@pytest.mark.parametrize("channel", ["", "_0000"])
+def test_two_folders_of_the_same_names(tmp_path, channel):
+    """A name may end as those of masks do."""
+    for name in ("one_gt", "two_seg", "three"):
+        touch(tmp_path / "scans" / f"{name}{channel}.nrrd", tmp_path / "masks" / f"{name}.nrrd")
+    assert [case.name for case in find_cases(tmp_path / "scans", tmp_path / "masks")] == ["one_gt", "three", "two_seg"]
+
+
+def test_an_image_that_is_named_like_a_mask(tmp_path):
+    touch(*[tmp_path / "scans" / f"{name}.nrrd" for name in ("a", "a_gt")])
+    touch(*[tmp_path / "masks" / f"{name}.nrrd" for name in ("a_seg", "a_gt")])
+    assert [(case.name, case.mask.name) for case in find_cases(tmp_path / "scans", tmp_path / "masks")] == [
+        ("a", "a_seg.nrrd"), ("a_gt", "a_gt.nrrd"),
+    ]  # fmt: skip
+
+
+def test_digits_of_all_kinds_are_in_natural_order(tmp_path):
+    names = ["scan1²", "scan2", "scan10", "scan²"]
+    touch(*[tmp_path / f"{name}{end}.mhd" for name in names for end in ("", "_segmentation")])
+    assert [case.name for case in find_cases(tmp_path)] == names
+
+
 def test_decathlon_with_other_masks(tmp_path):
     touch(tmp_path / "imagesTr" / "a.nii.gz", tmp_path / "others" / "a.nii.gz")
     assert find_cases(tmp_path, tmp_path / "others")[0].mask == tmp_path / "others" / "a.nii.gz"

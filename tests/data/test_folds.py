@@ -43,6 +43,23 @@ def test_cases_that_no_fold_names_are_left_out(path):
     assert raised.value.errors == unpaired[1:]
 
 
+@pytest.mark.parametrize(
+    ("file", "is_named"),
+    [
+        ("c1.nii.gz", True), ("c1_0000.nii.gz", True), ("c1_seg.nrrd", True), ("c1_segmentation.mhd", True),
+        ("c10.nii.gz", False), ("c1b_0000.nii.gz", False), ("c1_left.nrrd", False), ("c10_segmentation.mhd", False),
+    ],
+)  # fmt: skip
+def test_unpaired_files_of_other_names_do_not_matter(path, file, is_named):
+    path.write_text(json.dumps(FOLDS[:1]))
+    unpaired = [InputError(f"DIR/{file}", "no mask for this image", "Add it")]
+    if is_named:
+        with pytest.raises(InputErrors):
+            chosen_cases(CASES, unpaired, str(path), "DIR")
+    else:
+        assert names(chosen_cases(CASES, unpaired, str(path), "DIR")) == ["a1", "b1", "b2", "c1"]
+
+
 def test_names_of_no_case(path):
     path.write_text(json.dumps([{"train": ["a1", *(f"x{i}" for i in range(6))], "val": ["c1"]}]))
     message = r"names cases that DIR does not have: x0, x1, x2, x3, x4 and 1 more. Name them"

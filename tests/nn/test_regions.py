@@ -79,3 +79,14 @@ def test_where_all_voxels_are_ignored_there_is_no_cross_entropy():
     loss = RegionLoss(LABELS, ignored=9)(logits, torch.full_like(target, 9))
     assert torch.isfinite(loss)
     assert (torch.autograd.grad(loss, logits)[0] == 0).all()
+
+
+@pytest.mark.parametrize("squared", [False, True])
+def test_ignored_voxels_are_in_no_region(squared):
+    """The label that they have for training may be one that a region names and no mask has."""
+    logits, target, _ = make()
+    ignored = torch.rand(target.shape, generator=torch.Generator().manual_seed(1)) < 0.3
+    named = [(*labels, 9) for labels in LABELS]
+    marked = target.masked_fill(ignored, 9)
+    loss = RegionLoss(named, squared, ignored=9)(logits, marked)
+    assert loss.item() == RegionLoss(LABELS, squared, ignored=9)(logits, marked).item()

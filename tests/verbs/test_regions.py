@@ -190,6 +190,14 @@ def test_regions_that_are_none(data, tmp_path, run_verb, options, message):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_declared_region_that_no_mask_has(data, tmp_path, run_verb):
+    (data / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "ball": [1, 2], "other": 7}}))
+    code, _, err = run_verb(train, "--data", data, *TINY, "--output", tmp_path / "run")
+    assert code == 2
+    message = f"error: {data / 'dataset.json'}: other has the labels 7, which no mask has. Correct its labels"
+    assert err.splitlines()[-1] == message
+
+
 def test_networks_of_other_regions_are_not_averaged(data, tmp_path, run_verb):
     for name, labels in (("a", [1, 2]), ("b", [1])):
         regions = [{"name": "ball", "labels": labels}, {"name": "right", "labels": [2]}]

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,7 +81,7 @@ def pair_cases(data: str | Path, labels: str | Path | None = None) -> tuple[list
         data, labels = data / "imagesTr", labels or data / "labelsTr"
     if labels is not None:
         volumes = _without_maps(formats.volumes_in(data))
-        masks = _strip_endings(_without_maps(formats.volumes_in(labels)), MASK_ENDINGS)
+        masks = _strip_endings(_without_maps(formats.volumes_in(labels)), MASK_ENDINGS, of=volumes)
     else:
         volumes = _without_maps(formats.volumes_in(data))
         masks = {_strip_ending(name, (MASK_SUFFIX,)): path for name, path in volumes.items() if _is_mask(name)}
@@ -99,6 +99,13 @@ def pair_cases(data: str | Path, labels: str | Path | None = None) -> tuple[list
     names = sorted(images.keys() & masks.keys(), key=natural)
     cases = [Case(name, images[name][0], masks[name], images[name][1:]) for name in names]
     return cases, sorted(unpaired, key=lambda error: natural(error.subject))
+
+
+def names_of(path: str | Path) -> set[str]:
+    """The names that the case of an unpaired image, channel or mask may have."""
+    name = formats.stem_of(path)
+    channel = CHANNEL.fullmatch(name)
+    return {name, _strip_ending(name, MASK_ENDINGS), *((channel["case"],) if channel else ())}
 
 
 def join_channels(
@@ -241,7 +248,7 @@ def _is_file(path: str | Path) -> bool:
 
 def natural(name: object) -> list[tuple[int, int, str]]:
     """Returns a sorting key for natural order, in which Case2 comes before Case10."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", str(name)) if part]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", str(name)) if part]
 
 
 def _is_mask(name: str) -> bool:
@@ -259,8 +266,8 @@ def _strip_ending(name: str, endings: Sequence[str]) -> str:
     return name[: len(name) - len(ending)]
 
 
-def _strip_endings(volumes: Mapping[str, Path], endings: Sequence[str]) -> dict[str, Path]:
-    """Strips endings from the names of volumes.
+def _strip_endings(volumes: Mapping[str, Path], endings: Sequence[str], of: Collection[str] = ()) -> dict[str, Path]:
+    """Strips endings from the names of volumes, but from those that are, with or without a channel, in `of`.
 
     Raises:
         InputErrors: for all volumes whose stripped names occur before.
@@ -268,7 +275,8 @@ def _strip_endings(volumes: Mapping[str, Path], endings: Sequence[str]) -> dict[
     stripped: dict[str, Path] = {}
     errors = []
     for name, path in volumes.items():
-        base = _strip_ending(name, endings) or name
+        is_whole = name in of or name + FIRST_CHANNEL in of
+        base = name if is_whole else _strip_ending(name, endings) or name
         if base in stripped:
             errors.append(InputError(path, f"the same case as {stripped[base].name}", "Keep one of the two"))
         stripped.setdefault(base, path)

@@ -93,7 +93,7 @@ def check_data(settings: DataSettings) -> int:
         try:
             classes = Classes.of(settings).named_by(case.mask for case in readable)
             prepared = [without_ignored(case, classes.ignored) for case in prepared]
-            count_classes(prepared, readable, classes.binary, classes.declared, classes.regions)
+            count_classes(prepared, readable, classes.binary, classes.declared, classes.regions, classes.regions_from)
             fitted(() if is_part else channels, prepared, settings.data, classes.ignored)
         except InputError as error:
             errors.append(error)

@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vnet_fast.data.labels import declared_ignored, declared_labels, declared_regions, described_in
+from vnet_fast.data.labels import DESCRIPTION, declared_ignored, declared_labels, declared_regions, described_in
 from vnet_fast.data.settings import ClassSettings
 from vnet_fast.errors import InputError
 from vnet_fast.io.dicom_elements import check_installed
 from vnet_fast.io.dicom_meta import is_segmentation
 from vnet_fast.io.dicom_seg import read_names
-from vnet_fast.regions import IGNORE_LABEL, Region, check_ignored, parse_regions
+from vnet_fast.regions import IGNORE_LABEL, REGIONS, Region, check_ignored, parse_regions
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,14 @@ class Classes:
         declared: dict from label to name, if the data set names its labels and they are the classes.
         regions: the classes, if they are regions of labels.
         ignored: the label whose voxels do not count; None if all do.
+        regions_from: what declares the regions, for messages.
     """
 
     binary: bool = False
     declared: Mapping[int, str] | None = None
     regions: tuple[Region, ...] = ()
     ignored: int | None = None
+    regions_from: str | Path = REGIONS
 
     @classmethod
     def of(cls, settings: ClassSettings) -> "Classes":
@@ -40,10 +42,11 @@ class Classes:
         folder = described_in(settings.data, settings.labels)
         binary, ignored, regions = settings.binary, settings.ignore_label, parse_regions(settings.regions or ())
         ignored = declared_ignored(folder) if ignored is None else ignored
+        regions_from = REGIONS if regions else folder / DESCRIPTION
         regions = regions or (() if binary else declared_regions(folder))
         declared = declared_labels(folder, allow_regions=binary or bool(regions))
         check_ignored(ignored, regions)
-        return cls(binary, _counted(declared, None if binary or regions else ignored), regions, ignored)
+        return cls(binary, _counted(declared, None if binary or regions else ignored), regions, ignored, regions_from)
 
     def named_by(self, masks: Iterable[Path]) -> "Classes":
         """These classes with the names of segments, if all masks are DICOM Segmentations and nothing else has names.

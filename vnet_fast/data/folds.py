@@ -3,9 +3,9 @@
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, TypeVar
 
+from vnet_fast.data.cases import names_of
 from vnet_fast.data.settings import DataSettings
 from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.stored import read_list, reason, shown
@@ -154,7 +154,7 @@ def chosen_cases(cases: Sequence[N], unpaired: Sequence[InputError], split: str,
         InputErrors: if the split can't be used, names other cases, or names what is not paired.
     """
     names = names_in(split)
-    errors = [error for error in unpaired if any(Path(error.subject).name.startswith(name) for name in names)]
+    errors = [error for error in unpaired if names_of(error.subject) & names]
     unknown = names - {case.name for case in cases}
     if unknown:
         cause = f"names cases that {data} does not have: {_listed(unknown)}"

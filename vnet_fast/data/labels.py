@@ -11,7 +11,7 @@ import numpy as np
 from vnet_fast.data.cases import Case
 from vnet_fast.data.preparation import IGNORED, PreparedCase
 from vnet_fast.errors import InputError
-from vnet_fast.regions import Region, check_number, checked
+from vnet_fast.regions import REGIONS, Region, check_number, checked
 from vnet_fast.stored import read_object, reason, shown
 
 # the file in which the Decathlon and nnU-Net describe a data set
@@ -200,6 +200,7 @@ def count_classes(
     binary: bool,
     declared: Mapping[int, str] | None = None,
     regions: Sequence[Region] = (),
+    source: str | Path = REGIONS,
 ) -> int:
     """Returns the number of classes, background included, of the labels of all cases.
 
@@ -209,6 +210,7 @@ def count_classes(
         binary: whether all labels above 0 are one class.
         declared: the result of `declared_labels`.
         regions: that labels belong to, whatever they are.
+        source: what declares the regions, for messages.
 
     Raises:
         InputError: if no mask has a foreground, or any label of a region, a label below the largest one is missing, or
@@ -222,7 +224,7 @@ def count_classes(
     for region in regions:
         if not case_of_label.keys() & set(region.labels):
             cause = f"{region.name} has the labels {' '.join(map(str, region.labels))}, which no mask has"
-            raise InputError("--regions", cause, "Correct its labels")
+            raise InputError(source, cause, "Correct its labels")
     if regions:
         return max(case_of_label) + 1
     if declared:

@@ -177,7 +177,8 @@ def _prepare_cases(
     if errors:
         raise InputErrors(errors)
     prepared = [without_ignored(case, classes.ignored) for case in prepared]
-    num_classes = count_classes(prepared, cases, classes.binary, classes.declared, classes.regions)
+    declared = classes.declared, classes.regions, classes.regions_from
+    num_classes = count_classes(prepared, cases, classes.binary, *declared)
     stray = labels_of_no_region(prepared, classes.regions)
     if stray:
         warn(f"labels of masks that are in no region: {', '.join(map(str, stray))}")

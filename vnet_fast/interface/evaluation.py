@@ -20,7 +20,7 @@ from vnet_fast.evaluation.score import Observer, read_observer
 from vnet_fast.evaluation.segment_names import check_names
 from vnet_fast.interface.options import PathLike, checked
 from vnet_fast.progress import quiet, warn
-from vnet_fast.regions import check_ignored, parse_regions
+from vnet_fast.regions import REGIONS, check_ignored, parse_regions
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class ClassSettings:
         """Raises an InputError if they contradict each other."""
         check_ignored(self.ignore_label, parse_regions(self.regions or ()))
         if self.regions and self.binary:
-            raise InputError("--regions", "given with --binary", "Leave one of them out")
+            raise InputError(REGIONS, "given with --binary", "Leave one of them out")
 
     def classes(self, masks: Iterable[Path] = ()) -> Classes:
         """The classes, with what the data set or its masks declare; a warning if that can't be read."""

@@ -38,6 +38,9 @@ class RegionLoss(nn.Module):
         members = torch.zeros(len(labels), MAX_LABEL + 1, dtype=torch.uint8)
         for row, those in zip(members, labels, strict=True):
             row[list(those)] = 1
+        if ignored is not None:
+            # a region may name it where it stands for another label, which no mask has
+            members[:, ignored] = 0
         self.register_buffer("members", members, persistent=False)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from vnet_fast.errors import InputError
-from vnet_fast.regions import IGNORE_LABEL, check_ignored, parse_regions
+from vnet_fast.regions import IGNORE_LABEL, REGIONS, check_ignored, parse_regions
 
 # the losses that know regions and voxels that do not count
 DICE, DICE_CE = "dice", "dice-ce"
@@ -19,9 +19,9 @@ def check_labels(regions: Sequence[str] | None, ignored: int | None, binary: boo
         loss: the name of the loss.
     """
     parsed = parse_regions(regions or ())
-    for flag, given in (("--regions", bool(regions)), (IGNORE_LABEL, ignored is not None)):
+    for flag, given in ((REGIONS, bool(regions)), (IGNORE_LABEL, ignored is not None)):
         if given and loss not in (DICE, DICE_CE):
             raise InputError(flag, f"given with --loss {loss}", f"Give --loss {DICE} or {DICE_CE}")
     if regions and binary:
-        raise InputError("--regions", "given with --binary", "Leave one of them out")
+        raise InputError(REGIONS, "given with --binary", "Leave one of them out")
     check_ignored(ignored, parsed)
