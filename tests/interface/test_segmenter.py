@@ -222,6 +222,7 @@ def test_bad_volumes_are_errors_of_the_command(case, tmp_path, segmenter, run_ve
         (lambda path: {"volume": [path, read(path)]}, TypeError, "paths or images, not some of each"),
         (lambda path: {"volume": None}, TypeError, "must be a path"),
         (lambda path: {"volume": sitk.Image(4, 4, sitk.sitkFloat32)}, ValueError, "must have 3 dimensions"),
+        (lambda path: {"volume": sitk.Image(0, 4, 4, sitk.sitkFloat32)}, ValueError, "must have voxels"),
         (lambda path: {"volume": sitk.Image(4, 4, 4, sitk.sitkComplexFloat32)}, TypeError, "real numbers"),
         (lambda path: {"volume": np.full((4, 4, 4), np.nan), "spacing": (1, 1, 1)}, InputError, "the array: 64 voxels"),
         (lambda path: {"volume": np.zeros((4, 4, 4)), "spacing": (1, 1, 1)}, InputError, "the array: .*same value"),

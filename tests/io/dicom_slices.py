@@ -89,3 +89,61 @@ def write_series(folder, image, order=None, series="1.2.3.4", frame_of_reference
         writer.SetFileName(str(folder / f"{number:03d}.dcm"))
         writer.Execute(single)
     return folder
+
+
+def write_frames(folder, positions, scales=None, described=True, **changes):
+    """Writes one file of several frames, which the ramp of `write_dicom` numbers.
+
+    Args:
+        folder: made if it does not exist.
+        positions: of the frames, mm, x y z.
+        scales: the slope of each frame's intensities, or None.
+        described: whether the file says where each frame lies.
+        **changes: elements of the file to set or, with None, to leave out of its functional groups.
+
+    Returns:
+        the folder.
+    """
+    import pydicom
+    from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+
+    folder.mkdir(exist_ok=True)
+    meta = FileMetaDataset()
+    # Enhanced MR Image Storage
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.4.1", "1.2.3.4.1"
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    file = FileDataset(folder / "frames.dcm", {}, file_meta=meta, preamble=bytes(128))
+    elements = {
+        "SOPClassUID": meta.MediaStorageSOPClassUID, "SOPInstanceUID": "1.2.3.4.1", "Modality": "MR",
+        "StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.3.4", "Rows": 6, "Columns": 8,
+        "NumberOfFrames": len(positions), "SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2",
+        "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15, "PixelRepresentation": 0,
+    }  # fmt: skip
+
+    def item(**values):
+        dataset = Dataset()
+        for name, value in values.items():
+            setattr(dataset, name, value)
+        return pydicom.Sequence([dataset])
+
+    shared = {
+        "PixelMeasuresSequence": item(PixelSpacing=[0.5, 0.7], SliceThickness=3),
+        "PlaneOrientationSequence": item(ImageOrientationPatient=list(AXIAL)),
+    }
+    groups = []
+    for index, position in enumerate(positions):
+        group = Dataset()
+        group.PlanePositionSequence = item(ImagePositionPatient=list(position))
+        if scales is not None:
+            group.PixelValueTransformationSequence = item(RescaleSlope=scales[index], RescaleIntercept=0)
+        groups.append(group)
+    if described:
+        left = {name: value for name, value in shared.items() if name not in changes}
+        elements["SharedFunctionalGroupsSequence"] = item(**left)
+        elements["PerFrameFunctionalGroupsSequence"] = pydicom.Sequence(groups)
+    for name, value in elements.items():
+        setattr(file, name, value)
+    ramp = np.arange(48, dtype=np.uint16).reshape(6, 8)
+    file.PixelData = np.stack([ramp + 100 * index for index in range(len(positions))]).astype(np.uint16).tobytes()
+    file.save_as(folder / "frames.dcm", enforce_file_format=True)
+    return folder

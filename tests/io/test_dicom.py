@@ -65,6 +65,24 @@ def test_dicom_folder_of_one_slice(tmp_path):
     image = volumes.read_image(write_dicom(tmp_path / "series", [6]))
     assert image.GetSize() == (8, 6, 1)
     np.testing.assert_allclose(image.GetOrigin(), (-5, -6, 6), atol=1e-5)
+    # as thick as it says
+    np.testing.assert_allclose(image.GetSpacing(), (0.7, 0.7, 3), atol=1e-5)
+    assert dicom.read_grid(tmp_path / "series") == Grid.of(image)
+
+
+@pytest.mark.parametrize(
+    ("element", "message"),
+    [("PixelSpacing", "does not state the spacing"), ("ImagePositionPatient", "does not state its position")],
+)
+def test_slices_that_do_not_say_where_they_lie(tmp_path, element, message):
+    pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed")
+    folder = write_dicom(tmp_path / "series", [0, 3, 6])
+    for path in folder.iterdir():
+        header = pydicom.dcmread(path)
+        delattr(header, element)
+        header.save_as(path)
+    with pytest.raises(InputError, match=rf"series/.*dcm: {message}"):
+        volumes.read_image(folder)
 
 
 def test_slices_of_different_sizes(tmp_path):

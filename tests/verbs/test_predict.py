@@ -11,6 +11,7 @@ from vnet_fast import VNet, evaluate, predict
 from vnet_fast.io import volumes
 from vnet_fast.io.grid import Grid
 from vnet_fast.prediction import networks, segmentation
+from vnet_fast.prediction.plan import volume_files
 from vnet_fast.run import checkpoint
 
 __all__ = ["graphs"]
@@ -56,6 +57,38 @@ def test_a_folder(cases, tmp_path, run_verb, trained):
     code, out, _ = run_verb(evaluate, "--predictions", tmp_path / "out", "--labels", cases)
     assert code == 0
     assert float(out.splitlines()[-1].split()[4]) > 0.9, out
+
+
+def test_a_link_keeps_its_name(cases, tmp_path, run_verb, trained, monkeypatch):
+    """Archives of data name what a link leads to by its content."""
+    store = tmp_path / "store"
+    store.mkdir()
+    for index in (1, 2):
+        content = sitk.ReadImage(str(cases / f"Case0{index}.mhd"))
+        (store / str(index)).mkdir()
+        sitk.WriteImage(content, str(store / str(index) / "MD5.nii.gz"))
+        (tmp_path / f"scan{index}.nii.gz").symlink_to(store / str(index) / "MD5.nii.gz")
+    monkeypatch.chdir(tmp_path)
+    for source in ("scan1.nii.gz", tmp_path / "scan2.nii.gz"):
+        code, _, err = run(run_verb, trained, source, tmp_path / "out")
+        assert code == 0, err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["scan1.nii.gz", "scan2.nii.gz"]
+
+
+def test_the_channels_of_a_link(tmp_path):
+    for number in range(2):
+        (tmp_path / f"content{number}").write_bytes(b"x")
+        (tmp_path / f"A_000{number}.nii.gz").symlink_to(tmp_path / f"content{number}")
+    paths = [tmp_path / f"A_000{number}.nii.gz" for number in range(2)]
+    assert list(volume_files(paths[0], several=True)) == paths
+
+
+def test_a_volume_thinner_than_the_networks_voxels(tmp_path, run_verb, trained):
+    array = np.random.default_rng(0).normal(100, 5, (1, 20, 20)).astype(np.float32)
+    sitk.WriteImage(make_image(array, (1, 1, 0.3)), str(tmp_path / "thin.nii.gz"))
+    code, _, err = run(run_verb, trained, tmp_path / "thin.nii.gz", tmp_path / "mask.nii.gz")
+    assert code == 2
+    assert err.startswith(f"error: {tmp_path / 'thin.nii.gz'}: is thinner than the network's voxels of ")
 
 
 def test_validation_cases_only(cases, tmp_path, run_verb, trained):

@@ -73,6 +73,8 @@ def _channels_of(image: sitk.Image) -> list[sitk.Image]:
     """The channels of an image: its components, or what lies along its fourth axis."""
     if image.GetDimension() not in (3, 4):
         raise ValueError(f"the image must have 3 dimensions, or 4 with the channels last; got {image.GetDimension()}")
+    if 0 in image.GetSize():
+        raise ValueError(f"the image must have voxels; got a size of {image.GetSize()}")
     kind, count = image.GetPixelIDTypeAsString(), image.GetNumberOfComponentsPerPixel()
     if "complex" in kind or "label" in kind or (image.GetDimension() == 4 and count != 1):
         raise TypeError(f"the image must have real numbers; got {kind}")

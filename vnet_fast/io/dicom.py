@@ -1,11 +1,12 @@
 """Reads folders of DICOM slices.
 
-A folder must hold one complete series of one orientation. Every slice is read by itself and placed by its position,
-so that none is left out silently.
+A folder must hold one complete series of one orientation, or one file of several frames. Every slice or frame is placed
+by its own position, so that none is left out silently.
 """
 
+import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,19 @@ import SimpleITK as sitk
 
 from vnet_fast.errors import InputError
 from vnet_fast.io import formats
+from vnet_fast.io.dicom_frames import read_frames
 from vnet_fast.io.dicom_meta import TRANSFER_SYNTAX, read_meta
 from vnet_fast.io.formats import OWN_FOLDER
 from vnet_fast.io.grid import Grid
-from vnet_fast.io.header import scalar_volume_error
+from vnet_fast.io.header import MAX_SPACING, MIN_SPACING, scalar_volume_error
 from vnet_fast.io.integrity import COPY_AGAIN
 from vnet_fast.io.itk import file_reader, kept_locale, read_file
 
 IMAGE_IO = "GDCMImageIO"
-SERIES_TAG, FRAME_OF_REFERENCE_TAG = "0020|000e", "0020|0052"
+SERIES_TAG, FRAME_OF_REFERENCE_TAG, POSITION_TAG = "0020|000e", "0020|0052", "0020|0032"
+# of the pixels in the patient, or of X-rays at the detector, or of what was scanned
+SPACING_TAGS = ("0028|0030", "0018|1164", "0018|2010")
+GAP_TAG, THICKNESS_TAG = "0018|0088", "0018|0050"
 # a slice may lie this far from its regular position, as a share of the spacing
 SLICE_TOLERANCE = 0.05
 # plus this, mm: positions are often rounded to a tenth, both the slice's and those it is compared with
@@ -34,7 +39,12 @@ SHEAR_TOLERANCE = 0.01
 
 @dataclass(frozen=True)
 class _Slice:
-    """The header of a slice: spacing and origin in mm, x y z; the columns of `axes` are its unit vectors."""
+    """The header of a slice: spacing and origin in mm, x y z; the columns of `axes` are its unit vectors.
+
+    Args:
+        frame: the number of the slice in its file, if that describes several.
+        is_placed: whether it states its position.
+    """
 
     path: Path
     series: str
@@ -42,6 +52,13 @@ class _Slice:
     spacing: tuple[float, float, float]
     origin: tuple[float, float, float]
     axes: np.ndarray
+    is_placed: bool
+    frame: int | None = None
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return self.path.name if self.frame is None else f"frame {self.frame + 1} of {self.path.name}"
 
 
 def read_series(folder: Path) -> sitk.Image:
@@ -52,9 +69,8 @@ def read_series(folder: Path) -> sitk.Image:
             missing, or shifted against the others.
     """
     slices = _sorted_slices(folder)
-    if len(slices) == 1:
-        return read_file(slices[0].path, IMAGE_IO)
-    grid, volume = _grid_of(slices), _stack_slices(slices)
+    grid = _grid_of(slices)
+    volume = _stack_slices(slices) if len(slices) > 1 else read_file(slices[0].path, IMAGE_IO)
     volume.SetSpacing(grid.spacing)
     volume.SetOrigin(grid.origin)
     volume.SetDirection(grid.direction)
@@ -76,19 +92,31 @@ def _grid_of(slices: Sequence[_Slice]) -> Grid:
 
 def sorted_files(folder: Path) -> list[Path]:
     """Returns the files of a series in the order of its slices; an InputError as of `read_series`."""
-    return [header.path for header in _sorted_slices(folder)]
+    return list(dict.fromkeys(header.path for header in _sorted_slices(folder)))
 
 
 def _sorted_slices(folder: Path) -> list[_Slice]:
     slices = [_read_slice_header(path) for path in formats.slices_of(folder)]
     if not slices:
         raise InputError(folder, "a folder without a DICOM series", "Name a volume or a DICOM folder")
+    if len(slices) == 1 and slices[0].size[2] > 1:
+        slices = _frames(slices[0])
     if len(slices) > 1:
         _check_same_geometry(folder, slices)
         normal = slices[0].axes[:, 2]
         slices.sort(key=lambda header: float(normal @ header.origin))
         _check_positions(folder, slices, normal)
     return slices
+
+
+def _frames(header: _Slice) -> list[_Slice]:
+    """The frames of a file as slices; the file alone if it does not describe them, as ITK places them."""
+    frames = read_frames(header.path, header.size[2])
+    if frames is None:
+        return [header]
+    size, spacing = (*header.size[:2], 1), (*frames.spacing, header.spacing[2])
+    alike = replace(header, size=size, spacing=spacing, axes=frames.axes, is_placed=True)
+    return [replace(alike, origin=origin, frame=number) for number, origin in enumerate(frames.positions)]
 
 
 def frame_of_reference(folder: Path) -> str:
@@ -115,6 +143,9 @@ def single_file_error(path: Path) -> InputError:
 
 def _stack_slices(slices: list[_Slice]) -> sitk.Image:
     """Returns the voxels of all slices, in the smallest pixel type that holds them, without their placement."""
+    if slices[0].frame is not None:
+        frames = sitk.GetArrayFromImage(read_file(slices[0].path, IMAGE_IO))
+        return sitk.GetImageFromArray(frames[[header.frame or 0 for header in slices]])
     voxels = np.empty(0)
     # ITK's reader of series would not say which slice is damaged; of the slices, one at a time is in memory
     for index, header in enumerate(slices):
@@ -150,8 +181,20 @@ def _read_slice_header(path: Path) -> _Slice:
     if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
         remedy = "Take it out of the folder"
         raise scalar_volume_error(path, reader.GetSize(), reader.GetNumberOfComponents(), remedy)
-    axes = np.array(reader.GetDirection()).reshape(3, 3)
-    return _Slice(path, series, reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), axes)
+    if reader.GetSize()[2] == 1 and not any(_tag(reader, tag) for tag in SPACING_TAGS):
+        raise InputError(path, "does not state the spacing of its pixels", "Export the whole series again")
+    axes, is_placed = np.array(reader.GetDirection()).reshape(3, 3), bool(_tag(reader, POSITION_TAG))
+    return _Slice(path, series, reader.GetSize(), _spacing_of(reader), reader.GetOrigin(), axes, is_placed)
+
+
+def _spacing_of(reader: sitk.ImageFileReader) -> tuple[float, float, float]:
+    """The spacing of a slice, which is as thick as it says where it says no distance to others."""
+    x, y, z = reader.GetSpacing()
+    if reader.GetSize()[2] == 1 and not _tag(reader, GAP_TAG):
+        with contextlib.suppress(ValueError):
+            thickness = float(_tag(reader, THICKNESS_TAG))
+            z = thickness if MIN_SPACING <= thickness <= MAX_SPACING else z
+    return x, y, z
 
 
 def _check_same_geometry(folder: Path, slices: list[_Slice]) -> None:
@@ -161,9 +204,11 @@ def _check_same_geometry(folder: Path, slices: list[_Slice]) -> None:
     if len(series) > 1:
         raise InputError(folder, f"{len(series)} DICOM series", OWN_FOLDER)
     for header in slices:
-        example = f"for example {first.path.name} and {header.path.name}"
+        example = f"for example {first.name} and {header.name}"
         if header.size[2] != 1:
             raise InputError(header.path, "holds several slices, but other files are beside it", OWN_FOLDER)
+        if not header.is_placed:
+            raise InputError(header.path, "does not state its position", "Export the whole series again")
         if header.size != first.size or not np.allclose(header.spacing[:2], first.spacing[:2], rtol=1e-3):
             raise InputError(folder, f"its slices differ in size or spacing, {example}", OWN_FOLDER)
         if not np.allclose(header.axes, first.axes, rtol=0, atol=DIRECTION_TOLERANCE):
@@ -184,8 +229,10 @@ def _check_positions(folder: Path, slices: list[_Slice], normal: np.ndarray) -> 
     typical, count = float(np.median(gaps)), len(slices)
     if gaps.min() <= 0:
         index = int(gaps.argmin())
-        cause = f"{slices[index].path.name} and {slices[index + 1].path.name} have the same position"
-        raise InputError(folder, cause, "Give each image of a time series or repetition a folder of its own")
+        cause = f"{slices[index].name} and {slices[index + 1].name} have the same position"
+        remedy = "Give each image of a time series or repetition a folder of its own"
+        remedy = remedy if slices[index].frame is None else "Convert it to a file for each volume"
+        raise InputError(folder, cause, remedy)
     extent = positions[-1] - positions[0]
     distance = float(normal @ extent)
     if np.linalg.norm(extent - distance * normal) > SHEAR_TOLERANCE * distance:
@@ -196,7 +243,7 @@ def _check_positions(folder: Path, slices: list[_Slice], normal: np.ndarray) -> 
         sideways = np.linalg.norm(deviations - np.outer(deviations @ normal, normal), axis=1)
         if sideways.max() > np.abs(deviations @ normal).max():
             index = int(sideways.argmax())
-            cause = f"{slices[index].path.name} is shifted {sideways[index]:.3g} mm sideways against the others"
+            cause = f"{slices[index].name} is shifted {sideways[index]:.3g} mm sideways against the others"
         else:
             index = int(np.argmax(np.abs(gaps - typical)))
             numbers, gap = f"slices {index + 1} and {index + 2} of {count}", gaps[index]

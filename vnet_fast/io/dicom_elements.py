@@ -29,13 +29,13 @@ DAMAGE = (
 _LOCK = threading.Lock()
 
 
-def check_installed(subject: object, *packages: str) -> None:
+def check_installed(subject: object, *packages: str, of: str = "DICOM Segmentations") -> None:
     """Raises an InputError about a file or an option that needs a package which is not installed."""
     for package in packages:
         try:
             importlib.import_module(package)
         except ImportError:
-            raise InputError(subject, f"DICOM Segmentations need {package}, which is not installed", INSTALL) from None
+            raise InputError(subject, f"{of} need {package}, which is not installed", INSTALL) from None
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ Source:
     DICOM PS3.3, section A.51 (Segmentation IOD) and C.8.20 (its modules), and A.51.6 for label maps.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,10 @@ from numpy.typing import NDArray
 
 from vnet_fast.errors import InputError
 from vnet_fast.io.dicom_elements import need, need_integer, read_elements, reading
+from vnet_fast.io.dicom_frames import check_count, geometry, of_frame, position
 from vnet_fast.io.dicom_meta import LABEL_MAP, SEGMENTATION
 from vnet_fast.io.dicom_seg_voxels import MAX_LABEL, unpacker
-from vnet_fast.io.header import MAX_VOXELS, Placement, check_placement, triple
+from vnet_fast.io.header import MAX_VOXELS
 from vnet_fast.io.integrity import COPY_AGAIN
 
 
@@ -95,13 +95,12 @@ def read_content(path: Path) -> Content:
         numbers = {int(item.SegmentNumber) for item in dataset.SegmentSequence}
         groups = list(need(path, dataset, "PerFrameFunctionalGroupsSequence"))
         shared = [*dataset.get("SharedFunctionalGroupsSequence", []), None][0]
-        if len(groups) != count:
-            raise InputError(path, f"damaged: it has {count} frames, and describes {len(groups)}", COPY_AGAIN)
+        check_count(path, groups, count)
         frames = tuple(_frame(path, index, group, shared, kind) for index, group in enumerate(groups))
         unknown = sorted({frame.segment for frame in frames} - numbers - {0})
         if unknown:
             raise InputError(path, f"damaged: it does not describe segment {unknown[0]}", COPY_AGAIN)
-        spacing, axes, gaps = _geometry(path, groups, shared)
+        spacing, axes, gaps = geometry(path, groups, shared)
         reference = str(dataset.get("FrameOfReferenceUID", ""))
     return Content(path, names, frames, (columns, rows), spacing, axes, gaps, reference, voxels)
 
@@ -131,54 +130,11 @@ def _names(path: Path, dataset: Any) -> dict[int, str]:
     return {number: name for number, name in names.items() if name and number}
 
 
-def _of_frame(path: Path, group: Any, shared: Any, sequence: str) -> Any:
-    """The item of a functional group that a frame has by itself, or that all frames share."""
-    for item in (group, shared):
-        if item is not None and item.get(sequence):
-            return item.get(sequence)[0]
-    cause = f"its frames do not say where they lie in the patient or what they show ({sequence} is missing)"
-    raise InputError(path, cause, "Export it again")
-
-
 def _frame(path: Path, index: int, group: Any, shared: Any, kind: str) -> Frame:
-    position = need(path, _of_frame(path, group, shared, "PlanePositionSequence"), "ImagePositionPatient")
     segment = 0
     if kind != "LABELMAP":
-        item = _of_frame(path, group, shared, "SegmentIdentificationSequence")
+        item = of_frame(path, group, shared, "SegmentIdentificationSequence")
         segment = need_integer(path, item, "ReferencedSegmentNumber")
         if segment < 1:
             raise InputError(path, f"damaged: frame {index + 1} is of segment {segment}", COPY_AGAIN)
-    place = np.array(triple(map(float, position)))
-    if not np.isfinite(place).all():
-        raise InputError(path, f"damaged: the position of frame {index + 1} is not three numbers", COPY_AGAIN)
-    return Frame(index, segment, place)
-
-
-def _geometry(
-    path: Path, groups: list[Any], shared: Any
-) -> tuple[tuple[float, float], NDArray[np.float64], tuple[float, float]]:
-    """Spacing and axes of all frames, and the distance and thickness of slices that they state."""
-    geometries: list[tuple[float, ...]] = []
-    gaps = 0.0, 0.0
-    for group in groups:
-        measures = _of_frame(path, group, shared, "PixelMeasuresSequence")
-        orientation = _of_frame(path, group, shared, "PlaneOrientationSequence")
-        # the distance of rows comes first
-        y, x = map(float, need(path, measures, "PixelSpacing"))
-        cosines = [float(value) for value in need(path, orientation, "ImageOrientationPatient")]
-        geometries.append((x, y, *cosines))
-        gaps = _length(measures.get("SpacingBetweenSlices")), _length(measures.get("SliceThickness"))
-    x, y, *cosines = geometries[0]
-    if len(cosines) != 6 or not np.isfinite(geometries[0]).all():
-        raise InputError(path, "damaged: the orientation of its frames is not six numbers", COPY_AGAIN)
-    if not all(np.allclose(geometry, geometries[0], rtol=1e-3, atol=1e-4) for geometry in geometries):
-        raise InputError(path, "its frames differ in spacing or orientation", "Export it on the slices of one series")
-    along, down = np.array(cosines[:3]), np.array(cosines[3:])
-    axes = np.stack([along, down, np.cross(along, down)], axis=1)
-    check_placement(path, Placement((x, y, 1.0), (0.0, 0.0, 0.0), tuple(axes.ravel().tolist())))
-    return (x, y), axes, gaps
-
-
-def _length(stated: Any) -> float:
-    length = abs(float(stated or 0))
-    return length if math.isfinite(length) else 0.0
+    return Frame(index, segment, position(path, index, group, shared))

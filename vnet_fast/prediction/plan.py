@@ -74,8 +74,12 @@ def volume_files(source: Path, several: bool = False) -> Files:
     """The files of a single volume: one for each channel beside the first one's if there may be several."""
     if not os.path.isdir(source):
         formats.check_regular(source)
-    # resolved, because the name of the folder `.` is that of the folder itself
-    return channels_of(source.resolve()) if several else (source,)
+    return channels_of(_with_name(source)) if several else (source,)
+
+
+def _with_name(source: Path) -> Path:
+    """A path whose last part is a name. A link keeps its own: archives name what it leads to by its content."""
+    return source.resolve() if source.name in ("", "..") else source
 
 
 def check_series(pairs: Iterable[tuple[Files, Path]]) -> None:
@@ -96,7 +100,7 @@ def check_not_among_slices(masks: Iterable[Path]) -> None:
 def _find_volumes(source: Path, is_single: bool, several: bool) -> dict[str, Files]:
     if not is_single:
         return find_images(source, several)
-    name, files = formats.stem_of(source.resolve()), volume_files(source, several)
+    name, files = formats.stem_of(_with_name(source)), volume_files(source, several)
     match = CHANNEL.fullmatch(name)
     return {match["case"] if match and len(files) > 1 else name: files}
 

@@ -228,6 +228,9 @@ def _prepare(images: Sequence[sitk.Image], paths: Sequence[Any], task: Task, cov
     for number, (image, channel) in enumerate(zip(images, channels, strict=True)):
         found = image_on_grid(image, grid)
         reference = image_on_grid(image, centre) if grid != centre and not task.patches else found
+        if np.isnan(reference).all():
+            cause = f"is thinner than the network's voxels of {' x '.join(f'{length:g}' for length in task.spacing)} mm"
+            raise InputError(path, cause, "Give a volume of several slices")
         try:
             values[number] = channel.normalised(found, reference)
         except ValueError as error:

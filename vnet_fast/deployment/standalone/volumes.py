@@ -19,9 +19,11 @@ SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr")
 SINGLE = {".mhd": ".mha", ".nhdr": ".nrrd"}
 # a channel with a file of its own
 CHANNEL = re.compile(r"(.+)_(\d{4})")
-POSITION = "0020|0032"
+POSITION, GAP, THICKNESS = "0020|0032", "0018|0088", "0018|0050"
 # mm; and of slices, as a share of their distance, with the rounding of positions, mm
 TOLERANCE, SLICE_TOLERANCE, ROUNDING = 1e-3, 0.05, 0.1
+# a shift sideways from the first slice to the last, as a share of their distance
+SHEAR_TOLERANCE = 0.01
 # bytes that are read at once
 CHUNK = 1 << 20
 
@@ -110,8 +112,9 @@ def find(source: Path, several: bool) -> dict[str, list[Path]]:
     is_single = not source.is_dir() or is_series(source)
     if is_single and not (source.is_dir() or suffix_of(source)):
         raise InputError(f"{source}: not a supported format. Convert it to one of {' '.join(SUFFIXES)}")
-    # resolved, because the name of the folder `.` is that of the folder itself
-    single, folder = source.resolve(), source.resolve().parent if is_single else source
+    # the name of the folder `.` is that of the folder itself; a link keeps its own
+    single = source.resolve() if source.name in ("", "..") else source
+    folder = single.parent if is_single else source
     beside = several and is_single and stem_of(single).endswith("_0000")
     listed = sorted(folder.iterdir()) if beside or not is_single else [single]
     found: dict[str, list[Path]] = {}
@@ -192,10 +195,18 @@ def _read_series(folder: Path) -> sitk.Image:
         gaps = np.diff(positions, axis=0)
         if np.abs(gaps - gaps.mean(0)).max() > SLICE_TOLERANCE * image.GetSpacing()[2] + ROUNDING:
             raise InputError(f"{folder}: its slices are not evenly spaced. Export the whole series again")
-        normal = np.array(image.GetDirection()).reshape(3, 3)[:, 2]
+        normal, extent = np.array(image.GetDirection()).reshape(3, 3)[:, 2], positions[-1] - positions[0]
+        distance = float(normal @ extent)
+        if np.linalg.norm(extent - distance * normal) > SHEAR_TOLERANCE * abs(distance):
+            cause = "each slice is shifted against the one before, as with a tilted gantry"
+            raise InputError(f"{folder}: {cause}. Resample it onto perpendicular axes")
         # to the last digit as in training, because whether a voxel is the darkest one depends on it
-        gap = float(normal @ (positions[-1] - positions[0])) / (len(names) - 1)
-        image.SetSpacing((*image.GetSpacing()[:2], gap))
+        image.SetSpacing((*image.GetSpacing()[:2], distance / (len(names) - 1)))
+    elif image.GetSize()[2] > 1:
+        # each of them has a place of its own, which is not read here
+        raise InputError(f"{folder}: a file of {image.GetSize()[2]} slices. Convert it to one of {' '.join(SUFFIXES)}")
+    elif not reader.HasMetaDataKey(0, GAP) and reader.HasMetaDataKey(0, THICKNESS):
+        image.SetSpacing((*image.GetSpacing()[:2], float(reader.GetMetaData(0, THICKNESS))))
     return image
 
 

@@ -1,0 +1,36 @@
+"""What a folder with a network refuses to read, as `predict` does, and the names of its volumes."""
+
+import numpy as np
+import pytest
+
+from tests.io.dicom_slices import write_dicom, write_frames
+from tests.volumes import write_case
+from vnet_fast.deployment.standalone import volumes
+from vnet_fast.io import dicom
+
+
+def test_a_link_keeps_its_name(tmp_path):
+    image, _ = write_case(tmp_path, "content", suffix=".nii.gz")
+    link = tmp_path / "scan.nii.gz"
+    link.symlink_to(image)
+    assert volumes.find(link, several=False) == {"scan": [link]}
+
+
+def test_a_tilted_series(tmp_path):
+    folder = write_dicom(tmp_path / "series", [0, 3, 6, 9], shift=0.5)
+    with pytest.raises(volumes.InputError, match="series: each slice is shifted against the one before"):
+        volumes._read_series(folder)
+
+
+def test_a_file_of_several_frames(tmp_path):
+    pytest.importorskip("pydicom", reason="pydicom is not installed")
+    folder = write_frames(tmp_path / "frames", [(0, 0, z) for z in (0, 6, 3, 9)])
+    with pytest.raises(volumes.InputError, match=r"frames: a file of 4 slices. Convert it to one of \.nii\.gz"):
+        volumes._read_series(folder)
+
+
+def test_a_single_slice_is_as_thick_as_in_predict(tmp_path):
+    folder = write_dicom(tmp_path / "series", [6])
+    grid = dicom.read_grid(folder)
+    np.testing.assert_allclose(volumes._read_series(folder).GetSpacing(), grid.spacing)
+    np.testing.assert_allclose(grid.spacing, (0.7, 0.7, 3), atol=1e-5)
