@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.io.dicom_slices import write_dicom, write_frames
+from tests.io.dicom_slices import write_dicom, write_frames, write_thick_slice
 from tests.volumes import write_case
 from vnet_fast.deployment.standalone import volumes
 from vnet_fast.io import dicom
@@ -30,7 +30,7 @@ def test_a_file_of_several_frames(tmp_path):
 
 
 def test_a_single_slice_is_as_thick_as_in_predict(tmp_path):
-    folder = write_dicom(tmp_path / "series", [6])
+    folder = write_thick_slice(tmp_path / "series", 4)
     grid = dicom.read_grid(folder)
     np.testing.assert_allclose(volumes._read_series(folder).GetSpacing(), grid.spacing)
-    np.testing.assert_allclose(grid.spacing, (0.7, 0.7, 3), atol=1e-5)
+    np.testing.assert_allclose(grid.spacing, (0.7, 0.7, 4), atol=1e-5)

@@ -1,6 +1,7 @@
 """Writes folders of small DICOM slices."""
 
 import numpy as np
+import pytest
 import SimpleITK as sitk
 
 from tests.volumes import make_image
@@ -88,6 +89,17 @@ def write_series(folder, image, order=None, series="1.2.3.4", frame_of_reference
             single.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"{number:03d}.dcm"))
         writer.Execute(single)
+    return folder
+
+
+def write_thick_slice(folder, thickness):
+    """Writes a slice that states its thickness, mm, and no distance to others; returns the folder."""
+    pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed")
+    (path,) = write_dicom(folder, [6]).iterdir()
+    header = pydicom.dcmread(path)
+    header.pop("SpacingBetweenSlices", None)
+    header.SliceThickness = thickness
+    header.save_as(path)
     return folder
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from tests.io.dicom_slices import write_dicom
+from tests.io.dicom_slices import write_dicom, write_thick_slice
 from vnet_fast.errors import InputError
 from vnet_fast.io import dicom, volumes
 from vnet_fast.io.grid import Grid
@@ -65,9 +65,13 @@ def test_dicom_folder_of_one_slice(tmp_path):
     image = volumes.read_image(write_dicom(tmp_path / "series", [6]))
     assert image.GetSize() == (8, 6, 1)
     np.testing.assert_allclose(image.GetOrigin(), (-5, -6, 6), atol=1e-5)
-    # as thick as it says
-    np.testing.assert_allclose(image.GetSpacing(), (0.7, 0.7, 3), atol=1e-5)
-    assert dicom.read_grid(tmp_path / "series") == Grid.of(image)
+
+
+def test_a_single_slice_is_as_thick_as_it_says(tmp_path):
+    folder = write_thick_slice(tmp_path / "series", 4)
+    image = volumes.read_image(folder)
+    np.testing.assert_allclose(image.GetSpacing(), (0.7, 0.7, 4), atol=1e-5)
+    assert dicom.read_grid(folder) == Grid.of(image)
 
 
 @pytest.mark.parametrize(
