@@ -103,7 +103,7 @@ def write_thick_slice(folder, thickness):
     return folder
 
 
-def write_frames(folder, positions, scales=None, described=True, **changes):
+def write_frames(folder, positions, scales=None, described=True, spacing=(0.5, 0.7), **changes):
     """Writes one file of several frames, which the ramp of `write_dicom` numbers.
 
     Args:
@@ -111,6 +111,7 @@ def write_frames(folder, positions, scales=None, described=True, **changes):
         positions: of the frames, mm, x y z.
         scales: the slope of each frame's intensities, or None.
         described: whether the file says where each frame lies.
+        spacing: of a frame, mm, y x.
         **changes: elements of the file to set or, with None, to leave out of its functional groups.
 
     Returns:
@@ -139,7 +140,7 @@ def write_frames(folder, positions, scales=None, described=True, **changes):
         return pydicom.Sequence([dataset])
 
     shared = {
-        "PixelMeasuresSequence": item(PixelSpacing=[0.5, 0.7], SliceThickness=3),
+        "PixelMeasuresSequence": item(PixelSpacing=list(spacing), SliceThickness=3),
         "PlaneOrientationSequence": item(ImageOrientationPatient=list(AXIAL)),
     }
     groups = []

@@ -56,6 +56,20 @@ def test_frames_of_one_scale(tmp_path):
     np.testing.assert_array_equal(sitk.GetArrayFromImage(image)[:, 0, 1], [2, 202, 402])
 
 
+@pytest.mark.parametrize("spacing", [(0.5, 0.7), (1.0, 1.0)], ids=str)
+def test_files_of_one_frame_each(tmp_path, spacing):
+    """They state spacing and position as those of several frames do."""
+    series = tmp_path / "series"
+    series.mkdir()
+    for index, z in enumerate((0, 6, 3)):
+        folder = write_frames(tmp_path / str(index), [(0, 0, z)], spacing=spacing)
+        (folder / "frames.dcm").rename(series / f"{index}.dcm")
+    image = volumes.read_image(series)
+    assert image.GetSize() == (8, 6, 3)
+    np.testing.assert_allclose(image.GetSpacing(), (*spacing[::-1], 3))
+    np.testing.assert_allclose(image.GetOrigin(), (0, 0, 0))
+
+
 def test_frames_that_are_not_described_are_placed_by_itk(tmp_path):
     folder = write_frames(tmp_path / "frames", along(0, 3, 6), described=False)
     assert volumes.read_image(folder).GetSize() == (8, 6, 3)

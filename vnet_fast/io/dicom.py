@@ -26,7 +26,7 @@ IMAGE_IO = "GDCMImageIO"
 SERIES_TAG, FRAME_OF_REFERENCE_TAG, POSITION_TAG = "0020|000e", "0020|0052", "0020|0032"
 # of the pixels in the patient, or of X-rays at the detector, or of what was scanned
 SPACING_TAGS = ("0028|0030", "0018|1164", "0018|2010")
-GAP_TAG, THICKNESS_TAG = "0018|0088", "0018|0050"
+GAP_TAG, THICKNESS_TAG, FRAMES_TAG = "0018|0088", "0018|0050", "0028|0008"
 # a slice may lie this far from its regular position, as a share of the spacing
 SLICE_TOLERANCE = 0.05
 # plus this, mm: positions are often rounded to a tenth, both the slice's and those it is compared with
@@ -144,8 +144,9 @@ def single_file_error(path: Path) -> InputError:
 def _stack_slices(slices: list[_Slice]) -> sitk.Image:
     """Returns the voxels of all slices, in the smallest pixel type that holds them, without their placement."""
     if slices[0].frame is not None:
-        frames = sitk.GetArrayFromImage(read_file(slices[0].path, IMAGE_IO))
-        return sitk.GetImageFromArray(frames[[header.frame or 0 for header in slices]])
+        whole = read_file(slices[0].path, IMAGE_IO)
+        order = [header.frame or 0 for header in slices]
+        return sitk.GetImageFromArray(sitk.GetArrayViewFromImage(whole)[order])
     voxels = np.empty(0)
     # ITK's reader of series would not say which slice is damaged; of the slices, one at a time is in memory
     for index, header in enumerate(slices):
@@ -181,9 +182,11 @@ def _read_slice_header(path: Path) -> _Slice:
     if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
         remedy = "Take it out of the folder"
         raise scalar_volume_error(path, reader.GetSize(), reader.GetNumberOfComponents(), remedy)
-    if reader.GetSize()[2] == 1 and not any(_tag(reader, tag) for tag in SPACING_TAGS):
+    # one of frames states its geometry in groups, which are not among ITK's tags
+    has_frames = bool(_tag(reader, FRAMES_TAG))
+    if not has_frames and not any(_tag(reader, tag) for tag in SPACING_TAGS):
         raise InputError(path, "does not state the spacing of its pixels", "Export the whole series again")
-    axes, is_placed = np.array(reader.GetDirection()).reshape(3, 3), bool(_tag(reader, POSITION_TAG))
+    axes, is_placed = np.array(reader.GetDirection()).reshape(3, 3), has_frames or bool(_tag(reader, POSITION_TAG))
     return _Slice(path, series, reader.GetSize(), _spacing_of(reader), reader.GetOrigin(), axes, is_placed)
 
 
