@@ -59,6 +59,23 @@ def test_an_image_that_is_named_like_a_mask(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_mask_beside_its_image(tmp_path):
+    """Its name is that of a file in both folders, but the image has no other mask."""
+    touch(*[tmp_path / "scans" / f"{name}.nrrd" for name in ("a", "a_seg")], tmp_path / "masks" / "a_seg.nrrd")
+    cases, unpaired = pair_cases(tmp_path / "scans", tmp_path / "masks")
+    assert [(case.name, case.image.name, case.mask.name) for case in cases] == [("a", "a.nrrd", "a_seg.nrrd")]
+    assert [str(error.subject) for error in unpaired] == [str(tmp_path / "scans" / "a_seg.nrrd")]
+
+
+def test_an_image_is_not_its_own_mask(tmp_path, monkeypatch):
+    touch(*[tmp_path / f"{name}.nrrd" for name in ("a", "a_seg")])
+    monkeypatch.chdir(tmp_path.parent)
+    for labels in (tmp_path, tmp_path.name):
+        with pytest.raises(InputErrors) as raised:
+            find_cases(tmp_path, labels)
+        assert {error.cause for error in raised.value.errors} == {"the image and its mask are one file"}
+
+
 def test_digits_of_all_kinds_are_in_natural_order(tmp_path):
     names = ["scan1²", "scan2", "scan10", "scan²"]
     touch(*[tmp_path / f"{name}{end}.mhd" for name in names for end in ("", "_segmentation")])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.io.dicom_slices import write_dicom, write_frames, write_thick_slice
+from tests.io.test_dicom import THICK_SLICES
 from tests.volumes import write_case
 from vnet_fast.deployment.standalone import volumes
 from vnet_fast.io import dicom
@@ -29,8 +30,9 @@ def test_a_file_of_several_frames(tmp_path):
         volumes._read_series(folder)
 
 
-def test_a_single_slice_is_as_thick_as_in_predict(tmp_path):
-    folder = write_thick_slice(tmp_path / "series", 4)
+@pytest.mark.parametrize(("thickness", "gap", "expected"), THICK_SLICES, ids=str)
+def test_a_single_slice_is_as_thick_as_in_predict(tmp_path, thickness, gap, expected):
+    folder = write_thick_slice(tmp_path / "series", thickness, gap)
     grid = dicom.read_grid(folder)
     np.testing.assert_allclose(volumes._read_series(folder).GetSpacing(), grid.spacing)
-    np.testing.assert_allclose(grid.spacing, (0.7, 0.7, 4), atol=1e-5)
+    np.testing.assert_allclose(grid.spacing, (0.7, 0.7, expected), atol=1e-5)

@@ -92,13 +92,18 @@ def write_series(folder, image, order=None, series="1.2.3.4", frame_of_reference
     return folder
 
 
-def write_thick_slice(folder, thickness):
-    """Writes a slice that states its thickness, mm, and no distance to others; returns the folder."""
+def write_thick_slice(folder, thickness, gap=None):
+    """Writes a slice that states its thickness, mm, as a text, and perhaps its distance to others.
+
+    Returns:
+        the folder.
+    """
     pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed")
     (path,) = write_dicom(folder, [6]).iterdir()
     header = pydicom.dcmread(path)
-    header.pop("SpacingBetweenSlices", None)
-    header.SliceThickness = thickness
+    header.SpacingBetweenSlices, header.SliceThickness = gap, thickness
+    if gap is None:
+        del header.SpacingBetweenSlices
     header.save_as(path)
     return folder
 

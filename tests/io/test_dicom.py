@@ -67,11 +67,34 @@ def test_dicom_folder_of_one_slice(tmp_path):
     np.testing.assert_allclose(image.GetOrigin(), (-5, -6, 6), atol=1e-5)
 
 
-def test_a_single_slice_is_as_thick_as_it_says(tmp_path):
-    folder = write_thick_slice(tmp_path / "series", 4)
+THICK_SLICES = [("4", None, 4), ("4", "", 4), ("4", "5.5", 5.5), ("", None, 1), ("0", None, 1), ("1e9", None, 1)]
+
+
+@pytest.mark.parametrize(("thickness", "gap", "expected"), THICK_SLICES, ids=str)
+def test_a_single_slice_is_as_thick_as_it_says(tmp_path, thickness, gap, expected):
+    folder = write_thick_slice(tmp_path / "series", thickness, gap)
+    image = volumes.read_image(folder)
+    np.testing.assert_allclose(image.GetSpacing(), (0.7, 0.7, expected), atol=1e-5)
+    assert dicom.read_grid(folder) == Grid.of(image)
+
+
+def test_a_negative_distance_is_one_of_the_direction(tmp_path):
+    folder = write_thick_slice(tmp_path / "series", "4", "-4")
     image = volumes.read_image(folder)
     np.testing.assert_allclose(image.GetSpacing(), (0.7, 0.7, 4), atol=1e-5)
+    np.testing.assert_allclose(image.GetDirection(), np.diag([1, 1, -1]).ravel(), atol=1e-5)
     assert dicom.read_grid(folder) == Grid.of(image)
+
+
+def test_a_screenshot_among_slices_is_another_series(tmp_path):
+    pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed")
+    folder = write_dicom(tmp_path / "series", [0, 3, 6])
+    (path,) = write_dicom(tmp_path / "other", [0], series="1.2.3.5").iterdir()
+    header = pydicom.dcmread(path)
+    del header.PixelSpacing
+    header.save_as(folder / path.name)
+    with pytest.raises(InputError, match="2 DICOM series"):
+        volumes.read_image(folder)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,8 @@ def pair_cases(data: str | Path, labels: str | Path | None = None) -> tuple[list
     unpaired += [InputError(masks[name], "no image for this mask", "Add it, or remove the mask")
                  for name in masks.keys() - images.keys()]  # fmt: skip
     names = sorted(images.keys() & masks.keys(), key=natural)
+    unpaired += [InputError(masks[name], "the image and its mask are one file", "Name the folder of the masks")
+                 for name in names if os.path.realpath(masks[name]) in map(os.path.realpath, images[name])]  # fmt: skip
     cases = [Case(name, images[name][0], masks[name], images[name][1:]) for name in names]
     return cases, sorted(unpaired, key=lambda error: natural(error.subject))
 
@@ -272,11 +275,18 @@ def _strip_endings(volumes: Mapping[str, Path], endings: Sequence[str], of: Coll
     Raises:
         InputErrors: for all volumes whose stripped names occur before.
     """
+    bases = Counter(_strip_ending(name, endings) for name in volumes)
+
+    def is_whole(name: str) -> bool:
+        """Whether a mask is of the volume of its own name, and not the only one of that without the ending."""
+        base = _strip_ending(name, endings)
+        is_of_base = (base in of or base + FIRST_CHANNEL in of) and bases[base] == 1
+        return (name in of or name + FIRST_CHANNEL in of) and (base == name or not is_of_base)
+
     stripped: dict[str, Path] = {}
     errors = []
     for name, path in volumes.items():
-        is_whole = name in of or name + FIRST_CHANNEL in of
-        base = name if is_whole else _strip_ending(name, endings) or name
+        base = name if is_whole(name) else _strip_ending(name, endings) or name
         if base in stripped:
             errors.append(InputError(path, f"the same case as {stripped[base].name}", "Keep one of the two"))
         stripped.setdefault(base, path)

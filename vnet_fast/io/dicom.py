@@ -24,8 +24,8 @@ from vnet_fast.io.itk import file_reader, kept_locale, read_file
 
 IMAGE_IO = "GDCMImageIO"
 SERIES_TAG, FRAME_OF_REFERENCE_TAG, POSITION_TAG = "0020|000e", "0020|0052", "0020|0032"
-# of the pixels in the patient, or of X-rays at the detector, or of what was scanned
-SPACING_TAGS = ("0028|0030", "0018|1164", "0018|2010")
+# of the pixels in the patient, or of X-rays at the detector, of what was scanned, or in the plane of an RT image
+SPACING_TAGS = ("0028|0030", "0018|1164", "0018|2010", "3002|0011")
 GAP_TAG, THICKNESS_TAG, FRAMES_TAG = "0018|0088", "0018|0050", "0028|0008"
 # a slice may lie this far from its regular position, as a share of the spacing
 SLICE_TOLERANCE = 0.05
@@ -43,6 +43,7 @@ class _Slice:
 
     Args:
         frame: the number of the slice in its file, if that describes several.
+        has_spacing: whether it states the spacing of its pixels.
         is_placed: whether it states its position.
     """
 
@@ -52,6 +53,7 @@ class _Slice:
     spacing: tuple[float, float, float]
     origin: tuple[float, float, float]
     axes: np.ndarray
+    has_spacing: bool
     is_placed: bool
     frame: int | None = None
 
@@ -85,7 +87,10 @@ def read_grid(folder: Path) -> Grid:
 def _grid_of(slices: Sequence[_Slice]) -> Grid:
     first, last, direction = slices[0], slices[-1], tuple(slices[0].axes.ravel().tolist())
     if len(slices) == 1:
-        return Grid(first.size, first.spacing, first.origin, direction)
+        # frames in descending order have a negative distance, which ITK turns into their direction as it reads them
+        x, y, z = first.spacing
+        axes = first.axes * (1, 1, -1 if z < 0 else 1)
+        return Grid(first.size, (x, y, abs(z)), first.origin, tuple(axes.ravel().tolist()))
     gap = float(first.axes[:, 2] @ (np.array(last.origin) - np.array(first.origin))) / (len(slices) - 1)
     return Grid((*first.size[:2], len(slices)), (*first.spacing[:2], gap), first.origin, direction)
 
@@ -101,7 +106,9 @@ def _sorted_slices(folder: Path) -> list[_Slice]:
         raise InputError(folder, "a folder without a DICOM series", "Name a volume or a DICOM folder")
     if len(slices) == 1 and slices[0].size[2] > 1:
         slices = _frames(slices[0])
-    if len(slices) > 1:
+    if len(slices) == 1:
+        _check_spacing(slices[0])
+    else:
         _check_same_geometry(folder, slices)
         normal = slices[0].axes[:, 2]
         slices.sort(key=lambda header: float(normal @ header.origin))
@@ -115,7 +122,7 @@ def _frames(header: _Slice) -> list[_Slice]:
     if frames is None:
         return [header]
     size, spacing = (*header.size[:2], 1), (*frames.spacing, header.spacing[2])
-    alike = replace(header, size=size, spacing=spacing, axes=frames.axes, is_placed=True)
+    alike = replace(header, size=size, spacing=spacing, axes=frames.axes)
     return [replace(alike, origin=origin, frame=number) for number, origin in enumerate(frames.positions)]
 
 
@@ -184,10 +191,10 @@ def _read_slice_header(path: Path) -> _Slice:
         raise scalar_volume_error(path, reader.GetSize(), reader.GetNumberOfComponents(), remedy)
     # one of frames states its geometry in groups, which are not among ITK's tags
     has_frames = bool(_tag(reader, FRAMES_TAG))
-    if not has_frames and not any(_tag(reader, tag) for tag in SPACING_TAGS):
-        raise InputError(path, "does not state the spacing of its pixels", "Export the whole series again")
-    axes, is_placed = np.array(reader.GetDirection()).reshape(3, 3), has_frames or bool(_tag(reader, POSITION_TAG))
-    return _Slice(path, series, reader.GetSize(), _spacing_of(reader), reader.GetOrigin(), axes, is_placed)
+    has_spacing = has_frames or any(_tag(reader, tag) for tag in SPACING_TAGS)
+    is_placed = has_frames or bool(_tag(reader, POSITION_TAG))
+    size, spacing, axes = reader.GetSize(), _spacing_of(reader), np.array(reader.GetDirection()).reshape(3, 3)
+    return _Slice(path, series, size, spacing, reader.GetOrigin(), axes, has_spacing, is_placed)
 
 
 def _spacing_of(reader: sitk.ImageFileReader) -> tuple[float, float, float]:
@@ -200,6 +207,11 @@ def _spacing_of(reader: sitk.ImageFileReader) -> tuple[float, float, float]:
     return x, y, z
 
 
+def _check_spacing(header: _Slice) -> None:
+    if not header.has_spacing:
+        raise InputError(header.path, "does not state the spacing of its pixels", "Export the whole series again")
+
+
 def _check_same_geometry(folder: Path, slices: list[_Slice]) -> None:
     """Raises an InputError unless all are single slices of one series, size, spacing and orientation."""
     first = slices[0]
@@ -210,6 +222,7 @@ def _check_same_geometry(folder: Path, slices: list[_Slice]) -> None:
         example = f"for example {first.name} and {header.name}"
         if header.size[2] != 1:
             raise InputError(header.path, "holds several slices, but other files are beside it", OWN_FOLDER)
+        _check_spacing(header)
         if not header.is_placed:
             raise InputError(header.path, "does not state its position", "Export the whole series again")
         if header.size != first.size or not np.allclose(header.spacing[:2], first.spacing[:2], rtol=1e-3):

@@ -1,5 +1,6 @@
 """Finds, reads and writes volumes, and places the network's grid in them."""
 
+import contextlib
 import gzip
 import math
 import os
@@ -24,6 +25,8 @@ POSITION, GAP, THICKNESS = "0020|0032", "0018|0088", "0018|0050"
 TOLERANCE, SLICE_TOLERANCE, ROUNDING = 1e-3, 0.05, 0.1
 # a shift sideways from the first slice to the last, as a share of their distance
 SHEAR_TOLERANCE = 0.01
+# of a slice, mm
+MIN_THICKNESS, MAX_THICKNESS = 1e-3, 1e3
 # bytes that are read at once
 CHUNK = 1 << 20
 
@@ -205,9 +208,18 @@ def _read_series(folder: Path) -> sitk.Image:
     elif image.GetSize()[2] > 1:
         # each of them has a place of its own, which is not read here
         raise InputError(f"{folder}: a file of {image.GetSize()[2]} slices. Convert it to one of {' '.join(SUFFIXES)}")
-    elif not reader.HasMetaDataKey(0, GAP) and reader.HasMetaDataKey(0, THICKNESS):
-        image.SetSpacing((*image.GetSpacing()[:2], float(reader.GetMetaData(0, THICKNESS))))
+    else:
+        image.SetSpacing((*image.GetSpacing()[:2], _thickness_of(reader) or image.GetSpacing()[2]))
     return image
+
+
+def _thickness_of(reader: sitk.ImageSeriesReader) -> float | None:
+    """The thickness of a single slice, mm, if it states that and no distance to others."""
+    tags = (reader.GetMetaData(0, tag) if reader.HasMetaDataKey(0, tag) else "" for tag in (GAP, THICKNESS))
+    gap, thickness = (text.strip(" \0") for text in tags)
+    with contextlib.suppress(ValueError):
+        return float(thickness) if not gap and MIN_THICKNESS <= float(thickness) <= MAX_THICKNESS else None
+    return None
 
 
 def plan(source: Path, output: Path, several: bool) -> list[tuple[list[Path], Path]]:
