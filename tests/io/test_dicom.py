@@ -86,6 +86,18 @@ def test_a_negative_distance_is_one_of_the_direction(tmp_path):
     assert dicom.read_grid(folder) == Grid.of(image)
 
 
+def test_an_rt_image_states_the_spacing_of_its_plane(tmp_path):
+    pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed")
+    (path,) = write_dicom(tmp_path / "series", [0]).iterdir()
+    header = pydicom.dcmread(path)
+    # RT Image Storage
+    header.SOPClassUID = header.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.481.1"
+    del header.PixelSpacing
+    header.ImagePlanePixelSpacing = [0.3, 0.4]
+    header.save_as(path)
+    np.testing.assert_allclose(volumes.read_image(path.parent).GetSpacing()[:2], (0.4, 0.3), atol=1e-5)
+
+
 def test_a_screenshot_among_slices_is_another_series(tmp_path):
     pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed")
     folder = write_dicom(tmp_path / "series", [0, 3, 6])
