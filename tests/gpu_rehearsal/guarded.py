@@ -142,13 +142,15 @@ def outcomes(cases):
 def outcome_without_mask(module, index, cases):
     """The outcome of cases where a module of kernels lacks a mask, see `load_without_mask`."""
 
-    def run_all():
-        load_without_mask(module, index)
-        for case in cases.values():
-            for placement in PLACEMENTS:
-                run(case, placement)
+    with tempfile.TemporaryDirectory() as folder:
 
-    return outcome(run_all)
+        def run_all():
+            load_without_mask(module, index, Path(folder))
+            for case in cases.values():
+                for placement in PLACEMENTS:
+                    run(case, placement)
+
+        return outcome(run_all)
 
 
 def masked_accesses(module):
@@ -157,17 +159,18 @@ def masked_accesses(module):
     return [(call.lineno, ast.unparse(call)) for call in calls]
 
 
-def load_without_mask(module, index):
+def load_without_mask(module, index, folder):
     """Replaces a module of kernels by one that lacks the mask of a load or store, for this process.
 
     Args:
         module: its name.
         index: of the access among those of `masked_accesses`.
+        folder: where its source is kept, which Triton reads when a kernel is launched.
     """
     tree = ast.parse(_source(module))
     call = _masked_calls(tree)[index]
     call.keywords = [keyword for keyword in call.keywords if keyword.arg not in ("mask", "other")]
-    path = Path(tempfile.mkdtemp()) / f"{module}.py"
+    path = folder / f"{module}.py"
     # as long as it was, so that the lines of a fault are those of the file
     path.write_text(ast.unparse(tree))
     name = f"vnet_fast.kernels.{module}"

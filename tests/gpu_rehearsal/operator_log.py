@@ -10,12 +10,12 @@ from collections import Counter
 from unittest import mock
 
 import torch
-from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.gpu_rehearsal.fake_cuda import is_pinned
 from vnet_fast import kernels
+from vnet_fast.ops.operator import OPERATORS
 
 # their results, or the shapes of their results, are numbers that the host has to read
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "bincount", "repeat_interleave"}
@@ -81,7 +81,7 @@ class OperatorLog(TorchDispatchMode):
 
     def _compare(self, function, args, kwargs, expected):
         """Runs what the operator runs on a GPU, and compares its results with those that fake tensors have."""
-        found = OPDEFS[function._schema.name]._init_fn(*args, **kwargs)
+        found = OPERATORS[function._schema.name].function(*args, **kwargs)
         descriptions = [[describe(tensor) for tensor in _tensors(results)] for results in (expected, found)]
         if descriptions[0] != descriptions[1]:
             self.findings.append(

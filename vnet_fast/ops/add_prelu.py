@@ -11,6 +11,7 @@ from vnet_fast.ops.add_prelu_direct import add_prelu_directly, add_prelu_join_di
 from vnet_fast.ops.channels_last import add_channels, has_rows
 from vnet_fast.ops.dispatch import kernels_for, load_kernels
 from vnet_fast.ops.eager import is_eager
+from vnet_fast.ops.operator import operator
 from vnet_fast.ops.prelu import prelu, prelu_gradients
 
 
@@ -105,7 +106,7 @@ def _add_prelu_kernels(x: Tensor, slope: Tensor, bias: Tensor | None, residual: 
     return kernels if kernels is not None and kernels.supports(x, slope, bias, residual) else None
 
 
-@torch.library.custom_op("vnet_fast::add_prelu", mutates_args=())
+@operator("vnet_fast::add_prelu")
 def _add_prelu(x: Tensor, slope: Tensor, bias: Tensor | None, residual: Tensor | None) -> tuple[Tensor, Tensor]:
     """y, and the bits that the kernel keeps for the backward pass; none where the definition runs."""
     kernels = _add_prelu_kernels(x, slope, bias, residual)
@@ -121,7 +122,7 @@ def _(x: Tensor, slope: Tensor, bias: Tensor | None, residual: Tensor | None) ->
     return torch.empty_like(x), x.new_empty((0,), dtype=torch.uint8) if kernels is None else kernels.new_negative(x)
 
 
-@torch.library.custom_op("vnet_fast::add_prelu_join", mutates_args=())
+@operator("vnet_fast::add_prelu_join")
 def _add_prelu_join(x: Tensor, slope: Tensor, bias: Tensor | None, skip: Tensor) -> tuple[Tensor, Tensor]:
     kernels = _add_prelu_kernels(x, slope, bias, None)
     if kernels is not None:
@@ -140,7 +141,7 @@ def _(x: Tensor, slope: Tensor, bias: Tensor | None, skip: Tensor) -> tuple[Tens
     return new_joined(x, skip), negative
 
 
-@torch.library.custom_op("vnet_fast::add_prelu_backward", mutates_args=())
+@operator("vnet_fast::add_prelu_backward")
 def _add_prelu_backward(grad_y: Tensor, y: Tensor, negative: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # the forward pass was run by the kernels, so they are there
     kernels: Any = load_kernels("add_prelu")
@@ -156,7 +157,7 @@ def _(grad_y: Tensor, y: Tensor, negative: Tensor, slope: Tensor) -> tuple[Tenso
     return grad_x, grad_slope, grad_bias
 
 
-@torch.library.custom_op("vnet_fast::add_prelu_host_backward", mutates_args=())
+@operator("vnet_fast::add_prelu_host_backward")
 def _add_prelu_host_backward(
     grad_y: Tensor, x: Tensor, slope: Tensor, bias: Tensor | None, residual: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vnet_fast.ops import trials
 from vnet_fast.ops.dispatch import kernels_for, load_kernels
+from vnet_fast.ops.operator import operator
 
 MESH = 2
 SPLINE_ORDER = 3
@@ -170,7 +171,7 @@ def spline_weights(length: int, device: torch.device | None = None) -> Tensor:
     return weights.scatter_(1, points, basis / 6).float()
 
 
-@torch.library.custom_op("vnet_fast::augment", mutates_args=())
+@operator("vnet_fast::augment")
 def _augment(
     ranks: Tensor,
     tables: Tensor,

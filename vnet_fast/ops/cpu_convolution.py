@@ -15,6 +15,7 @@ from vnet_fast.ops import cpu_convolution_choice as choice
 from vnet_fast.ops import dispatch, onednn
 from vnet_fast.ops.convolution_choice import Layer
 from vnet_fast.ops.cpu_library import library
+from vnet_fast.ops.operator import operator
 from vnet_fast.ops.prelu import prelu
 
 _FORMAT = torch.channels_last_3d
@@ -89,7 +90,7 @@ def predict(
     return y
 
 
-@torch.library.custom_op("vnet_fast::cpu_convolution", mutates_args=(), device_types="cpu")
+@operator("vnet_fast::cpu_convolution", device_types="cpu")
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     # no layer's weight is transformed twice in a training step, so that keeping them is of no use
     forget(weight)
@@ -109,7 +110,7 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return run(0) if _is_too_large(ratios[0], weight) else y
 
 
-@torch.library.custom_op("vnet_fast::cpu_convolution_predict", mutates_args=(), device_types="cpu")
+@operator("vnet_fast::cpu_convolution_predict", device_types="cpu")
 def _predict(x: Tensor, weight: Tensor, bias: Tensor | None, slope: Tensor | None, residual: Tensor | None) -> Tensor:
     given = weight
     x, weight = _laid_out(x, weight)
@@ -132,7 +133,7 @@ def _predict(x: Tensor, weight: Tensor, bias: Tensor | None, slope: Tensor | Non
     return run(0) if _is_too_large(ratios[0], weight) else y
 
 
-@torch.library.custom_op("vnet_fast::cpu_convolution_backward", mutates_args=(), device_types="cpu")
+@operator("vnet_fast::cpu_convolution_backward", device_types="cpu")
 def _backward(grad_y: Tensor, x: Tensor, weight: Tensor, of_x: bool, of_weight: bool) -> tuple[Tensor, Tensor]:
     """The gradients of x and weight; empty ones that are not asked for."""
     x, weight = _laid_out(x, weight)

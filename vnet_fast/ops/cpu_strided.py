@@ -8,6 +8,7 @@ from torch import Tensor
 from vnet_fast.kernels import cpu_strided as kernels
 from vnet_fast.ops.cpu_convolution import are_there, sees_operators
 from vnet_fast.ops.cpu_library import library
+from vnet_fast.ops.operator import operator
 
 _FORMAT = torch.channels_last_3d
 
@@ -38,14 +39,14 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool, s
     return y
 
 
-@torch.library.custom_op("vnet_fast::cpu_strided", mutates_args=(), device_types="cpu")
+@operator("vnet_fast::cpu_strided", device_types="cpu")
 def _strided(x: Tensor, weight: Tensor, bias: Tensor | None, slope: Tensor | None, transposed: bool) -> Tensor:
     run = kernels.scatter if transposed else kernels.gather
     y: Tensor = run(library(), _laid_out(x), _laid_out(weight), _wide(bias), _wide(slope))
     return y
 
 
-@torch.library.custom_op("vnet_fast::cpu_strided_backward", mutates_args=(), device_types="cpu")
+@operator("vnet_fast::cpu_strided_backward", device_types="cpu")
 def _backward(
     grad_y: Tensor, x: Tensor, weight: Tensor, transposed: bool, of_x: bool, of_weight: bool
 ) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from vnet_fast.ops.dice_definition import (
 )
 from vnet_fast.ops.dispatch import kernels_for
 from vnet_fast.ops.eager import is_eager
+from vnet_fast.ops.operator import Operator
 
 __all__ = ["DiceOptions", "dice_sums", "dice_sums_definition", "dice_sums_gradient_definition", "one_hot"]
 ACTIVATIONS = ("none", "sigmoid", "softmax")
@@ -139,18 +140,16 @@ def _gradients(ctx: Any, grad_sums: Tensor) -> tuple[Tensor | None, ...]:
     return grad, None, *[None] * len(ctx.options)
 
 
-_operator = torch.library.custom_op(
+_operator = Operator(
     "vnet_fast::dice_sums",
     _dice_sums,
-    mutates_args=(),
     schema=f"(Tensor input, Tensor target, {OPTIONS_SCHEMA}) -> Tensor",
 )
 _operator.register_fake(_fake_dice_sums)
 _operator.register_autograd(_gradients, setup_context=_save_inputs)
-_backward_operator = torch.library.custom_op(
+_backward_operator = Operator(
     "vnet_fast::dice_sums_backward",
     _dice_sums_backward,
-    mutates_args=(),
     schema=f"(Tensor grad_sums, Tensor input, Tensor target, {OPTIONS_SCHEMA}) -> Tensor",
 )
 _backward_operator.register_fake(lambda grad_sums, input, target, *fields: torch.empty_like(input))

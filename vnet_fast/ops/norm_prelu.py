@@ -15,6 +15,7 @@ from vnet_fast.ops.norm_prelu_definition import (
     statistics,
     wide_type,
 )
+from vnet_fast.ops.operator import operator
 
 Statistics = tuple[Tensor, Tensor]
 
@@ -62,7 +63,7 @@ def norm_prelu_join(
     return joined, (mean, variance)
 
 
-@torch.library.custom_op("vnet_fast::norm_prelu", mutates_args=())
+@operator("vnet_fast::norm_prelu")
 def _norm_prelu(
     x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor, residual: Tensor | None,
     groups: int, across_samples: bool, eps: float,
@@ -99,7 +100,7 @@ def _(
     return torch.empty_like(x), *_new_statistics(x, Sets(groups, across_samples, eps))
 
 
-@torch.library.custom_op("vnet_fast::norm_prelu_join", mutates_args=())
+@operator("vnet_fast::norm_prelu_join")
 def _norm_prelu_join(
     x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor, skip: Tensor,
     groups: int, across_samples: bool, eps: float,
@@ -133,7 +134,7 @@ def _new_statistics(x: Tensor, sets: Sets) -> Statistics:
     return x.new_empty(sets.shape(x), dtype=wide_type(x)), x.new_empty(sets.shape(x), dtype=wide_type(x))
 
 
-@torch.library.custom_op("vnet_fast::norm_prelu_backward", mutates_args=())
+@operator("vnet_fast::norm_prelu_backward")
 def _norm_prelu_backward(
     grad_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor, residual: Tensor | None,
     mean: Tensor, variance: Tensor, groups: int, across_samples: bool, eps: float, wants_residual: bool,

@@ -15,6 +15,7 @@ from vnet_fast.ops import cpu_patches, trials
 from vnet_fast.ops.augment import displacement
 from vnet_fast.ops.dispatch import kernels_for, load_kernels
 from vnet_fast.ops.intensities import change_intensities
+from vnet_fast.ops.operator import operator
 from vnet_fast.ops.transform import largest, nodes, one_hot, sample
 from vnet_fast.ops.transform_rows import CELLS
 
@@ -198,7 +199,7 @@ def _read(box: Box, places: list[Tensor], volumes_in: Callable[[Box], Tensor]) -
     return sample(volumes_in(box), torch.stack(coordinates, dim=-1))
 
 
-@torch.library.custom_op("vnet_fast::patches", mutates_args=())
+@operator("vnet_fast::patches")
 def _patches(
     ranks: Tensor, tables: Tensor, masks: Tensor, places: Tensor, cases: Tensor, intensities_of: Tensor,
     deformed: Tensor, control_points: Tensor, transforms: Tensor, shape: list[int], num_classes: int,

@@ -16,6 +16,7 @@ from vnet_fast.ops import cpu_patches, trials
 from vnet_fast.ops.augment import deform, displacement, match_histograms
 from vnet_fast.ops.dispatch import kernels_for, load_kernels
 from vnet_fast.ops.intensities import change_intensities
+from vnet_fast.ops.operator import operator
 from vnet_fast.ops.transform_rows import CELLS, MOVED
 
 
@@ -182,7 +183,7 @@ def sample(volumes: Tensor, grid: Tensor) -> Tensor:
     return sampled.transpose(0, 1).reshape(len(volumes), *grid.shape[:3])
 
 
-@torch.library.custom_op("vnet_fast::transform", mutates_args=())
+@operator("vnet_fast::transform")
 def _transform(
     ranks: Tensor,
     tables: Tensor,

@@ -172,9 +172,10 @@ class _WithoutNumbers(TorchFunctionMode):
     """Draws no numbers: the meta device has none, but importing what pretends to draw them takes a second."""
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
-        if function is torch.Tensor.normal_:
-            return arguments[0]
-        return function(*arguments, **(options or {}))
+        options = options or {}
+        if getattr(function, "__module__", None) == torch.nn.init.__name__ or function is torch.Tensor.normal_:
+            return options["tensor"] if "tensor" in options else arguments[0]
+        return function(*arguments, **options)
 
 
 def skeleton(architecture: dict[str, Any]) -> VNet:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,12 @@ class KernelOptimizer(torch.optim.Optimizer):
     State and settings are PyTorch's, and so is the update where no kernel makes it. A subclass also derives from a
     class of PyTorch, which it names behind this one.
     """
+
+    # PyTorch's, but for a guard that imports its compiler at the first call, which takes seconds
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+    _clear = inspect.unwrap(torch.optim.Optimizer.zero_grad)
 
     # the operation of the kernel
     operation: str
@@ -68,7 +75,7 @@ class KernelOptimizer(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients of weights and half-precision weights."""
-        super().zero_grad(set_to_none)
+        self._clear(set_to_none)
         for copy in self._copies().values():
             copy.grad = None
 
@@ -81,7 +88,8 @@ class KernelOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Updates the weights once; see the class of PyTorch."""
         if not self.by_kernel:
-            return super().step(closure)
+            guarded: Any = super().step
+            return cast("float | None", inspect.unwrap(guarded.__func__)(self, closure))
         assert closure is None
         grad_scale, found_inf = (getattr(self.scaled, name, None) for name in ("grad_scale", "found_inf"))
         if self.excess is not None:
