@@ -138,10 +138,17 @@ def quick_training(monkeypatch):
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="session")
+def matplotlib_cache(tmp_path_factory):
+    """Matplotlib's list of fonts, which every process would make anew in a home of its own."""
+    return tmp_path_factory.mktemp("matplotlib")
+
+
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
+def _own_cache(tmp_path, monkeypatch, matplotlib_cache):
     """Tests never write to the user's cache of prepared volumes."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MPLCONFIGDIR", str(matplotlib_cache))
 
 
 @pytest.fixture(autouse=True)

@@ -61,6 +61,7 @@ def _assert_within(share, ours, theirs, what):
     assert error <= share, what
 
 
+@pytest.mark.exhaustive
 def test_two_processes_train_as_one_with_twice_the_batch(cases, tmp_path, run_verb, monkeypatch):
     # ours have other forms for batches of other sizes
     monkeypatch.setenv("VNET_FAST_CPU_CONV", "onednn")
@@ -145,7 +146,6 @@ def test_a_signal_stops_both_at_the_same_iteration(cases, tmp_path, number):
     assert not (run / "lock").exists()
 
 
-@pytest.mark.exhaustive
 def test_dice_of_the_batch_sums_over_the_processes(tmp_path):
     process = torchrun(SCRIPT, "batch_dice", tmp_path)
     _, err = process.communicate(timeout=100)

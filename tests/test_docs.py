@@ -31,6 +31,9 @@ COMMANDS = list(
     dict.fromkeys(line for text in PAGES.values() for line in re.findall(r"^    (\S.*)$", FENCE.sub("", text), re.M))
 )
 VERBS = r"^(python -m vnet_fast|vnet-fast )|&& \.venv/bin/python -m vnet_fast"
+# what these do is tested by tests/verbs/test_export.py, test_export_folders.py and test_report.py, and by
+# tests/training/test_cross_validation.py
+IN_SECOND_RING = r"vnet_fast\.export |^python PIPELINE/|--fold all|--run RUN_B"
 WITHOUT_ITERATIONS = shlex.split("--volume 16 16 16 --spacing 1.5 1.5 2 --base-channels 2 --folds 3 --device cpu")
 TINY = [*WITHOUT_ITERATIONS, "--iterations", "2"]
 # the folders of the repository, by which a path is told from a path of the user
@@ -80,8 +83,18 @@ def folder(tmp_path_factory):
 
 def commands(pattern):
     """The commands of all pages that match, as parameters, with what follows the installation as ids."""
-    matching = [command for command in COMMANDS if re.search(pattern, command)]
-    return pytest.mark.parametrize("command", matching, ids=[command.rpartition("&& ")[2] for command in matching])
+    return pytest.mark.parametrize(
+        "command",
+        [
+            pytest.param(
+                command,
+                id=command.rpartition("&& ")[2],
+                marks=[pytest.mark.exhaustive] if re.search(IN_SECOND_RING, command) else [],
+            )
+            for command in COMMANDS
+            if re.search(pattern, command)
+        ],
+    )
 
 
 def arguments_of(command):
@@ -136,7 +149,6 @@ def test_command(command, folder, tmp_path, capsys):
 @pytest.mark.exhaustive
 @commands(r"^torchrun ")
 def test_command_of_several_processes(command, folder, tmp_path):
-    """The first ring has training by the same command in tests/test_distributed.py."""
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", *shlex.split(command)[1:]]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     words += [*TINY, "--output", str(tmp_path / "run")]

@@ -51,7 +51,7 @@ def test_output_that_cannot_be_encoded_is_escaped(folder):
     [
         pytest.param(">&-", marks=pytest.mark.exhaustive),
         pytest.param("2>&-", marks=pytest.mark.exhaustive),
-        ">&- 2>&- <&-",
+        pytest.param(">&- 2>&- <&-", marks=pytest.mark.exhaustive),
         pytest.param("| true; exit ${PIPESTATUS[0]}", marks=pytest.mark.exhaustive),
         pytest.param("2>&1 >&- | true; exit ${PIPESTATUS[0]}", marks=pytest.mark.exhaustive),
     ],

@@ -128,7 +128,10 @@ def covering_by_turning(image, spacing, size):
         yield length if length * working >= 0.999 * count * step else math.ceil(count * step / working - 1e-3)
 
 
-@pytest.mark.parametrize("kind", [*formats.SUFFIXES, "dicom", "4-D", "channels"])
+@pytest.mark.parametrize(
+    "kind",
+    ["dicom", *(pytest.param(kind, marks=pytest.mark.exhaustive) for kind in (*formats.SUFFIXES, "4-D", "channels"))],
+)
 def test_headers_give_the_size_of_the_prepared_case(tmp_path, kind):
     """For any size, spacing and direction, and any grid of the network; also where they fit to a voxel."""
     generator = np.random.default_rng(0)

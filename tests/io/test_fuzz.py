@@ -40,19 +40,20 @@ def test_damaged_headers(tmp_path, seed, count):
     assert outcomes["described"] > count / 200
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(500, marks=pytest.mark.exhaustive)])
-def test_damaged_streams(tmp_path, count):
+@pytest.mark.exhaustive
+def test_damaged_streams(tmp_path):
+    count = 500
     outcomes, wrong = run_batch("streams", 0, count, tmp_path)
     assert not wrong
     assert outcomes["refused"] > 0.8 * count
     assert outcomes["described"] == 0
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", ["elements", "places"])
-@pytest.mark.parametrize(
-    ("seed", "count"), [(0, 80), *(pytest.param(seed, 1500, marks=pytest.mark.exhaustive) for seed in range(2))]
-)
-def test_damaged_segmentations(tmp_path, kind, seed, count):
+@pytest.mark.parametrize("seed", range(2))
+def test_damaged_segmentations(tmp_path, kind, seed):
+    count = 1500
     pytest.importorskip("highdicom", reason="highdicom is not installed")
     outcomes, wrong = run_batch(kind, seed, count, tmp_path, module="fuzz_segmentations")
     assert not wrong

@@ -42,7 +42,7 @@ def make(subjects, folder):
     return {section.heading: section for section in make_sections(subjects, evaluations, comparisons, folder)}
 
 
-@pytest.mark.parametrize("runs", [1, 2])
+@pytest.mark.parametrize("runs", [1, pytest.param(2, marks=pytest.mark.exhaustive)])
 def test_each_file_is_read_once_for_both_colour_schemes(subjects, tmp_path, monkeypatch, runs):
     read = Counter()
 
@@ -66,6 +66,7 @@ def test_each_file_is_read_once_for_both_colour_schemes(subjects, tmp_path, monk
     assert all(read[case.image] == 1 for case in subjects[0].cases)
 
 
+@pytest.mark.exhaustive
 def test_sections_of_two_runs(subjects, tmp_path):
     sections = make(subjects, tmp_path / "report")
     assert list(sections) == [

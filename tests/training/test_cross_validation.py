@@ -87,6 +87,7 @@ def test_all_folds_are_trained_as_single_runs_and_collected(cases, tmp_path, run
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+@pytest.mark.exhaustive
 def test_folds_of_other_machines_are_taken_over(cases, tmp_path, run_verb):
     """One finished, one begun; the others are trained."""
     run, common = tmp_path / "run", ["--data", cases, *TINY, "--folds", 3]
@@ -148,6 +149,7 @@ def test_a_signal_stops_all_folds_and_the_whole_is_resumed(cases, tmp_path, run_
         assert_same_weights(run / fold / "best.pt", whole / fold / "best.pt")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("moment", ["before the predictions", "after the result"])
 def test_a_signal_at_the_end_of_a_fold_begins_no_other(cases, tmp_path, run_verb, monkeypatch, moment):
     run, finish = tmp_path / "run", trainer.finish
@@ -171,6 +173,7 @@ def test_a_signal_at_the_end_of_a_fold_begins_no_other(cases, tmp_path, run_verb
     assert json_of(run / "summary.json")["val_dice_per_case"].keys() == NAMES
 
 
+@pytest.mark.exhaustive
 def test_phantoms(tmp_path, run_verb, monkeypatch):
     monkeypatch.setattr(training_data, "NUM_PHANTOMS", 5)
     run = tmp_path / "run"
@@ -182,6 +185,7 @@ def test_phantoms(tmp_path, run_verb, monkeypatch):
     assert f"--predictions {run / 'predictions'} --labels {run / 'phantoms'}\n" in out
 
 
+@pytest.mark.exhaustive
 def test_folders_of_another_kind_are_refused(cases, tmp_path, run_verb):
     single, parts = tmp_path / "single", tmp_path / "parts"
     common = ["--data", cases, "--folds", 2, "--iterations", 1]
@@ -233,6 +237,7 @@ def test_check(cases, tmp_path, run_verb):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.exhaustive
 def test_a_result_without_a_checkpoint_is_not_trained_over(cases, tmp_path, run_verb):
     """Of a fold only `best.pt` and its result are kept, and the result is an older version's."""
     run, common = tmp_path / "run", ["--data", cases, *TINY, "--folds", 3, "--iterations", 1]
@@ -252,7 +257,14 @@ def test_a_result_without_a_checkpoint_is_not_trained_over(cases, tmp_path, run_
     assert "holds a run already" in err
 
 
-@pytest.mark.parametrize("change", [{"classes": ["a", "b"]}, {"network_grid_dice_per_case_and_class": None}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"classes": ["a", "b"]},
+        pytest.param({"network_grid_dice_per_case_and_class": None}, marks=pytest.mark.exhaustive),
+    ],
+    ids=str,
+)
 def test_folds_that_do_not_belong_together(cases, tmp_path, run_verb, change):
     run, common = tmp_path / "run", ["--data", cases, *TINY, "--folds", 2, "--iterations", 1]
     assert run_verb(train, *common, "--fold", "all", "--output", run)[0] == 0

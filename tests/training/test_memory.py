@@ -37,8 +37,8 @@ def loss(logits, target):
         (3, (3, (64, 128, 128))),
         (1, (1, (64, 128, 128))),
         # of one volume the longest axis is halved first, in whole multiples of 16
-        (0.5, (1, (64, 64, 128))),
-        (0.1, (1, (32, 32, 64))),
+        pytest.param(0.5, (1, (64, 64, 128)), marks=pytest.mark.exhaustive),
+        pytest.param(0.1, (1, (32, 32, 64)), marks=pytest.mark.exhaustive),
         pytest.param(16**3 / (64 * 128 * 128), (1, (16, 16, 16)), marks=pytest.mark.exhaustive),
         pytest.param(0, None, marks=pytest.mark.exhaustive),
     ],

@@ -138,6 +138,7 @@ def test_streamed_patches_are_the_resident_ones(whole, device, batch_size, augme
     assert len(shapes) == 1
 
 
+@pytest.mark.exhaustive
 def test_patches_made_ahead_are_those_made_in_the_step(whole):
     drawn = sampler(whole, augmentation=EVERYTHING)
     resident = make_source(Data(whole, [], 2, patches=True), drawn, CPU, torch.float32, range(5, 9))

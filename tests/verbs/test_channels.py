@@ -74,6 +74,7 @@ def test_pictures_show_the_first_channel(tmp_path, run_verb):
     assert code == 0, err
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("quick_training")
 def test_a_run_stopped_and_resumed_is_the_whole_run(tmp_path, run_verb, monkeypatch):
     data, whole, parts = write_data(tmp_path / "data"), tmp_path / "whole", tmp_path / "parts"

@@ -71,6 +71,7 @@ LOAD_ELSEWHERE = """
 """
 
 
+@pytest.mark.exhaustive
 def test_pt2_runs_without_vnet_fast(tmp_path, trained, run_verb, monkeypatch):
     inputs = [volumes(1), volumes(3)]
     torch.save(inputs, tmp_path / "volumes.pt")
@@ -216,6 +217,7 @@ def test_bad_checkpoints(tmp_path, run_verb):
     assert_refused(run_verb, path, output, message)
 
 
+@pytest.mark.exhaustive
 def test_output_in_an_impossible_place(tmp_path, trained, run_verb):
     path, _ = trained()
     folder = tmp_path / "folder.pt2"

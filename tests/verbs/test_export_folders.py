@@ -465,7 +465,7 @@ def test_an_empty_folder_is_used(tmp_path, run_verb):
     assert sorted(entry.name for entry in tmp_path.iterdir() if entry.name != "home") == ["new", "x.pt"]
 
 
-@pytest.mark.parametrize("kind", ["pipeline", "monai"])
+@pytest.mark.parametrize("kind", [pytest.param("pipeline", marks=pytest.mark.exhaustive), "monai"])
 def test_the_current_folder_and_links_are_used(tmp_path, run_verb, monkeypatch, kind):
     """Each has the name that the user sees, and stays the same folder."""
     if kind == "pipeline":

@@ -87,6 +87,7 @@ def test_held_out_cases_that_the_checkpoint_knows_are_named(cases, source, tmp_p
     assert f"warning: {source} was trained on 2 of the 2 cases that this run holds out" in line
 
 
+@pytest.mark.exhaustive
 def test_a_fold_that_has_not_begun_takes_the_checkpoint_from_another_place(cases, source, tmp_path, run_verb):
     folder, moved = tmp_path / "cv", tmp_path / "moved.pt"
     arguments = ["--data", cases, *TINY, *STILL, "--fold", "all", "--output", folder]
@@ -100,6 +101,7 @@ def test_a_fold_that_has_not_begun_takes_the_checkpoint_from_another_place(cases
     assert f"weights: of {moved}" in out
 
 
+@pytest.mark.exhaustive
 def test_phantoms_too(source, tmp_path, run_verb):
     code, out, err = run_verb(train, "--init", source, *TINY, "--iterations", 1, "--output", tmp_path / "run")
     assert code == 0, err

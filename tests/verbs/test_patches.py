@@ -48,6 +48,7 @@ def test_when_patches_are_trained_on(large, tmp_path, run_verb, options, expecte
     assert checkpoint.load(run / "best.pt")["patches"] is expected
 
 
+@pytest.mark.exhaustive
 def test_phantoms_have_no_patches(tmp_path, run_verb):
     code, out, _ = run_verb(train, *TINY, "--iterations", 1, "--output", tmp_path / "run")
     assert code == 0

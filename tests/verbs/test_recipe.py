@@ -213,6 +213,7 @@ def test_patience_ends_a_run_that_does_not_gain(cases, tmp_path, run_verb, monke
     assert len(rows_of(run)) == 9
 
 
+@pytest.mark.exhaustive
 def test_a_fold_that_patience_has_ended_is_finished(cases, tmp_path, run_verb, monkeypatch):
     run = tmp_path / "run"
     arguments = ["--data", cases, *SMALL[:-1], 2, "--iterations", 5, "--val-every", 1, "--patience", 1, "--fold", "all"]
@@ -269,6 +270,7 @@ def test_minutes_are_a_number_of_iterations(cases, tmp_path, run_verb, monkeypat
     assert_same_run(parts, counted)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("clock")
 def test_a_validation_that_takes_much_of_the_minutes_leaves_cases_out(cases, tmp_path, run_verb, monkeypatch):
     monkeypatch.setattr(validator, "seconds_of_a_validation", lambda *_: 3.0)

@@ -120,6 +120,7 @@ def test_runs_of_other_cases_are_refused(runs, tmp_path, run_verb):
     assert not (tmp_path / "page").exists()
 
 
+@pytest.mark.exhaustive
 def test_a_volume_that_was_replaced_is_predicted_again(runs, tmp_path, run_verb):
     run = copy_run(runs / "a", tmp_path / "run")
     common = ["--run", run, "--device", "cpu"]

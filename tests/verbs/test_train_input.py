@@ -116,7 +116,17 @@ def test_fewer_cases_than_folds(cases, tmp_path, run_verb):
     assert "6 cases for 7 folds. Give --folds 6 or less, or add cases" in err
 
 
-@pytest.mark.parametrize("change", [{"volume": 5}, {"topology": "unet"}, {"seed": -1}, {"learning_rate": "x"}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"volume": 5},
+        *(
+            pytest.param(of, marks=pytest.mark.exhaustive)
+            for of in ({"topology": "unet"}, {"seed": -1}, {"learning_rate": "x"})
+        ),
+    ],
+    ids=str,
+)
 def test_a_config_changed_by_hand(cases, tmp_path, run_verb, change):
     run = tmp_path / "run"
     assert run_verb(train, "--data", cases, "--output", run, *ON_DATA)[0] == 0

@@ -46,7 +46,7 @@ def test_same_seed_same_weights_and_resuming_changes_nothing(cases, tmp_path, ru
     ("number", "workers"),
     [
         pytest.param(signal.SIGINT, 1, marks=pytest.mark.exhaustive, id="SIGINT-1"),
-        pytest.param(signal.SIGTERM, 0, id="SIGTERM-0"),
+        pytest.param(signal.SIGTERM, 0, marks=pytest.mark.exhaustive, id="SIGTERM-0"),
         pytest.param(signal.SIGINT, 0, marks=pytest.mark.exhaustive, id="SIGINT-0"),
         pytest.param(signal.SIGTERM, 1, marks=pytest.mark.exhaustive, id="SIGTERM-1"),
     ],
@@ -152,6 +152,7 @@ def test_resume_refuses_other_cases(cases, tmp_path, run_verb):
     assert (run / "config.json").read_bytes() == before
 
 
+@pytest.mark.exhaustive
 def test_resume_in_another_precision(cases, tmp_path, run_verb):
     run = tmp_path / "run"
     assert run_verb(train, "--data", cases, "--output", run, *ON_DATA)[0] == 0
@@ -160,6 +161,7 @@ def test_resume_in_another_precision(cases, tmp_path, run_verb):
         assert code == 0, err
 
 
+@pytest.mark.exhaustive
 def test_a_run_stopped_at_its_end_is_finished_by_resuming(cases, tmp_path, run_verb):
     run = tmp_path / "run"
     assert run_verb(train, "--data", cases, "--output", run, *ON_DATA)[0] == 0
