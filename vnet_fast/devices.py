@@ -198,8 +198,10 @@ def free_memory(device: torch.device) -> None:
 
 
 def mixed_precision(device: torch.device, dtype: torch.dtype | None) -> "contextlib.AbstractContextManager[object]":
-    """The autocast context of a dtype; for None a context that does nothing."""
-    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+    """The autocast context of a dtype; for None one without autocast, whatever the caller's is."""
+    if dtype is None and not torch.is_autocast_enabled(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
 def choose_precision(name: str | None, device: torch.device) -> tuple[torch.dtype | None, str]:

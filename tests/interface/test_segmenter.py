@@ -307,3 +307,26 @@ def test_another_default_type_of_pytorch(case, trained, segmenter):
     finally:
         torch.set_default_dtype(torch.float32)
     np.testing.assert_array_equal(mask, segmenter(case[0]).labels)
+
+
+def test_mixed_precision_of_the_program_changes_nothing(case, segmenter):
+    expected = segmenter(case[0]).probabilities
+    with torch.autocast("cpu", torch.bfloat16):
+        np.testing.assert_array_equal(segmenter(case[0]).probabilities, expected)
+
+
+def test_a_device_of_pytorch(trained):
+    assert Segmenter.load(trained, device=torch.device("cpu")).networks.device == torch.device("cpu")
+
+
+def test_corrected_labels_are_drawn_measured_and_saved(case, tmp_path, segmenter):
+    result = segmenter(case[0])
+    volume = result.volumes_ml
+    result.labels[:] = 0
+    result.labels[3] = 1
+    result.save(tmp_path / "corrected.nii.gz")
+    for image in (read(tmp_path / "corrected.nii.gz"), result.mask):
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(image), result.labels)
+    corrected = result.volumes_ml
+    assert corrected.keys() == volume.keys()
+    assert list(corrected.values()) == [pytest.approx(20 * 18 * np.prod(result.spacing) / 1000)]

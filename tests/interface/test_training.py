@@ -14,6 +14,7 @@ from tests.interface.conftest import TINY
 from tests.send_signal import send
 from vnet_fast import InputError, InputErrors, Segmenter, Trainer, train
 from vnet_fast.interface import training
+from vnet_fast.interface.options import checked
 from vnet_fast.interface.training import Run
 from vnet_fast.run import checkpoint
 from vnet_fast.run.configuration import Config
@@ -228,6 +229,29 @@ def test_errors_are_those_of_the_command(tmp_path, run_verb):
 def test_wrong_options(options, kind, message):
     with pytest.raises(kind, match=message):
         Trainer(**options)
+
+
+@pytest.mark.usefixtures("quick_training")
+def test_precisions_of_the_program_change_no_run(options, tmp_path):
+    plain = Trainer(**options).run()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            run = Trainer(**options | {"output": tmp_path / "other", "device": torch.device("cpu")}).run()
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    ours, theirs = (checkpoint.load(of.best)["model"] for of in (run, plain))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_an_unfinished_run_has_no_result(tmp_path):
+    with pytest.raises(InputError, match=r"has no summary.json: the run is not finished. Resume with: "):
+        _ = Run(tmp_path).summary
+
+
+def test_options_whose_value_can_be_left_out_take_true():
+    assert checked(Config, {"amp": True, "flip": True}, "Trainer") == {"amp": "auto", "flip": "x"}
 
 
 @pytest.mark.parametrize(

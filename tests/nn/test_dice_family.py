@@ -216,6 +216,16 @@ WRONG_INPUTS = [
 ]
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("name", [*NAMES, "DiceLoss"])
+def test_an_empty_batch(name, reduction):
+    logits, target = torch.zeros(0, 3, 4, 3, 5), torch.zeros(0, 1, 4, 3, 5)
+    ours, theirs = (
+        getattr(module, name)(**SOFTMAX, reduction=reduction)(logits, target) for module in (vnet_fast, monai.losses)
+    )
+    torch.testing.assert_close(ours, theirs, equal_nan=True)
+
+
 @pytest.mark.parametrize(("name", "arguments", "shape", "error"), WRONG_INPUTS, ids=str)
 def test_wrong_inputs_raise_as_monai(name, arguments, shape, error):
     logits, _ = inputs(SHAPES[5], dtype=torch.float32)
@@ -233,6 +243,8 @@ def test_weights_of_one_class_that_counts_raise_as_monai():
             module.DiceCELoss(**background, weight=torch.ones(1))(logits, target)
         with pytest.raises(ValueError, match="weight"):
             module.DiceFocalLoss(**background, weight=[1.0])(logits, target)
+        with pytest.raises(ValueError, match="negative"):
+            module.DiceFocalLoss(sigmoid=True, weight=-1.0)(logits[:, :1], target)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -108,7 +108,7 @@ def test_without_gradient_a_backward_pass_says_so(made):
         return x.clone()
 
     y = made(copy)(torch.ones(3, requires_grad=True))
-    with pytest.raises(RuntimeError, match="vnet_fast::of_a_test has no gradient"):
+    with pytest.raises(RuntimeError, match="vnet_fast::of_a_test has no derivative"):
         y.sum().backward()
 
 

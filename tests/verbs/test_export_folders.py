@@ -1,7 +1,9 @@
 """Pipeline folders and MONAI bundles: what they hold, that their masks are those of `predict`, and what is refused."""
 
 import json
+import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -140,6 +142,11 @@ def test_a_pipeline_writes_the_masks_of_predict(tmp_path, run_verb, channels, re
         code, out, err = run_pipeline(folder, *arguments, "--output", theirs)
         assert (code, err) == (0, "")
         assert out.count(" ml") == 4
+        if regions:
+            mask = sitk.ReadImage(str(theirs / "small.nii.gz"))
+            voxels = np.isin(sitk.GetArrayFromImage(mask), [1, 2]).sum()
+            (printed,) = re.findall(r"small.nii.gz: right \S+ ml, ball (\S+) ml", out)
+            assert float(printed) == pytest.approx(voxels * math.prod(mask.GetSpacing()) / 1000, rel=6e-3)
         assert_same_masks(ours, theirs)
 
 

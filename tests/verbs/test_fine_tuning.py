@@ -1,5 +1,6 @@
 """`train --init`: a run that starts from the checkpoint of another one."""
 
+import json
 import shutil
 import signal
 
@@ -137,3 +138,22 @@ def test_what_does_not_fit_is_said_in_one_line(options, message, cases, source, 
 def test_freezing_needs_a_checkpoint(cases, tmp_path, run_verb):
     code, _, err = run_verb(train, "--data", cases, "--freeze", 1, "--output", tmp_path / "run")
     assert (code, err) == (2, "error: --freeze: given without --init. Give a checkpoint, or leave it out\n")
+
+
+def test_a_folder_stands_for_its_best(cases, source, tmp_path, run_verb):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert run_verb(train, "--data", cases, "--init", source, *TINY, *STILL, "--output", first)[0] == 0
+    code, out, err = run_verb(train, "--data", cases, "--init", first, *TINY, *STILL, "--output", second)
+    assert code == 0, err
+    assert f"weights: of {first / 'best.pt'}\n" in out
+    assert json_of(second / "config.json")["init"] == str(first / "best.pt")
+    for fold in range(2):
+        shutil.copytree(first, tmp_path / "all" / f"fold{fold}")
+    config = json_of(first / "config.json") | {"fold": "all", "folds": 2}
+    (tmp_path / "all" / "config.json").write_text(json.dumps(config))
+    code, _, err = run_verb(
+        train, "--data", cases, "--init", tmp_path / "all", *TINY, *STILL, "--output", tmp_path / "x"
+    )
+    assert code == 2
+    named = f"Name one of its folds, such as {tmp_path / 'all' / 'fold0'}"
+    assert err == f"error: --init: {tmp_path / 'all'} is a cross-validation. {named}\n"

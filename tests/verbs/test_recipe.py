@@ -331,10 +331,16 @@ def test_every_fold_has_its_minutes(cases, tmp_path, run_verb, monkeypatch):
         assert run_verb(train, *arguments)[0] == 128 + signal.SIGTERM
     planned = json_of(run / "fold0" / "config.json")["iterations"]
     assert json_of(run / "fold0" / "config.json")["val_cases"] == 1
+    with monkeypatch.context() as patch:
+        # only of the fold that is timed
+        stop_at(patch, 1)
+        code, out, err = run_verb(train, "--resume", run)
+    assert code == 128 + signal.SIGTERM
+    resume = f"Resume with: python -m vnet_fast.train --resume {run}"
+    assert out.endswith(f"stopped at iteration 1. It was still timed, and is not saved. {resume}\n")
     code, out, err = run_verb(train, "--resume", run)
     assert code == 0, err
-    assert "fold 0 of 2:\n" in out
-    assert "resuming at iteration 8" in out
+    assert "fold 0: finished at iteration" in out
     folds = json_of(run / "summary.json")["folds"]
     assert folds[0]["iterations"] == planned
     assert folds[1]["iterations"] == json_of(run / "fold1" / "config.json")["iterations"] < 30_000

@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, NoReturn, TypeAlias
 
+import torch
+
 from vnet_fast.command_line import Formatter, add_option
 from vnet_fast.errors import InputError
 
@@ -51,6 +53,11 @@ def checked(config_class: type[Any], given: Mapping[str, object], name: str) -> 
 def _checked(field: "dataclasses.Field[Any]", value: Any) -> Any:
     parser = _Parser(prog="--" + field.name.replace("_", "-"), add_help=False, formatter_class=Formatter)
     flag = add_option(parser, field)
+    if isinstance(value, torch.device):
+        value = str(value)
+    if value is True and "const" in field.metadata:
+        # an option whose value can be left out
+        return field.metadata["const"]
     if isinstance(value, bool) or "action" in field.metadata:
         if not isinstance(value, bool) or "action" not in field.metadata:
             wanted = "True or False" if "action" in field.metadata else "no truth value"

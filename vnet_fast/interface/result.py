@@ -63,7 +63,9 @@ class Result:
 
     @functools.cached_property
     def labels(self) -> NDArray[np.uint8]:
-        """The label of each voxel, (z, y, x) uint8; 0 is background."""
+        """The label of each voxel, (z, y, x) uint8; 0 is background. They can be corrected in place: mask, volumes,
+        picture and saved file are made of them.
+        """
         return self.segmentation.labels(self.all_components)
 
     @property
@@ -91,7 +93,7 @@ class Result:
         """
         return self.segmentation.entropy()
 
-    @functools.cached_property
+    @property
     def volumes_ml(self) -> dict[str | int, float]:
         """The volume of each class in ml, by its name, or by its label if it has no name of its own."""
         voxel = math.prod(self.segmentation.grid.spacing) / 1000
@@ -131,7 +133,7 @@ class Result:
         target = self._writable(path)
         with _without_options():
             segmentation = self._of_series(target, segments) if wants_segmentation else self.segmentation
-            segmentation.write_mask(target, self.all_components)
+            segmentation.write_mask(target, labels=self.labels)
 
     def _of_series(self, target: Path, segments: "str | os.PathLike[str] | None") -> Segmentation:
         """The segmentation as one that writes DICOM."""

@@ -67,7 +67,7 @@ class Segmenter:
         cls,
         checkpoints: PathLike | Sequence[PathLike],
         *,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         amp: str | None = None,
         overlap: float | None = None,
         tta: bool = False,
@@ -79,7 +79,7 @@ class Segmenter:
         Args:
             checkpoints: `best.pt` or `last.pt` of a run, or the folder of a run or of a cross-validation, whose folds
                 are averaged; or several of these.
-            device: `auto`, `cpu`, `cuda`, `mps` or `xpu`.
+            device: `auto`, `cpu`, `cuda`, `mps` or `xpu`, or a device of PyTorch without a number.
             amp, overlap, tta, all_components, graph: see the class.
 
         Raises:
@@ -91,7 +91,7 @@ class Segmenter:
         if not paths:
             raise ValueError("checkpoints must name at least one")
         with quiet():
-            networks = load_networks([os.fspath(path) for path in paths], find_device(device))
+            networks = load_networks([os.fspath(path) for path in paths], find_device(str(device)))
         return cls(networks, amp, overlap, tta, all_components, graph)
 
     def __call__(self, volume: Volume, spacing: Sequence[float] | None = None) -> Result:

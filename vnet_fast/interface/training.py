@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from vnet_fast.accelerators import ACCELERATORS
 from vnet_fast.data.check import check_data
 from vnet_fast.devices import keep_freed_memory, use_all_cores
 from vnet_fast.errors import InputError
@@ -160,10 +161,11 @@ def _pass_on(number: int, folder: Path) -> NoReturn:
 def _kept_settings() -> Iterator[None]:
     """Lets one block run at a time, which may train; restores what training changes in PyTorch.
 
-    The block uses all cores, keeps freed memory and computes gradients.
+    The block uses all cores, keeps freed memory and computes gradients, in float32 unless it asks for less.
     """
-    with _one_at_a_time, torch.inference_mode(False), torch.enable_grad(), _restored():
+    with _one_at_a_time, torch.inference_mode(False), torch.enable_grad(), _without_autocast(), _restored():
         try:
+            torch.set_default_dtype(torch.float32)
             use_all_cores()
             keep_freed_memory()
             yield
@@ -172,9 +174,19 @@ def _kept_settings() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _without_autocast() -> Iterator[None]:
+    """Leaves the mixed precision of the caller."""
+    with contextlib.ExitStack() as stack:
+        for device in ("cpu", "cuda", *ACCELERATORS):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+@contextlib.contextmanager
 def _restored() -> Iterator[None]:
     """Restores settings of PyTorch."""
-    threads, cudnn = torch.get_num_threads(), torch.backends.cudnn
+    threads, cudnn, dtype = torch.get_num_threads(), torch.backends.cudnn, torch.get_default_dtype()
     flags = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     filling = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]  # a property
     of_cudnn = cudnn.deterministic, cudnn.benchmark
@@ -183,6 +195,7 @@ def _restored() -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(threads)
+            torch.set_default_dtype(dtype)
             torch.use_deterministic_algorithms(flags[0], warn_only=flags[1])
             torch.utils.deterministic.fill_uninitialized_memory = filling  # type: ignore[attr-defined]  # a property
             cudnn.deterministic, cudnn.benchmark = of_cudnn

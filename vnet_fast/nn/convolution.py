@@ -15,6 +15,7 @@ from vnet_fast.nn.norm import Norm
 from vnet_fast.ops import convolution_choice, cpu_convolution, cpu_strided, dispatch
 from vnet_fast.ops.add_prelu import add_prelu
 from vnet_fast.ops.convolution import forward, grad_input, grad_weight
+from vnet_fast.ops.eager import is_transformed
 from vnet_fast.ops.onednn import gathered_weight_gradient
 
 
@@ -117,8 +118,11 @@ def _by_pytorch(convolution: nn.Conv3d | nn.ConvTranspose3d, x: Tensor, weight: 
         return F.conv_transpose3d(x, weight, bias, convolution.stride)
     if max(convolution.stride) == 1:
         if _is_coarse(convolution, x):
+            operands = _autocast("cpu", x, weight, bias)
+            if is_transformed(x, weight):
+                return _wide(*operands)
             apply: Callable[..., Tensor] = _CoarseConvolution.apply
-            return apply(*_autocast("cpu", x, weight, bias))
+            return apply(*operands)
         if convolution_choice.can_rewrite(x):
             x, weight, bias = _autocast(x.device.type, x, weight, bias)
             if convolution_choice.has_choice(x, weight):
@@ -129,6 +133,14 @@ def _by_pytorch(convolution: nn.Conv3d | nn.ConvTranspose3d, x: Tensor, weight: 
 def _is_coarse(convolution: nn.Conv3d, x: Tensor) -> bool:
     """Whether a gradient is needed on a CPU, of a volume smaller than the kernel."""
     return x.device.type == "cpu" and torch.is_grad_enabled() and convolution.kernel_size[0] > min(x.shape[2:])
+
+
+def _wide(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """PyTorch's convolution in float32 or wider, whose gradients are right for any volume; in the type of `x`."""
+    dtype, padding = torch.promote_types(x.dtype, torch.float32), [length // 2 for length in weight.shape[2:]]
+    with torch.autocast("cpu", enabled=False):
+        y = F.conv3d(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), 1, padding)
+    return y.to(x.dtype)
 
 
 def _autocast(device: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -1,5 +1,6 @@
 """The Dice loss plus a focal loss, from one pass over logits and target."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -82,8 +83,8 @@ class DiceFocalLoss(nn.Module):
 
         Raises:
             AssertionError: if the shapes do not match.
-            ValueError: if the numbers of axes or channels do not match, `input` has no spatial axis, or `weight` or
-                `alpha` has a negative entry or not one entry per class.
+            ValueError: if the numbers of axes or channels do not match, `input` has no spatial axis, `weight` has a
+                negative entry, or `weight` or `alpha` has not one entry per class.
         """
         check_axes(input, target)
         options = self.dice.options(input.shape[1], stacklevel=4)
@@ -100,7 +101,7 @@ class DiceFocalLoss(nn.Module):
             entropy = entropy if self.dice.reduction == "none" else entropy.flatten(2).mean(2)
         else:
             dice, sums = dice_and_sums(self.dice, input, target, options, "sigmoid", focal.gamma)
-            entropy = focal.of_sums(sums[3:, :, first:]) / target[0, 0].numel()
+            entropy = focal.of_sums(sums[3:, :, first:]) / math.prod(target.shape[2:])
         return self.lambda_dice * dice + self.lambda_focal * self.dice.reduced(entropy)
 
 
@@ -116,15 +117,18 @@ class _FocalLoss(nn.Module):
         self.register_buffer("class_alpha", None if self.alpha is not None else factors, persistent=False)
         self.class_weight: Tensor | None
         self.register_buffer("class_weight", None if weight is None else torch.as_tensor(weight))
+        self._negative_weight = self.class_weight is not None and bool((self.class_weight < 0).any())
 
     def check(self, num_classes: int) -> None:
-        """Raises a ValueError if factors are not of so many classes."""
+        """Raises a ValueError if factors are not of so many classes, or a weight is negative."""
         weight, alpha = self.class_weight, self.class_alpha
         if weight is not None and weight.ndim > 0 and (num_classes == 1 or weight.numel() != num_classes):
             raise ValueError(
                 f"weight must be one number, or have one for each of several classes, here {num_classes}; "
                 f"got {weight.numel()}"
             )
+        if self._negative_weight:
+            raise ValueError("weight must not be negative")
         if alpha is not None and len(alpha) != num_classes:
             raise ValueError(f"alpha must have {num_classes} entries, one for each class; got {len(alpha)}")
 

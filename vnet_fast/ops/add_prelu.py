@@ -10,7 +10,7 @@ from vnet_fast.ops import cpu_activation
 from vnet_fast.ops.add_prelu_direct import add_prelu_directly, add_prelu_join_directly, join_by_kernels, new_joined
 from vnet_fast.ops.channels_last import add_channels, has_rows
 from vnet_fast.ops.dispatch import kernels_for, load_kernels
-from vnet_fast.ops.eager import is_eager
+from vnet_fast.ops.eager import is_eager, is_transformed
 from vnet_fast.ops.operator import operator
 from vnet_fast.ops.prelu import prelu, prelu_gradients
 
@@ -36,6 +36,8 @@ def add_prelu(x: Tensor, slope: Tensor, bias: Tensor | None = None, residual: Te
     plan = None if kernels is None else kernels.forward_plan(x, slope, bias, residual)
     if plan is not None:
         return add_prelu_directly(kernels, plan, x, slope, bias, residual)
+    if is_transformed(x, slope, bias, residual):
+        return add_prelu_definition(x, slope, bias, residual)
     y: Tensor = torch.ops.vnet_fast.add_prelu(x, slope, bias, residual)[0]
     return y
 
@@ -59,6 +61,8 @@ def add_prelu_join(x: Tensor, slope: Tensor, bias: Tensor | None, skip: Tensor) 
     kernels = kernels_for("add_prelu", x) if is_eager(x) else None
     if kernels is not None and kernels.forward_plan(x, slope, bias) is not None:
         return add_prelu_join_directly(kernels, x, slope, bias, skip)
+    if is_transformed(x, slope, bias, skip):
+        return torch.cat([add_prelu_definition(x, slope, bias, None), skip], 1)
     joined: Tensor = torch.ops.vnet_fast.add_prelu_join(x, slope, bias, skip)[0]
     return joined
 

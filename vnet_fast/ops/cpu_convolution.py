@@ -15,6 +15,7 @@ from vnet_fast.ops import cpu_convolution_choice as choice
 from vnet_fast.ops import dispatch, onednn
 from vnet_fast.ops.convolution_choice import Layer
 from vnet_fast.ops.cpu_library import library
+from vnet_fast.ops.eager import is_transformed
 from vnet_fast.ops.operator import operator
 from vnet_fast.ops.prelu import prelu
 
@@ -36,18 +37,18 @@ def takes(x: Tensor, weight: Tensor) -> bool:
         x: (N, C, D, H, W), float32 or bfloat16.
         weight: (K, C, t, t, t), t of 3 and 5, float32.
     """
-    return kernels.supports(x, weight) and sees_operators(x) and are_there()
+    return kernels.supports(x, weight) and sees_operators(x, weight) and are_there()
 
 
-def sees_operators(x: Tensor) -> bool:
-    """Whether what is done with a tensor may be an operator of CPUs: not where Triton's kernels run, where a graph is
+def sees_operators(x: Tensor, *others: Tensor) -> bool:
+    """Whether what is done with tensors may be an operator of CPUs: not where Triton's kernels run, where a graph is
     exported, which has to run without this package, nor under a transformation that operators have no rules for.
     """
     if dispatch.can_run_kernels(x):
         return False
     if torch.compiler.is_compiling():
         return not torch.compiler.is_exporting()
-    return not torch._C._are_functorch_transforms_active() and torch._C._get_tracing_state() is None
+    return not is_transformed(x, *others) and torch._C._get_tracing_state() is None
 
 
 @constant_when_compiled

@@ -21,7 +21,7 @@ def takes(x: Tensor, weight: Tensor, transposed: bool) -> bool:
         weight: (K, C, 2, 2, 2), float32.
         transposed: whether it is a transposed convolution.
     """
-    return kernels.supports(x, weight, transposed) and sees_operators(x) and are_there()
+    return kernels.supports(x, weight, transposed) and sees_operators(x, weight) and are_there()
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool, slope: Tensor | None = None) -> Tensor:

@@ -14,7 +14,7 @@ from vnet_fast.ops.dice_definition import (
     one_hot,
 )
 from vnet_fast.ops.dispatch import kernels_for
-from vnet_fast.ops.eager import is_eager
+from vnet_fast.ops.eager import is_eager, is_transformed
 from vnet_fast.ops.operator import Operator
 
 __all__ = ["DiceOptions", "dice_sums", "dice_sums_definition", "dice_sums_gradient_definition", "one_hot"]
@@ -66,6 +66,8 @@ def dice_sums(input: Tensor, target: Tensor, options: DiceOptions = DiceOptions(
         # a registered operator takes most of its time on the host in Python
         apply: Callable[..., Tensor] = _DiceSums.apply
         return apply(input, target, options, kernels, plan)
+    if is_transformed(input, target):
+        return dice_sums_definition(input, target, options)
     sums: Tensor = torch.ops.vnet_fast.dice_sums(input, target, *options)
     return sums
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vnet_fast.ops.eager import is_transformed
 from vnet_fast.ops.entropy import sigmoid_gradient, sigmoid_sums, softmax_slopes, softmax_sums
 
 
@@ -144,4 +145,6 @@ def one_hot(labels: Tensor, num_classes: int, ignore_index: int | None, dtype: t
     if ignore_index is not None and not 0 <= ignore_index < num_classes:
         index = index.masked_fill(labels == ignore_index, 0)
     shape = (labels.shape[0], num_classes, *labels.shape[2:])
-    return torch.zeros(shape, dtype=dtype, device=labels.device).scatter_(1, index, 1)
+    # in place unless each sample has its own labels, which nothing that is made here can take (`torch.func.vmap`)
+    scatter = Tensor.scatter if is_transformed(labels) else Tensor.scatter_
+    return scatter(torch.zeros(shape, dtype=dtype, device=labels.device), 1, index, 1)

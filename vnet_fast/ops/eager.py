@@ -1,7 +1,8 @@
-"""Whether an operation may launch its kernels at once, without PyTorch's dispatcher."""
+"""Whether an operation may launch its kernels at once, without PyTorch's dispatcher, and whether it may run them."""
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 
@@ -17,3 +18,15 @@ def is_eager(tensor: Tensor) -> bool:
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state() is not None
     )
+
+
+def is_transformed(*tensors: Tensor | None) -> bool:
+    """Whether `torch.func` transforms what is done with tensors, or one has a tangent of forward-mode differentiation.
+
+    Registered operators have no rules for either, and would have derivatives of zero: their definitions run instead.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    if torch._C._are_functorch_transforms_active():
+        return True
+    return any(tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)

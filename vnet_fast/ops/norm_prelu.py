@@ -8,8 +8,10 @@ from torch import Tensor
 from vnet_fast.ops import cpu_activation
 from vnet_fast.ops.add_prelu_direct import new_joined
 from vnet_fast.ops.dispatch import kernels_for
+from vnet_fast.ops.eager import is_transformed
 from vnet_fast.ops.norm_prelu_definition import (
     Sets,
+    norm_prelu_definition,
     norm_prelu_gradients_definition,
     normalise_and_activate,
     statistics,
@@ -42,6 +44,8 @@ def norm_prelu(
     """
     if residual is not None and residual.shape[1] == x.shape[1]:
         residual = residual.to(x.dtype)
+    if is_transformed(x, weight, bias, slope, residual):
+        return norm_prelu_definition(x, weight, bias, slope, residual, sets), statistics(x.detach(), sets)
     y, mean, variance = torch.ops.vnet_fast.norm_prelu(x, weight, bias, slope, residual, *sets)
     return y, (mean, variance)
 
@@ -59,6 +63,9 @@ def norm_prelu_join(
         (N, C + C', D, H, W), the type and layout of `x`; and mean and variance.
     """
     skip = skip.to(x.dtype)
+    if is_transformed(x, weight, bias, slope, skip):
+        y = norm_prelu_definition(x, weight, bias, slope, None, sets)
+        return torch.cat([y, skip], 1), statistics(x.detach(), sets)
     joined, mean, variance = torch.ops.vnet_fast.norm_prelu_join(x, weight, bias, slope, skip, *sets)
     return joined, (mean, variance)
 

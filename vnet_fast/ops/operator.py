@@ -70,7 +70,7 @@ class Operator:
 
     def _gradients(self, ctx: Any, *grads: Any) -> Any:
         if self._backward is None:
-            raise RuntimeError(f"{self._name} has no gradient")
+            raise RuntimeError(f"{self._name} has no derivative: fused operations have no second derivative")
         return self._backward(ctx, *grads)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vnet_fast import __version__
 from vnet_fast.errors import InputError
@@ -31,9 +32,9 @@ class SeriesSegmentation(Segmentation):
     slices: tuple[Any, ...] = ()
     segments: tuple[DicomSegment, ...] = ()
 
-    def write_mask(self, path: Path, all_components: bool = False) -> None:
+    def write_mask(self, path: Path, all_components: bool = False, labels: NDArray[np.uint8] | None = None) -> None:
         """Writes a binary segmentation with a segment for each class, or for each region, which may overlap."""
-        labels = self.labels(all_components)
+        labels = self.labels(all_components) if labels is None else labels
         if self.regions:
             # in the same voxels as in a mask of labels, whatever regions the network predicts there
             inside = [self.regions[number - 1].of(labels) for number in numbers_of(self.regions)]

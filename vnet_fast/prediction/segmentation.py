@@ -112,13 +112,13 @@ class Segmentation:
         thickness = max(1, SLAB_VOXELS // (x * y))
         return ((first, min(first + thickness, slices)) for first in range(0, slices, thickness))
 
-    def write_mask(self, path: Path, all_components: bool = False) -> None:
-        """Writes the labels, see `labels`; an `InputError` if that fails."""
-        labels = range(1, len(self.network_probabilities))
-        names = {label: title_of(label, self.class_names) for label in labels} if self.class_names else {}
+    def write_mask(self, path: Path, all_components: bool = False, labels: NDArray[np.uint8] | None = None) -> None:
+        """Writes labels, by default what `labels` returns; an `InputError` if that fails."""
+        numbers = range(1, len(self.network_probabilities))
+        names = {label: title_of(label, self.class_names) for label in numbers} if self.class_names else {}
         if self.regions:
             names = written_names(self.regions)
-        writing.write(self.labels(all_components), self.grid, path, names)
+        writing.write(self.labels(all_components) if labels is None else labels, self.grid, path, names)
 
     def write_probabilities(self, path: Path) -> None:
         """Writes a file NAME_probability beside the mask for each foreground class, numbered if there are several."""

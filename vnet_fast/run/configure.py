@@ -9,6 +9,7 @@ from vnet_fast.devices import HOST, choose_precision, default_precision, find_de
 from vnet_fast.errors import InputError
 from vnet_fast.run.configuration import FREE_ON_RESUME, Config, check_memory, check_settings, stored_config
 from vnet_fast.run.fold_options import ALL
+from vnet_fast.run.folder import best_checkpoints
 from vnet_fast.run.initial import inherited_settings
 from vnet_fast.run.recipes import FAST, PAPER, demonstration, settings_of, with_levels
 
@@ -23,10 +24,22 @@ def configure(given: dict[str, Any]) -> Config:
         InputError: if options contradict each other or the run to resume, or can't fit in memory.
     """
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    if given.get("init"):
+        given["init"] = _checkpoint_of(given["init"])
     config = _resumed(given) if "resume" in given else _new(given)
     check_settings(config)
     check_memory(config)
     return config
+
+
+def _checkpoint_of(path: str) -> str:
+    """A checkpoint, or the `best.pt` of a run's folder."""
+    if not Path(path).is_dir():
+        return path
+    first, *others = best_checkpoints(path)
+    if others:
+        raise InputError("--init", f"{path} is a cross-validation", f"Name one of its folds, such as {first.parent}")
+    return str(first)
 
 
 def _new(given: dict[str, Any]) -> Config:

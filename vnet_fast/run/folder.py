@@ -74,6 +74,8 @@ def read_summary(path: str | Path) -> dict[str, Any]:
         InputError: if there is none, or the file is damaged.
     """
     file = Path(path) / SUMMARY
+    if not file.exists():
+        raise InputError(path, f"has no {SUMMARY}: the run is not finished", f"{RESUME_HINT} {path}")
     try:
         summary = read_object(file)
         wrong = wrong_field(summary, fields.SUMMARY)

@@ -1,8 +1,10 @@
 """A whole run, from its settings to its result or to the command that resumes it."""
 
+from pathlib import Path
+
 from vnet_fast.progress import say
 from vnet_fast.run.configuration import Config
-from vnet_fast.run.folder import RESUME_HINT
+from vnet_fast.run.folder import RESUME_HINT, holds_run
 from vnet_fast.training.trainer import Trainer
 
 
@@ -28,7 +30,9 @@ def train_run(config: Config, cross_validation: str | None = None) -> int:
         number = number or trainer.stop.number
         if number is not None and (cross_validation or not is_complete):
             run = cross_validation or trainer.config.output
-            hint = f"{RESUME_HINT} {run}" if trainer.is_planned else "It was still timed, and is not saved"
-            say(f"stopped at iteration {trainer.iteration}. {hint}")
+            hints = [] if trainer.is_planned else ["It was still timed, and is not saved"]
+            if trainer.is_planned or any(map(holds_run, Path(run).glob("fold*"))):
+                hints.append(f"{RESUME_HINT} {run}")
+            say(f"stopped at iteration {trainer.iteration}. {'. '.join(hints)}")
             return 128 + number
     return 0

@@ -101,10 +101,13 @@ def segment(
 
 
 def describe(mask: sitk.Image, settings: Settings) -> str:
-    """The volume of each label of a mask."""
+    """The volume of each label of a mask, or of each region, which may have several labels."""
     counts = np.bincount(sitk.GetArrayViewFromImage(mask).ravel(), minlength=256)
     millilitres = counts * (math.prod(mask.GetSpacing()) / 1000)
-    return ", ".join(f"{name} {millilitres[int(label)]:.3g} ml" for label, name in settings["labels"].items())
+    structures = [(region["name"], region["labels"]) for region in settings["regions"]]
+    structures = structures or [(name, [int(label)]) for label, name in settings["labels"].items()]
+    volumes = [(name, float(millilitres[labels].sum())) for name, labels in structures]
+    return ", ".join(f"{name} {f'{volume:.3g}' if volume < 100 else f'{volume:.0f}'} ml" for name, volume in volumes)
 
 
 def run(options: argparse.Namespace) -> int:
