@@ -214,6 +214,7 @@ def test_bad_volumes_are_errors_of_the_command(case, tmp_path, segmenter, run_ve
     ("make", "kind", "message"),
     [
         (lambda path: {"volume": np.zeros((4, 4, 4))}, TypeError, "an array needs its spacing"),
+        (lambda path: {"volume": np.zeros((4, 4, 4)), "spacing": "111"}, TypeError, "an array needs its spacing"),
         (lambda path: {"volume": np.zeros((4, 4)), "spacing": (1, 1, 1)}, ValueError, r"\(z, y, x\).*got \(4, 4\)"),
         (lambda path: {"volume": np.zeros((4, 4, 4)), "spacing": (1, 1)}, ValueError, "three numbers above 0"),
         (lambda path: {"volume": np.zeros((4, 4, 4)), "spacing": (1, 1, -1)}, ValueError, "three numbers above 0"),
@@ -330,3 +331,11 @@ def test_corrected_labels_are_drawn_measured_and_saved(case, tmp_path, segmenter
     corrected = result.volumes_ml
     assert corrected.keys() == volume.keys()
     assert list(corrected.values()) == [pytest.approx(20 * 18 * np.prod(result.spacing) / 1000)]
+
+
+def test_tensors(case, segmenter):
+    image = read(case[0])
+    tensor = torch.from_numpy(sitk.GetArrayFromImage(image)).to(torch.bfloat16).requires_grad_()
+    spacing = image.GetSpacing()
+    found, expected = (segmenter(volume, spacing=spacing) for volume in (tensor, tensor.detach().float().numpy()))
+    np.testing.assert_array_equal(found.probabilities, expected.probabilities)

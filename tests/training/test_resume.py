@@ -21,7 +21,6 @@ SCRIPT = Path(__file__).with_name("kill_runs.py")
 FAST = ["--recipe", "fast", "--clip", 0.1]
 # device, kills, iterations, the longest life of a training in seconds, further options
 RUNS = [
-    pytest.param("cpu", 3, 60, 0.6, [], marks=pytest.mark.exhaustive, id="few"),
     pytest.param("cpu", 3, 60, 0.6, FAST, marks=pytest.mark.exhaustive, id="few, fast"),
     pytest.param("cpu", 20, 300, 0.6, [], marks=pytest.mark.exhaustive, id="many"),
     pytest.param("cuda", 20, 500, 2, [], marks=pytest.mark.gpu, id="gpu"),

@@ -9,7 +9,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import SimpleITK as sitk
+import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from vnet_fast.data.channels import Channel, check_order
 from vnet_fast.interface.options import PathLike
@@ -59,6 +61,9 @@ def read(volume: Volume, spacing: Sequence[float] | None, channels: Sequence[Cha
         return _of_images([channel for image in entries for channel in _channels_of(image)])
     if any(are_paths + are_images):
         raise TypeError("volume must be paths or images, not some of each")
+    if isinstance(volume, Tensor):
+        # NumPy takes it only from the host, without gradient, and knows no bfloat16
+        volume = volume.detach().to("cpu", torch.float32 if volume.dtype is torch.bfloat16 else None)
     return _of_array(np.asarray(volume), spacing)
 
 
@@ -103,7 +108,7 @@ def _of_array(array: NDArray[np.generic], spacing: Sequence[float] | None) -> Ch
         raise TypeError(f"volume must be a path, a SimpleITK image or an array of real numbers; got {array.dtype}")
     if array.ndim not in (3, 4) or 0 in array.shape:
         raise ValueError(f"the array must have shape (z, y, x) or (C, z, y, x); got {array.shape}")
-    if spacing is None:
+    if spacing is None or isinstance(spacing, str):
         raise TypeError("an array needs its spacing: spacing=(x, y, z), in mm")
     lengths = tuple(map(float, spacing))
     if len(lengths) != 3 or not all(0 < length < math.inf for length in lengths):
