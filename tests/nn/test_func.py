@@ -130,3 +130,39 @@ def test_float32_networks_do_not_run_the_kernels_either():
         with forward_ad.dual_level():
             value = model(forward_ad.make_dual(image, direction)).square().mean()
             torch.testing.assert_close(forward_ad.unpack_dual(value).tangent, expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", [None, "batch"], ids=str)
+@pytest.mark.parametrize("trained", [True, False])
+def test_tangents_of_single_weights(norm, trained):
+    """Of every one, whatever else has none; with the kernels of CPUs at hand."""
+    torch.manual_seed(0)
+    model, image = VNet(base_channels=8, levels=2, norm=norm).eval(), torch.randn(1, 1, 4, 8, 4)
+    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+
+    def run(name, weight):
+        return functional_call(model, {**weights, name: weight}, (image,)).square().mean()
+
+    for name, weight in weights.items():
+        expected = gradient(lambda weight, name=name: run(name, weight), weight).sum()
+        with torch.set_grad_enabled(trained), forward_ad.dual_level():
+            found = forward_ad.unpack_dual(run(name, forward_ad.make_dual(weight, torch.ones_like(weight)))).tangent
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+# batch norm would have other statistics for each, which it can't keep, as PyTorch's
+@pytest.mark.parametrize("network", [None, "instance", "group"], indirect=True, ids=str)
+def test_images_one_by_one(network):
+    run, weights, images = network
+    torch.testing.assert_close(
+        vmap(run, (None, 0))(weights, images.unsqueeze(1)), torch.stack([run(weights, image[None]) for image in images])
+    )
+
+
+@pytest.mark.parametrize("loss", [LOSSES["dice"], LOSSES["dice, focal"]], ids=["dice", "dice, focal"])
+def test_compiled(loss, inputs):
+    logits, direction, target = inputs
+    expected = gradient(lambda x: loss(x, target), logits)
+    slope = torch.compile(lambda x: jvp(lambda x: loss(x, target), (x,), (direction,))[1], backend="aot_eager")
+    torch.testing.assert_close(slope(logits), (expected * direction).sum())
+    torch.testing.assert_close(torch.compile(grad(loss), backend="aot_eager")(logits, target), expected)

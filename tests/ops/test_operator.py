@@ -8,6 +8,7 @@ import torch
 import torch._dynamo
 from torch import Tensor
 
+import vnet_fast
 from vnet_fast.ops.operator import OPERATORS, operator
 
 NAMES = {
@@ -71,6 +72,8 @@ def test_all_of_the_package_are_made_so():
     for module in ("norm_prelu", "augment", "cpu_convolution", "cpu_strided", "dice", "patches", "transform"):
         importlib.import_module(f"vnet_fast.ops.{module}")
     assert {name.partition("::")[2] for name in OPERATORS} == NAMES
+    # those that have no gradient say so, which PyTorch would not
+    assert all(torch._C._dispatch_has_kernel_for_dispatch_key(name, "Autograd") for name in OPERATORS)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -92,7 +95,7 @@ def test_its_function_is_called_and_has_gradients(made):
     def save(ctx, inputs, output):
         ctx.factor = inputs[1]
 
-    op = made(double)
+    op = made(double, differentiable=True)
     op.register_fake(lambda x, factor: torch.empty_like(x))
     op.register_autograd(lambda ctx, grad: (grad * ctx.factor, None), setup_context=save)
     x = torch.ones(3, requires_grad=True)
@@ -143,3 +146,11 @@ def test_the_compiler_does_not_look_into_it(made):
     assert torch.compile(lambda x: call(x), backend=backend)(torch.ones(2)).tolist() == [2, 2]
     assert calls == [1]
     assert graphs == []
+
+
+def test_the_compiler_sees_each_backward_pass_as_a_function_of_its_own(caplog):
+    """It compiles a function only so often for other arguments."""
+    torch._dynamo.reset()
+    y = vnet_fast.VNet(base_channels=8, levels=2)(torch.zeros(1, 1, 16, 16, 16)).square().mean()
+    torch.compile(lambda y: y.backward(), backend="eager")(y)
+    assert "recompile_limit" not in caplog.text

@@ -147,6 +147,9 @@ def test_a_folder_stands_for_its_best(cases, source, tmp_path, run_verb):
     assert code == 0, err
     assert f"weights: of {first / 'best.pt'}\n" in out
     assert json_of(second / "config.json")["init"] == str(first / "best.pt")
+    planned = ["--volume", "auto", "--base-channels", 3, "--output", tmp_path / "planned"]
+    code, _, err = run_verb(train, "--data", cases, "--init", first, *TINY, *STILL, *planned)
+    assert code == 0, err
     for fold in range(2):
         shutil.copytree(first, tmp_path / "all" / f"fold{fold}")
     config = json_of(first / "config.json") | {"fold": "all", "folds": 2}

@@ -45,8 +45,8 @@ def _without_options() -> Iterator[None]:
 class Result:
     """The segmentation of a volume, on the volume's own grid.
 
-    Only the probabilities on the network's grid are kept. Everything else is computed when it is first asked for, and
-    kept then; `del result.probabilities` frees it.
+    Only the probabilities on the network's grid are kept. Everything else is computed when it is asked for. Labels,
+    probabilities and entropy are kept then; `del result.probabilities` frees them, and `del result.entropy`.
 
     Args:
         segmentation: of the volume.
@@ -61,11 +61,15 @@ class Result:
         self.segmentation, self.image, self.files = segmentation, image, tuple(files)
         self.all_components = all_components
 
-    @functools.cached_property
+    @property
     def labels(self) -> NDArray[np.uint8]:
         """The label of each voxel, (z, y, x) uint8; 0 is background. They can be corrected in place: mask, volumes,
         picture and saved file are made of them.
         """
+        return self._labels
+
+    @functools.cached_property
+    def _labels(self) -> NDArray[np.uint8]:
         return self.segmentation.labels(self.all_components)
 
     @property

@@ -63,12 +63,13 @@ def convolve_prelu(
     Returns:
         (N, C', D', H', W').
     """
-    if not torch.is_grad_enabled():
-        if _is_filtered(convolution, x):
-            return cpu_convolution.predict(_narrow(x), *_folded(convolution, norm), slope, residual)
-        if residual is None and _is_strided(convolution, x):
+    if x.device.type == "cpu" and not torch.is_grad_enabled():
+        operands = _folded(convolution, norm)
+        if _is_filtered(convolution, x) and not is_transformed(*operands, slope, residual):
+            return cpu_convolution.predict(_narrow(x), *operands, slope, residual)
+        if residual is None and _is_strided(convolution, x) and not is_transformed(*operands, slope):
             transposed = isinstance(convolution, nn.ConvTranspose3d)
-            return cpu_strided.convolve(_narrow(x), *_folded(convolution, norm), transposed, slope)
+            return cpu_strided.convolve(_narrow(x), *operands, transposed, slope)
     y, bias = convolve(convolution, x, norm)
     return add_prelu(y, slope, bias, residual)
 
@@ -98,10 +99,11 @@ def _narrow(x: Tensor) -> Tensor:
 
 
 def _convolve(convolution: nn.Conv3d | nn.ConvTranspose3d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if _is_filtered(convolution, x):
+    is_plain = not is_transformed(weight, bias)
+    if is_plain and _is_filtered(convolution, x):
         run = cpu_convolution.convolve if torch.is_grad_enabled() else cpu_convolution.predict
         return run(_narrow(x), weight, bias)
-    if _is_strided(convolution, x):
+    if is_plain and _is_strided(convolution, x):
         return cpu_strided.convolve(_narrow(x), weight, bias, isinstance(convolution, nn.ConvTranspose3d))
     if x.device.type == "cpu" and cpu_convolution.sees_operators(x):
         narrow = _narrow(x).dtype
@@ -119,7 +121,7 @@ def _by_pytorch(convolution: nn.Conv3d | nn.ConvTranspose3d, x: Tensor, weight: 
     if max(convolution.stride) == 1:
         if _is_coarse(convolution, x):
             operands = _autocast("cpu", x, weight, bias)
-            if is_transformed(x, weight):
+            if is_transformed(x, weight, bias):
                 return _wide(*operands)
             apply: Callable[..., Tensor] = _CoarseConvolution.apply
             return apply(*operands)

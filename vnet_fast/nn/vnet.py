@@ -12,6 +12,7 @@ from vnet_fast.nn.convolution import Convolution, convolve, convolve_prelu
 from vnet_fast.nn.norm import Norm
 from vnet_fast.nn.topology import KERNEL_SIZE, LEVELS, TOPOLOGIES, check_channels, check_form, fewer_halvings, strides
 from vnet_fast.ops.add_prelu import add_prelu_join
+from vnet_fast.ops.eager import is_transformed
 
 INITIAL_SLOPE = 0.25
 
@@ -185,7 +186,9 @@ class VNet(nn.Module):
             # F.pad counts from the last axis
             pairs = [(b, m - b) for b, m in zip(before, missing, strict=True)]
             x = F.pad(x, [side for pair in reversed(pairs) for side in pair])
-        logits = self._forward_padded(x.contiguous(memory_format=self.memory_format))
+        # a layout of volumes that `torch.func` has stacked can't be asked for
+        x = x if is_transformed() else x.contiguous(memory_format=self.memory_format)
+        logits = self._forward_padded(x)
         if any(missing):
             for axis, (start, length) in enumerate(zip(before, shape, strict=True), start=2):
                 logits = logits.narrow(axis, start, length)

@@ -110,7 +110,7 @@ def _add_prelu_kernels(x: Tensor, slope: Tensor, bias: Tensor | None, residual: 
     return kernels if kernels is not None and kernels.supports(x, slope, bias, residual) else None
 
 
-@operator("vnet_fast::add_prelu")
+@operator("vnet_fast::add_prelu", differentiable=True)
 def _add_prelu(x: Tensor, slope: Tensor, bias: Tensor | None, residual: Tensor | None) -> tuple[Tensor, Tensor]:
     """y, and the bits that the kernel keeps for the backward pass; none where the definition runs."""
     kernels = _add_prelu_kernels(x, slope, bias, residual)
@@ -126,7 +126,7 @@ def _(x: Tensor, slope: Tensor, bias: Tensor | None, residual: Tensor | None) ->
     return torch.empty_like(x), x.new_empty((0,), dtype=torch.uint8) if kernels is None else kernels.new_negative(x)
 
 
-@operator("vnet_fast::add_prelu_join")
+@operator("vnet_fast::add_prelu_join", differentiable=True)
 def _add_prelu_join(x: Tensor, slope: Tensor, bias: Tensor | None, skip: Tensor) -> tuple[Tensor, Tensor]:
     kernels = _add_prelu_kernels(x, slope, bias, None)
     if kernels is not None:

@@ -91,7 +91,7 @@ def predict(
     return y
 
 
-@operator("vnet_fast::cpu_convolution", device_types="cpu")
+@operator("vnet_fast::cpu_convolution", differentiable=True, device_types="cpu")
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     # no layer's weight is transformed twice in a training step, so that keeping them is of no use
     forget(weight)

@@ -39,7 +39,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool, s
     return y
 
 
-@operator("vnet_fast::cpu_strided", device_types="cpu")
+@operator("vnet_fast::cpu_strided", differentiable=True, device_types="cpu")
 def _strided(x: Tensor, weight: Tensor, bias: Tensor | None, slope: Tensor | None, transposed: bool) -> Tensor:
     run = kernels.scatter if transposed else kernels.gather
     y: Tensor = run(library(), _laid_out(x), _laid_out(weight), _wide(bias), _wide(slope))

@@ -145,6 +145,7 @@ def _gradients(ctx: Any, grad_sums: Tensor) -> tuple[Tensor | None, ...]:
 _operator = Operator(
     "vnet_fast::dice_sums",
     _dice_sums,
+    differentiable=True,
     schema=f"(Tensor input, Tensor target, {OPTIONS_SCHEMA}) -> Tensor",
 )
 _operator.register_fake(_fake_dice_sums)

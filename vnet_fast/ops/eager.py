@@ -15,6 +15,7 @@ def is_eager(tensor: Tensor) -> bool:
         torch.compiler.is_compiling()
         or type(tensor) not in (Tensor, torch.nn.Parameter)
         or is_in_torch_dispatch_mode()
+        or _is_forward_mode()
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state() is not None
     )
@@ -25,8 +26,13 @@ def is_transformed(*tensors: Tensor | None) -> bool:
 
     Registered operators have no rules for either, and would have derivatives of zero: their definitions run instead.
     """
-    if torch.compiler.is_compiling():
-        return False
     if torch._C._are_functorch_transforms_active():
         return True
+    if torch.compiler.is_compiling() or not _is_forward_mode():
+        return False
     return any(tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+
+
+def _is_forward_mode() -> bool:
+    """Whether tensors may have tangents: within `torch.autograd.forward_ad.dual_level`."""
+    return forward_ad._current_level >= 0

@@ -70,7 +70,7 @@ def norm_prelu_join(
     return joined, (mean, variance)
 
 
-@operator("vnet_fast::norm_prelu")
+@operator("vnet_fast::norm_prelu", differentiable=True)
 def _norm_prelu(
     x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor, residual: Tensor | None,
     groups: int, across_samples: bool, eps: float,
@@ -107,7 +107,7 @@ def _(
     return torch.empty_like(x), *_new_statistics(x, Sets(groups, across_samples, eps))
 
 
-@operator("vnet_fast::norm_prelu_join")
+@operator("vnet_fast::norm_prelu_join", differentiable=True)
 def _norm_prelu_join(
     x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor, skip: Tensor,
     groups: int, across_samples: bool, eps: float,

@@ -30,15 +30,21 @@ class Operator:
         name: `vnet_fast::<name>`.
         function: computes it. Its types are those of `torch.library.infer_schema`; it returns new tensors, and writes
             to none of its arguments.
+        differentiable: whether `register_autograd` is called; otherwise a backward pass is refused.
         device_types: `cpu` if it takes the tensors of no other device.
         schema: for a function whose types do not say it.
     """
 
-    def __init__(self, name: str, function: Function, device_types: str | None = None, schema: str | None = None):
+    def __init__(
+        self,
+        name: str,
+        function: Function,
+        differentiable: bool = False,
+        device_types: str | None = None,
+        schema: str | None = None,
+    ) -> None:
         self._name, self.function = name, function
         self._library: torch.library.Library
-        self._backward: Function | None = None
-        self._setup_context: Function | None = None
         if name in OPERATORS:
             OPERATORS[name]._library._destroy()
         OPERATORS[name] = self
@@ -48,7 +54,8 @@ class Operator:
         self._library = torch.library.Library(namespace, "FRAGMENT")
         self._library.define(f"{short}{schema}", tags=torch.Tag.pt2_compliant_tag)
         self._library.impl(short, _hidden_from_compiler(function), key)
-        torch.library.register_autograd(name, self._gradients, setup_context=self._save, lib=self._library)
+        if not differentiable:
+            self.register_autograd(self._refuse)
         self._overload = getattr(getattr(torch.ops, namespace), short).default
 
     def __call__(self, *arguments: Any) -> Any:
@@ -60,23 +67,19 @@ class Operator:
         torch.library.register_fake(self._name, rule, lib=self._library)
         return rule
 
-    def register_autograd(self, backward: Function, *, setup_context: Function) -> None:
+    def register_autograd(self, backward: Function, *, setup_context: Function | None = None) -> None:
         """Says what the gradients are; see `torch.library.register_autograd`."""
-        self._backward, self._setup_context = backward, setup_context
+        torch.library.register_autograd(self._name, backward, setup_context=setup_context, lib=self._library)
 
-    def _save(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        if self._setup_context is not None:
-            self._setup_context(ctx, inputs, output)
-
-    def _gradients(self, ctx: Any, *grads: Any) -> Any:
-        if self._backward is None:
-            raise RuntimeError(f"{self._name} has no derivative: fused operations have no second derivative")
-        return self._backward(ctx, *grads)
+    def _refuse(self, ctx: Any, *grads: Any) -> None:
+        raise RuntimeError(f"{self._name} has no derivative: fused operations have no second derivative")
 
 
-def operator(name: str, device_types: str | None = None, schema: str | None = None) -> Callable[[Function], Operator]:
+def operator(
+    name: str, differentiable: bool = False, device_types: str | None = None
+) -> Callable[[Function], Operator]:
     """Makes an operator of the function that it decorates; see `Operator`."""
-    return lambda function: Operator(name, function, device_types, schema)
+    return lambda function: Operator(name, function, differentiable, device_types)
 
 
 def _hidden_from_compiler(function: Function) -> Function:

@@ -24,22 +24,25 @@ def configure(given: dict[str, Any]) -> Config:
         InputError: if options contradict each other or the run to resume, or can't fit in memory.
     """
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    if given.get("init"):
-        given["init"] = _checkpoint_of(given["init"])
     config = _resumed(given) if "resume" in given else _new(given)
     check_settings(config)
     check_memory(config)
     return config
 
 
-def _checkpoint_of(path: str) -> str:
-    """A checkpoint, or the `best.pt` of a run's folder."""
-    if not Path(path).is_dir():
-        return path
+def with_checkpoint(given: dict[str, Any]) -> dict[str, Any]:
+    """The options, with the `best.pt` of a run whose folder is given as `init`.
+
+    Raises:
+        InputError: if it is no run's folder, or has no `best.pt` yet, or several.
+    """
+    path = given.get("init")
+    if not path or not Path(path).is_dir():
+        return given
     first, *others = best_checkpoints(path)
     if others:
         raise InputError("--init", f"{path} is a cross-validation", f"Name one of its folds, such as {first.parent}")
-    return str(first)
+    return {**given, "init": str(first)}
 
 
 def _new(given: dict[str, Any]) -> Config:

@@ -8,7 +8,7 @@ from vnet_fast.errors import InputError
 from vnet_fast.progress import say
 from vnet_fast.run import tensorboard
 from vnet_fast.run.configuration import Config
-from vnet_fast.run.configure import configure
+from vnet_fast.run.configure import configure, with_checkpoint
 from vnet_fast.run.fold_options import ALL
 from vnet_fast.training.cross_validation import cross_validate
 from vnet_fast.training.planned import planned
@@ -24,7 +24,7 @@ def settle(given: dict[str, Any]) -> Config:
     Raises:
         InputError, InputErrors: if options contradict each other or the run to resume, or can't fit in memory.
     """
-    given, plan = planned(_with_folds(given))
+    given, plan = planned(with_checkpoint(_with_folds(given)))
     config = configure(given)
     if plan:
         say(f"plan: {plan}")
