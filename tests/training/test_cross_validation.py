@@ -149,7 +149,6 @@ def test_a_signal_stops_all_folds_and_the_whole_is_resumed(cases, tmp_path, run_
         assert_same_weights(run / fold / "best.pt", whole / fold / "best.pt")
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("moment", ["before the predictions", "after the result"])
 def test_a_signal_at_the_end_of_a_fold_begins_no_other(cases, tmp_path, run_verb, monkeypatch, moment):
     run, finish = tmp_path / "run", trainer.finish
