@@ -1,3 +1,4 @@
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -43,3 +44,22 @@ def test_other_errors_that_nothing_can_catch_are_shown_as_before():
     done = run("lambda _: 1 / 0", 1)
     assert (done.returncode, done.stdout) == (0, "goes on\nreached\n")
     assert "ZeroDivisionError" in done.stderr
+
+
+AT_THE_END = """
+import argparse, atexit, os, signal, time
+from vnet_fast import command_line
+
+@atexit.register
+def interrupted():
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(10)
+
+command_line.run(lambda given: print("done", flush=True) or 0, argparse.ArgumentParser(), [])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="of signals to oneself")
+def test_an_interrupt_after_the_end_is_no_traceback():
+    done = subprocess.run([sys.executable, "-c", AT_THE_END], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "done\n", "")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from vnet_fast.errors import InputError, InputErrors
-from vnet_fast.interrupts import repeated_interrupts
+from vnet_fast.interrupts import end_at_interrupts, repeated_interrupts
 from vnet_fast.streams import tolerant_streams
 
 EXIT_BAD_INPUT = 2
@@ -162,6 +162,7 @@ def run(
     """
     with tolerant_streams(), repeated_interrupts():
         code = _run(main, parser, arguments)
+    end_at_interrupts()
     sys.exit(code)
 
 

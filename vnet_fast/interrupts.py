@@ -2,6 +2,7 @@
 
 import _thread
 import contextlib
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -32,3 +33,11 @@ def repeated_interrupts() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = before
+
+
+def end_at_interrupts() -> None:
+    """From now on, Ctrl-C ends the process at once: nothing is left to do but what Python does at its end, and an
+    exception there would only be a traceback.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -242,7 +242,8 @@ def test_what_is_no_volume(case, segmenter, make, kind, message):
     ("options", "kind", "message"),
     [
         ({"amp": "half"}, ValueError, "amp must be one of"),
-        ({"overlap": 1}, ValueError, "overlap must be 0 or more and below 1"),
+        ({"overlap": 1}, ValueError, "overlap must be a number, 0 or more and below 1"),
+        ({"overlap": "0.5"}, ValueError, "overlap must be a number, 0 or more and below 1; got '0.5'"),
         ({"device": "tpu"}, InputError, "--device: is tpu"),
         ({"speed": 9}, TypeError, "speed"),
     ],

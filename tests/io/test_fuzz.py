@@ -30,7 +30,7 @@ def run_batch(target, seed, count, folder, *reader, module="fuzz_volumes"):
 
 @pytest.mark.parametrize(
     ("seed", "count"),
-    [(0, 110), *(pytest.param(seed, 1000, marks=pytest.mark.exhaustive) for seed in range(2))],
+    [(0, 110), pytest.param(1, 1000, marks=pytest.mark.exhaustive)],
 )
 def test_damaged_headers(tmp_path, seed, count):
     outcomes, wrong = run_batch("headers", seed, count, tmp_path)
@@ -51,11 +51,10 @@ def test_damaged_streams(tmp_path):
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", ["elements", "places"])
-@pytest.mark.parametrize("seed", range(2))
-def test_damaged_segmentations(tmp_path, kind, seed):
+def test_damaged_segmentations(tmp_path, kind):
     count = 1500
     pytest.importorskip("highdicom", reason="highdicom is not installed")
-    outcomes, wrong = run_batch(kind, seed, count, tmp_path, module="fuzz_segmentations")
+    outcomes, wrong = run_batch(kind, 0, count, tmp_path, module="fuzz_segmentations")
     assert not wrong
     assert min(outcomes["refused"], outcomes["original"]) > count / 10
 

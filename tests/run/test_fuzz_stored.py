@@ -37,7 +37,7 @@ def run_batch(kinds, seed, count, folder, *reader):
 
 @pytest.mark.exhaustive
 def test_changed_files(tmp_path):
-    count = 500
+    count = 250
     outcomes, wrong = run_batch(KINDS, 1, count, tmp_path)
     assert not wrong
     for of_kind in outcomes.values():

@@ -158,10 +158,9 @@ def test_networks_with_norm(tmp_path, norm, suffix):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("topology", ["paper", "caffe"])
-def test_openvino_gives_the_networks_logits(tmp_path, trained, run_verb, topology):
+def test_openvino_gives_the_networks_logits(tmp_path, trained, run_verb):
     openvino = pytest.importorskip("openvino", reason="openvino is not installed")
-    path, model = trained(topology)
+    path, model = trained("caffe")
     output = tmp_path / "out" / "model.xml"
     for _ in range(2):
         # it replaces what it has written

@@ -81,6 +81,17 @@ def test_what_a_killed_process_left_is_swept(network, tmp_path, run_verb):
     assert {path.name for path in out.iterdir()} == {"a.mhd", "a.zraw", *(f".writing-{name}" for name in kept)}
 
 
+def test_where_processes_cant_be_asked_what_was_left_is_swept_when_it_is_old(tmp_path, monkeypatch):
+    monkeypatch.setattr(writing, "CAN_ASK", False)
+    monkeypatch.setattr(os, "kill", None)
+    folders = [tmp_path / f".writing-{platform.node()}-{NO_PROCESS}-{name}" for name in ("new", "old")]
+    for folder in folders:
+        folder.mkdir()
+    os.utime(folders[1], (0, 0))
+    writing.sweep_unfinished(tmp_path)
+    assert list(tmp_path.iterdir()) == folders[:1]
+
+
 def test_a_kill_while_writing_leaves_a_folder_that_is_swept(tmp_path):
     code = (
         "import os, signal, sys\nimport numpy as np\nimport SimpleITK as sitk\nfrom vnet_fast.io import writing\n"

@@ -45,8 +45,6 @@ def test_same_seed_same_weights_and_resuming_changes_nothing(cases, tmp_path, ru
 @pytest.mark.parametrize(
     ("number", "workers"),
     [
-        pytest.param(signal.SIGINT, 1, marks=pytest.mark.exhaustive, id="SIGINT-1"),
-        pytest.param(signal.SIGTERM, 0, marks=pytest.mark.exhaustive, id="SIGTERM-0"),
         pytest.param(signal.SIGINT, 0, marks=pytest.mark.exhaustive, id="SIGINT-0"),
         pytest.param(signal.SIGTERM, 1, marks=pytest.mark.exhaustive, id="SIGTERM-1"),
     ],

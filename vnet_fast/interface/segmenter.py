@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,8 @@ class Segmenter:
     ) -> None:
         if amp not in PRECISIONS:
             raise ValueError(f"amp must be one of {', '.join(map(str, PRECISIONS))}; got {amp!r}")
-        if overlap is not None and not 0 <= overlap < 1:
-            raise ValueError(f"overlap must be 0 or more and below 1; got {overlap}")
+        if overlap is not None and not (isinstance(overlap, Real) and 0 <= overlap < 1):
+            raise ValueError(f"overlap must be a number, 0 or more and below 1; got {overlap!r}")
         self.networks, self.overlap, self.all_components = networks, overlap, all_components
         self.autocast, self.precision = choose_precision(amp, networks.device)
         self.flips = LEFT_RIGHT if tta else NO_FLIP

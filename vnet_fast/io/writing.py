@@ -24,6 +24,8 @@ UNFINISHED = ".writing-"
 _own: set[Path] = set()
 # seconds after which one of another machine is taken for left over
 ABANDONED = 86_400
+# signal 0 only asks whether there is a process; on Windows it is Ctrl-C
+CAN_ASK = os.name != "nt"
 
 
 def write(array: np.ndarray, grid: Grid, path: str | Path, names: Mapping[int, str] | None = None) -> None:
@@ -136,15 +138,16 @@ def sweep_unfinished(folder: str | Path) -> None:
 
 def _is_left_over(path: Path) -> bool:
     machine, _, process = path.name.removeprefix(UNFINISHED).rpartition("-")[0].rpartition("-")
-    if machine == platform.node() and process.isdigit():
+    if machine == platform.node() and process == str(os.getpid()):
         # a process before this one may have had its number, in a container for example
-        return path not in _own if int(process) == os.getpid() else not _is_running(int(process))
+        return path not in _own
+    if machine == platform.node() and process.isdigit() and CAN_ASK:
+        return not _is_running(int(process))
     return time.time() - path.stat().st_mtime > ABANDONED
 
 
 def _is_running(process: int) -> bool:
     try:
-        # signal 0 only asks whether there is such a process
         os.kill(process, 0)
     except ProcessLookupError:
         return False
