@@ -1,5 +1,6 @@
 """What tests share: real data where it is, and small volumes on disk."""
 
+import itertools
 import locale
 import os
 import re
@@ -26,6 +27,8 @@ from vnet_fast import command_line, plotting, progress
 
 # of a process without runs
 HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+# numbers of the home folders of tests, most of which are never made
+HOMES = itertools.count()
 LOCALE = locale.setlocale(locale.LC_CTYPE)
 OFTEN_MISSING = ("SimpleITK", "monai", "onnx", "onnxruntime")
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -145,9 +148,9 @@ def matplotlib_cache(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch, matplotlib_cache):
+def _own_cache(tmp_path_factory, monkeypatch, matplotlib_cache):
     """Tests never write to the user's cache of prepared volumes."""
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HOME", str(tmp_path_factory.getbasetemp() / "homes" / str(next(HOMES))))
     monkeypatch.setenv("MPLCONFIGDIR", str(matplotlib_cache))
 
 

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 # a plugin, because it must be there before tests/conftest.py
 WITHOUT = """
@@ -21,6 +23,7 @@ sys.meta_path.insert(0, Missing())
 FILES = ("verbs/test_train.py", "verbs/test_train_input.py", "nn/test_losses.py", "nn/test_weighted_cross_entropy.py")
 
 
+@pytest.mark.exhaustive
 def test_files_that_need_a_missing_package_are_skipped(tmp_path):
     (tmp_path / "without.py").write_text(WITHOUT)
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}

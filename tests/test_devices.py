@@ -128,7 +128,8 @@ def test_cores_are_those_of_the_affinity_within_the_quota(monkeypatch, tmp_path,
     assert devices.available_cores() == cores
 
 
-@pytest.mark.parametrize("asked", [None, pytest.param("1", marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("asked", [None, "1"])
 def test_threads_are_the_cores_unless_the_user_says(asked):
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     if asked:

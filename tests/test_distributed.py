@@ -146,6 +146,7 @@ def test_a_signal_stops_both_at_the_same_iteration(cases, tmp_path, number):
     assert not (run / "lock").exists()
 
 
+@pytest.mark.exhaustive
 def test_dice_of_the_batch_sums_over_the_processes(tmp_path):
     process = torchrun(SCRIPT, "batch_dice", tmp_path)
     _, err = process.communicate(timeout=100)

@@ -16,7 +16,7 @@ import vnet_fast
 from tests.io.dicom_slices import write_series
 from tests.test_rooms import ARROWS, SMALL
 from tests.volumes import write_case
-from vnet_fast import __main__
+from vnet_fast import __main__, plotting
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -25,7 +25,11 @@ PAGES = {
 }
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FENCES = [(page, *fence) for page, text in PAGES.items() for fence in FENCE.findall(text)]
-BLOCKS = [pytest.param(code, id=f"{page}-{n}") for n, (page, kind, code) in enumerate(FENCES) if kind == "python"]
+BLOCKS = [
+    pytest.param(code, id=f"{page}-{n}", marks=[pytest.mark.exhaustive] if "torch.export" in code else [])
+    for n, (page, kind, code) in enumerate(FENCES)
+    if kind == "python"
+]
 # a command that several pages have is run once
 COMMANDS = list(
     dict.fromkeys(line for text in PAGES.values() for line in re.findall(r"^    (\S.*)$", FENCE.sub("", text), re.M))
@@ -41,9 +45,12 @@ FOLDERS = r"(?:vnet_fast|kernels|tests|benchmarks|docs|\.ci)/"
 
 
 def run_verb(arguments):
-    """Runs a verb in this process; returns its exit code."""
-    with pytest.raises(SystemExit) as stopped:
-        __main__.main(arguments)
+    """Runs a verb in this process, a training without its pictures; returns its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        if arguments[:1] == ["train"]:
+            patch.setattr(plotting, "available", lambda: False)
+        with pytest.raises(SystemExit) as stopped:
+            __main__.main(arguments)
     return stopped.value.code
 
 
@@ -124,6 +131,8 @@ class TinyTrainer(vnet_fast.Trainer):
 
 @pytest.mark.parametrize("code", BLOCKS)
 def test_code(code, folder, monkeypatch):
+    # kernels are timed for longer than one step of the whole network takes
+    monkeypatch.setenv("VNET_FAST_CPU_CONV", "onednn")
     monkeypatch.setattr(vnet_fast, "Trainer", TinyTrainer)
     exec(compile(code, "example", "exec"), {"__name__": "example"})
 

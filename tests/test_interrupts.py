@@ -40,6 +40,7 @@ def test_an_interrupt_that_nothing_can_catch_ends_a_command_later():
     assert (done.returncode, done.stdout, done.stderr) == (130, "goes on\n", "interrupted\n")
 
 
+@pytest.mark.exhaustive
 def test_other_errors_that_nothing_can_catch_are_shown_as_before():
     done = run("lambda _: 1 / 0", 1)
     assert (done.returncode, done.stdout) == (0, "goes on\nreached\n")

@@ -113,6 +113,8 @@ IMPORTS = """
 import json, sys
 import vnet_fast
 package = list(sys.modules)
+import vnet_fast.evaluation.metrics
+assert "SimpleITK" not in sys.modules
 import vnet_fast.kernels, vnet_fast.train, vnet_fast.predict
 print(json.dumps([package, list(sys.modules), list(vnet_fast.kernels.__path__)]))
 """

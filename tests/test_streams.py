@@ -61,6 +61,7 @@ def test_closed_streams_are_nothing_to_fail_for(folder, redirection):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of a shell's redirections")
 def test_a_closed_stdout_is_no_file_that_is_written(tmp_path):
     """The first file that is opened would get the number of stdout, and what is printed would go into it."""

@@ -181,6 +181,7 @@ def test_an_entry_is_replaced_and_not_overwritten(cases, tmp_path):
     assert entry.read_bytes() != b"damaged"
 
 
+@pytest.mark.exhaustive
 def test_two_processes_at_once(cases, tmp_path):
     code = (
         "from vnet_fast.data.cache import Cache; from vnet_fast.data.cases import find_cases; "

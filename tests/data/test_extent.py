@@ -227,6 +227,7 @@ def test_a_dicom_file_by_itself_has_no_grid(tmp_path):
         volumes.read_grid(tmp_path / "x.dcm")
 
 
+@pytest.mark.exhaustive
 def test_without_an_image_library_the_cache_says_it(large):
     code = (
         "import sys; sys.modules['SimpleITK'] = None; from vnet_fast.data.training_data import load_data; "

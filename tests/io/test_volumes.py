@@ -88,6 +88,7 @@ def test_voxels_that_are_not_finite(tmp_path):
         volumes.read_image(tmp_path / "x.mha")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not STATUS.exists(), reason="needs Linux")
 def test_peaks_of_memory(tmp_path):
     """What is read, and what it becomes: nothing else is as large as the volume."""

@@ -72,7 +72,7 @@ def batch_on(device):
     ("topology", "autocast"),
     [
         ("paper", None),
-        ("caffe", torch.bfloat16),
+        pytest.param("caffe", torch.bfloat16, marks=pytest.mark.exhaustive),
         pytest.param("paper", torch.bfloat16, marks=pytest.mark.exhaustive),
         pytest.param("caffe", None, marks=pytest.mark.exhaustive),
     ],
@@ -88,6 +88,7 @@ def test_a_step_copies_no_volume_into_another_layout(topology, autocast):
     assert copies.found == []
 
 
+@pytest.mark.exhaustive
 def test_no_operator_copies_into_another_layout_within_itself():
     """As convolutions do that lack a kernel for a layout: seen in a profile, behind the operators."""
     step, batch = step_of("paper", None, "cpu"), batch_on("cpu")

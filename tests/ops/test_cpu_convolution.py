@@ -101,7 +101,7 @@ def test_a_first_layer_in_both_forms(monkeypatch, form, taps, channels):
     assert error(predicted, activated) <= 1e-6
 
 
-@pytest.mark.parametrize("taps", [3, 5])
+@pytest.mark.parametrize("taps", [pytest.param(3, marks=pytest.mark.exhaustive), 5])
 def test_opcheck(taps):
     x, weight, bias = (tensor.requires_grad_() for tensor in tensors(8, 8, (4, 4, 5), taps=taps))
     opcheck(OPERATORS.cpu_convolution, (x, weight, bias))

@@ -242,7 +242,8 @@ def test_two_runs_are_bit_equal():
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="needs 15 GB of memory, and here only as much of files without content")
-@pytest.mark.parametrize("deformed", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("deformed", [True, False])
 def test_more_than_2_31_stored_voxels(tmp_path, deformed):
     def zeros(name, like, count):
         size = count * like[0].numel()

@@ -76,11 +76,12 @@ def test_all_of_the_package_are_made_so():
     assert all(torch._C._dispatch_has_kernel_for_dispatch_key(name, "Autograd") for name in OPERATORS)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", [pytest.param("sgd", marks=pytest.mark.exhaustive), "adamw"])
 def test_training_and_prediction_do_not_import_the_compiler(cases, tmp_path, optimizer):
     python(START, cases, tmp_path / "run", optimizer)
 
 
+@pytest.mark.exhaustive
 def test_the_package_can_be_imported_again():
     python(AGAIN)
 

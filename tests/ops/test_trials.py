@@ -33,6 +33,7 @@ def warnings_of(caplog):
     return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", list(trials.TRIALS))
 def test_the_kernels_pass_and_that_is_remembered(name, monkeypatch, caplog):
     tensor = torch.empty(1)

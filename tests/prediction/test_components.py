@@ -20,6 +20,7 @@ def test_largest_components():
     assert not kept[8:10, 8:10, 8:10].any()
 
 
+@pytest.mark.exhaustive
 def test_the_components_of_a_large_mask_are_not_read_after_their_memory_is_freed():
     # glibc returns blocks above 32 MB to the system at once, so that a late read ends the process
     code = """

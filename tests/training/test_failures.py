@@ -80,6 +80,7 @@ def test_float16_goes_on_until_its_scaler_has_given_up(cases, tmp_path, monkeypa
     assert run.step.scaler.get_scale() < 1
 
 
+@pytest.mark.exhaustive
 def test_out_of_memory_says_what_fits(cases, tmp_path, run_verb, monkeypatch):
     original = VNet.forward
 

@@ -51,6 +51,7 @@ def test_what_fits_is_found_by_trying(volumes, expected):
     assert all(batch < 4 for batch, *_ in model.tried)
 
 
+@pytest.mark.exhaustive
 def test_a_run_that_starts_from_another_is_not_told_to_be_narrower():
     for init, expected in ((None, "or --base-channels below 16"), ("best.pt", "which fits")):
         config = Config(data="DIR", init=init, batch_size=2, volume=(128, 128, 64))

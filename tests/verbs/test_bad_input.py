@@ -145,6 +145,7 @@ def test_unusual_names_are_read(tmp_path, run_verb, name):
     assert [line.startswith(f"{stem}{number}") for number, line in enumerate(out.splitlines()[1:3])] == [True, True]
 
 
+@pytest.mark.exhaustive
 def test_a_name_that_is_not_utf8(tmp_path):
     """SimpleITK would end the process."""
     folder = tmp_path / "x"

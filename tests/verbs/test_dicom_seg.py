@@ -372,7 +372,11 @@ def overlap(dataset):
             "Case2.dcm: its segment 1 is heart, that of {labels}/Case0.dcm is left half. Number the segments alike",
         ),
         (move, "Case2.dcm: a frame lies at 5 0 "),
-        (overlap, "Case2.dcm: segments 1 (left half) and 2 (right half) overlap, and a mask has one label"),
+        pytest.param(
+            overlap,
+            "Case2.dcm: segments 1 (left half) and 2 (right half) overlap, and a mask has one label",
+            marks=pytest.mark.exhaustive,
+        ),
     ],
     ids=["names", "place", "overlap"],
 )

@@ -254,6 +254,7 @@ def test_what_is_installed():
     assert not network_file.is_installed("no_such_package")
 
 
+@pytest.mark.exhaustive
 def test_onnx_is_written_unchecked_without_onnxruntime(tmp_path, trained, run_verb, monkeypatch):
     monkeypatch.setattr(network_file, "is_installed", lambda each: each != "onnxruntime")
     monkeypatch.setattr(network_file, "onnx_bytes", lambda program, facts: b"content")

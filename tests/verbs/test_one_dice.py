@@ -126,7 +126,8 @@ def test_a_run_is_finished_even_if_its_files_are_gone(trained, tmp_path, run_ver
 
 
 @pytest.mark.usefixtures("quick_training")
-@pytest.mark.parametrize("declared", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("declared", [False, True])
 def test_a_trained_class_that_no_held_out_mask_has(tmp_path, run_verb, monkeypatch, declared):
     """Its false positives count, with names or without, and names are found beside the masks."""
     data, run = tmp_path / "data", tmp_path / "run"

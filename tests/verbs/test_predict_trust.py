@@ -92,6 +92,7 @@ def test_where_processes_cant_be_asked_what_was_left_is_swept_when_it_is_old(tmp
     assert list(tmp_path.iterdir()) == folders[:1]
 
 
+@pytest.mark.exhaustive
 def test_a_kill_while_writing_leaves_a_folder_that_is_swept(tmp_path):
     code = (
         "import os, signal, sys\nimport numpy as np\nimport SimpleITK as sitk\nfrom vnet_fast.io import writing\n"
