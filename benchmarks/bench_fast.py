@@ -18,7 +18,8 @@ from benchmarks.measure import CHOICE, DEVICE, ON_GPU, synchronize, time_of
 from benchmarks.peers import PlainVNet, dice_loss
 from benchmarks.providers import HALF, PRECISION, TOLERANCE, Beside, as_ours, exactly
 from vnet_fast import VNet
-from vnet_fast.devices import keep_freed_memory, mixed_precision
+from vnet_fast.devices import mixed_precision
+from vnet_fast.host_memory import keep_freed_memory
 from vnet_fast.run.configuration import LOSSES, Config
 from vnet_fast.run.recipes import CPU_CHANNELS, FAST, settings_of
 from vnet_fast.training.optimizer import make_optimizer

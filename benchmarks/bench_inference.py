@@ -32,7 +32,7 @@ from benchmarks.providers import (
 )
 from benchmarks.volumes import SPACING
 from vnet_fast.data.phantom import phantom
-from vnet_fast.devices import keep_freed_memory
+from vnet_fast.host_memory import keep_freed_memory
 from vnet_fast.prediction.passes import EAGER_PASSES, Passes
 from vnet_fast.prediction.task import Task
 

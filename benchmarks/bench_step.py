@@ -29,7 +29,7 @@ from benchmarks.providers import (
     meta_model,
     training_of,
 )
-from vnet_fast.devices import keep_freed_memory
+from vnet_fast.host_memory import keep_freed_memory
 
 BATCHES = (1, 2, 4) if ON_GPU else (1,)
 if ON_GPU:

@@ -11,7 +11,7 @@ from benchmarks.graph_time import TimedReplays
 from benchmarks.measure import CHOICE, DEVICE, ON_GPU, SHAPE, synchronize, time_of
 from benchmarks.providers import EAGER, FASTEST, HALF, LEARNING_RATE, OurTraining, PlainTraining, Provider
 from benchmarks.volumes import new_volumes, training_cases
-from vnet_fast.devices import keep_freed_memory
+from vnet_fast.host_memory import keep_freed_memory
 from vnet_fast.ops.augment import augments_by_kernel
 from vnet_fast.training.draws import BatchSampler
 from vnet_fast.training.read_back import ReadBack

@@ -123,10 +123,10 @@ def combine(library, grad_z, x, scale, factor, mean, shift):
 def row_stride(volume):
     """The stride from voxel to voxel, if it is constant and channels are adjacent; else None."""
     n, c, *shape = volume.shape
-    if shape[-1] == 1:
-        return c if volume.is_contiguous(memory_format=MEMORY_FORMAT) else None
     by_sample, by_channel, *by_axis = volume.stride()
-    stride = by_axis[-1]
+    # that of an axis of length 1 says nothing
+    strides = [found for length, found in zip(shape, by_axis, strict=True) if length > 1]
+    stride = strides[-1] if strides else by_sample if n > 1 else c
     expected = (shape[1] * shape[2] * stride, shape[2] * stride, stride)
     dense = all(length == 1 or found == wanted for length, found, wanted in zip(shape, by_axis, expected, strict=True))
     samples = n == 1 or by_sample == shape[0] * expected[0]

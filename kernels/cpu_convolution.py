@@ -80,6 +80,7 @@ def _function(library, name):
     function = getattr(library, f"vnet_fast_{name}")
     function.argtypes = {
         "transform_weight": (pointer, pointer, number, number, number, number, flag, number),
+        "fingerprint": (pointer, number, number, pointer),
         "convolve": (pointer, number, number, flag),
         "weight_gradient": (pointer, pointer, number, number, flag),
         "first_layer": (pointer, number, flag),
@@ -133,9 +134,16 @@ def transform_weight(library, weight, depth, mirrored=False, out=None):
         a flat tensor, float32.
     """
     k, c, taps = weight.shape[:3]
-    out = torch.empty(weight_size(c, k, taps, depth)) if out is None else out
+    out = torch.empty(weight_size(c, k, taps, depth), dtype=torch.float32) if out is None else out
     call(library, "transform_weight", weight.data_ptr(), out.data_ptr(), c, k, taps, depth, mirrored, _threads())
     return out
+
+
+def fingerprint(library, values):
+    """A number of 64 bits that changes with the values of a dense float32 tensor, or with their order in memory."""
+    out = ctypes.c_uint64()
+    call(library, "fingerprint", values.data_ptr(), values.numel(), _threads(), ctypes.addressof(out))
+    return out.value
 
 
 def convolve(library, x, weight, channels, taps, depth, bias=None, residual=None, slope=None, negative=None):
@@ -180,7 +188,7 @@ def weight_gradient(library, x, grad_y, taps, depth):
     """
     n, c, *shape = x.shape
     k = grad_y.shape[1]
-    grad = torch.empty((k, c, taps, taps, taps), memory_format=MEMORY_FORMAT)
+    grad = torch.empty((k, c, taps, taps, taps), dtype=torch.float32, memory_format=MEMORY_FORMAT)
     block = block_of(c, k, n, shape, taps, depth, _threads(), gradient=True)
     layer = layer_of((x, None, None, None, None, grad_y, None, None), (n, *shape, c, k), block)
     call(library, "weight_gradient", ctypes.addressof(layer), grad.data_ptr(), taps, depth, x.dtype == torch.bfloat16)
@@ -221,7 +229,7 @@ def first_layer_gradient(library, x, grad_y, taps, name="first_layer_gradient"):
         (K, C, taps, taps, taps), channels-last, float32.
     """
     n, c, *shape = x.shape
-    grad = torch.empty((grad_y.shape[1], c, taps, taps, taps), memory_format=MEMORY_FORMAT)
+    grad = torch.empty((grad_y.shape[1], c, taps, taps, taps), dtype=torch.float32, memory_format=MEMORY_FORMAT)
     operands = (x, None, None, None, None, grad_y, None, None)
     layer = layer_of(operands, (n, *shape, c, grad_y.shape[1]))
     call(library, name, ctypes.addressof(layer), grad.data_ptr(), taps, x.dtype == torch.bfloat16)

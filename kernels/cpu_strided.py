@@ -94,7 +94,7 @@ def weight_gradient(library, fine, coarse):
         coarse: (N, K, D, H, W), as fine. One of the two is the input, and one the gradient of the output.
     """
     n, k, *shape = coarse.shape
-    grad = torch.empty((k, fine.shape[1], *[LENGTH] * 3), memory_format=MEMORY_FORMAT)
+    grad = torch.empty((k, fine.shape[1], *[LENGTH] * 3), dtype=torch.float32, memory_format=MEMORY_FORMAT)
     layer = layer_of((fine, None, None, None, None, coarse, None, None), (n, *shape, fine.shape[1], k))
     half = fine.dtype == torch.bfloat16
     call(library, "strided_weight_gradient", ctypes.addressof(layer), grad.data_ptr(), half)

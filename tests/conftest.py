@@ -23,7 +23,7 @@ if not torch.cuda.is_available():
     # the kernels run in Triton's interpreter; Triton reads this when it is imported
     os.environ["TRITON_INTERPRET"] = "1"
 
-from vnet_fast import command_line, plotting, progress
+from vnet_fast import command_line, host_memory, plotting, progress
 
 # of a process without runs
 HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
@@ -158,6 +158,13 @@ def _own_cache(tmp_path_factory, monkeypatch, matplotlib_cache):
 def _no_lines_of_slow_work(monkeypatch):
     """A command's output is the same on a slow machine, where some work takes ten seconds."""
     monkeypatch.setattr(progress, "SECONDS", 600.0)
+
+
+@pytest.fixture(autouse=True)
+def _returned_memory():
+    """Commands keep freed memory, and so would what is tested after them in this process."""
+    yield
+    host_memory.return_freed_memory()
 
 
 @pytest.fixture(autouse=True)

@@ -147,8 +147,8 @@ def test_threads_are_the_cores_unless_the_user_says(asked):
 def test_freed_memory_is_kept():
     """A forward pass takes most of its memory from the memory that the pass before freed."""
     code = (
-        "import resource, sys, torch; from vnet_fast import VNet, devices; "
-        "assert devices.keep_freed_memory(sys.argv[1] == 'keep'); "
+        "import resource, sys, torch; from vnet_fast import VNet, host_memory; "
+        "assert host_memory.keep_freed_memory(sys.argv[1] == 'keep'); "
         "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "model, image = VNet(base_channels=8), torch.zeros(1, 1, 32, 64, 64)\n"
         "torch.set_grad_enabled(False)\n"

@@ -11,6 +11,7 @@ SMALL = {
     "accelerators",
     "errors",
     "files",
+    "host_memory",
     "devices",
     "distributed",
     "command_line",

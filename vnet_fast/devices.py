@@ -1,7 +1,6 @@
 """Where a network runs, in which precision, on how many threads, and with how much memory."""
 
 import contextlib
-import ctypes
 import gc
 import os
 import platform
@@ -25,15 +24,15 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 HOST = torch.device("cpu")
 # of the option --device
 DEVICES = ("auto", "cpu", "cuda", *ACCELERATORS)
-# messages of the CPU's allocator and of CUDA's libraries, whose errors have no type of their own
-OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED", MPS_OUT_OF_MEMORY)
+# messages of the CPU's allocator, of ITK and of CUDA's libraries, whose errors have no type of their own
+OUT_OF_MEMORY = (
+    "can't allocate memory", "std::bad_alloc", "Failed to allocate memory", "CUDA error: out of memory",
+    "STATUS_ALLOC_FAILED", MPS_OUT_OF_MEMORY,
+)  # fmt: skip
 # What PyTorch says if cuDNN has no engine for a convolution, and also if none of its engines finds the memory that it
 # needs: of PyTorch's allocator, or below these free bytes of the GPU for its own tables and kernels.
 NO_ENGINE = "unable to find an engine"
 LITTLE_MEMORY = 512 << 20
-# glibc's mallopt: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
-KEEP_FREED = {-4: 0, -1: -1, -2: 1 << 28}
-GLIBC_DEFAULTS = {-4: 65536, -1: 128 << 10, -2: 128 << 10}
 CGROUP_QUOTA = "/sys/fs/cgroup/cpu.max"
 CPU_INFO = Path("/proc/cpuinfo")
 # the first GPUs with TF32, and the error of a convolution that tells it from float32
@@ -117,27 +116,6 @@ def use_all_cores() -> None:
         torch.set_num_threads(available_cores())
 
 
-def keep_freed_memory(keep: bool = True) -> bool:
-    """Lets the CPU's allocator keep freed memory, as a GPU's does.
-
-    By default glibc returns large tensors to the system, which then clears every page of the next one: a sixth
-    of a step's time on two cores. The process takes a tenth more memory.
-
-    Args:
-        keep: False restores glibc's defaults.
-
-    Returns:
-        whether it could be set; it can't without glibc.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
-        return False
-    settings = KEEP_FREED if keep else GLIBC_DEFAULTS
-    succeeded = [mallopt(ctypes.c_int(name), ctypes.c_int(value)) == 1 for name, value in settings.items()]
-    return all(succeeded)
-
-
 def prepare_gpu() -> None:
     """Lets PyTorch find cuDNN's kernels on tensor cores.
 
@@ -177,7 +155,7 @@ def is_out_of_memory(error: Exception) -> bool:
         # an allocation that has failed explains this error, and not the next one
         torch.cuda.reset_accumulated_memory_stats()
     named = any(message in str(error) for message in OUT_OF_MEMORY)
-    return short or named or isinstance(error, torch.OutOfMemoryError)
+    return short or named or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 def _gpu_memory_is_short() -> bool:
@@ -254,7 +232,8 @@ def convolves_in_tf32(device: torch.device) -> bool:
     result of a small convolution. Rounding to 11 bits leaves an error of about 3e-4, float32 one of about 3e-7.
     """
     generator = torch.Generator().manual_seed(0)
-    x, weight = (torch.randn(shape, generator=generator) for shape in ((1, 32, 8, 8, 8), (32, 32, 3, 3, 3)))
+    shapes = (1, 32, 8, 8, 8), (32, 32, 3, 3, 3)
+    x, weight = (torch.randn(shape, dtype=torch.float32, generator=generator) for shape in shapes)
     exact = torch.nn.functional.conv3d(x.double(), weight.double(), padding=1)
     x, weight = (tensor.to(device, memory_format=torch.channels_last_3d) for tensor in (x, weight))
     with torch.autocast(device.type, enabled=False), torch.no_grad():

@@ -5,8 +5,9 @@ from typing import Any
 
 from vnet_fast import command_line
 from vnet_fast.command_line import option
-from vnet_fast.devices import find_device, keep_freed_memory, use_all_cores
+from vnet_fast.devices import find_device, use_all_cores
 from vnet_fast.diagnostics.checks import examine
+from vnet_fast.host_memory import keep_freed_memory
 from vnet_fast.progress import working
 
 

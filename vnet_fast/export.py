@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from vnet_fast import command_line
@@ -64,15 +65,20 @@ def main(given: dict[str, Any]) -> int:
     checkpoints = checkpoint_files(list(map(os.fspath, given_paths)))
     config.check(checkpoints)
     path = FORMATS[config.format].check_output(config.output, checkpoints)
+    threads = torch.get_num_threads()
     use_all_cores()
-    networks = load_networks(checkpoints, HOST)
-    model = networks.model.eval().requires_grad_(False)
-    models: list[Any] = list(model) if isinstance(model, nn.ModuleList) else [model]
-    with working("exporting"):
-        if config.format == PIPELINE:
-            result = pipeline.export(models, networks.task, path, config.tta)
-        else:
-            result = FORMATS[config.format].export(models[0], networks.task, path)
+    try:
+        networks = load_networks(checkpoints, HOST)
+        model = networks.model.eval().requires_grad_(False)
+        models: list[Any] = list(model) if isinstance(model, nn.ModuleList) else [model]
+        with working("exporting"):
+            if config.format == PIPELINE:
+                result = pipeline.export(models, networks.task, path, config.tta)
+            else:
+                result = FORMATS[config.format].export(models[0], networks.task, path)
+    finally:
+        # a program may call this too
+        torch.set_num_threads(threads)
     print(f"{path}: {result}")
     return 0
 

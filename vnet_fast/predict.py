@@ -10,9 +10,10 @@ from typing import Any
 from vnet_fast import command_line
 from vnet_fast.command_line import option, path_text, share
 from vnet_fast.data.channels import check_order
-from vnet_fast.devices import DEVICES, device_name, find_device, keep_freed_memory, use_all_cores
+from vnet_fast.devices import DEVICES, device_name, find_device, use_all_cores
 from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.files import make_folder
+from vnet_fast.host_memory import keep_freed_memory
 from vnet_fast.interface.segmenter import Segmenter
 from vnet_fast.io.probabilities import ENTROPY, probability_endings
 from vnet_fast.io.writing import sweep_unfinished

@@ -7,13 +7,14 @@ from typing import Any
 from vnet_fast import command_line, plotting
 from vnet_fast.command_line import option, path_text
 from vnet_fast.data.classes import Classes
-from vnet_fast.devices import find_device, keep_freed_memory, use_all_cores
+from vnet_fast.devices import find_device, use_all_cores
 from vnet_fast.errors import InputError
 from vnet_fast.evaluation.comparison import compare_pairs
 from vnet_fast.evaluation.evaluation import evaluate
 from vnet_fast.evaluation.probabilities import calibrate
 from vnet_fast.evaluation.score import read_observer
 from vnet_fast.files import make_folder, write_text
+from vnet_fast.host_memory import keep_freed_memory
 from vnet_fast.reporting.html import page
 from vnet_fast.reporting.sections import make_sections
 from vnet_fast.reporting.subjects import read_subjects

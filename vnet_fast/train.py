@@ -4,8 +4,9 @@ from typing import Any
 
 from vnet_fast import command_line
 from vnet_fast.data.check import check_data
-from vnet_fast.devices import keep_freed_memory, use_all_cores
+from vnet_fast.devices import use_all_cores
 from vnet_fast.distributed import Processes
+from vnet_fast.host_memory import keep_freed_memory
 from vnet_fast.progress import silent
 from vnet_fast.run.configuration import Config
 from vnet_fast.training.start import settle, start

@@ -4,6 +4,7 @@
 #include "activation.h"
 #include "convolution.h"
 #include "direct.h"
+#include "fingerprint.h"
 #include "patches.h"
 #include "strided.h"
 
@@ -46,6 +47,10 @@ int vnet_fast_transform_weight(const float* weight, float* out, int64_t c, int64
             });
         });
     });
+}
+
+int vnet_fast_fingerprint(const float* values, int64_t size, int64_t threads, uint64_t* out) {
+    return guarded([&] { *out = fingerprint(values, size, threads); });
 }
 
 int vnet_fast_convolve(const Layer* layer, int64_t taps, int64_t depth, int half) {

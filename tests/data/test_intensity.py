@@ -58,10 +58,15 @@ def test_normalised_by_a_part():
         normalise(raw, raw[0])
 
 
-@pytest.mark.parametrize("values", [np.zeros((3, 3, 3)), np.full((2, 2, 2), 7.0), np.full((2, 2, 2), np.nan)])
+@pytest.mark.parametrize("values", [np.zeros((3, 3, 3)), np.full((2, 2, 2), 7.0)])
 def test_constant_volume(values):
     with pytest.raises(ValueError, match="all voxels have the same value"):
         normalise(values)
+
+
+def test_nothing_but_the_outside():
+    with pytest.raises(ValueError, match="has no voxels"):
+        normalise(np.full((2, 2, 2), np.nan))
 
 
 @pytest.mark.parametrize("quantised", [False, True])

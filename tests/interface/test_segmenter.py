@@ -1,6 +1,8 @@
 """What `Segmenter` takes, and that it does what the command does."""
 
+import copy
 import os
+import pickle
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -186,6 +188,11 @@ def test_short_memory_is_a_warning(case, segmenter, monkeypatch):
         return original(*arguments)
 
     monkeypatch.setattr(inference, "_average", short)
+    with pytest.raises(MemoryError):
+        segmenter(case[0])
+    list_attempts = inference.list_attempts
+    monkeypatch.setattr(inference, "list_attempts", lambda *arguments: 2 * list_attempts(*arguments))
+    attempts.clear()
     with pytest.warns(UserWarning, match=r"case.nii.gz: out of memory on the CPU"):
         segmenter(case[0])
 
@@ -309,6 +316,13 @@ def test_another_default_type_of_pytorch(case, trained, segmenter):
     finally:
         torch.set_default_dtype(torch.float32)
     np.testing.assert_array_equal(mask, segmenter(case[0]).labels)
+
+
+def test_it_can_be_copied_and_sent_to_other_processes(case, segmenter):
+    expected = segmenter(case[0]).labels
+    for other in (copy.deepcopy(segmenter), pickle.loads(pickle.dumps(segmenter))):
+        np.testing.assert_array_equal(other(case[0]).labels, expected)
+        assert repr(other) == repr(segmenter)
 
 
 def test_mixed_precision_of_the_program_changes_nothing(case, segmenter):

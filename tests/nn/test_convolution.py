@@ -5,6 +5,7 @@ from torch import nn
 
 from vnet_fast.devices import cpu_has_convolutions
 from vnet_fast.nn.convolution import convolve
+from vnet_fast.ops import onednn
 
 
 def layer(channels=6, kernel_size=5, dtype=torch.float32):
@@ -51,6 +52,24 @@ def test_output_and_gradients_are_the_convolutions(size, dtype):
             allowed += 2 * (pytorchs.double() - reference).norm()
         assert (ours.double() - reference).norm() <= allowed
     assert gradients(*[convolve(convolution, x)[0], x, convolution])[1].stride() == convolution.weight.stride()
+
+
+@pytest.mark.parametrize("size", [(4, 8, 9), (9, 2, 3), (3, 2, 8)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gradient_that_is_gathered_in_pieces(monkeypatch, size, dtype):
+    """Of thin but large volumes, which would take 125 times their memory."""
+    x, grad_y = (torch.randn(2, channels, *size).to(dtype) for channels in (3, 4))
+    shape, pieces = torch.Size((4, 3, 5, 5, 5)), []
+    whole = onednn.gathered_weight_gradient(x, grad_y, shape)
+    monkeypatch.setattr(onednn, "GATHERED", x.numel() * 125 // 3)
+    matmul = torch.Tensor.__matmul__
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: pieces.append(b.numel()) or matmul(a, b))
+    found = onednn.gathered_weight_gradient(x, grad_y, shape)
+    assert len(pieces) > 1
+    assert max(pieces) <= onednn.GATHERED
+    assert (found.dtype, found.shape) == (dtype, shape)
+    tolerance = 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(found, whole, rtol=0, atol=tolerance * whole.abs().max().item())
 
 
 @pytest.mark.parametrize("size", [(2, 4, 4), (6, 6, 6)], ids=str)

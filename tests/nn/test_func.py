@@ -150,6 +150,21 @@ def test_tangents_of_single_weights(norm, trained):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
+def test_images_of_several_channels_one_by_one():
+    model, images = VNet(in_channels=2, base_channels=8, levels=2), torch.randn(2, 1, 2, 8, 8, 8)
+    weights = dict(model.named_parameters())
+
+    def loss(weights, image):
+        return functional_call(model, weights, (image,)).square().mean()
+
+    torch.testing.assert_close(vmap(model)(images), torch.stack([model(image) for image in images]))
+    found = vmap(grad(loss), (None, 0))(weights, images)
+    for number, image in enumerate(images):
+        expected = torch.autograd.grad(loss(weights, image), list(weights.values()))
+        for name, gradient_of_one in zip(weights, expected, strict=True):
+            torch.testing.assert_close(found[name][number], gradient_of_one, rtol=1e-3, atol=1e-5)
+
+
 # batch norm would have other statistics for each, which it can't keep, as PyTorch's
 @pytest.mark.parametrize("network", [None, "instance", "group"], indirect=True, ids=str)
 def test_images_one_by_one(network):

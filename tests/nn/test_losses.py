@@ -7,7 +7,14 @@ import torch
 from monai.utils import LossReduction
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vnet_fast import DiceCELoss, DiceLoss, WeightedCrossEntropy
+from vnet_fast import (
+    DiceCELoss,
+    DiceFocalLoss,
+    DiceLoss,
+    GeneralizedDiceLoss,
+    TverskyLoss,
+    WeightedCrossEntropy,
+)
 from vnet_fast.ops.dice import DiceOptions, dice_sums
 
 SHAPES = {3: (2, 3, 7), 4: (2, 3, 5, 4), 5: (2, 3, 4, 3, 5)}
@@ -107,6 +114,21 @@ def test_types_of_the_target(dtype, onehot, squared):
     logits, target = inputs(shape, labels=onehot)
     arguments = {"softmax": True, "to_onehot_y": onehot, "squared_pred": squared}
     assert_same(arguments, logits, target.to(dtype), target.double())
+
+
+UNSIGNED = [torch.uint16, torch.uint32, torch.uint64]
+
+
+@pytest.mark.parametrize("dtype", UNSIGNED, ids=str)
+def test_labels_of_every_unsigned_type(dtype):
+    """SimpleITK's masks are often uint16."""
+    logits, target = inputs((2, 3, 4, 3, 5), labels=True)
+    options = {"softmax": True, "to_onehot_y": True}
+    losses = [loss(**options) for loss in (DiceLoss, DiceCELoss, DiceFocalLoss, TverskyLoss, GeneralizedDiceLoss)]
+    for loss in (*losses, WeightedCrossEntropy()):
+        torch.testing.assert_close(
+            value_and_gradient(loss, logits, target.to(dtype)), value_and_gradient(loss, logits, target)
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8])

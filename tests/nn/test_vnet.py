@@ -294,3 +294,16 @@ def test_halvings_of_every_step_are_the_usual_network():
 def test_halvings_that_there_are_not(halvings):
     with pytest.raises(ValueError, match="halvings must be None or three whole numbers from 0 to 2, one of them 2"):
         small(levels=3, halvings=halvings)
+
+
+@pytest.mark.parametrize("norm", [None, "instance"])
+@pytest.mark.parametrize("size", [(32, 32, 1), (1, 32, 32), (32, 1, 1)], ids=str)
+def test_images_of_two_axes_in_any_place(size, norm):
+    torch.manual_seed(0)
+    halvings = tuple(4 if length > 1 else 0 for length in size)
+    model, x = VNet(base_channels=8, norm=norm, halvings=halvings), torch.randn(2, 1, *size)
+    logits, exact = model(x), copy.deepcopy(model).double()(x.double())
+    torch.testing.assert_close(logits.double(), exact, rtol=1e-3, atol=1e-3 * exact.abs().max().item())
+    logits.square().mean().backward()
+    exact.square().mean().backward()
+    assert model.head.weight.grad.isfinite().all()

@@ -213,6 +213,60 @@ def test_a_transformed_weight_is_kept_until_the_weight_changes(monkeypatch):
     assert weight not in cpu_convolution._kept
 
 
+def by_numpy(weight):
+    weight.detach().numpy()[:] *= -1
+
+
+def by_another_view(weight):
+    weight.data.permute(0, 2, 3, 4, 1).view(-1)[5] += 1
+
+
+def by_a_swap(weight):
+    weight.data = weight.data.flip(0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda weight: weight.data.mul_(0.99).add_(0.01),
+        lambda weight: weight.data.neg_(),
+        lambda weight: weight.data.clamp_(max=0.01),
+        by_numpy,
+        by_another_view,
+        by_a_swap,
+    ],
+    ids=["average", "sign", "clamp", "numpy", "one value", "order"],
+)
+def test_changes_that_pytorch_does_not_count_are_seen(change):
+    """Those of mean teachers, of other processes, of optimisers by `.data`."""
+    x, weight, _ = tensors()
+    weight = torch.nn.Parameter(weight)
+    with torch.no_grad():
+        before = cpu_convolution.predict(x, weight, None)
+        change(weight)
+        found = cpu_convolution.predict(x, weight, None)
+    exact = F.conv3d(x.double(), weight.detach().double(), None, 1, 2)
+    assert error(found, exact) <= 1e-4
+    assert error(before, exact) > 2e-4
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+def test_the_updates_of_fused_optimisers_are_seen(optimizer):
+    """A prediction between a loss and its update is a metric, for example."""
+    torch.manual_seed(0)
+    model, image = VNet(base_channels=8, levels=2), torch.randn(1, 1, 16, 16, 16)
+    optimizer = optimizer(model.parameters(), 0.01, fused=True)
+    for _ in range(2):
+        loss = model(image).square().mean()
+        with torch.no_grad():
+            model(image)
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        found, exact = model(image), copy.deepcopy(model).double()(image.double())
+    assert error(found, exact) <= 1e-4
+
+
 def test_nothing_is_kept_of_a_network_that_is_gone():
     gc.collect()
     before, model = len(cpu_convolution._kept), VNet(base_channels=8)

@@ -287,8 +287,23 @@ def test_the_last_resort_is_the_cpu(monkeypatch):
 
 
 def test_what_the_cpu_cannot_hold_is_no_endless_loop():
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(MemoryError, match="smallest windows"):
         predict_probabilities(Scarce(make_pointwise(), voxels=0), make_image(SHAPE), notify=lambda message: None)
+
+
+def test_a_cpu_returns_what_it_has_kept_before_windows_are_smaller(monkeypatch):
+    network, messages = Scarce(make_pointwise(), voxels=0, error=MemoryError()), []
+
+    def return_freed_memory():
+        network.voxels, before = 10**9, network.voxels
+        return not before
+
+    monkeypatch.setattr(inference, "return_freed_memory", return_freed_memory)
+    image = make_image((16, 16, 160))
+    found = predict_probabilities(network, image, notify=messages.append)
+    np.testing.assert_array_equal(found, predict_probabilities(network.network, image))
+    assert messages == []
+    assert network.seen == [image.shape] * 2
 
 
 NO_ENGINE = RuntimeError("GET was unable to find an engine to execute this computation after trying 3 plans.")

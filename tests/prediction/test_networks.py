@@ -13,10 +13,11 @@ from vnet_fast.run import checkpoint
 CPU = torch.device("cpu")
 
 
-def write(path, seed=0, classes=(), **network):
+def write(path, seed=0, classes=(), channels=None, **network):
     torch.manual_seed(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     grid = {"spacing": [1.0, 1.0, 1.0], "volume": [16, 16, 16], "validation": [f"case{seed}"]}
+    grid |= {"channels": channels} if channels else {}
     checkpoint.save(path, VNet(base_channels=2, **network), **grid, classes=list(classes))
 
 
@@ -69,6 +70,18 @@ def test_networks_whose_classes_are_swapped(tmp_path, unnamed):
         load_networks(paths[0 if unnamed else 1 :], CPU)
     cause = f"its class 1 is right, that of {paths[1]} is left"
     assert str(error.value) == f"{paths[2]}: {cause}. Name checkpoints that agree in it"
+
+
+def test_networks_whose_channels_are_swapped(tmp_path):
+    paths = [str(tmp_path / name) for name in ("a.pt", "b.pt", "c.pt", "d.pt")]
+    for path, names in zip(paths, (("T1", "T2"), ("t1", "T2"), ("", ""), ("T2", "T1")), strict=True):
+        channels = [{"name": name, "scaling": None} for name in names]
+        write(tmp_path / path, in_channels=2, channels=channels)
+    assert load_networks(paths[:3], CPU).count == 3
+    with pytest.raises(InputError) as error:
+        load_networks(paths, CPU)
+    cause = f"its channel 0 is T2, that of {paths[0]} is T1"
+    assert str(error.value) == f"{paths[3]}: {cause}. Name checkpoints that agree in it"
 
 
 def test_classes_without_a_name_go_with_all(tmp_path):

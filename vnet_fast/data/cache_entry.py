@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from vnet_fast.data.intensity import RANK_LEVELS
@@ -118,13 +119,14 @@ def mapped(path: Path, prepared: PreparedCase) -> PreparedCase:
     """
     with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
         places = [_place(file, archive.getinfo(f"{name}.npy")) for name in ("ranks", "mask")]
-    ranks, mask = (_mapped(path, *pair) for pair in ((prepared.ranks, places[0]), (prepared.mask, places[1])))
+    # PyTorch keeps no file open, of which a process may have about a thousand; private, so that it can be written to
+    content = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8).numpy()
+    arrays: list[NDArray[Any]] = [prepared.ranks, prepared.mask]
+    ranks, mask = (
+        content[place : place + like.nbytes].view(like.dtype).reshape(like.shape)
+        for like, place in zip(arrays, places, strict=True)
+    )
     return replace(prepared, ranks=ranks, mask=mask)
-
-
-def _mapped(path: Path, like: NDArray[Any], place: int) -> NDArray[Any]:
-    """An array of a file. It is private, because PyTorch takes none that can't be written to."""
-    return np.asarray(np.memmap(path, like.dtype, "c", place, like.shape))
 
 
 def _place(file: IO[bytes], member: zipfile.ZipInfo) -> int:

@@ -237,7 +237,6 @@ def _find_predictions(predictions: str | Path) -> dict[str, Path]:
     else:
         found = formats.volumes_in(predictions)
     predicted = _strip_endings(found, MASK_ENDINGS)
-    predicted = {name: path for name, path in predicted.items() if "_probability" not in name}
     predicted = {name: path for name, path in predicted.items() if not MAP.fullmatch(name)}
     if not predicted:
         raise InputError(predictions, "no predicted masks", "Name the folder that predict wrote to")
@@ -249,9 +248,11 @@ def _is_file(path: str | Path) -> bool:
     return not os.path.isdir(path) and (formats.suffix_of(path) is not None or formats.is_meant_as_dicom(Path(path)))
 
 
-def natural(name: object) -> list[tuple[int, int, str]]:
-    """Returns a sorting key for natural order, in which Case2 comes before Case10."""
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", str(name)) if part]
+def natural(name: object) -> tuple[list[tuple[int, int, str]], str]:
+    """Returns a sorting key for natural order, in which Case2 comes before Case10, and Case01 before Case1."""
+    text = str(name)
+    parts = (part for part in re.split(r"(\d+)", text) if part)
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts], text
 
 
 def _is_mask(name: str) -> bool:

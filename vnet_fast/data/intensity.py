@@ -23,12 +23,14 @@ def normalise(values: ArrayLike, reference: ArrayLike | None = None) -> NDArray[
         float32 array of the shape of `values`; the outside has the darkest value.
 
     Raises:
-        ValueError: if all voxels of the reference have the same value.
+        ValueError: if all voxels of the reference have the same value, or are outside of the image.
     """
     values = np.asarray(values, dtype=np.float32)
     reference = values if reference is None else np.asarray(reference, dtype=np.float32)
     inside = reference[~np.isnan(reference)]
-    if inside.size == 0 or inside.min() == inside.max():
+    if inside.size == 0:
+        raise ValueError("has no voxels")
+    if inside.min() == inside.max():
         raise ValueError("all voxels have the same value")
     foreground = inside[inside > inside.min()]
     low, high = np.percentile(foreground, [LOW_PERCENTILE, HIGH_PERCENTILE])

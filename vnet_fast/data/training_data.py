@@ -98,7 +98,9 @@ class Data:
             return
         before, now = ({str(name) for part in names.values() for name in part} for names in (stored, self.names))
         changed = sorted(before ^ now)
-        cause = f"its cases have changed{': ' + ', '.join(changed[:5]) if changed else ''}"
+        cause = f"its cases have changed: {', '.join(changed[:5])}"
+        if not changed:
+            cause = "its cases are divided into others to train on and to validate"
         raise InputError(run, cause, "Restore them, or start a new run")
 
 

@@ -59,13 +59,14 @@ def export(model: VNet, task: Task, path: Path) -> str:
         InputError: if the logits differ, or the folder can't be written.
     """
     architecture, order = architecture_of(model), outputs_by_label(model, task)
-    plain = vnet.VNet(**architecture).eval().requires_grad_(False)
+    plain = vnet.VNet(**architecture).float().eval().requires_grad_(False)
     weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
     weights |= {name: weights[name][order] for name in ("head.weight", "head.bias")}
     plain.load_state_dict(weights)
     x, y, z = task.size
     places = [order.index(output) for output in range(len(order))]
-    result = compared(lambda x: plain(x)[:, places], model, torch.zeros(2, model.in_channels, z, y, x), path)
+    example = torch.zeros(2, model.in_channels, z, y, x, dtype=torch.float32)
+    result = compared(lambda x: plain(x)[:, places], model, example, path)
     task = replace(task, regions=tuple(task.regions[output] for output in order) if task.regions else ())
     metadata, inference = metadata_of(model, task, name_of(path)), inference_of(architecture, task)
     with new_folder(path) as folder:

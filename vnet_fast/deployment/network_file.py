@@ -111,7 +111,7 @@ def checked_content(model: VNet, task: Task, path: Path) -> tuple[Content, str]:
     if suffix == ONNX:
         check_size(model, path)
     x, y, z = task.size
-    example = torch.zeros(2, model.in_channels, z, y, x)
+    example = torch.zeros(2, model.in_channels, z, y, x, dtype=torch.float32)
     # torch.export.save needs the weights in PyTorch's default layout
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # missing in torch's types
     program, facts = plain_program(model, example), about(model, task)
@@ -215,7 +215,7 @@ def compared(run: Callable[[Tensor], Tensor], model: VNet, example: Tensor, path
     Raises:
         InputError: if they differ by more than rounding.
     """
-    x = torch.randn(1, *example.shape[1:], generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, *example.shape[1:], dtype=example.dtype, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = model(x)
         difference = float((run(x) - expected).abs().max())

@@ -120,4 +120,6 @@ def wilcoxon(differences: Sequence[float]) -> float:
 
     if not differences:
         return math.nan
-    return float(stats.wilcoxon(differences).pvalue) if any(differences) else 1.0
+    # with zeros among them SciPy would not compute the exact distribution
+    others = [difference for difference in differences if difference]
+    return float(stats.wilcoxon(others).pvalue) if others else 1.0

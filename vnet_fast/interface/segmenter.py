@@ -27,7 +27,7 @@ class Segmenter:
     """A trained network, or several whose probabilities are averaged, with which volumes are segmented.
 
     Several threads may use it at once: they read volumes and make masks at the same time, and use the network one after
-    the other. It prints nothing; what the user should know is a warning of Python's.
+    the other. It can be sent to other processes. It prints nothing; what the user should know is a warning of Python's.
 
     Args:
         networks: what `vnet_fast.prediction.networks.load_networks` returned; see also `load`.
@@ -62,6 +62,14 @@ class Segmenter:
         # The network may move to the CPU if a GPU's memory is short, and its convolutions are timed when they are first
         # met, where two threads could choose different ones.
         self._network_in_use = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # neither a lock nor a CUDA graph can be copied or sent to another process
+        state = self.__dict__ | {"_passes": self._passes.wants_graph}
+        return {name: value for name, value in state.items() if name != "_network_in_use"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state | {"_passes": Passes(state["_passes"]), "_network_in_use": threading.Lock()}
 
     @classmethod
     def load(

@@ -13,8 +13,9 @@ import torch
 
 from vnet_fast.accelerators import ACCELERATORS
 from vnet_fast.data.check import check_data
-from vnet_fast.devices import keep_freed_memory, use_all_cores
+from vnet_fast.devices import use_all_cores
 from vnet_fast.errors import InputError
+from vnet_fast.host_memory import keep_freed_memory
 from vnet_fast.interface.options import PathLike, checked, signature
 from vnet_fast.progress import quiet
 from vnet_fast.run.configuration import Config, stored_config

@@ -19,14 +19,14 @@ def folded(model: VNet) -> VNet:
     """
     if model.norm != "batch":
         return model
-    device = model.head.weight.device
     with torch.random.fork_rng([]):
         channels = model.in_channels, model.num_classes, model.base_channels
-        plain = VNet(*channels, model.topology, None, model.levels, model.kernel_size, model.halvings).to(device)
+        plain = VNet(*channels, model.topology, None, model.levels, model.kernel_size, model.halvings)
     state = {name: value for name, value in model.state_dict().items() if ".norm." not in name}
     for name, module in model.named_modules():
         if isinstance(module, Activated) and module.norm is not None:
             weight, bias = module.norm.folded(module.convolution, module.convolution.weight)
             state |= {f"{name}.convolution.weight": weight, f"{name}.convolution.bias": bias}
-    plain.load_state_dict(state)
+    # of the same device and type, whatever PyTorch's default is
+    plain.to(model.head.weight).load_state_dict(state)
     return plain.eval().requires_grad_(False)

@@ -32,7 +32,7 @@ class DiceLoss(OverlapLoss):
         smooth_nr: added to the numerator.
         smooth_dr: added to the denominator.
         batch: sums over the volumes of the batch too, before the division. If several processes train
-            (`torch.distributed`), the sums are over the volumes of all of them.
+            (`torch.distributed`), the sums are over the volumes of all of them, unless no gradient is needed.
         weight: a factor for every class that counts, or one for all classes; not negative.
         soft_label: computes the intersection so that it is right for targets between 0 and 1.
         ignore_index: the label whose voxels do not count.

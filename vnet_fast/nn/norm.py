@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vnet_fast.ops.eager import is_eager
@@ -66,6 +67,13 @@ class Norm(nn.Module):
         if self.kind == "batch":
             self._keep(*statistics, self.sets.size(x))
         return y
+
+    def alone(self, x: Tensor) -> Tensor:
+        """Normalised x, without PReLU."""
+        if self.is_fixed:
+            mean, variance = self.running_mean, self.running_var
+            return F.batch_norm(x, mean, variance, self.weight, self.bias, eps=self.sets.eps)
+        return self.forward(x, torch.ones_like(self.bias), None, None)
 
     @torch.no_grad()
     def _keep(self, mean: Tensor, variance: Tensor, count: int) -> None:

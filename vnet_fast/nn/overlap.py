@@ -21,7 +21,8 @@ class OverlapLoss(nn.Module):
         softmax: applies a softmax over the classes to `input`.
         other_act: a function that is applied to `input` instead of these two.
         reduction: `mean`, `sum` or `none`.
-        batch: sums over the volumes of the batch too, and over those of all processes that train together.
+        batch: sums over the volumes of the batch too, and where a gradient is needed over those of all processes that
+            train together.
         soft_label: computes the intersection so that it is right for targets between 0 and 1.
         ignore_index: the label whose voxels do not count.
         squared_pred: sums p² and g² instead of p and g.
@@ -85,7 +86,10 @@ class OverlapLoss(nn.Module):
 
     def over_batch(self, sums: Tensor) -> Tensor:
         """(3, N, C') sums as they are, or with `batch` those of all volumes, (3, C')."""
-        return all_reduce_sum(sums.sum(1)) if self.batch else sums
+        if not self.batch:
+            return sums
+        # without a gradient, a process may be alone in computing a loss, and would wait for the others for ever
+        return all_reduce_sum(sums.sum(1)) if sums.requires_grad else sums.sum(1)
 
     def options(self, num_classes: int, stacklevel: int) -> DiceOptions:
         """The options of the sums. With a single class some settings mean nothing: they are ignored with a warning."""

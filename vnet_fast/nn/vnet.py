@@ -54,12 +54,28 @@ class Activated(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
         """PReLU(norm(convolution(x)) + residual); if `skip` is given, it is concatenated along the channels."""
+        if _has_hooks(self.convolution) or _has_hooks(self.activation):
+            return self._one_by_one(x, residual, skip)
         if self.norm is not None and not self.norm.is_fixed:
             return cast(Tensor, self.norm(convolve(self.convolution, x)[0], self.activation.weight, residual, skip))
         if skip is None:
             return convolve_prelu(self.convolution, x, self.activation.weight, self.norm, residual)
         x, bias = convolve(self.convolution, x, self.norm)
         return add_prelu_join(x, self.activation.weight, bias, skip)
+
+    def _one_by_one(self, x: Tensor, residual: Tensor | None, skip: Tensor | None) -> Tensor:
+        """The same by calls of the modules, so that their hooks see what they take and return."""
+        x = self.convolution(x)
+        if self.norm is not None:
+            x = self.norm.alone(x)
+        x = self.activation(x if residual is None else x + residual)
+        return x if skip is None else torch.cat([x, skip], 1)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether a call of a module does more than its forward pass: Grad-CAM, counters, `weight_norm`, pruning."""
+    hooks = module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks
+    return any(hooks)
 
 
 class Stage(nn.Module):
@@ -213,7 +229,8 @@ class VNet(nn.Module):
         if self.in_channels == 1:
             return x
         channel = torch.arange(self.base_channels, device=x.device) % self.in_channels
-        return x.index_select(1, channel).contiguous(memory_format=self.memory_format)
+        repeated = x.index_select(1, channel)
+        return repeated if is_transformed() else repeated.contiguous(memory_format=self.memory_format)
 
     def receptive_fields(self) -> dict[str, int]:
         """The receptive field of every stage, in voxels of the input along the axis that is halved most often.

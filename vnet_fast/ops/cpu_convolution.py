@@ -25,7 +25,7 @@ _FORMAT = torch.channels_last_3d
 MAX_RATIO = {3: 1600.0, 5: 5000.0}
 LOG = logging.getLogger("vnet_fast")
 _has_said = False
-# transformed weights of prediction: ((version, address, shape, form), tensor) by weight
+# transformed weights of prediction: ((fingerprint, shape, form), tensor) by weight
 _kept: Any = WeakIdKeyDictionary()
 _memory = threading.local()
 
@@ -248,18 +248,18 @@ def _transformed(weight: Tensor, depth: int, mirrored: bool) -> Tensor:
     size = kernels.weight_size(weight.shape[1], len(weight), weight.shape[2], depth)
     memory = getattr(_memory, "tensor", None)
     if memory is None or len(memory) < size:
-        memory = _memory.tensor = torch.empty(size)
+        memory = _memory.tensor = torch.empty(size, dtype=torch.float32)
     transformed: Tensor = kernels.transform_weight(library(), weight, depth, mirrored, memory)
     return transformed
 
 
 def _kept_transform(given: Tensor, weight: Tensor, depth: int) -> Tensor:
-    """A transformed weight that is kept as long as the weight is there and unchanged."""
-    if given.is_inference():
-        # its changes are not counted
-        return _transformed(weight, depth, False)
-    # what is written to `.data` is not counted, and may have another shape
-    state = given._version, given.data_ptr(), tuple(given.shape), depth
+    """A transformed weight that is kept as long as the weight is there and has the same values.
+
+    PyTorch counts no changes by `.data`, by fused optimisers or by other processes. To look at the values takes a few
+    hundredths of the time of the convolution.
+    """
+    state = kernels.fingerprint(library(), weight), tuple(weight.shape), depth
     kept: tuple[Any, Tensor] | None = _kept.get(given)
     if kept is None or kept[0] != state:
         kept = _kept[given] = state, kernels.transform_weight(library(), weight, depth)

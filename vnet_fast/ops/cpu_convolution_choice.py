@@ -149,7 +149,12 @@ def _store() -> str:
 
 
 def _stored(layer: Layer) -> str | None:
-    name = _stored_names(_store(), device_store.FOLDER.expanduser()).get(str(layer))
+    try:
+        folder = device_store.FOLDER.expanduser()
+    except RuntimeError:
+        # there is no home folder
+        return None
+    name = _stored_names(_store(), folder).get(str(layer))
     return name if name in forms(layer) else None
 
 

@@ -14,6 +14,8 @@ from vnet_fast.ops.dice_definition import DiceOptions, gradient_of, sums_of, tar
 
 # logits of a piece for each thread, of which a few copies fit into a cache; PyTorch gives a thread 32768 or more
 CHUNK = 3 * 2**15
+# in which labels can be compared with numbers of classes
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def are_chunked(input: Tensor, options: DiceOptions) -> bool:
@@ -55,7 +57,7 @@ def _targets(target: Tensor, input: Tensor, options: DiceOptions) -> tuple[Tenso
     """`targets_of`, and for labels in less time: PyTorch scatters slowly on a CPU, and so it works with flags."""
     if not options.labels:
         return targets_of(target, input, options)
-    labels = target.long() if target.is_floating_point() or target.dtype == torch.bool else target
+    labels = target if target.dtype in INTEGERS else target.long()
     classes = torch.arange(input.shape[1], dtype=labels.dtype)[:, None]
     dtype, ignored = torch.promote_types(input.dtype, torch.float32), options.ignore_index
     g = torch.eq(labels, classes, out=torch.empty(input.shape, dtype=dtype))

@@ -9,6 +9,8 @@ from vnet_fast.ops.channels_last import add_channels, has_rows
 
 _ONES = [1, 1, 1]
 _FORMAT = torch.channels_last_3d
+# numbers of a volume that are gathered at a time
+GATHERED = 1 << 24
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -34,15 +36,26 @@ def gathered_weight_gradient(x: Tensor, grad_y: Tensor, shape: torch.Size) -> Te
     Returns:
         (K, C, d, h, w), channels-last.
     """
-    d, h, w = (length // 2 for length in shape[2:])
+    taps, rows = _gathered(x, shape[2:]), grad_y.permute(0, 2, 3, 4, 1)
+    # pieces along the longest axis; a volume smaller than the kernel along all of them is one
+    axis = 1 + max(range(3), key=lambda axis: x.shape[2 + axis])
+    length = max(1, GATHERED * taps.shape[axis] // taps.numel())
+    pieces = zip(rows.split(length, axis), taps.split(length, axis), strict=True)
+    products = (row.flatten(0, 3).T @ tap.flatten(0, 3).flatten(1) for row, tap in pieces)
+    product: Tensor = next(products)
+    for following in products:
+        product = product.float() + following
+    return product.to(x.dtype).view(shape[0], *shape[2:], shape[1]).permute(0, 4, 1, 2, 3)
+
+
+def _gathered(x: Tensor, taps: torch.Size) -> Tensor:
+    """(N, D, H, W, d, h, w, C), a view of the padded volumes."""
+    d, h, w = (length // 2 for length in taps)
     # channels last, so that only the gathered taps are copied and the result has the weight's layout
     x = F.pad(x.permute(0, 2, 3, 4, 1), (0, 0, w, w, h, h, d, d))
-    for axis, length in enumerate(shape[2:], start=1):
+    for axis, length in enumerate(taps, start=1):
         x = x.unfold(axis, length, 1)
-    rows = grad_y.permute(0, 2, 3, 4, 1).flatten(0, 3)
-    # (voxels, taps * C)
-    taps = x.permute(0, 1, 2, 3, 5, 6, 7, 4).flatten(0, 3).flatten(1)
-    return (rows.T @ taps).view(shape[0], *shape[2:], shape[1]).permute(0, 4, 1, 2, 3)
+    return x.permute(0, 1, 2, 3, 5, 6, 7, 4)
 
 
 def _gradients(grad_y: Tensor, x: Tensor, weight: Tensor, mask: list[bool]) -> tuple[Tensor, Tensor, Tensor]:

@@ -110,6 +110,8 @@ def run(name: str, device: torch.device) -> str:
 
 
 def _run(name: str, device: torch.device) -> str:
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
     try:
         # seeding seeds every GPU
         with torch.random.fork_rng(list(range(torch.cuda.device_count()))):
@@ -122,6 +124,8 @@ def _run(name: str, device: torch.device) -> str:
         # whatever a compiler, linker or driver raises
         text = " ".join(str(error).split())
         return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+    finally:
+        torch.set_default_dtype(default)
     return ""
 
 

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vnet_fast.devices import HOST, free_memory, is_out_of_memory, mixed_precision
 from vnet_fast.errors import InputError
+from vnet_fast.host_memory import return_freed_memory
 from vnet_fast.prediction import windows
 from vnet_fast.prediction.passes import Passes
 
@@ -21,6 +22,7 @@ NO_FLIP: list[tuple[int, ...]] = [()]
 # over all eight flips does harm (on PROMISE12, Dice is 0.61 with all flips, 0.72 with this one, and 0.71 with none).
 LEFT_RIGHT: list[tuple[int, ...]] = [(), (-1,)]
 NOT_FINITE_REMEDY = "Use another checkpoint, or --amp off"
+ON_HOST = "the network runs on the CPU, in float32"
 Shape = tuple[int, int, int]
 
 
@@ -72,20 +74,27 @@ def predict_probabilities(
 
     Raises:
         ValueError, InputError: if overlap is outside of its range; if a logit is not finite.
+        MemoryError: if the memory of a CPU does not suffice for the smallest windows.
     """
-    device = next(model.parameters()).device
     passes = passes or Passes()
-    model.eval()
     d, h, w = image.shape[-3:]
-    attempts = list_attempts(device, windows.clip_to_shape(window or (d, h, w), (d, h, w)), (d, h, w))
+    window = windows.clip_to_shape(window or (d, h, w), (d, h, w))
+    attempts = list_attempts(next(model.eval().parameters()).device, window, (d, h, w))
     how = overlap, flips, track, overlapping, passes
-    for attempt, following in itertools.pairwise(attempts):
+    for attempt, following in itertools.zip_longest(attempts, attempts[1:]):
         probabilities, exhausted = _average_if_memory(passes, model, image, attempt, autocast, *how)
         passes.explain(notify)
         if probabilities is not None:
-            return probabilities
-        notify(f"out of memory on the {exhausted}, {following.description}")
-    return _average_on_host(model, image, attempts[-1], *how)
+            break
+        _tell(notify, exhausted, following)
+    return cast(np.ndarray, probabilities)
+
+
+def _tell(notify: Callable[[str], object], exhausted: str, following: Attempt | None) -> None:
+    """Says what is tried next; raises a MemoryError if that is nothing."""
+    if following is None:
+        raise MemoryError(f"the smallest windows do not fit into the memory of the {exhausted}")
+    notify(f"out of memory on the {exhausted}, {following.description}")
 
 
 def as_batch(image: np.ndarray) -> Tensor:
@@ -106,7 +115,7 @@ def list_attempts(device: torch.device, window: Shape, shape: Shape) -> list[Att
         shape: (D, H, W) voxels of the volume.
 
     Returns:
-        at least two attempts.
+        the attempts; on a CPU, none but those with smaller windows follows the first.
     """
     attempts = [Attempt(device, window, device)]
     if device != HOST and window != shape:
@@ -116,7 +125,7 @@ def list_attempts(device: torch.device, window: Shape, shape: Shape) -> list[Att
         size = " x ".join(map(str, reversed(smaller)))
         attempts.append(Attempt(device, smaller, HOST, f"windows are {size} voxels, which is less accurate"))
         smaller = windows.halve_longest_axis(smaller)
-    return [*attempts, Attempt(HOST, window, HOST, "the network runs on the CPU, in float32")]
+    return attempts if device == HOST else [*attempts, Attempt(HOST, window, HOST, ON_HOST)]
 
 
 def _average_if_memory(
@@ -126,14 +135,16 @@ def _average_if_memory(
     held = True
     while held:
         try:
+            if attempt.description == ON_HOST:
+                return _average_on_host(model, image, attempt, *how[1:]), ""
             return _average(model, image, attempt, *how), ""
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             # PyTorch's own error is of a GPU
             on_cpu = attempt.device == HOST and not isinstance(error, torch.OutOfMemoryError)
-        # a graph of passes must not be why windows are smaller: then the same is tried without it
-        held = passes.make_room()
+        # neither a graph of passes nor memory of what is gone may be why windows are smaller: the same is tried again
+        held = passes.make_room() or (attempt.device == HOST and return_freed_memory())
         # after the except clause, whose traceback keeps the memory of the failed pass
         free_memory(attempt.device)
     return None, "CPU" if on_cpu else "GPU"
@@ -175,7 +186,7 @@ def _average(
         probabilities = probabilities.to(attempt.collected)
         largest.append(largest_logit)
         if average is None:
-            average = torch.zeros(len(probabilities), d, h, w, device=attempt.collected)
+            average = torch.zeros(len(probabilities), d, h, w, dtype=torch.float32, device=attempt.collected)
         average[:, z, y, x].addcmul_(probabilities, window.weights())
     assert average is not None
     check_finite(largest)

@@ -108,6 +108,12 @@ def _check_agreement(first_path: str, first: VNet, first_task: Task, path: str, 
         ("volume", _text(task.size), _text(first_task.size)),
         ("training on patches", "on" if task.patches else "off", "on" if first_task.patches else "off"),
         *(
+            (f"channel {number}", channel.name, other.name)
+            for number, (channel, other) in enumerate(zip(task.channels, first_task.channels, strict=False))
+            # not all data sets say what their channels are
+            if channel.name and other.name and channel.name.casefold() != other.name.casefold()
+        ),
+        *(
             (f"scaling of channel {number}", channel.scaling, other.scaling)
             for number, (channel, other) in enumerate(zip(task.channels, first_task.channels, strict=False))
         ),

@@ -39,7 +39,7 @@ class Passes:
     """
 
     def __init__(self, graph: bool = True) -> None:
-        self._wants_graph, self._refusal = graph, ""
+        self.wants_graph, self._refusal = graph, ""
         # one thread replays; the others do not wait for it
         self._lock = threading.Lock()
         self._kind: Hashable = None
@@ -61,7 +61,7 @@ class Passes:
             x: its argument.
             settings: all else that the function depends on.
         """
-        if not (self._wants_graph and _may_capture(x) and self._lock.acquire(blocking=False)):
+        if not (self.wants_graph and _may_capture(x) and self._lock.acquire(blocking=False)):
             return function(x)
         try:
             weights = _weights_of(model)
@@ -115,7 +115,7 @@ class Passes:
 
     def _give_up(self, reason: str) -> None:
         self._forget()
-        self._wants_graph, self._refusal = False, reason
+        self.wants_graph, self._refusal = False, reason
 
     def release(self) -> None:
         """Frees the graph. Later passes may be captured again."""

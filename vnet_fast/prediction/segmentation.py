@@ -16,6 +16,7 @@ from torch import nn
 
 from vnet_fast.data.channels import Channel, describe
 from vnet_fast.data.classes import title_of
+from vnet_fast.devices import is_out_of_memory
 from vnet_fast.errors import InputError
 from vnet_fast.io import volumes, writing
 from vnet_fast.io.grid import Grid, covering_size, image_on_grid, probability_on_grid, working_grid
@@ -277,6 +278,11 @@ def segment_all(
             result.write_mask(target, all_components)
         except InputError as error:
             errors.append(error)
+            continue
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            errors.append(InputError(files[0], "out of memory", "Close other programs, or give it more memory"))
             continue
         count += result.is_larger
         if not sys.stderr.isatty():

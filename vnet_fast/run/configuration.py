@@ -243,8 +243,12 @@ def check_settings(config: Config) -> None:
     """Raises an InputError if settings are out of range or contradict each other."""
     check_augmentation(config)
     check_freeze(config.freeze, config.init, config.levels)
-    if config.labels and not config.data:
-        raise InputError("--labels", "given without --data", "Give the folder of the volumes too")
+    for option_of_data in ("labels", "regions", "ignore_label"):
+        if getattr(config, option_of_data) and not config.data:
+            flag = "--" + option_of_data.replace("_", "-")
+            raise InputError(flag, "given without --data", "Give the folder of the volumes too")
+    if config.patches == "on" and not config.data:
+        raise InputError("--patches", "on without --data", "Give the folder of the volumes too")
     check_labels(config.regions, config.ignore_label, config.binary, config.loss)
     check_fold_options(config.folds, config.fold, config.split, config.data)
     if config.workers > MAX_WORKERS:

@@ -1,6 +1,6 @@
 """Fine-tuning: what a run takes from the checkpoint of another one that it starts from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,9 @@ def check_freeze(stages: int, init: str | None, levels: int) -> None:
         raise InputError("--freeze", f"must be at most {levels}, the network's levels; got {stages}", "Give fewer")
 
 
-def start_from(model: VNet, path: str | Path, regions: Sequence[Region] = ()) -> str:
+def start_from(
+    model: VNet, path: str | Path, regions: Sequence[Region] = (), described: Mapping[str, Any] | None = None
+) -> str:
     """Gives a network the weights of a checkpoint.
 
     Another number of classes has an output layer of its own, which keeps its weights. Of other input channels each has
@@ -71,6 +73,7 @@ def start_from(model: VNet, path: str | Path, regions: Sequence[Region] = ()) ->
         model: the network, on any device.
         path: of the checkpoint, whose network differs from it in nothing else.
         regions: the network's classes, if they are regions. Other regions are other classes.
+        described: what the run's checkpoints say about its data, or None.
 
     Returns:
         what did not fit, in words; empty if everything did.
@@ -94,7 +97,23 @@ def start_from(model: VNet, path: str | Path, regions: Sequence[Region] = ()) ->
                 found = (found.sum(1, keepdim=True) / model.in_channels).expand_as(weight)
             if found.shape == weight.shape:
                 weight.copy_(found)
-    return "; ".join(_differences(model, source, regions, stored_regions(content)))
+    differences = _differences(model, source, regions, stored_regions(content))
+    return "; ".join([*differences, *_other_names(described or {}, content)])
+
+
+def _other_names(described: Mapping[str, Any], content: Mapping[str, Any]) -> list[str]:
+    """What the data and a checkpoint call differently, channel by channel and class by class, in words."""
+    texts = []
+    for what in ("channels", "classes"):
+        ours, theirs = (
+            [entry["name"] if isinstance(entry, dict) else entry for entry in part.get(what) or ()]
+            for part in (described, content)
+        )
+        pairs = zip(ours, theirs, strict=False)
+        # a data set need not name them
+        if len(ours) == len(theirs) and any(a and b and a.casefold() != b.casefold() for a, b in pairs):
+            texts.append(f"its {what} are {', '.join(theirs)}, those of the data {', '.join(ours)}")
+    return texts
 
 
 def _differences(model: VNet, source: VNet, regions: Sequence[Region], stored: Sequence[Region]) -> list[str]:
@@ -142,7 +161,7 @@ def prepare(model: nn.Module, init: str | None, stages: int, resumes: bool, desc
         return
     assert isinstance(model, VNet)
     if not resumes:
-        different = start_from(model, init, stored_regions(described))
+        different = start_from(model, init, stored_regions(described), described)
         say(f"weights: of {init}" + (f"; {different}" if different else ""))
         _warn_of_known_cases(init, described["validation"])
     freeze(model, stages)

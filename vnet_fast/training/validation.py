@@ -243,7 +243,7 @@ def seconds_of_a_validation(
         began = time.monotonic()
         validate(model, [case], num_classes, autocast, window=window, regions=regions, passes=passes)
         seconds = time.monotonic() - began
-    return len(cases) * seconds if cases else 0.0
+    return seconds * passes_of(cases, window) / passes_of(cases[:1], window) if cases else 0.0
 
 
 def reference_labels(case: PreparedCase, num_classes: int, ignores: bool = False) -> NDArray[np.uint8]:
