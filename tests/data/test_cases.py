@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.volumes import write_case
-from vnet_fast.data.cases import Case, find_cases, find_images, pair_cases, pair_masks
+from vnet_fast.data.cases import Case, find_cases, find_images, natural, pair_cases, pair_masks
 from vnet_fast.data.folds import split
 from vnet_fast.data.labels import count_classes, declared_labels
 from vnet_fast.data.preparation import PreparedCase
@@ -82,6 +82,14 @@ def test_digits_of_all_kinds_are_in_natural_order(tmp_path):
     assert [case.name for case in find_cases(tmp_path)] == names
 
 
+def test_names_of_the_same_numbers_have_an_order(tmp_path):
+    """That of sets of texts is another one in each process."""
+    names = ["Case01", "Case1", "Case001", "Case2", "Case02"]
+    assert len({str(natural(name)) for name in names}) == len(names)
+    touch(*[tmp_path / f"{name}{end}.mhd" for name in names for end in ("", "_segmentation")])
+    assert [case.name for case in find_cases(tmp_path)] == ["Case001", "Case01", "Case1", "Case02", "Case2"]
+
+
 def test_decathlon_with_other_masks(tmp_path):
     touch(tmp_path / "imagesTr" / "a.nii.gz", tmp_path / "others" / "a.nii.gz")
     assert find_cases(tmp_path, tmp_path / "others")[0].mask == tmp_path / "others" / "a.nii.gz"
@@ -155,7 +163,9 @@ def test_maps_beside_masks_are_no_cases(tmp_path):
 def test_predictions_and_references_pair(tmp_path):
     touch(tmp_path / "p" / "A.mhd", tmp_path / "p" / "A_probability.mhd", tmp_path / "p" / "B.mhd")
     touch(*[tmp_path / "l" / f"{name}{end}.mhd" for name in "ABC" for end in ("", "_segmentation")])
+    touch(tmp_path / "p" / "high_probability_1x.mhd", tmp_path / "l" / "high_probability_1x_segmentation.mhd")
     pairs, unpredicted = pair_masks(tmp_path / "p", tmp_path / "l")
+    assert pairs.pop()[0] == "high_probability_1x"
     assert [path.name for path in unpredicted] == ["C_segmentation.mhd"]
     assert [(name, reference.name) for name, _, reference in pairs] == [
         ("A", "A_segmentation.mhd"),

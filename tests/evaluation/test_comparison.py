@@ -43,6 +43,11 @@ def test_p_value_of_ties():
     assert wilcoxon(differences) == pytest.approx(enumerate_p_value(differences), rel=1e-9)
 
 
+def test_p_value_without_the_cases_that_do_not_differ():
+    differences = [0.01 * (number + 1) for number in range(14)]
+    assert wilcoxon([0.0, *differences, 0.0]) == wilcoxon(differences) == pytest.approx(2 / 2**14)
+
+
 def test_p_value_where_nothing_differs():
     assert wilcoxon([0.0, 0.0, 0.0]) == 1.0
     assert math.isnan(wilcoxon([]))

@@ -251,3 +251,14 @@ def test_the_log_says_which_runs(monkeypatch):
     monkeypatch.setenv("VNET_FAST_CPU_CONV", "onednn")
     assert choice.description(CPU) == ", convolutions by oneDNN"
     assert choice.description(torch.device("cuda")) == ""
+
+
+def test_without_a_home_nothing_is_stored(monkeypatch):
+    """As for services, and in containers with a user that the system does not know."""
+
+    class Homeless:
+        def expanduser(self):
+            raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(choice.device_store, "FOLDER", Homeless())
+    assert choice._stored(LARGE) is None

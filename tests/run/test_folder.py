@@ -42,6 +42,25 @@ def test_a_run_is_not_begun_twice(tmp_path, name):
     RunFolder(tmp_path, resume=True).close()
 
 
+@pytest.mark.parametrize(
+    ("name", "theirs", "ours"),
+    [
+        ("config.json", '{"mine": 1}', '{"learning_rate": 0.1}'),
+        ("config.json", "[1", '{"learning_rate": 0.1}'),
+        ("log.csv", "time,what", "iteration,loss"),
+        ("log.csv", "my own", ""),
+    ],
+)
+def test_files_of_something_else_are_kept(tmp_path, name, theirs, ours):
+    """Those of a run that has come to no checkpoint are replaced."""
+    (tmp_path / name).write_text(theirs)
+    with pytest.raises(InputError, match=rf"{name}: is of no run, and would be replaced. Choose another --output"):
+        RunFolder(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {name}
+    (tmp_path / name).write_text(ours)
+    RunFolder(tmp_path).close()
+
+
 def test_the_lock_of_a_process_that_was_killed_is_taken_over(tmp_path, capsys):
     code = (
         "import sys, time; from vnet_fast.run.folder import RunFolder; "

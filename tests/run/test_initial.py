@@ -42,6 +42,22 @@ def test_other_classes_have_a_new_output_layer(tmp_path, topology):
         assert torch.equal(weight, before[name] if is_output else stored[name]), name
 
 
+def test_channels_and_classes_of_other_names_are_told(tmp_path):
+    def described(channels, classes):
+        return {"channels": [{"name": name, "scaling": None} for name in channels], "classes": list(classes)}
+
+    source = network(0, in_channels=2, num_classes=3)
+    grid = {"spacing": [1.0, 1.0, 1.0], "volume": [16, 16, 16], "validation": []}
+    checkpoint.save(tmp_path / "x.pt", source, **grid, **described(("T1", "T2"), ("edema", "core")))
+    model = network(1, in_channels=2, num_classes=3)
+    for channels, classes, text in (
+        (("t1", "T2"), ("edema", ""), ""),
+        (("T2", "T1"), ("edema", "core"), "its channels are T1, T2, those of the data T2, T1"),
+        (("", ""), ("core", "edema"), "its classes are edema, core, those of the data core, edema"),
+    ):
+        assert start_from(model, tmp_path / "x.pt", (), described(channels, classes)) == text
+
+
 @pytest.mark.parametrize(("theirs", "ours"), [(2, 1), (1, 3)])
 def test_other_channels_average_the_first_layer(tmp_path, theirs, ours):
     source, model = network(0, in_channels=theirs), network(1, in_channels=ours)

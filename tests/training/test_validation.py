@@ -1,6 +1,7 @@
 import contextlib
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from vnet_fast.evaluation.metrics import dice_per_class
 from vnet_fast.prediction.components import largest_components
 from vnet_fast.prediction.inference import predict_probabilities
 from vnet_fast.prediction.passes import Passes
-from vnet_fast.training.validation import Best, chosen, interval, validate
+from vnet_fast.training import validation
+from vnet_fast.training.validation import Best, chosen, interval, passes_of, seconds_of_a_validation, validate
 from vnet_fast.training.weight_average import WeightAverage
 
 __all__ = ["graphs"]
@@ -28,6 +30,17 @@ def prepared():
     halves = [case.mask * (1 + (np.arange(SIZE[0]) > SIZE[0] // 2)).astype(np.uint8) for case in cases]
     halves[2] = np.minimum(halves[2], 1)
     return [replace(case, mask=mask) for case, mask in zip(cases, halves, strict=True)]
+
+
+def test_the_time_of_a_validation_is_by_windows(prepared, monkeypatch):
+    """One that begins with a small case takes no less."""
+    (large,) = phantoms(0, 1, (64, 64, 16), (4, 4, 6))
+    clock = iter(range(100))
+    monkeypatch.setattr(validation, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    windows = passes_of([large], (16, 32, 32))
+    assert passes_of([prepared[1]], (16, 32, 32)) == 1 < windows
+    found = seconds_of_a_validation(VNet(base_channels=1), [prepared[1], large], 2, window=(16, 32, 32))
+    assert found == 1 + windows
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])

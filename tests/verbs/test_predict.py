@@ -7,7 +7,7 @@ import torch
 
 from tests.prediction.fake_graphs import graphs
 from tests.volumes import make_image, write_case
-from vnet_fast import VNet, evaluate, predict
+from vnet_fast import Segmenter, VNet, evaluate, predict
 from vnet_fast.io import volumes
 from vnet_fast.io.grid import Grid
 from vnet_fast.prediction import networks, segmentation
@@ -73,6 +73,25 @@ def test_a_link_keeps_its_name(cases, tmp_path, run_verb, trained, monkeypatch):
         code, _, err = run(run_verb, trained, source, tmp_path / "out")
         assert code == 0, err
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["scan1.nii.gz", "scan2.nii.gz"]
+
+
+@pytest.mark.parametrize("error", [MemoryError("Unable to allocate 9 GiB"), RuntimeError("can't allocate memory")])
+def test_short_memory_is_one_line_and_the_others_are_predicted(cases, tmp_path, run_verb, monkeypatch, error):
+    checkpoint.save(tmp_path / "x.pt", VNet(base_channels=2), spacing=[1, 1, 1], volume=[16, 16, 16], validation=[])
+    segment = Segmenter.segmentation_of
+
+    def short(self, files):
+        if "Case01" in str(files[0]):
+            raise error
+        return segment(self, files)
+
+    monkeypatch.setattr(Segmenter, "segmentation_of", short)
+    arguments = ["--checkpoint", tmp_path / "x.pt", "--input", cases, "--output", tmp_path / "out", "--device", "cpu"]
+    code, _, err = run_verb(predict, *arguments)
+    assert code == 2
+    line = f"error: {cases / 'Case01.mhd'}: out of memory. Close other programs, or give it more memory"
+    assert [text for text in err.splitlines() if text.startswith("error")] == [line]
+    assert len(list((tmp_path / "out").glob("*.mhd"))) == 5
 
 
 def test_the_channels_of_a_link(tmp_path):

@@ -56,6 +56,29 @@ def best_checkpoints(path: str | Path) -> list[Path]:
     return [folder / BEST for folder in folders]
 
 
+def _check_files(path: Path) -> None:
+    """Raises an InputError if a new run would replace a file that is of no run."""
+    for name, is_own in ((CONFIG_FILE, _is_config), (LOG, _is_log)):
+        file = path / name
+        if file.exists() and not is_own(file):
+            raise InputError(file, "is of no run, and would be replaced", ANOTHER_OUTPUT)
+
+
+def _is_config(file: Path) -> bool:
+    try:
+        return "learning_rate" in json.loads(file.read_bytes())
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _is_log(file: Path) -> bool:
+    try:
+        with open(file, "rb") as stream:
+            return stream.readline(80).startswith(b"iteration,") or not file.stat().st_size
+    except OSError:
+        return False
+
+
 def write_config(path: str | Path, config: Config) -> None:
     """Writes the settings of a run into its folder; an `InputError` if that fails."""
     content = {**asdict(config), "resume": None}
@@ -129,6 +152,8 @@ class RunFolder:
             holds_run(self.path) or (self.path / BEST).exists() or any(map(holds_run, self.path.glob("fold*")))
         ):
             raise InputError(self.path, "holds a run already", f"{ANOTHER_OUTPUT}, or --resume it")
+        if not resume:
+            _check_files(self.path)
         make_folder(self.path, ANOTHER_OUTPUT)
         try:
             self._lock: FileLock | None = self._acquire_lock()
