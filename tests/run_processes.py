@@ -43,6 +43,10 @@ def batch_dice(folder):
         loss.backward()
         losses = processes.gathered(loss.item())
         results[str(together)] = [sum(losses) / len(losses), model.module.weight.grad.flatten().tolist()]
+    norm = torch.nn.BatchNorm3d(2)
+    norm.running_mean.fill_(processes.rank)
+    processes.share_buffers(norm)
+    results["running means"] = processes.gathered(norm.running_mean.tolist())
     del model, loss
     processes.end()
     results["threads"] = [name for name in _threads() if "gloo" in name]

@@ -153,6 +153,7 @@ def test_dice_of_the_batch_sums_over_the_processes(tmp_path):
     assert process.returncode == 0, err
     results = json.loads((tmp_path / "result.json").read_text())
     assert [name for name in results["threads"] if "runloop" in name] == []
+    assert results["running means"] == [[0, 0], [0, 0]]
     image, target = run_processes.batch(4)
     for together in (True, False):
         model = run_processes.convolution()

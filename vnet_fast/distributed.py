@@ -97,6 +97,12 @@ class Processes:
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
+    def share_buffers(self, model: nn.Module) -> None:
+        """Gives the buffers of the first process to all, such as the running means of batch norm."""
+        if self.several:
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
     def first(self, value: Value) -> Value:
         """The first process's value, in all processes."""
         if not self.several:

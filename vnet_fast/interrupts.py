@@ -39,5 +39,6 @@ def end_at_interrupts() -> None:
     """From now on, Ctrl-C ends the process at once: nothing is left to do but what Python does at its end, and an
     exception there would only be a traceback.
     """
-    if threading.current_thread() is threading.main_thread():
+    is_ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if threading.current_thread() is threading.main_thread() and not is_ignored:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -188,7 +188,7 @@ def test_short_memory_is_a_warning(case, segmenter, monkeypatch):
         return original(*arguments)
 
     monkeypatch.setattr(inference, "_average", short)
-    with pytest.raises(MemoryError):
+    with pytest.raises(torch.OutOfMemoryError):
         segmenter(case[0])
     list_attempts = inference.list_attempts
     monkeypatch.setattr(inference, "list_attempts", lambda *arguments: 2 * list_attempts(*arguments))

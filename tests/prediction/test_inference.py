@@ -251,8 +251,8 @@ def test_out_of_memory_halves_the_windows_and_says_so():
     found = predict_probabilities(model, image, notify=messages.append)
     np.testing.assert_allclose(found, forward(model.network, image), rtol=0, atol=1e-6)
     assert messages == [
-        "out of memory on the GPU, windows are 64 x 80 x 16 voxels, which is less accurate",
-        "out of memory on the GPU, windows are 64 x 48 x 16 voxels, which is less accurate",
+        "out of memory on the CPU, windows are 64 x 80 x 16 voxels, which is less accurate",
+        "out of memory on the CPU, windows are 64 x 48 x 16 voxels, which is less accurate",
     ]
     assert model.seen[:2] == [(16, 80, 128), (16, 80, 64)]
     # three by three windows: halves overlap
@@ -287,7 +287,7 @@ def test_the_last_resort_is_the_cpu(monkeypatch):
 
 
 def test_what_the_cpu_cannot_hold_is_no_endless_loop():
-    with pytest.raises(MemoryError, match="smallest windows"):
+    with pytest.raises(torch.OutOfMemoryError, match="the memory of the CPU does not suffice"):
         predict_probabilities(Scarce(make_pointwise(), voxels=0), make_image(SHAPE), notify=lambda message: None)
 
 

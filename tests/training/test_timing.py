@@ -1,3 +1,4 @@
+import re
 import types
 
 import pytest
@@ -80,6 +81,8 @@ def test_no_time_is_left(clock):
     done = run(clock, timed, 1.0)
     # one more, with which the last validation is logged
     assert timed.iterations(done) == done + 1
+    planned = f"planned: {done + 1} iterations of 1 s each, which with 1 validation take "
+    assert re.fullmatch(rf"{planned}\d+ seconds, more than 0.001 minutes", timed.plan(done + 1))
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,11 @@ def mapped(path: Path, prepared: PreparedCase) -> PreparedCase:
     with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
         places = [_place(file, archive.getinfo(f"{name}.npy")) for name in ("ranks", "mask")]
     # PyTorch keeps no file open, of which a process may have about a thousand; private, so that it can be written to
-    content = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8).numpy()
+    try:
+        content = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8).numpy()
+    except UnicodeEncodeError:
+        # a path that is not UTF-8
+        content = np.memmap(path, np.uint8, "c")
     arrays: list[NDArray[Any]] = [prepared.ranks, prepared.mask]
     ranks, mask = (
         content[place : place + like.nbytes].view(like.dtype).reshape(like.shape)

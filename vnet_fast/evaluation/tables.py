@@ -5,6 +5,7 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from vnet_fast.averages import defined_mean
@@ -60,7 +61,8 @@ def _format_evaluation(evaluation: Evaluation) -> list[str]:
         for label, region in groups:
             values = [number(case_value(evaluation, name, label, region, c.metric), c.digits) for c in shown]
             rows.append([printable(name), class_cell(evaluation, label), region, *values])
-    for heading, format_cell in (("mean ± SD", mean_and_deviation), ("median", _format_median)):
+    means = partial(mean_and_deviation, total=len(evaluation.cases))
+    for heading, format_cell in (("mean ± SD", means), ("median", _format_median)):
         for label, region in groups:
             cells = [format_cell(summary[label][region].get(column.metric), column.digits) for column in shown]
             rows.append([heading, class_cell(evaluation, label), region, *cells])
@@ -102,7 +104,9 @@ def mean_and_deviation(statistics: Mapping[str, float] | None, digits: int, tota
     if statistics is None:
         return ""
     count = f" (of {statistics['cases']})" if total is not None and statistics["cases"] < total else ""
-    return f"{number(statistics['mean'], digits)} ± {number(statistics['standard_deviation'], digits)}{count}"
+    # a single case has no deviation
+    deviation = f" ± {number(statistics['standard_deviation'], digits)}" if statistics["cases"] > 1 else ""
+    return f"{number(statistics['mean'], digits)}{deviation}{count}"
 
 
 def _format_median(statistics: Mapping[str, float] | None, digits: int) -> str:

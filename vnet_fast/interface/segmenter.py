@@ -119,6 +119,7 @@ class Segmenter:
             InputError, InputErrors: if the volume can't be read, has another number of channels than the network, or
                 can't be segmented.
             TypeError, ValueError: if it is nothing that is listed above.
+            MemoryError, torch.OutOfMemoryError: if the memory does not suffice.
         """
         with quiet():
             channels = read(volume, spacing, self.networks.task.channels)

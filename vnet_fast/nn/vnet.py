@@ -105,7 +105,7 @@ class Stage(nn.Module):
 
 def _full(in_channels: int, channels: int, kernel_size: int, norm: str | None) -> Activated:
     """A convolution that keeps the shape, with norm and activation."""
-    return Activated(nn.Conv3d, in_channels, channels, kernel_size, norm, padding=kernel_size // 2)
+    return Activated(Convolution, in_channels, channels, kernel_size, norm, padding=kernel_size // 2)
 
 
 class VNet(nn.Module):

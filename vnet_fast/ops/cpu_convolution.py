@@ -257,8 +257,11 @@ def _kept_transform(given: Tensor, weight: Tensor, depth: int) -> Tensor:
     """A transformed weight that is kept as long as the weight is there and has the same values.
 
     PyTorch counts no changes by `.data`, by fused optimisers or by other processes. To look at the values takes a few
-    hundredths of the time of the convolution.
+    hundredths of the time of the convolution. What is no parameter, such as a weight that a norm is folded into, is
+    another tensor at every pass.
     """
+    if not isinstance(given, torch.nn.Parameter):
+        return _transformed(weight, depth, False)
     state = kernels.fingerprint(library(), weight), tuple(weight.shape), depth
     kept: tuple[Any, Tensor] | None = _kept.get(given)
     if kept is None or kept[0] != state:

@@ -44,7 +44,8 @@ def gathered_weight_gradient(x: Tensor, grad_y: Tensor, shape: torch.Size) -> Te
     products = (row.flatten(0, 3).T @ tap.flatten(0, 3).flatten(1) for row, tap in pieces)
     product: Tensor = next(products)
     for following in products:
-        product = product.float() + following
+        # bfloat16 would round every sum
+        product = product.to(torch.promote_types(product.dtype, torch.float32)) + following
     return product.to(x.dtype).view(shape[0], *shape[2:], shape[1]).permute(0, 4, 1, 2, 3)
 
 

@@ -74,7 +74,7 @@ def predict_probabilities(
 
     Raises:
         ValueError, InputError: if overlap is outside of its range; if a logit is not finite.
-        MemoryError: if the memory of a CPU does not suffice for the smallest windows.
+        torch.OutOfMemoryError: if the memory does not suffice in any way.
     """
     passes = passes or Passes()
     d, h, w = image.shape[-3:]
@@ -91,9 +91,9 @@ def predict_probabilities(
 
 
 def _tell(notify: Callable[[str], object], exhausted: str, following: Attempt | None) -> None:
-    """Says what is tried next; raises a MemoryError if that is nothing."""
+    """Says what is tried next; raises an error if that is nothing."""
     if following is None:
-        raise MemoryError(f"the smallest windows do not fit into the memory of the {exhausted}")
+        raise torch.OutOfMemoryError(f"the memory of the {exhausted} does not suffice for a volume")
     notify(f"out of memory on the {exhausted}, {following.description}")
 
 
@@ -141,11 +141,12 @@ def _average_if_memory(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            # PyTorch's own error is of a GPU
-            on_cpu = attempt.device == HOST and not isinstance(error, torch.OutOfMemoryError)
-        # neither a graph of passes nor memory of what is gone may be why windows are smaller: the same is tried again
-        held = passes.make_room() or (attempt.device == HOST and return_freed_memory())
+            on_cpu = attempt.device == HOST or isinstance(error, MemoryError)
         # after the except clause, whose traceback keeps the memory of the failed pass
+        free_memory(attempt.device)
+        # neither a graph of passes nor memory of what is gone may be why windows are smaller: the same is tried again
+        held = passes.make_room() or (on_cpu and return_freed_memory())
+        # also what a graph kept
         free_memory(attempt.device)
     return None, "CPU" if on_cpu else "GPU"
 

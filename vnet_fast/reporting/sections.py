@@ -30,6 +30,7 @@ from vnet_fast.reporting.html import Bar, Picture, Section, Table
 from vnet_fast.reporting.pictures import draw_picture
 from vnet_fast.reporting.subjects import Subject
 from vnet_fast.run.augmentation import changes_to_the_papers
+from vnet_fast.run.fold_options import ALL
 from vnet_fast.run.log import minutes
 
 # the settings that are shown, if at least one run has a value
@@ -235,7 +236,7 @@ def _case_cell(evaluation: Evaluation, name: str, label: int, column: Column) ->
 def _settings_table(subjects: Sequence[Subject]) -> Table:
     rows = []
     for name in SETTINGS:
-        values = [_format_setting(subject.settings[name]) for subject in subjects]
+        values = [_setting(subject, name) for subject in subjects]
         if name in OFF_AT_ZERO:
             values = ["" if value == "0" else value for value in values]
         if any(values):
@@ -245,6 +246,15 @@ def _settings_table(subjects: Sequence[Subject]) -> Table:
         rows.append(["augmentation", *changes])
     headings = ["setting", *(subject.name for subject in subjects)]
     return Table(headings, rows, "From config.json.", text_columns=range(1, len(subjects) + 1))
+
+
+def _setting(subject: Subject, name: str) -> str:
+    """A cell with a setting of a run, or of a cross-validation."""
+    settings = subject.settings
+    # in so many minutes, each fold makes a number of its own
+    if name == "iterations" and settings["fold"] == ALL and settings["minutes"] is not None:
+        return ""
+    return _format_setting(settings[name])
 
 
 def _format_setting(value: object) -> str:

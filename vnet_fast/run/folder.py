@@ -66,14 +66,14 @@ def _check_files(path: Path) -> None:
 
 def _is_config(file: Path) -> bool:
     try:
-        return "learning_rate" in json.loads(file.read_bytes())
-    except (OSError, ValueError, TypeError):
+        return "learning_rate" in read_object(file)
+    except (OSError, ValueError):
         return False
 
 
 def _is_log(file: Path) -> bool:
     try:
-        with open(file, "rb") as stream:
+        with open_regular(file) as stream:
             return stream.readline(80).startswith(b"iteration,") or not file.stat().st_size
     except OSError:
         return False

@@ -31,7 +31,7 @@ def make_step(step: Step, inputs: Sequence[Tensor], config: Config, search: bool
     """
     try:
         return step(*inputs)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
     # after the except clause, whose traceback keeps the activations
@@ -101,7 +101,7 @@ def _fits(model: VNet, loss: Loss, autocast: torch.dtype | None, batch_size: int
         with mixed_precision(device, autocast):
             logits = model(image)
         loss(logits, torch.zeros(batch_size, 1, *shape, device=device, dtype=torch.uint8)).backward()
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         return False
@@ -111,7 +111,7 @@ def _fits(model: VNet, loss: Loss, autocast: torch.dtype | None, batch_size: int
     return True
 
 
-def explain_failure(error: RuntimeError, device: torch.device) -> InputError | None:
+def explain_failure(error: Exception, device: torch.device) -> InputError | None:
     """What the user can do about a dead worker or exhausted memory; None for any other error."""
     if is_worker_death(error):
         # a worker returns its errors, so one that is not killed could not run the program's script again

@@ -22,6 +22,8 @@ TIMED = 3
 UNTIMED, UNTIMED_ON_GPU = 2, 6
 # a run that takes longer is told of the other recipe
 LONG = 3600.0
+# of the minutes, from which on they do not suffice
+TOO_LONG = 1.5
 
 
 class Timing:
@@ -111,8 +113,11 @@ class Timing:
         line = f"planned: {iterations} iterations of {self.each:.3g} s each, "
         if minutes is not None:
             validations = -(-iterations // self.intervals(iterations)[0])
-            plural = "" if validations == 1 else "s"
-            return f"{line}which with {validations} validation{plural} take {minutes:g} minutes"
+            line += f"which with {validations} validation{'' if validations == 1 else 's'} take "
+            needed = seconds + self._seconds_beside(iterations)
+            # at least one more is made than were timed
+            is_too_long = needed > TOO_LONG * 60 * minutes
+            return line + (f"{duration(needed)}, more than " if is_too_long else "") + f"{minutes:g} minutes"
         is_slow = self.config.recipe == PAPER and self.config.data is not None and seconds > LONG
         sooner = "; --recipe fast --minutes M learns sooner" if is_slow else ""
         return line + f"which take {duration(seconds)}{sooner}"

@@ -144,7 +144,7 @@ class Trainer(AbstractContextManager["Trainer"]):
                     self._report(validating, saving)
                 if stopping:
                     break
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             explanation = explain_failure(error, self.device)
             if explanation is None:
                 raise

@@ -58,6 +58,8 @@ class Validator:
 
     def dice(self, shows_progress: bool) -> dict[str, list[float]]:
         """Dice of each class, by the name of the case, of all processes in each of them."""
+        # the network that is measured is the one that is saved
+        self.processes.share_buffers(self.model)
         share, classes = self.processes.share(self.cases), self.data.num_classes
         progress = partial(track, description="validating", unit="cases") if shows_progress else iter
         how = self.window, self.data.regions, self.data.ignored is not None, self.passes
