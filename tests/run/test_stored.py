@@ -107,6 +107,10 @@ def test_what_is_no_file_is_not_waited_for(tmp_path, make):
             read(tmp_path)
     with pytest.raises(InputError, match=r"log.csv: not a log \(.*not a regular file"):
         read_log(tmp_path / "log.csv")
+    for name in ("config.json", "log.csv"):
+        with pytest.raises(InputError, match=rf"{name}: is of no run"):
+            RunFolder(tmp_path)
+        (tmp_path / name).unlink()
     RunFolder(tmp_path).close()
     assert not (tmp_path / PROCESS).exists()
 

@@ -140,7 +140,7 @@ def test_out_of_memory_names_the_volume_and_goes_on(tmp_path, run_verb, trained,
     assert code == 0, err
     said = [line for line in out.splitlines() if "out of memory" in line]
     assert said == [
-        f"{tmp_path / 'x.nrrd'}: out of memory on the GPU, windows are 48 x 32 x 16 voxels, which is less accurate"
+        f"{tmp_path / 'x.nrrd'}: out of memory on the CPU, windows are 48 x 32 x 16 voxels, which is less accurate"
     ]
     found = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "y.nrrd")))
     corners = tuple(np.ix_(*([0, 1, 2, n - 3, n - 2, n - 1] for n in found.shape)))
