@@ -30,7 +30,9 @@ MAX_SPLIT_CLASSES, SPLIT_VOXELS = 8, 4
 MAX_CLASSES = 32
 # How a kernel is compiled, by whether it has an entropy: left to itself, ptxas spills a few registers of some of those
 # to have more programs at a time.
-LAUNCH = {False: {"num_warps": NUM_WARPS}, True: {"num_warps": NUM_WARPS, "maxnreg": 255}}
+# AMD's compiler has no such limit.
+LIMIT = {} if torch.version.hip else {"maxnreg": 255}
+LAUNCH = {False: {"num_warps": NUM_WARPS}, True: {"num_warps": NUM_WARPS, **LIMIT}}
 # CUDA's limit of the grid's second axis
 MAX_VOLUMES = 65535
 # of a cropped volume, whose voxels are counted in 32 bits to find their rows

@@ -91,6 +91,19 @@ def test_float32_on_a_gpu_says_whether_it_runs_on_tensor_cores(monkeypatch):
     assert choose_precision("off", GPU) == (None, "float32")
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="new in PyTorch 2.9")
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_a_program_may_have_set_the_precision_of_convolutions(precision):
+    """After that, PyTorch refuses to tell the older setting."""
+    convolutions = torch.backends.cudnn.conv
+    before, convolutions.fp32_precision = convolutions.fp32_precision, precision
+    try:
+        assert devices.allows_tf32() == (precision == "tf32")
+    finally:
+        convolutions.fp32_precision = before
+    assert devices.allows_tf32() == torch.backends.cudnn.allow_tf32
+
+
 @pytest.mark.parametrize(("capability", "mode"), [((9, 0), "1"), ((8, 0), None), ((10, 0), None)])
 def test_cudnn_is_asked_for_tensor_cores_on_hopper(monkeypatch, capability, mode):
     variable = "TORCH_CUDNN_USE_HEURISTIC_MODE_B"

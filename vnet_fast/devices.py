@@ -221,8 +221,15 @@ def describe_float32(device: torch.device) -> str:
         return "float32"
     if convolves_in_tf32(device):
         return "float32 on tensor cores (TF32)"
-    reason = "PyTorch's setting is off" if not torch.backends.cudnn.allow_tf32 else "PyTorch turns it off in 3-D"
+    reason = "PyTorch's setting is off" if not allows_tf32() else "PyTorch turns it off in 3-D"
     return f"float32 without tensor cores, because {reason}: mixed precision (--amp) is several times faster"
+
+
+def allows_tf32() -> bool:
+    """Whether PyTorch's settings allow TF32 in convolutions, which releases of cuDNN may still leave out."""
+    # new in PyTorch 2.9, where a program that sets it makes reading the older one an error
+    precision = getattr(getattr(torch.backends.cudnn, "conv", None), "fp32_precision", None)
+    return torch.backends.cudnn.allow_tf32 if precision is None else bool(precision == "tf32")
 
 
 def convolves_in_tf32(device: torch.device) -> bool:

@@ -9,6 +9,7 @@ from torch import nn
 from vnet_fast import VNet
 
 KINDS = [None, "instance", "group", "batch"]
+KINDS_OF_LAYERS = nn.Conv3d | nn.ConvTranspose3d | nn.PReLU
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def gradients(model, x):
 def test_every_layer_is_called_and_nothing_else_changes(model, norm):
     model, x, seen = model(norm).double(), torch.randn(1, 1, 16, 16, 16, dtype=torch.float64), {}
     expected = gradients(model, x)
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Conv3d | nn.PReLU)}
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, KINDS_OF_LAYERS)}
     handles = [
         layer.register_forward_hook(lambda layer, given, y, name=name: seen.update({name: y.shape[1]}))
         for name, layer in layers.items()

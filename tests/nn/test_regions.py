@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from vnet_fast.nn.regions import RegionLoss
+from vnet_fast.ops.dice import DiceOptions
 
 LABELS = [(1, 2, 3), (1, 3), (3,)]
 
@@ -49,6 +50,16 @@ def test_half_precision_is_that_of_float32_of_the_same_logits():
     logits, target, _ = make(dtype=torch.bfloat16)
     loss = RegionLoss(LABELS)
     torch.testing.assert_close(loss(logits, target).float(), loss(logits.float(), target), rtol=2e-3, atol=0)
+
+
+def test_kernels_take_the_layout_of_regions(monkeypatch):
+    layouts = pytest.importorskip("vnet_fast.kernels.dice_layouts", reason="Triton is not installed")
+    logits, target, _ = make(dtype=torch.bfloat16)
+    loss, taken = RegionLoss(LABELS), []
+    options = DiceOptions("sigmoid", labels=False)
+    loss.dice.register_forward_pre_hook(lambda _, given: taken.append(layouts.supports(*given, options)))
+    loss(logits.detach().contiguous(memory_format=torch.channels_last_3d), target)
+    assert taken == [True]
 
 
 def test_it_has_nothing_to_store():

@@ -1,5 +1,6 @@
 """What a capture that fails leaves behind: nothing. On a device, and by the books that PyTorch's versions keep."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -28,7 +29,7 @@ class Cuda:
 
     def __init__(self, version):
         self.version = version
-        self.stream = "default stream"
+        self.stream, self.device = "default stream", 0
         # of the pools: those that are allocated in, their shares, and the blocks they hold; pools without a share
         self.capturing, self.shares, self.blocks, self.freeable = [], Counter(), Counter(), set()
         self.generator_is_captured, self.is_invalid = False, False
@@ -37,17 +38,19 @@ class Cuda:
     def install(self, monkeypatch):
         functions = {
             "CUDAGraph": lambda: Graph(self),
-            "Stream": lambda: "capture stream",
+            "Stream": lambda device: f"stream of device {device}",
             "stream": lambda stream: OnStream(self, stream),
             "graph_pool_handle": self.new_pool,
-            "current_device": lambda: 0,
+            "current_device": lambda: self.device,
             "current_stream": lambda: self.stream,
             "synchronize": lambda: None,
             "empty_cache": self.empty_cache,
         }
         for name, function in functions.items():
             monkeypatch.setattr(torch.cuda, name, function)
-        monkeypatch.setattr(torch.cuda.graph, "default_capture_stream", None)
+        # as an earlier capture on the first device leaves it
+        monkeypatch.setattr(torch.cuda.graph, "default_capture_stream", "PyTorch's stream of device 0")
+        monkeypatch.setattr(capture, "_side_stream", functools.cache(lambda device: torch.cuda.Stream(device)))
         private = {
             "_host_emptyCache": lambda: None,
             "_cuda_beginAllocateCurrentThreadToPool": lambda device, pool: self.begin(pool),
@@ -157,6 +160,15 @@ def test_a_capture_begins_outside_of_inference_mode_and_goes_on_within(cuda, mon
     with torch.inference_mode():
         capture.captured(lambda: modes.append(torch.is_inference_mode_enabled()))
     assert modes == [False, True]
+
+
+@pytest.mark.parametrize("device", [0, 1])
+def test_a_capture_has_a_stream_of_the_current_device(cuda, device):
+    """On PyTorch's own, which belongs to the device of the first capture, kernels of another one are not captured."""
+    cuda.device, streams = device, []
+    capture.captured(lambda: streams.append(torch.cuda.current_stream()))
+    assert streams == [f"stream of device {device}"]
+    assert cuda.stream == "default stream"
 
 
 def test_one_thread_captures_at_a_time(monkeypatch):

@@ -70,11 +70,10 @@ class OnlyOnTheHost(nn.Module):
 
     def __init__(self, network):
         super().__init__()
-        self.network, self.place, self.moves = network, nn.Parameter(torch.ones(1, device="meta")), []
+        self.network = network
 
-    def to(self, device):
-        self.moves.append(device.type)
-        return self
+    def parameters(self, recurse=True):
+        return iter([nn.Parameter(torch.ones(1, device="meta"))])
 
     def forward(self, x):
         if x.device.type == "meta":
@@ -281,9 +280,28 @@ def test_the_last_resort_is_the_cpu(monkeypatch):
         "out of memory on the GPU, windows are 48 x 16 x 16 voxels, which is less accurate",
         "out of memory on the GPU, the network runs on the CPU, in float32",
     ]
-    assert model.moves == ["cpu", "meta"]
     # the first window of each attempt on the device, all three on the CPU
     assert precisions == [("meta", torch.bfloat16)] * 3 + [("cpu", None)] * 3
+
+
+def test_the_last_resort_leaves_the_weights_where_they_are(monkeypatch):
+    """A CUDA graph of a training step reads and updates them there."""
+    torch.manual_seed(0)
+    network, given = VNet(base_channels=2, norm="batch"), make_image(SHAPE)
+    expected = forward(network, given)
+    before = {name: (tensor, tensor.data_ptr()) for name, tensor in network.state_dict(keep_vars=True).items()}
+    attempt = inference.Attempt(torch.device("cpu"), SHAPE, torch.device("cpu"), inference.ON_HOST)
+    monkeypatch.setattr(inference, "list_attempts", lambda *_: [attempt])
+    with torch.inference_mode():
+        found = predict_probabilities(network, given)
+    np.testing.assert_array_equal(found, expected)
+    after = network.state_dict(keep_vars=True)
+    for name, (tensor, place) in before.items():
+        assert after[name] is tensor
+        assert tensor.data_ptr() == place
+        assert not tensor.is_inference()
+    # as a training step does
+    network(torch.from_numpy(given)[None, None]).mean().backward()
 
 
 def test_what_the_cpu_cannot_hold_is_no_endless_loop():

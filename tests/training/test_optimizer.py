@@ -133,6 +133,20 @@ def assert_rounded(step):
         assert rounded.stride() == weight.stride()
 
 
+def test_weights_of_layers_with_hooks_are_trained(by_definition):
+    """Of which each kind calls the module instead of the operation, and reads the copy all the same."""
+    step = step_of()
+    layers = [step.model.down[0], step.model.up[0], step.model.left[1].layers[0]]
+    for layer in layers:
+        layer.convolution.register_forward_hook(lambda *_: None)
+    before = [layer.convolution.weight.detach().clone() for layer in layers]
+    step.set_learning_rate(0.1)
+    train(step)
+    assert step.optimizer.half_weights is not None
+    for layer, weight in zip(layers, before, strict=True):
+        assert not torch.equal(layer.convolution.weight, weight)
+
+
 @pytest.mark.parametrize(
     ("name", "topology"),
     [

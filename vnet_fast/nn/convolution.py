@@ -180,10 +180,18 @@ class _RewrittenConvolution(torch.autograd.Function):
 
 
 class Convolution(nn.Conv3d):
-    """PyTorch's Conv3d, run as `convolve` runs it, with its bias: for a layer without activation."""
+    """PyTorch's Conv3d, run as `convolve` runs it, with its bias: for a layer without activation, or with hooks."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C', D', H', W') of (N, C, D, H, W)."""
+        return _convolve(self, x, _weight(self), self.bias)
+
+
+class UpConvolution(nn.ConvTranspose3d):
+    """PyTorch's ConvTranspose3d, run as `convolve` runs it, with its bias."""
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """(N, C', D', H', W') of (N, C, D, H, W); its size follows from the stride."""
         return _convolve(self, x, _weight(self), self.bias)
 
 

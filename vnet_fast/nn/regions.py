@@ -53,7 +53,8 @@ class RegionLoss(nn.Module):
         Returns:
             a scalar.
         """
-        inside = torch.stack([row[target[:, 0].int()] for row in self.members], dim=1)
+        # regions of a voxel side by side, as its logits lie, for the kernels
+        inside = torch.stack([row[target[:, 0].int()] for row in self.members], dim=-1).movedim(-1, 1)
         count: Tensor | int = inside.numel()
         if self.ignored is not None:
             ignored = target == self.ignored

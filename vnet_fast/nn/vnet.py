@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vnet_fast.nn.convolution import Convolution, convolve, convolve_prelu
+from vnet_fast.nn.convolution import Convolution, UpConvolution, convolve, convolve_prelu
 from vnet_fast.nn.norm import Norm
 from vnet_fast.nn.topology import KERNEL_SIZE, LEVELS, TOPOLOGIES, check_channels, check_form, fewer_halvings, strides
 from vnet_fast.ops.add_prelu import add_prelu_join
@@ -38,7 +38,7 @@ class Activated(nn.Module):
 
     def __init__(
         self,
-        convolution: type[nn.Conv3d] | type[nn.ConvTranspose3d],
+        convolution: type[Convolution] | type[UpConvolution],
         in_channels: int,
         channels: int,
         kernel_size: int | tuple[int, int, int],
@@ -161,14 +161,14 @@ class VNet(nn.Module):
             for level, count in enumerate(plan.left[:levels])
         )
         self.down = nn.ModuleList(
-            Activated(nn.Conv3d, width[level], width[level + 1], stride, norm, stride)
+            Activated(Convolution, width[level], width[level + 1], stride, norm, stride)
             for level, stride in enumerate(self.strides)
         )
         # from the coarsest level up: the up-convolution gives as many channels as the skip brings
         entering = [width[-1], *(2 * channels for channels in width[-2:0:-1])]
         skipped = width[-2::-1]
         self.up = nn.ModuleList(
-            Activated(nn.ConvTranspose3d, source, skip, stride, norm, stride)
+            Activated(UpConvolution, source, skip, stride, norm, stride)
             for source, skip, stride in zip(entering, skipped, reversed(self.strides), strict=True)
         )
         self.right = nn.ModuleList(

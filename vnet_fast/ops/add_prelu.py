@@ -106,8 +106,7 @@ def _add(x: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
 
 
 def _add_prelu_kernels(x: Tensor, slope: Tensor, bias: Tensor | None, residual: Tensor | None) -> Any:
-    kernels = kernels_for("add_prelu", x)
-    return kernels if kernels is not None and kernels.supports(x, slope, bias, residual) else None
+    return kernels_for("add_prelu", x, x, slope, bias, residual)
 
 
 @operator("vnet_fast::add_prelu", differentiable=True)

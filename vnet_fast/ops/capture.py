@@ -17,10 +17,11 @@ def on_side_stream(function: Callable[[], Result]) -> Result:
     """Calls a function on a side stream, where iterations before a capture must run."""
     current, stream = torch.cuda.current_stream(), _side_stream(torch.cuda.current_device())
     stream.wait_stream(current)
-    with torch.cuda.stream(stream):
-        result = function()
-    current.wait_stream(stream)
-    return result
+    try:
+        with torch.cuda.stream(stream):
+            return function()
+    finally:
+        current.wait_stream(stream)
 
 
 @functools.cache
@@ -61,8 +62,10 @@ def _captured(function: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Res
 
 @contextlib.contextmanager
 def _capturing(graph: torch.cuda.CUDAGraph, pool: Any = None) -> Iterator[None]:
+    # PyTorch's own stream of captures is of the device of a program's first one: on another, a capture would be empty
+    stream = _side_stream(torch.cuda.current_device())
     # other threads, such as those that pin memory, may go on allocating
-    capture = torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
+    capture = torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local")
     # PyTorch leaves the capture's stream the current one if the capture can't be ended
     with torch.cuda.stream(torch.cuda.current_stream()), contextlib.ExitStack() as stack:
         # its first capture makes tensors to which later ones write, also outside of inference mode (pytorch#166792)

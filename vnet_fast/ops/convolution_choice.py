@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vnet_fast.devices import HOPPER, MODE_B, numbered
+from vnet_fast.devices import HOPPER, MODE_B, allows_tf32, numbered
 from vnet_fast.errors import InputError
 from vnet_fast.ops import device_store
 from vnet_fast.ops.convolution import REWRITES, Rewrite
@@ -147,7 +147,7 @@ def _stored(device: torch.device, layer: Layer) -> str | None:
 
 def _store() -> str:
     """The name of the stored choices, which depend on how PyTorch asks cuDNN."""
-    settings = os.environ.get(MODE_B, "0"), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+    settings = os.environ.get(MODE_B, "0"), allows_tf32(), torch.backends.cudnn.benchmark
     return "-".join([STORE, *(str(int(setting in (True, "1"))) for setting in settings)])
 
 

@@ -73,8 +73,7 @@ def dice_sums(input: Tensor, target: Tensor, options: DiceOptions = DiceOptions(
 
 
 def _kernels(input: Tensor, target: Tensor, options: DiceOptions) -> Any:
-    kernels = kernels_for("dice", input)
-    return kernels if kernels is not None and kernels.supports(input, target, options) else None
+    return kernels_for("dice", input, input, target, options)
 
 
 class _DiceSums(torch.autograd.Function):

@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from vnet_fast.devices import HOST, free_memory, is_out_of_memory, mixed_precision
 from vnet_fast.errors import InputError
@@ -58,7 +59,7 @@ def predict_probabilities(
     """Probabilities of one volume. If memory is short, `list_attempts` are made one after the other, and reported.
 
     Args:
-        model: the network, or a ModuleList of networks to average; left in evaluation mode, on the same device.
+        model: the network, or a ModuleList of networks to average; left in evaluation mode, its weights where they are.
         image: (D, H, W) float32, normalised, or (C, D, H, W) of several channels.
         autocast: the dtype of mixed precision, or None.
         window: (d, h, w) voxels of the windows for a larger image; None predicts the image in one piece.
@@ -136,7 +137,8 @@ def _average_if_memory(
     while held:
         try:
             if attempt.description == ON_HOST:
-                return _average_on_host(model, image, attempt, *how[1:]), ""
+                # without mixed precision, which was chosen for the device
+                return _average(_on_host(model), image, attempt, None, *how[1:]), ""
             return _average(model, image, attempt, *how), ""
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -151,14 +153,30 @@ def _average_if_memory(
     return None, "CPU" if on_cpu else "GPU"
 
 
-def _average_on_host(model: nn.Module, image: np.ndarray, attempt: Attempt, *how: Any) -> np.ndarray:
-    """`_average` by a network that is on another device; afterwards it is there again."""
-    device = next(model.parameters()).device
-    try:
-        # without mixed precision, which was chosen for the device
-        return _average(model.to(HOST), image, attempt, None, *how)
-    finally:
-        model.to(device)
+class _OnHost(nn.Module):
+    """A network of another device that runs on the CPU, by copies of its weights: where they lie, there may be a CUDA
+    graph that reads and updates them.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        # not as a module of this one
+        self._networks = [network]
+        self._weights: dict[str, Tensor] = {
+            **{name: nn.Parameter(weight.to(HOST), requires_grad=False) for name, weight in network.named_parameters()},
+            **{name: buffer.to(HOST) for name, buffer in network.named_buffers()},
+        }
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The network's logits."""
+        logits: Tensor = functional_call(self._networks[0], self._weights, (x,))
+        return logits
+
+
+@torch.inference_mode()
+def _on_host(model: nn.Module) -> nn.Module:
+    networks = [_OnHost(network) for network in (model if isinstance(model, nn.ModuleList) else [model])]
+    return nn.ModuleList(networks) if isinstance(model, nn.ModuleList) else networks[0]
 
 
 @torch.inference_mode()

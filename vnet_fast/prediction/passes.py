@@ -2,6 +2,7 @@
 longer than what they compute.
 """
 
+import math
 import threading
 import weakref
 from collections.abc import Callable, Hashable
@@ -9,7 +10,7 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor, nn
 
-from vnet_fast.devices import free_memory, is_out_of_memory
+from vnet_fast.devices import allows_tf32, free_memory, is_out_of_memory
 from vnet_fast.nn.vnet import VNet
 from vnet_fast.ops.capture import captured
 from vnet_fast.ops.eager import is_eager
@@ -19,6 +20,8 @@ from vnet_fast.ops.eager import is_eager
 EAGER_PASSES = 2
 # of probabilities, and the share of labels, by which a replay may differ: convolutions may sum in another order
 ROUNDING, TURNED = 1e-2, 1e-3
+# a label that no network has
+UNWRITTEN = 255
 Outputs = tuple[Tensor, ...]
 
 
@@ -30,7 +33,7 @@ class Passes:
     reads the weights where they lie, and sees what is written to them. If they lie elsewhere, the pass is of another
     kind.
 
-    Only networks of this package are captured, in evaluation mode and without hooks, on the current GPU. All others run
+    Only networks of this package are captured, in evaluation mode and without hooks, on a GPU. All others run
     eagerly, and so does a pass within another capture, within autocast, or beside that of another thread. If a capture
     fails, or its first replay differs from the pass, `explain` says so, and from then on all passes run eagerly.
 
@@ -61,15 +64,17 @@ class Passes:
             x: its argument.
             settings: all else that the function depends on.
         """
-        if not (self.wants_graph and _may_capture(x) and self._lock.acquire(blocking=False)):
-            return function(x)
-        try:
-            weights = _weights_of(model)
-            if weights is None:
+        # a thread begins with the first GPU as its current one
+        with torch.cuda.device_of(x):
+            if not (self.wants_graph and _may_capture(x) and self._lock.acquire(blocking=False)):
                 return function(x)
-            return self._run(function, x, (settings, weakref.ref(model), weights, *_surroundings(x)))
-        finally:
-            self._lock.release()
+            try:
+                weights = _weights_of(model)
+                if weights is None:
+                    return function(x)
+                return self._run(function, x, (settings, weakref.ref(model), weights, *_surroundings(x)))
+            finally:
+                self._lock.release()
 
     @property
     def captured(self) -> bool:
@@ -98,6 +103,9 @@ class Passes:
         try:
             self._input = static = x.clone()
             self._graph, self._outputs = captured(lambda: function(static))
+            for output in self._outputs:
+                # what a graph without any kernel would leave
+                output.fill_(math.nan if output.is_floating_point() else UNWRITTEN)
             self._graph.replay()
             if not all(map(_are_close, self._outputs, expected)):
                 self._give_up("a replay gives another result")
@@ -149,7 +157,6 @@ def _may_capture(x: Tensor) -> bool:
     return (
         x.is_cuda
         and is_eager(x)
-        and x.device.index == torch.cuda.current_device()
         and not torch.cuda.is_current_stream_capturing()
         # whose cache would hand out weights that the graph has cast
         and not torch.is_autocast_enabled("cuda")
@@ -158,8 +165,7 @@ def _may_capture(x: Tensor) -> bool:
 
 def _surroundings(x: Tensor) -> tuple[Hashable, ...]:
     """What changes a pass, or the place of its kernels, from outside."""
-    cudnn = torch.backends.cudnn
-    chosen = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.allow_tf32
+    chosen = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic, allows_tf32()
     # a replay on another stream would not wait for what was launched before
     return x.shape, x.dtype, x.device, torch.cuda.current_stream(), chosen
 
@@ -171,7 +177,7 @@ def _weights_of(model: nn.Module) -> Hashable:
     tensors are written in place, and another one after they are replaced, moved or cast.
     """
     networks = model if isinstance(model, nn.ModuleList) else [model]
-    if any(type(network) is not VNet for network in networks):
+    if any(type(network) is not VNet for network in networks) or nn.modules.module._has_any_global_hook():
         # what others do on the host is not known
         return None
     found, modules = [], [model]

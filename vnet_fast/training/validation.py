@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from vnet_fast.averages import mean_dice
 from vnet_fast.data.preparation import IGNORED, PreparedCase
-from vnet_fast.devices import free_memory, is_out_of_memory, mixed_precision
+from vnet_fast.devices import HOST, free_memory, is_out_of_memory, mixed_precision
 from vnet_fast.evaluation.metrics import dice as dice_of_masks
 from vnet_fast.evaluation.metrics import dice_per_class
 from vnet_fast.prediction.components import largest_components
 from vnet_fast.prediction.inference import OVERLAP, Shape, as_batch, predict_probabilities
-from vnet_fast.prediction.passes import Outputs, Passes
+from vnet_fast.prediction.passes import Passes
 from vnet_fast.prediction.windows import cover
 from vnet_fast.progress import note
 from vnet_fast.regions import Region
@@ -180,7 +180,7 @@ def _predict(
 def _predict_at_once(
     passes: Passes, model: nn.Module, cases: Iterable[PreparedCase], autocast: torch.dtype | None, regions: bool
 ) -> Iterable[NDArray[np.uint8]]:
-    """The labels of cases of one shape, or a mask for each region; the device is waited for once."""
+    """The labels of cases of one shape, or a mask for each region; the device is waited for when all are computed."""
     device = next(model.parameters()).device
 
     def predict(image: Tensor) -> tuple[Tensor]:
@@ -188,23 +188,19 @@ def _predict_at_once(
             logits = model(image)
         return ((logits[0] > 0 if regions else logits[0].argmax(0)).to(torch.uint8),)
 
-    def labels_of(case: PreparedCase) -> Outputs:
-        image = as_batch(case.image).to(device)
+    def labels_of(case: PreparedCase) -> Tensor:
         try:
-            return passes(predict, model, image, (autocast, regions))
+            return passes(predict, model, as_batch(case.image).to(device), (autocast, regions))[0]
         except RuntimeError as error:
-            # the labels of all cases fill the memory that a graph holds
-            if not is_out_of_memory(error) or not passes.make_room():
+            if not is_out_of_memory(error):
                 raise
+        # the labels of all cases fill the memory that a graph holds; without it, smaller windows may do
+        passes.make_room()
         free_memory(device)
-        return predict(image)
+        return torch.from_numpy(_by_windows(passes, model, case.image, case.shape, autocast, regions))
 
-    predicted: list[Tensor] = []
-    for case in cases:
-        predicted += labels_of(case)
-    # all labels together need its memory
-    passes.release()
-    labels: NDArray[np.uint8] = torch.stack(predicted).cpu().numpy()
+    predicted = [labels_of(case) for case in cases]
+    labels: NDArray[np.uint8] = torch.stack([labels.to(HOST) for labels in predicted]).numpy()
     return labels
 
 
