@@ -19,17 +19,21 @@ def replacing(path: str | Path, keep: Path | None = None) -> Iterator[BinaryIO]:
     """Opens a new binary file that replaces `path` once it is complete.
 
     It is written beside its place, synced and renamed. If the block raises, `path` stays as it was and nothing
-    is left behind.
+    is left behind. A link stays one: the file that it leads to is replaced.
 
     Args:
-        path: in a folder that exists. A device, a FIFO or a link to one, such as `/dev/stdout`, is an
-            OSError.
+        path: in a folder that exists. A device, a FIFO or a link to one, and what this program prints to, such as
+            `/dev/stdout`, are an OSError.
         keep: None, or a new name for the file that is replaced. For a moment there is only that one.
     """
     path = Path(path)
     if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
-        # such as /dev/stdout, which renaming would replace
         raise OSError(errno.EINVAL, "not a regular file", str(path))
+    if _is_printed_to(path):
+        # what is printed would go on into the file that was replaced
+        raise OSError(errno.EINVAL, "this program prints to it", str(path))
+    if keep is None:
+        path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
     try:
         with open(temporary, "xb") as file:
@@ -43,6 +47,16 @@ def replacing(path: str | Path, keep: Path | None = None) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _is_printed_to(path: Path) -> bool:
+    """Whether a path leads to the file into which this program's output or errors are redirected."""
+    for number in (1, 2):
+        # one of them may be closed, and the path may be new
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(path), os.fstat(number)):
+                return True
+    return False
 
 
 def _sync_folder(folder: Path) -> None:

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from tests.io.dicom_slices import write_dicom
 from tests.volumes import make_image, write_case
 from vnet_fast.errors import InputError
-from vnet_fast.io import volumes, writing
+from vnet_fast.io import nifti, volumes, writing
 from vnet_fast.io.formats import SUFFIXES
 from vnet_fast.io.grid import Grid
 
@@ -79,13 +79,28 @@ def test_not_a_scalar_volume(tmp_path, kind, message):
         volumes.read_image(path)
 
 
-def test_voxels_that_are_not_finite(tmp_path):
-    array = ramp()
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("suffix", [".mha", ".nrrd", ".nii", ".nii.gz"])
+def test_voxels_that_are_not_finite(tmp_path, suffix, dtype):
+    """Of NIfTI too, where ITK reads them as 0."""
+    path, array = tmp_path / f"x{suffix}", (ramp() % 200).astype(dtype)
     array[1, 2, 3] = np.nan
     array[2, 2, 2:4] = np.inf
-    sitk.WriteImage(make_image(array), str(tmp_path / "x.mha"))
+    sitk.WriteImage(make_image(array), str(path))
     with pytest.raises(InputError, match="1 voxels are NaN and 2 infinite"):
-        volumes.read_image(tmp_path / "x.mha")
+        volumes.read_image(path)
+    with pytest.raises(InputError, match=r"infinite|such as (nan|inf)"):
+        volumes.read_mask(path)
+
+
+def test_numbers_that_begin_between_the_pieces_of_a_file(tmp_path):
+    """Its header says where voxels begin, at any byte, in either order of bytes."""
+    values = np.ones(10, ">f8")
+    values[[3, 7]] = np.nan, np.inf
+    odd, content = nifti._NotFinite(">f8"), values.tobytes()
+    for start in range(0, len(content), 7):
+        odd.count(content[start : start + 7])
+    assert (odd.nans, odd.infinite) == (1, 1)
 
 
 @pytest.mark.exhaustive

@@ -132,6 +132,11 @@ def scalar_volume_error(path: Path, size: Sequence[int], channels: int, remedy: 
     return InputError(path, f"is {len(size)}-D with {values}, not 3-D with 1", remedy)
 
 
+def not_finite(path: str | Path, nans: int, infinite: int) -> InputError:
+    """Returns the error for a volume with voxels that are no numbers, of which so many are NaN and infinite."""
+    return InputError(path, f"{nans} voxels are NaN and {infinite} infinite", "Export it again without them")
+
+
 def check_placement(path: str | Path, placement: Placement) -> None:
     """Raises an InputError unless a medical scan can have this placement."""
     spacing, origin = placement.spacing, placement.origin

@@ -8,6 +8,7 @@ import gzip
 import os
 import stat
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 from vnet_fast.errors import InputError
@@ -39,18 +40,32 @@ def check_regular(path: str | Path) -> None:
         raise InputError(path, "an empty file", COPY_AGAIN)
 
 
-def check_plain(path: Path, skip: int, expected: int) -> None:
-    """Raises an InputError unless exactly `expected` bytes follow the first `skip` bytes of a file."""
+def check_plain(path: Path, skip: int, expected: int, see: Callable[[bytes], object] | None = None) -> None:
+    """Raises an InputError unless exactly `expected` bytes follow the first `skip` bytes of a file.
+
+    Args:
+        path: of the file.
+        skip: bytes before the others.
+        expected: their number.
+        see: None, or called with these bytes, piece by piece.
+    """
     _check_length(path, path.stat().st_size - skip, expected)
+    if see is not None:
+        with open(path, "rb") as file:
+            file.seek(skip)
+            while chunk := file.read(CHUNK):
+                see(chunk)
 
 
-def check_gzip(path: Path, skip: int, expected: int) -> None:
+def check_gzip(path: Path, skip: int, expected: int, see: Callable[[bytes], object] | None = None) -> None:
     """Does the same as `check_plain` for a file that is compressed as a whole; `skip` counts unpacked bytes."""
     _check_ratio(path, path.stat().st_size, skip + expected)
     total = -skip
     try:
         with gzip.open(path) as file:
             while total <= expected and (chunk := file.read(CHUNK)):
+                if see is not None:
+                    see(chunk[max(0, -total) :])
                 total += len(chunk)
     except EOFError:
         raise InputError(path, "truncated: the compressed data ends early", COPY_AGAIN) from None

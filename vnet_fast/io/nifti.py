@@ -22,6 +22,7 @@ from vnet_fast.io.header import (
     check_placement,
     format_numbers,
     make_header,
+    not_finite,
     split_steps,
     triple,
 )
@@ -34,6 +35,8 @@ MIN_OFFSET, MAX_OFFSET = 352, 1 << 30
 # values per voxel and bits of each, by code
 DATATYPES = {2: (1, 8), 4: (1, 16), 8: (1, 32), 16: (1, 32), 32: (2, 32), 64: (1, 64), 128: (3, 8), 256: (1, 8),
              512: (1, 16), 768: (1, 32), 1024: (1, 64), 1280: (1, 64), 1792: (2, 64), 2304: (4, 8)}  # fmt: skip
+# the types of voxels that may be NaN, by code
+FLOATS = {16: "f4", 64: "f8"}
 MAX_FORM_CODE = 5
 # mm, by the lowest three bits of xyzt_units; an unknown unit is taken for mm
 UNITS = {0: 1.0, 1: 1e3, 2: 1.0, 3: 1e-3}
@@ -50,6 +53,7 @@ TO_LPS = np.array([-1.0, -1.0, 1.0])
 class _Fields:
     """The fields of a header that determine how voxels are read and where they lie."""
 
+    order: str
     dim: tuple[int, ...]
     pixdim: tuple[float, ...]
     datatype: int
@@ -88,8 +92,36 @@ def read_header(path: Path) -> tuple[Header, Callable[[], None]]:
         path, fields.dim[1 : count + 1], channels, channels * bits // 8, lambda: _find_placements(path, fields),
         several=True,
     )  # fmt: skip
-    check_length = integrity.check_gzip if compressed else integrity.check_plain
-    return header, partial(check_length, path, fields.offset, header.data_bytes)
+    return header, partial(_verify_voxels, path, compressed, fields, header.data_bytes)
+
+
+def _verify_voxels(path: Path, compressed: bool, fields: _Fields, expected: int) -> None:
+    """Raises an InputError unless there are so many bytes of voxels, which are finite; ITK reads those that are not
+    as 0.
+    """
+    check = integrity.check_gzip if compressed else integrity.check_plain
+    if fields.datatype not in FLOATS:
+        check(path, fields.offset, expected)
+        return
+    odd = _NotFinite(fields.order + FLOATS[fields.datatype])
+    check(path, fields.offset, expected, odd.count)
+    if odd.nans or odd.infinite:
+        raise not_finite(path, odd.nans, odd.infinite)
+
+
+class _NotFinite:
+    """Counts the numbers in the bytes of a type that are not finite."""
+
+    def __init__(self, dtype: str) -> None:
+        self.dtype, self.rest, self.nans, self.infinite = np.dtype(dtype), b"", 0, 0
+
+    def count(self, data: bytes) -> None:
+        data = self.rest + data
+        whole = len(data) - len(data) % self.dtype.itemsize
+        values, self.rest = np.frombuffer(data[:whole], self.dtype), data[whole:]
+        if not np.isfinite(values).all():
+            self.nans += int(np.isnan(values).sum())
+            self.infinite += int(np.isinf(values).sum())
 
 
 def _read_first_bytes(path: Path, compressed: bool) -> bytes:
@@ -124,6 +156,7 @@ def _parse_fields(path: Path, content: bytes) -> _Fields:
     datatype, bits = read("2h", 70)
     qform, sform = read("2h", 252)
     return _Fields(
+        order=order,
         dim=read("8h", 40),
         pixdim=read("8f", 76),
         datatype=datatype,

@@ -9,7 +9,7 @@ import SimpleITK as sitk
 from vnet_fast.errors import InputError
 from vnet_fast.io import dicom, dicom_seg, dicom_seg_grid, formats
 from vnet_fast.io.grid import GEOMETRY_TOLERANCE, Grid
-from vnet_fast.io.header import check_agreement, check_placement, format_numbers, scalar_volume_error
+from vnet_fast.io.header import check_agreement, check_placement, format_numbers, not_finite, scalar_volume_error
 from vnet_fast.io.integrity import check_regular
 from vnet_fast.io.itk import read_file, return_freed_memory
 
@@ -86,7 +86,7 @@ def as_intensities(path: str | Path, image: sitk.Image) -> sitk.Image:
             nans += int(np.isnan(values).sum())
             infinite += int(np.isinf(values).sum())
     if nans or infinite:
-        raise InputError(path, f"{nans} voxels are NaN and {infinite} infinite", "Export it again without them")
+        raise not_finite(path, nans, infinite)
     return image
 
 
