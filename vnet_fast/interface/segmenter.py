@@ -59,8 +59,7 @@ class Segmenter:
         self.autocast, self.precision = choose_precision(amp, networks.device)
         self.flips = LEFT_RIGHT if tta else NO_FLIP
         self._passes = Passes(graph)
-        # The network may move to the CPU if a GPU's memory is short, and its convolutions are timed when they are first
-        # met, where two threads could choose different ones.
+        # convolutions are timed when they are first met, where two threads could choose different ones
         self._network_in_use = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
