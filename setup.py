@@ -51,6 +51,9 @@ class BuildKernels(build_ext):
             # of an earlier installation from this folder
             shutil.copy2(before, path)
             return
+        if self.editable_mode and target not in cpu_library.runnable_targets():
+            # stays on this machine; on another, what is missing is compiled at its first use
+            return
         try:
             cpu_library.compile_library(target, path)
         except cpu_library.CompilerError as error:

@@ -29,6 +29,11 @@ TARGETS = {
     },
 }
 PORTABLE = {"portable": ()}
+# what GCC and Clang define for a processor with a set of instructions
+MACROS = {
+    "avx512": {"__AVX512F__", "__AVX512BW__", "__AVX512CD__", "__AVX512DQ__", "__AVX512VL__"},
+    "avx2": {"__AVX2__", "__FMA__"},
+}
 # sums may be contracted to fused multiply-adds; the order of sums stays as it is written
 FLAGS = (
     "-std=c++17",
@@ -44,7 +49,7 @@ FLAGS = (
     *(("-Xclang", "-fopenmp", "-undefined", "dynamic_lookup") if sys.platform == "darwin" else ("-fopenmp",)),
 )
 COMPILERS = ("g++", "c++", "clang++")
-# of a compilation, which takes about ten
+# of a compilation, which takes ten to sixty
 MAX_SECONDS = 300
 
 
@@ -83,6 +88,18 @@ def find_compiler() -> list[str] | None:
         if command and shutil.which(command[0]):
             return command
     return None
+
+
+def runnable_targets() -> list[str]:
+    """The sets of instructions that this very processor has, by the compiler; all of `targets` if it can't say."""
+    compiler, names = find_compiler(), list(targets())
+    try:
+        command = [*(compiler or ["none"]), "-march=native", "-dM", "-E", "-x", "c++", os.devnull]
+        macros = subprocess.run(command, capture_output=True, text=True, timeout=MAX_SECONDS, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return names
+    defined = {line.split()[1] for line in macros.splitlines() if line.startswith("#define ")}
+    return [name for name in names if MACROS.get(name, set()) <= defined]
 
 
 def compile_library(target: str, path: Path, extra: tuple[str, ...] = ()) -> None:

@@ -121,6 +121,36 @@ def test_the_compiler_of_the_environment_is_taken(monkeypatch):
     assert compiled.find_compiler() == ["ccache", "g++", "-pthread"]
 
 
+AVX2 = "#define __AVX2__ 1\n#define __FMA__ 1\n"
+AVX512 = AVX2 + "".join(f"#define __AVX512{name}__ 1\n" for name in ("F", "BW", "CD", "DQ", "VL"))
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "expected"),
+    [
+        ("#define __SSE2__ 1\n", 0, ["portable"]),
+        (AVX2, 0, ["avx2", "portable"]),
+        (AVX512, 0, ["avx512", "avx2", "portable"]),
+        # the first generation, whose AVX-512 lacks what the kernels need
+        (AVX2 + "#define __AVX512F__ 1\n#define __AVX512CD__ 1\n", 0, ["avx2", "portable"]),
+        ("no such option\n", 1, ["avx512", "avx2", "portable"]),
+    ],
+    ids=["portable", "AVX2", "AVX-512", "Xeon Phi", "unknown"],
+)
+@pytest.mark.skipif(os.name == "nt", reason="no compiler is looked for")
+def test_an_installation_in_place_compiles_what_this_processor_runs(tmp_path, monkeypatch, output, code, expected):
+    (tmp_path / "compiler").write_text(f"#!/bin/sh\ncat <<END\n{output}END\nexit {code}\n")
+    (tmp_path / "compiler").chmod(0o755)
+    monkeypatch.setenv("CXX", str(tmp_path / "compiler"))
+    monkeypatch.setattr(compiled.platform, "machine", lambda: "x86_64")
+    assert compiled.runnable_targets() == expected
+
+
+@needs_compiler
+def test_what_pytorch_runs_is_compiled():
+    assert cpu_library.target() in compiled.runnable_targets()
+
+
 @pytest.mark.exhaustive
 @pytest.mark.skipif(shutil.which("clang++") is None, reason="no clang++")
 def test_clang_compiles_them_too(tmp_path, monkeypatch):
