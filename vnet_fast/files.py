@@ -44,8 +44,11 @@ def replacing(path: str | Path, keep: Path | None = None) -> Iterator[BinaryIO]:
             os.replace(path, keep)
         os.replace(temporary, path)
         _sync_folder(path.parent)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            # as of a full disk
+            error.filename = str(path)
         raise
 
 

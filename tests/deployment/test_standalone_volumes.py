@@ -1,7 +1,10 @@
 """What a folder with a network refuses to read, as `predict` does, and the names of its volumes."""
 
+import os
+
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from tests.io.dicom_slices import write_dicom, write_frames, write_thick_slice
 from tests.io.test_dicom import THICK_SLICES
@@ -36,3 +39,20 @@ def test_a_single_slice_is_as_thick_as_in_predict(tmp_path, thickness, gap, expe
     grid = dicom.read_grid(folder)
     np.testing.assert_allclose(volumes._read_series(folder).GetSpacing(), grid.spacing)
     np.testing.assert_allclose(grid.spacing, (0.7, 0.7, expected), atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0, 0.5])
+def test_a_full_disk(tmp_path, monkeypatch, share):
+    """Of which ITK's writer of NIfTI says nothing."""
+    path, original = tmp_path / "mask.nii", sitk.WriteImage
+    path.write_bytes(b"previous")
+
+    def write(image, name, useCompression):  # noqa: N803 - SimpleITK's name
+        original(image, name, useCompression=useCompression)
+        os.truncate(name, int(share * os.path.getsize(name)))
+
+    monkeypatch.setattr(sitk, "WriteImage", write)
+    with pytest.raises(volumes.InputError, match=r"can't be written \("):
+        volumes.write(sitk.Image([8, 8, 8], sitk.sitkUInt8) + 1, path)
+    assert path.read_bytes() == b"previous"
+    assert list(tmp_path.iterdir()) == [path]

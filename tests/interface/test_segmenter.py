@@ -59,6 +59,24 @@ def test_a_file_an_image_and_an_array_give_the_same(case, segmenter):
     assert results[0].labels.any()
 
 
+def test_a_tensor_of_monai_lies_where_its_file_does(case, tmp_path, segmenter):
+    transforms = pytest.importorskip("monai.transforms", reason="MONAI is not installed")
+    path = tmp_path / "oblique.nii.gz"
+    array = sitk.GetArrayFromImage(read(case[0]))
+    sitk.WriteImage(image_of(array, origin=(10, -20, 30), direction=OBLIQUE), str(path))
+    expected = segmenter(path)
+    for with_channel in (True, False):
+        loaded = transforms.LoadImage(ensure_channel_first=with_channel)(path)
+        found = segmenter(loaded)
+        np.testing.assert_array_equal(found.labels, expected.labels)
+        for name in ("size", "spacing", "origin", "direction"):
+            of_mask, of_file = (getattr(Grid.of(result.mask), name) for result in (found, expected))
+            np.testing.assert_allclose(of_mask, of_file, atol=1e-4)
+    with pytest.raises(TypeError, match="spacing is for an array"):
+        segmenter(loaded, spacing=(1, 1, 1))
+    assert expected.labels.any()
+
+
 def test_the_result_has_the_grid_of_an_image(case, segmenter):
     path, _ = case
     oblique = image_of(sitk.GetArrayFromImage(read(path)), origin=(10, -20, 30), direction=OBLIQUE)

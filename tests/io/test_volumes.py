@@ -211,6 +211,25 @@ def test_a_failed_write_keeps_the_previous_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("names", [None, {1: "core"}], ids=["plain", "named"])
+@pytest.mark.parametrize("share", [0, 0.5])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_what_the_writer_of_nifti_does_not_say(tmp_path, monkeypatch, suffix, share, names):
+    """On a full disk it returns as if all had been written."""
+    image, path, original = make_image(ramp()), tmp_path / f"mask{suffix}", sitk.WriteImage
+    path.write_bytes(b"previous")
+
+    def write(image, name, useCompression):  # noqa: N803 - SimpleITK's name
+        original(image, name, useCompression=useCompression)
+        os.truncate(name, int(share * os.path.getsize(name)))
+
+    monkeypatch.setattr(sitk, "WriteImage", write)
+    with pytest.raises(InputError, match=r"can't be written \((an empty file|truncated).*Choose a folder with room"):
+        writing.write((ramp() % 3).astype(np.uint8), Grid.of(image), path, names)
+    assert path.read_bytes() == b"previous"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_reading_in_threads_leaves_the_encoding_of_text(tmp_path):
     """ITK changes the locale of the process while it reads; Python would then take text for ASCII."""
     import locale

@@ -183,6 +183,16 @@ def test_its_voxels_in_another_file_are_never_replaced(cases, run_verb, trained)
     assert (cases / "voxels.zraw").read_bytes() == before
 
 
+def test_masks_of_a_data_set_are_never_replaced(cases, run_verb, trained):
+    (cases / "labelsTr").mkdir()
+    reference = cases / "labelsTr" / "Case00.mha"
+    reference.write_bytes(b"of an expert")
+    code, out, err = run(run_verb, trained, cases / "Case00.mhd", reference)
+    assert (code, out) == (2, "")
+    assert f"{reference}: would replace a mask of the data set. Choose another --output" in err
+    assert reference.read_bytes() == b"of an expert"
+
+
 def test_a_single_file_must_be_one_of_the_validation_cases(cases, tmp_path, run_verb, trained):
     code, _, err = run(run_verb, trained, cases / "Case00.mhd", tmp_path / "out", "--validation-only")
     assert code == 2

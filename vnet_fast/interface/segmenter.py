@@ -108,7 +108,8 @@ class Segmenter:
         Args:
             volume: a path of a file or of a folder of DICOM slices; a SimpleITK image; or an array (z, y, x), or
                 (C, z, y, x) of several channels. A sequence of paths or images has one for each channel. The axes of an
-                array point to the patient's left (x), posterior (y) and superior (z).
+                array point to the patient's left (x), posterior (y) and superior (z). A MetaTensor of MONAI,
+                (C, x, y, z), lies where its affine says.
             spacing: of the voxels of an array, mm, (x, y, z); of files and images it is known.
 
         Returns:

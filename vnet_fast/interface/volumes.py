@@ -43,7 +43,8 @@ def read(volume: Volume, spacing: Sequence[float] | None, channels: Sequence[Cha
     """Reads a volume, or takes it from memory.
 
     Args:
-        volume: a path, a SimpleITK image or an array; or a sequence of paths or images, one for each channel.
+        volume: a path, a SimpleITK image, an array or a MetaTensor of MONAI; or a sequence of paths or images, one for
+            each channel.
         spacing: of the voxels of an array, mm, x y z; None for all else.
         channels: of the network.
 
@@ -53,8 +54,9 @@ def read(volume: Volume, spacing: Sequence[float] | None, channels: Sequence[Cha
     """
     entries: list[Any] = list(volume) if isinstance(volume, list | tuple) else [volume]
     are_paths, are_images = ([isinstance(entry, kind) for entry in entries] for kind in (str | os.PathLike, sitk.Image))
-    if spacing is not None and any(are_paths + are_images):
-        raise TypeError("spacing is for an array; files and images have their own")
+    is_placed = isinstance(volume, Tensor) and hasattr(volume, "affine")
+    if spacing is not None and (any(are_paths + are_images) or is_placed):
+        raise TypeError("spacing is for an array; files, images and MONAI's tensors have their own")
     if entries and all(are_paths):
         return _of_files([Path(entry) for entry in entries], channels)
     if entries and all(are_images):
@@ -63,8 +65,29 @@ def read(volume: Volume, spacing: Sequence[float] | None, channels: Sequence[Cha
         raise TypeError("volume must be paths or images, not some of each")
     if isinstance(volume, Tensor):
         # NumPy takes it only from the host, without gradient, and knows no bfloat16
-        volume = volume.detach().to("cpu", torch.float32 if volume.dtype is torch.bfloat16 else None)
+        tensor = volume.detach().to("cpu", torch.float32 if volume.dtype is torch.bfloat16 else None)
+        if is_placed:
+            return _of_monai(tensor)
+        volume = tensor
     return _of_array(np.asarray(volume), spacing)
+
+
+def _of_monai(tensor: Any) -> Channels:
+    """MONAI's MetaTensor, (x, y, z) or (C, x, y, z), whose affine leads to right, anterior, superior."""
+    if tensor.ndim not in (3, 4) or 0 in tensor.shape:
+        raise ValueError(f"a MetaTensor must have shape (x, y, z) or (C, x, y, z); got {tuple(tensor.shape)}")
+    if "LPS" in str(tensor.meta.get("space", "")):
+        raise ValueError("a MetaTensor's affine must lead to RAS; got LPS. Load it with affine_lps_to_ras=True")
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.asarray(tensor.affine, np.float64)
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    images = []
+    for channel in tensor.as_tensor().numpy().reshape(-1, *tensor.shape[-3:]):
+        image = sitk.GetImageFromArray(channel.transpose(2, 1, 0).astype(np.float32))
+        image.SetSpacing(lengths.tolist())
+        image.SetOrigin(affine[:3, 3].tolist())
+        image.SetDirection((affine[:3, :3] / lengths).ravel().tolist())
+        images.append(image)
+    return _of_images(images)
 
 
 def _of_files(paths: list[Path], channels: Sequence[Channel]) -> Channels:

@@ -55,7 +55,7 @@ def write(array: np.ndarray, grid: Grid, path: str | Path, names: Mapping[int, s
                     os.replace(part, path.parent / part.name)
             # the header is moved last, so that it never names data that does not exist yet
             os.replace(header, path)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, InputError) as error:
         raise _write_error(path, error) from None
 
 
@@ -86,6 +86,9 @@ def _write_image(image: sitk.Image, path: Path, names: Mapping[int, str]) -> Non
         name_in_image(image, names)
     with kept_locale():
         sitk.WriteImage(image, str(written), useCompression=True)
+    if is_nifti:
+        # whose writer says nothing of a full disk
+        formats.verify_volume(written)
     if written != path:
         name_in_nifti(written, path, names)
         written.unlink()
@@ -123,8 +126,9 @@ def _unfinished_folder(path: Path) -> Iterator[Path]:
         _own.discard(folder)
 
 
-def _write_error(path: Path, error: OSError | RuntimeError) -> InputError:
-    reason = str(getattr(error, "strerror", None) or error).strip().splitlines()[-1]
+def _write_error(path: Path, error: OSError | RuntimeError | InputError) -> InputError:
+    reason = error.cause if isinstance(error, InputError) else getattr(error, "strerror", None)
+    reason = str(reason or error).strip().splitlines()[-1]
     return InputError(path, f"can't be written ({reason})", "Choose a folder with room and permission")
 
 

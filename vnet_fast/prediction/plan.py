@@ -11,6 +11,8 @@ from vnet_fast.io.probabilities import DICOM_OUTPUT, beside
 
 # of a DICOM Segmentation
 SEGMENTATION_OUTPUT = ".dcm"
+# of the masks of the Decathlon and of nnU-Net
+MASK_FOLDERS = ("labelsTr", "labelsTs")
 
 Files = tuple[Path, ...]
 
@@ -53,6 +55,7 @@ def plan(
     written = [path for _, mask in pairs for path in (mask, *(beside(mask, ending) for ending in endings))]
     check_nothing_is_replaced((path for files in volumes.values() for path in files), written)
     check_not_among_slices(written)
+    check_no_references(written)
     return pairs
 
 
@@ -95,6 +98,13 @@ def check_not_among_slices(masks: Iterable[Path]) -> None:
     for folder, mask in {mask.parent: mask for mask in masks}.items():
         if formats.is_dicom_folder(folder):
             raise InputError(mask, "would lie among the slices of a series", "Choose another --output")
+
+
+def check_no_references(masks: Iterable[Path]) -> None:
+    """Raises an InputError if a mask would replace one of a data set, whose masks have the names of its volumes."""
+    for mask in masks:
+        if mask.absolute().parent.name in MASK_FOLDERS and os.path.lexists(mask):
+            raise InputError(mask, "would replace a mask of the data set", "Choose another --output")
 
 
 def _find_volumes(source: Path, is_single: bool, several: bool) -> dict[str, Files]:

@@ -256,6 +256,10 @@ def write(mask: sitk.Image, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sitk.WriteImage(mask, str(unfinished), useCompression=True)
+        # the writer of NIfTI says nothing of a full disk
+        written = sitk.ReadImage(str(unfinished))
+        if not np.array_equal(sitk.GetArrayViewFromImage(written), sitk.GetArrayViewFromImage(mask)):
+            raise OSError("incomplete")
         os.replace(unfinished, path)
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[-1].strip()
