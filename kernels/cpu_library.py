@@ -20,18 +20,20 @@ from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parent / "cpu"
 MAIN = "library.cpp"
-# the sets of instructions for each processor, the widest first, with the flags of GCC and Clang
+# The sets of instructions for each processor, the widest first, with the flags of GCC and Clang: no more than what
+# PyTorch asks a processor for before it says that it has such a set.
+AVX2 = ("-mavx2", "-mfma")
 TARGETS = {
     "x86_64": {
-        "avx512": ("-march=x86-64-v4", "-mprefer-vector-width=512"),
-        "avx2": ("-march=x86-64-v3",),
+        "avx512": (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"),
+        "avx2": AVX2,
         "portable": (),
     },
 }
 PORTABLE = {"portable": ()}
 # what GCC and Clang define for a processor with a set of instructions
 MACROS = {
-    "avx512": {"__AVX512F__", "__AVX512BW__", "__AVX512CD__", "__AVX512DQ__", "__AVX512VL__"},
+    "avx512": {"__AVX512F__", "__AVX512BW__", "__AVX512DQ__", "__AVX512VL__", "__FMA__"},
     "avx2": {"__AVX2__", "__FMA__"},
 }
 # sums may be contracted to fused multiply-adds; the order of sums stays as it is written
