@@ -102,8 +102,9 @@ def main(given: dict[str, Any]) -> int:
         if config.calibration:
             draw_calibration(table.evaluations, Path(config.figures) / "calibration.png")
     print(table)
-    for name, others in zip(sets.names, sets.unpredicted, strict=True):
-        if others:
+    for folder, name, others in zip(config.predictions, sets.names, sets.unpredicted, strict=True):
+        # who names a file wants no other
+        if others and Path(folder).is_dir():
             several = f" in {name}" if len(sets.names) > 1 else ""
             print(f"{len(others)} more reference masks have no prediction{several}")
     return 0

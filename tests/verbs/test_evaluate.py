@@ -440,6 +440,23 @@ def test_labels_of_references_without_a_prediction_are_classes_too(folders, tmp_
     assert dice == {"a2": 0.0, "b": None}
 
 
+@pytest.mark.parametrize("declared", [False, True], ids=["of no dataset.json", "that dataset.json lacks"])
+@pytest.mark.parametrize("single", [False, True], ids=["a folder", "a file"])
+def test_a_prediction_has_the_same_classes_in_a_folder_and_alone(folders, tmp_path, run_verb, single, declared):
+    """They are those of all references, of which the only predicted one has label 1."""
+    path = str(folders[1] / "a2.nii.gz")
+    sitk.WriteImage(sitk.Cast(sitk.ReadImage(path) == 1, sitk.sitkUInt8), path)
+    for name in ("a10", "b"):
+        (folders[0] / f"{name}.nii.gz").unlink()
+    if declared:
+        declare(folders[1], {"background": 0, "one": 1})
+    predictions, path = folders[0] / "a2.nii.gz" if single else folders[0], tmp_path / "report.json"
+    code, out, err = run_verb(evaluate, "--predictions", predictions, "--labels", folders[1], "--output", path)
+    assert code == 0, err
+    assert only(path)["cases"]["a2"]["2"]["whole"]["dice"] == 0
+    assert "in no reference" not in out
+
+
 @pytest.mark.parametrize("binary", [False, True])
 def test_regions_and_a_label_to_ignore_that_are_declared(folders, run_verb, binary):
     declare(folders[1], {"background": 0, "both lobes": [1, 2], "ignore": 3})

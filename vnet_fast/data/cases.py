@@ -224,8 +224,6 @@ def pair_masks(predictions: str | Path, labels: str | Path) -> tuple[list[tuple[
     if missing:
         raise InputErrors(missing)
     pairs = [(name, predicted[name], references[name]) for name in sorted(predicted, key=natural)]
-    if _is_file(predictions):
-        return pairs, []
     return pairs, [references[name] for name in sorted(references.keys() - predicted.keys(), key=natural)]
 
 

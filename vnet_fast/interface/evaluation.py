@@ -99,9 +99,9 @@ def measure(
     classes = settings.classes([*(reference for _, _, reference in sets.pairs[0]), *sets.unpredicted[0]])
     if not classes.binary:
         check_names(itertools.chain(*sets.pairs), foreground(classes.declared), classes.regions)
-    needed = not (classes.binary or classes.regions or classes.declared)
-    # labels of references that have no prediction belong to the data set too
-    known = labels_in(sets.unpredicted[0]) - {classes.ignored} if needed else set()
+    # labels of references that have no prediction belong to the data set too, whether it declares them or not
+    are_labels = not (classes.binary or classes.regions)
+    known = labels_in(sets.unpredicted[0]) - {classes.ignored} if are_labels else set()
     thirds = settings.regions is not None and not settings.regions
     evaluations = evaluate(
         sets.names,
