@@ -1,5 +1,6 @@
 """Compares predicted masks with reference masks."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,9 @@ from vnet_fast.errors import InputError
 from vnet_fast.evaluation import tables
 from vnet_fast.evaluation.comparison import Comparison
 from vnet_fast.evaluation.evaluation import Evaluation
-from vnet_fast.evaluation.figures import draw, find_case_images
-from vnet_fast.evaluation.reliability import draw_calibration
+from vnet_fast.evaluation.figures import DISTRIBUTION, draw, find_case_images
 from vnet_fast.evaluation.score import read_observer
-from vnet_fast.files import make_folder, write_text
+from vnet_fast.files import make_folder, replacing, write_text
 from vnet_fast.interface.evaluation import ClassSettings, Sets, Table, measure
 
 
@@ -76,6 +76,8 @@ class Config:
                 raise InputError(path, "can't be written (no such folder)", f"Choose another {flag}")
             if path and Path(path).is_dir():
                 raise InputError(path, "can't be written (it is a folder)", f"Choose another {flag}")
+            if path:
+                _check_writable(path, flag)
         if self.output and self.csv and Path(self.output).resolve() == Path(self.csv).resolve():
             raise InputError("--csv", "is the file of --output", "Choose another --csv")
         if self.figures and len(self.predictions) > plotting.MAX_SERIES:
@@ -92,22 +94,35 @@ def main(given: dict[str, Any]) -> int:
     sets = Sets.find(config.predictions, config.labels)
     images = {}
     if config.figures:
-        images = find_case_images(config.labels, config.images, only=sets.pairs[0][0][0])
+        images = find_case_images(config.labels, config.images, [name for name, _, _ in sets.pairs[0]])
         make_folder(config.figures, "Choose another --figures")
+        _check_writable(Path(config.figures) / DISTRIBUTION, "--figures")
     table = Table(measure(sets, config.classes, observer, config.calibration))
     # before anything is printed, which may fail
     _write(config, table.evaluations, table.comparisons)
-    if config.figures:
-        draw(config.figures, table.evaluations, sets.pairs, images, table.comparisons, config.binary)
-        if config.calibration:
-            draw_calibration(table.evaluations, Path(config.figures) / "calibration.png")
     print(table)
     for folder, name, others in zip(config.predictions, sets.names, sets.unpredicted, strict=True):
         # who names a file wants no other
         if others and Path(folder).is_dir():
             several = f" in {name}" if len(sets.names) > 1 else ""
             print(f"{len(others)} more reference masks have no prediction{several}")
+    # last, because the volumes of pictures are only read now
+    if config.figures:
+        draw(config.figures, table.evaluations, sets.pairs, images, table.comparisons, config.binary)
     return 0
+
+
+class _AbandonedError(Exception):
+    """Ends the writing of a file that only shows whether it can be written."""
+
+
+def _check_writable(path: str | Path, flag: str) -> None:
+    """Raises an InputError if a file can't be written, which is left as it is."""
+    try:
+        with contextlib.suppress(_AbandonedError), replacing(path):
+            raise _AbandonedError
+    except OSError as error:
+        raise InputError(path, f"can't be written ({error.strerror})", f"Choose another {flag}") from None
 
 
 def _write(config: Config, evaluations: Sequence[Evaluation], comparisons: Sequence[Comparison]) -> None:

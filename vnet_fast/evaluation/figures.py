@@ -14,11 +14,13 @@ from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.evaluation.comparison import COMPARED, Comparison
 from vnet_fast.evaluation.evaluation import Evaluation, Pair
 from vnet_fast.evaluation.masks import label_array
+from vnet_fast.evaluation.reliability import draw_calibration
 from vnet_fast.evaluation.tables import number
 from vnet_fast.io import volumes
 from vnet_fast.io.grid import Grid
 from vnet_fast.text_table import printable
 
+DISTRIBUTION, CALIBRATION = "distribution.png", "calibration.png"
 IMAGES_HINT = "Name the folder of the volumes with --images"
 
 
@@ -41,42 +43,76 @@ def draw(
         binary: whether all labels above 0 count as one.
 
     Raises:
-        InputError: if a case that should be drawn has no volume.
+        InputErrors: for all cases that should be drawn and can't be; the others are.
     """
     folder = Path(folder)
-    draw_distribution(evaluations, folder / "distribution.png")
+    draw_distribution(evaluations, folder / DISTRIBUTION)
     for comparison in comparisons:
         if comparison.metric == COMPARED[0] and comparison.differences:
             plotting.differences(comparison.differences, difference_title(comparison), folder / _file_name(comparison))
+    if any(evaluation.calibration for evaluation in evaluations):
+        draw_calibration(evaluations, folder / CALIBRATION)
+    _draw_cases(folder, evaluations, pairs, images, binary)
+
+
+def _draw_cases(
+    folder: Path,
+    evaluations: Sequence[Evaluation],
+    pairs: Sequence[Sequence[Pair]],
+    images: Mapping[str, Path],
+    binary: bool,
+) -> None:
+    """Draws the best, median and worst case; raises the InputErrors of those that can't be drawn."""
     predictions = [{name: prediction for name, prediction, _ in cases_of_set} for cases_of_set in pairs]
     references = {name: reference for name, _, reference in pairs[0]}
+    errors = []
     for rank, name in choose_cases(evaluations[0]).items():
-        if name not in images:
-            raise InputError(references[name], f"the case is to be drawn, but {name} has no volume", IMAGES_HINT)
         masks = [by_name.get(name) for by_name in predictions]
-        read_case(evaluations, name, rank, images[name], references[name], masks, binary).draw(folder / f"{rank}.png")
+        try:
+            if name not in images:
+                raise InputError(references[name], f"the case is to be drawn, but {name} has no volume", IMAGES_HINT)
+            figure = read_case(evaluations, name, rank, images[name], references[name], masks, binary)
+        except InputError as error:
+            errors.append(error)
+        else:
+            figure.draw(folder / f"{rank}.png")
+    if errors:
+        raise InputErrors(errors)
 
 
-def find_case_images(labels: str | Path, images: str | Path | None = None, only: str = "") -> dict[str, Path]:
+def find_case_images(
+    labels: str | Path, images: str | Path | None = None, names: Sequence[str] = ("",)
+) -> dict[str, Path]:
     """Finds the volumes of the cases whose reference masks are in a folder.
 
     Args:
         labels: the folder of the reference masks, or the file of one of them.
-        images: the folder of the volumes, or None if they are beside the masks in a layout that `train` reads. A
-            file is the volume of the case `only`.
-        only: the name of the case, if `images` is a file.
+        images: the folder of the volumes, or None if they are beside the masks in a layout that `train` reads; or the
+            file of the volume of a single case.
+        names: of the cases.
 
     Returns:
         dict from the case's name to the path of its volume.
 
     Raises:
-        InputError: if there are no volumes.
+        InputError: if there are no volumes, if none is of one of the cases, or if `images` is one file for several.
     """
     if images and not Path(images).is_dir():
-        return {only: Path(images)}
-    if images:
-        return {name: files[0] for name, files in cases.find_images(images).items()}
-    labels = Path(labels)
+        if len(names) > 1:
+            raise InputError(images, f"one volume for {len(names)} cases", IMAGES_HINT)
+        return {names[0]: Path(images)}
+    found = _images_in(images) if images else _images_beside(Path(labels))
+    if found.keys().isdisjoint(names):
+        raise InputError(images or labels, f"no volume of any of the cases, such as {names[0]}", IMAGES_HINT)
+    return found
+
+
+def _images_in(folder: str | Path) -> dict[str, Path]:
+    return {name: files[0] for name, files in cases.find_images(folder).items()}
+
+
+def _images_beside(labels: Path) -> dict[str, Path]:
+    """The volumes of a data set, by the folder of its masks or the file of one of them."""
     labels = labels if labels.is_dir() else labels.parent
     data = labels.parent if labels.name == "labelsTr" else labels
     try:

@@ -50,7 +50,7 @@ def calibrate(
             read or are not of the mask, of the first set that has any.
     """
     for evaluation, cases in zip(evaluations, pairs, strict=True):
-        _check_numbers(cases)
+        check_numbers(cases)
         errors = []
         for name, prediction, reference in track(cases, f"calibration of {printable(evaluation.name)}", "cases"):
             try:
@@ -63,7 +63,7 @@ def calibrate(
             raise InputErrors(errors)
 
 
-def _check_numbers(cases: Sequence[Pair]) -> None:
+def check_numbers(cases: Sequence[Pair]) -> None:
     """Raises InputErrors of the cases of a set that have no probabilities, or fewer than another one."""
     numbers: dict[Path, int] = {}
     errors = []

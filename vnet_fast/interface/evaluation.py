@@ -15,7 +15,7 @@ from vnet_fast.evaluation import tables
 from vnet_fast.evaluation.classes import labels_in
 from vnet_fast.evaluation.comparison import Comparison, check_same_cases, compare_pairs
 from vnet_fast.evaluation.evaluation import Evaluation, Pair, evaluate, names_of
-from vnet_fast.evaluation.probabilities import calibrate
+from vnet_fast.evaluation.probabilities import calibrate, check_numbers
 from vnet_fast.evaluation.score import Observer, read_observer
 from vnet_fast.evaluation.segment_names import check_names
 from vnet_fast.interface.options import PathLike, checked
@@ -96,6 +96,10 @@ def measure(
     Raises:
         InputErrors: for all masks that can't be compared.
     """
+    if calibration:
+        # before anything is measured, which takes longer
+        for of_set in sets.pairs:
+            check_numbers(of_set)
     classes = settings.classes([*(reference for _, _, reference in sets.pairs[0]), *sets.unpredicted[0]])
     if not classes.binary:
         check_names(itertools.chain(*sets.pairs), foreground(classes.declared), classes.regions)
