@@ -1,13 +1,16 @@
 """Compares predicted masks with reference masks."""
 
 import contextlib
-from collections.abc import Sequence
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vnet_fast import command_line, plotting
 from vnet_fast.command_line import option, path_text, positive_int
+from vnet_fast.data.labels import DESCRIPTION, described_in
 from vnet_fast.errors import InputError
 from vnet_fast.evaluation import tables
 from vnet_fast.evaluation.comparison import Comparison
@@ -16,6 +19,7 @@ from vnet_fast.evaluation.figures import DISTRIBUTION, draw, find_case_images
 from vnet_fast.evaluation.score import read_observer
 from vnet_fast.files import make_folder, replacing, write_text
 from vnet_fast.interface.evaluation import ClassSettings, Sets, Table, measure
+from vnet_fast.io import formats
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,8 @@ def main(given: dict[str, Any]) -> int:
     images = {}
     if config.figures:
         images = find_case_images(config.labels, config.images, [name for name, _, _ in sets.pairs[0]])
+    _check_nothing_is_replaced(config, sets, images)
+    if config.figures:
         make_folder(config.figures, "Choose another --figures")
         _check_writable(Path(config.figures) / DISTRIBUTION, "--figures")
     table = Table(measure(sets, config.classes, observer, config.calibration))
@@ -123,6 +129,32 @@ def _check_writable(path: str | Path, flag: str) -> None:
             raise _AbandonedError
     except OSError as error:
         raise InputError(path, f"can't be written ({error.strerror})", f"Choose another {flag}") from None
+
+
+def _check_nothing_is_replaced(config: Config, sets: Sets, images: Mapping[str, Path]) -> None:
+    """Raises an InputError if a result would replace a file that is read, or any volume."""
+    for path, flag in ((config.output, "--output"), (config.csv, "--csv")):
+        if not path or not os.path.exists(path):
+            continue
+        if formats.suffix_of(path):
+            raise InputError(path, "would replace a volume or a mask", f"Choose another {flag}")
+        read = [path for pairs in sets.pairs for _, *masks in pairs for path in masks]
+        read += [*itertools.chain(*sets.unpredicted), *images.values()]
+        others = [Path(config.observer)] if config.observer else []
+        others += [described_in(config.labels) / DESCRIPTION]
+        # unlike Path.resolve, realpath accepts a loop of links
+        if os.path.realpath(path) in {os.path.realpath(file) for file in (*others, *_files_of(read))}:
+            raise InputError(path, "would replace a file that is read", f"Choose another {flag}")
+
+
+def _files_of(volumes: Iterable[Path]) -> Iterator[Path]:
+    """The files of volumes and masks."""
+    for path in volumes:
+        try:
+            yield from formats.files_of(path)
+        except InputError:
+            # a damaged header is reported when the volume is read
+            yield path
 
 
 def _write(config: Config, evaluations: Sequence[Evaluation], comparisons: Sequence[Comparison]) -> None:

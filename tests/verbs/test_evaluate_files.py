@@ -102,3 +102,37 @@ def test_a_file_that_is_there_stays_until_the_new_one_is_complete(sets, tmp_path
     code, _, _ = evaluate_sets(run_verb, sets, "--output", report, "--calibration")
     assert code == 2
     assert report.read_text() == "of before"
+
+
+@pytest.mark.parametrize("flag", ["--output", "--csv"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "predictions/Case00.nii.gz", "labels/Case00.nii.gz", "images/Case00.nii.gz", "labels/dataset.json",
+        "observer.toml", "link", "raw/Case00.raw", "predictions/Case00_probability.nii.gz",
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("unmeasured")
+def test_no_input_is_replaced(sets, tmp_path, run_verb, flag, name):
+    (sets[1] / "dataset.json").write_text("{}")
+    (tmp_path / "observer.toml").write_text("[dice]\nwhole = 0.5\n")
+    (tmp_path / "link").symlink_to(sets[1] / "Case01.nii.gz")
+    (sets[0] / "Case00_probability.nii.gz").touch()
+    (tmp_path / "raw").mkdir()
+    sitk.WriteImage(sitk.ReadImage(str(sets[2] / "Case00.nii.gz")), str(tmp_path / "raw" / "Case00.mhd"))
+    path = tmp_path / name
+    before = path.read_bytes()
+    images = tmp_path / "raw" if name.startswith("raw") else sets[2]
+    options = ["--observer", tmp_path / "observer.toml", "--figures", tmp_path / "figures", "--images", images]
+    code, _, err = evaluate_sets(run_verb, sets, flag, path, *options)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{path}: would replace" in err
+    assert f"Choose another {flag}" in err
+    assert path.read_bytes() == before
+
+
+def test_results_of_before_are_replaced(sets, tmp_path, run_verb):
+    (tmp_path / "report.json").write_text("of before")
+    code, _, err = evaluate_sets(run_verb, sets, "--output", tmp_path / "report.json")
+    assert code == 0, err
+    assert json.loads((tmp_path / "report.json").read_text())["predictions"]
