@@ -29,7 +29,7 @@ class Config:
 
     predictions: tuple[str, ...] = option(
         None, "folder of predicted masks, or several with the same cases; or one file", type=path_text, nargs="+",
-        metavar="DIR", required=True,
+        action="extend", metavar="DIR", required=True,
     )  # fmt: skip
     labels: str = option(
         None, "folder of reference masks, with or without their volumes; or one file", type=path_text, metavar="DIR",

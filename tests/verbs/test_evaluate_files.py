@@ -6,7 +6,7 @@ import pytest
 import SimpleITK as sitk
 
 from tests.volumes import make_image
-from vnet_fast import evaluate, plotting
+from vnet_fast import command_line, evaluate, plotting
 from vnet_fast.evaluation import evaluation as evaluation_module
 
 
@@ -136,3 +136,9 @@ def test_results_of_before_are_replaced(sets, tmp_path, run_verb):
     code, _, err = evaluate_sets(run_verb, sets, "--output", tmp_path / "report.json")
     assert code == 0, err
     assert json.loads((tmp_path / "report.json").read_text())["predictions"]
+
+
+def test_predictions_may_be_named_one_by_one():
+    arguments = ["--predictions", "A", "--labels", "L", "--predictions", "B", "C"]
+    given = vars(command_line.parser_of(evaluate.Config, "evaluate").parse_args(arguments))
+    assert given["predictions"] == ["A", "B", "C"]
