@@ -20,7 +20,8 @@ from benchmarks.provenance import provenance, without_folders  # noqa: E402
 from benchmarks.stored import ReportError  # noqa: E402
 from vnet_fast.errors import InputError, InputErrors  # noqa: E402
 from vnet_fast.evaluation.comparison import compare_pairs  # noqa: E402
-from vnet_fast.evaluation.evaluation import evaluate, summarise  # noqa: E402
+from vnet_fast.evaluation.evaluation import evaluate  # noqa: E402
+from vnet_fast.evaluation.summary import summarise  # noqa: E402
 from vnet_fast.files import plain, write_text  # noqa: E402
 from vnet_fast.reporting.subjects import read_subjects  # noqa: E402
 from vnet_fast.run.configuration import Config  # noqa: E402

@@ -14,7 +14,7 @@ from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.evaluation.calibration import Calibration
 from vnet_fast.evaluation.classes import choose_labels
 from vnet_fast.evaluation.masks import label_arrays
-from vnet_fast.evaluation.metrics import METRICS, dice, dice_per_class, measure
+from vnet_fast.evaluation.metrics import dice, dice_per_class, measure
 from vnet_fast.evaluation.regions import REGIONS, regions
 from vnet_fast.evaluation.score import Observer, score
 from vnet_fast.io import volumes
@@ -30,8 +30,6 @@ SCORE = "score"
 Measures = dict[int, dict[str, dict[str, float]]]
 # one case: its name, its predicted mask and its reference mask
 Pair = tuple[str, Path, Path]
-# from label to region to metric to `statistics`
-Summary = dict[int, dict[str, dict[str, dict[str, float]]]]
 
 
 @dataclass
@@ -257,38 +255,4 @@ def _score_cases(cases: dict[str, Measures], observer: Observer) -> dict[str, di
     """The challenge's score by the name of the case and label."""
     return {
         name: {label: score(by_region, observer) for label, by_region in case.items()} for name, case in cases.items()
-    }
-
-
-def summarise(evaluation: Evaluation) -> Summary:
-    """Summarises the cases of an evaluation.
-
-    Returns:
-        dict from label to region to metric to its `statistics`. The score is in the region `whole`.
-    """
-    summary: Summary = {}
-    for label in evaluation.labels:
-        summary[label] = {
-            region: {metric.name: statistics(evaluation.values(metric.name, label, region)) for metric in METRICS}
-            for region in evaluation.regions
-        }
-        if evaluation.scores:
-            summary[label][WHOLE][SCORE] = statistics(evaluation.values(SCORE, label))
-    return summary
-
-
-def statistics(values: Iterable[float]) -> dict[str, float]:
-    """Computes statistics of the finite values.
-
-    Returns:
-        dict with `mean`, `standard_deviation` (of a sample) and `median`, NaN without finite values, and `cases`,
-        the number of finite values.
-    """
-    finite = [value for value in values if math.isfinite(value)]
-    deviation = float(np.std(finite, ddof=1)) if len(finite) > 1 else 0.0
-    return {
-        "mean": float(np.mean(finite)) if finite else math.nan,
-        "standard_deviation": deviation if finite else math.nan,
-        "median": float(np.median(finite)) if finite else math.nan,
-        "cases": len(finite),
     }

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 from vnet_fast.averages import defined_mean
 from vnet_fast.evaluation.calibration import BINS, Calibration, pooled
 from vnet_fast.evaluation.comparison import TITLES, Comparison
-from vnet_fast.evaluation.evaluation import SCORE, WHOLE, Evaluation, summarise
+from vnet_fast.evaluation.evaluation import SCORE, WHOLE, Evaluation
 from vnet_fast.evaluation.metrics import METRICS
 from vnet_fast.evaluation.probabilities import MARGIN
+from vnet_fast.evaluation.summary import summarise
 from vnet_fast.files import plain
 from vnet_fast.text_table import Alignment, csv_name, format_table, printable
 
@@ -97,7 +98,7 @@ def mean_and_deviation(statistics: Mapping[str, float] | None, digits: int, tota
     """A table's cell with mean and standard deviation.
 
     Args:
-        statistics: what `evaluation.statistics` returned, or None for an empty cell.
+        statistics: what `summary.statistics` returned, or None for an empty cell.
         digits: number of decimals.
         total: None, or the number of all cases; if the statistics have fewer, the cell says so.
     """

@@ -9,10 +9,11 @@ import numpy as np
 from vnet_fast import plotting
 from vnet_fast.evaluation.calibration import BINS
 from vnet_fast.evaluation.comparison import COMPARED, TITLES, Comparison
-from vnet_fast.evaluation.evaluation import WHOLE, Evaluation, summarise
+from vnet_fast.evaluation.evaluation import WHOLE, Evaluation
 from vnet_fast.evaluation.figures import difference_title, draw_distribution, rated_dice
 from vnet_fast.evaluation.probabilities import MARGIN
 from vnet_fast.evaluation.reliability import draw_calibration
+from vnet_fast.evaluation.summary import summarise
 from vnet_fast.evaluation.tables import (
     COLUMNS,
     Column,
