@@ -7,6 +7,7 @@ from tests.volumes import make_image, write_case
 from vnet_fast import plotting
 from vnet_fast.evaluation.evaluation import evaluate
 from vnet_fast.evaluation.figures import choose_cases, read_case
+from vnet_fast.regions import Region
 
 
 @pytest.fixture
@@ -54,3 +55,22 @@ def test_a_case_without_structures_is_no_worst_case(tmp_path):
     (evaluation,) = evaluate(["x"], [pairs])
     assert np.isnan(evaluation.mean_dice("empty"))
     assert choose_cases(evaluation) == {"worst": "A", "best": "B"}
+
+
+@pytest.mark.parametrize("unions", [(), (Region("core", (1, 4)),)], ids=["labels", "regions"])
+def test_labels_that_are_not_measured_are_no_structures(reference_case, tmp_path, unions):
+    """Neither what regions leave out, nor a label that only the prediction has."""
+    image, path = reference_case
+    mask = sitk.ReadImage(str(path))
+    sitk.WriteImage(sitk.Cast((mask > 0) * (4 if unions else 1), sitk.sitkUInt8), str(path))
+    labels = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    other = labels.copy()
+    other[:, :2] = 2
+    changed = tmp_path / "changed.nii.gz"
+    sitk.WriteImage(make_image(other, (1.2, 1.1, 2.0)), str(changed))
+    # where regions are the classes, the reference has the label too
+    reference = changed if unions else path
+    evaluations = evaluate(["x"], [[("A", changed, reference)]], unions=unions)
+    figure = read_case(evaluations, "A", "worst", image, reference, [changed])
+    np.testing.assert_array_equal(figure.predictions[""], np.where(other == 2, 0, other))
+    np.testing.assert_array_equal(figure.reference, np.where(other == 2, 0, other) if unions else labels)

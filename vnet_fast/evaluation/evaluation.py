@@ -45,6 +45,7 @@ class Evaluation:
             the number of cases where it was predicted.
         calibration: dict from the case's name to label to its calibration, as `probabilities.calibrate` measures it.
         ignored: the label of the references whose voxels did not count, or None.
+        unions: of labels, which are the classes if there are any.
     """
 
     name: str
@@ -54,11 +55,17 @@ class Evaluation:
     strays: dict[int, int] = field(default_factory=dict)
     calibration: dict[str, dict[int, Calibration]] = field(default_factory=dict)
     ignored: int | None = None
+    unions: Sequence[Region] = ()
 
     @property
     def labels(self) -> list[int]:
         """The labels, which are the same for all cases."""
         return list(next(iter(self.cases.values())))
+
+    @property
+    def mask_labels(self) -> list[int]:
+        """The labels of masks that are in any class which was measured, sorted."""
+        return sorted({label for number in self.labels for label in labels_of(number, self.unions)})
 
     @property
     def regions(self) -> list[str]:
@@ -82,6 +89,11 @@ class Evaluation:
     def mean_dice(self, name: str) -> float:
         """The mean Dice of a case over the labels that one of its masks has; NaN if they have none."""
         return defined_mean(self.cases[name][label][WHOLE]["dice"] for label in self.labels)
+
+
+def labels_of(number: int, unions: Sequence[Region]) -> tuple[int, ...]:
+    """The labels of a class by its number, which is that of a union of labels if there are any."""
+    return unions[number - 1].labels if unions else (number,)
 
 
 def names_of(folders: Sequence[str | Path]) -> list[str]:
@@ -246,8 +258,8 @@ def evaluate(
     evaluations = []
     for name, measured in zip(names, sets, strict=True):
         cases = _with_labels(measured, labels, region_names)
-        scores = _score_cases(cases, observer) if observer else {}
-        evaluations.append(Evaluation(name, cases, scores, declared, _count_strays(measured, labels), ignored=ignored))
+        scores, strays = _score_cases(cases, observer) if observer else {}, _count_strays(measured, labels)
+        evaluations.append(Evaluation(name, cases, scores, declared, strays, {}, ignored, unions))
     return evaluations
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+from numpy.typing import NDArray
 
 from vnet_fast import plotting
 from vnet_fast.data import cases
@@ -134,6 +135,11 @@ def choose_cases(evaluation: Evaluation) -> dict[str, str]:
     return chosen
 
 
+def _measured(labels: NDArray[np.uint8], evaluation: Evaluation) -> NDArray[np.uint8]:
+    """A mask's labels without those that were not measured."""
+    return np.where(np.isin(labels, evaluation.mask_labels), labels, np.uint8(0))
+
+
 def draw_distribution(evaluations: Sequence[Evaluation], path: Path, theme: plotting.Theme = plotting.LIGHT) -> None:
     """Draws the histogram of Dice over the cases, for all sets of predictions."""
     plotting.distribution({evaluation.name: rated_dice(evaluation) for evaluation in evaluations}, path, theme)
@@ -202,7 +208,7 @@ def read_case(
 ) -> CaseFigure:
     """Reads the volume and masks of a case, so that it can be drawn in several themes.
 
-    A label that the evaluations ignored is no structure: it is 0 in the masks.
+    A label that the evaluations did not measure, such as an ignored one, is no structure: it is 0 in the masks.
 
     Args:
         evaluations: one or several.
@@ -225,13 +231,13 @@ def read_case(
         if path is not None:
             row_title = f"{evaluation.name}\nDice {number(evaluation.mean_dice(name), 3)}" if several else ""
             prediction = _radiological(volumes.read_mask(path, image, image_path))
-            predictions[row_title] = label_array(prediction, binary, not_predicted)
+            predictions[row_title] = _measured(label_array(prediction, binary, not_predicted), evaluation)
     dice = "" if several else f", Dice {number(evaluations[0].mean_dice(name), 3)}"
     image = _radiological(image)
     return CaseFigure(
         f"{name}: {rank} of {len(evaluations[0].cases)} cases{dice}",
         np.array(sitk.GetArrayViewFromImage(image)),
-        label_array(reference, binary, ignored),
+        _measured(label_array(reference, binary, ignored), evaluations[0]),
         predictions,
         Grid.of(image),
     )

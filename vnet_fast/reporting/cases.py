@@ -13,7 +13,7 @@ from vnet_fast.regions import Region
 from vnet_fast.reporting.html import Picture
 from vnet_fast.reporting.pictures import draw_picture
 from vnet_fast.reporting.subjects import Subject
-from vnet_fast.reporting.viewer import MAX_CASES, CaseInView, Viewer, make_viewer, pack, shown_labels
+from vnet_fast.reporting.viewer import MAX_CASES, CaseInView, Viewer, make_viewer, pack
 
 RANKS = {
     "worst": "the lowest Dice",
@@ -45,7 +45,7 @@ def show_cases(
     ranks = {name: rank for rank, name in choose_cases(evaluations[0]).items()}
     shown = [name for name in worst_first(evaluations) if name in files]
     pictures, packed, number_shown = {}, [], min(len(shown), MAX_CASES)
-    labels = shown_labels(evaluations[0], unions)
+    labels = evaluations[0].mask_labels
     for index, name in enumerate(track(shown, "drawing", "cases")):
         if index >= number_shown and name not in ranks:
             continue

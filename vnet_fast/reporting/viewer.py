@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vnet_fast import plotting
-from vnet_fast.evaluation.evaluation import Evaluation
+from vnet_fast.evaluation.evaluation import Evaluation, labels_of
 from vnet_fast.evaluation.figures import CaseFigure
 from vnet_fast.io.grid import Grid
 from vnet_fast.io.label_names import colour_of
@@ -108,7 +108,7 @@ def make_viewer(evaluations: Sequence[Evaluation], unions: Sequence[Region], cas
     classes = [
         ClassInView(
             evaluation.title(label),
-            _labels_of(label, unions),
+            labels_of(label, unions),
             css_colour(label) if len(evaluation.labels) > 1 else "",
         )
         for label in evaluation.labels
@@ -116,16 +116,6 @@ def make_viewer(evaluations: Sequence[Evaluation], unions: Sequence[Region], cas
     names = ["reference", *(evaluation.name if several else "prediction" for evaluation in evaluations)]
     colours = [plotting.REFERENCE.color, plotting.PREDICTION.color, *plotting.DARK.series[2:], "#ffffff"]
     return Viewer(classes, names, colours[: len(names)], cases)
-
-
-def shown_labels(evaluation: Evaluation, unions: Sequence[Region]) -> tuple[int, ...]:
-    """The labels of masks that are in any class which the viewer draws, sorted."""
-    return tuple(sorted({label for number in evaluation.labels for label in _labels_of(number, unions)}))
-
-
-def _labels_of(number: int, unions: Sequence[Region]) -> tuple[int, ...]:
-    """The labels of a class by its number, which is that of a region if there are any."""
-    return unions[number - 1].labels if unions else (number,)
 
 
 def css_colour(label: int) -> str:
