@@ -71,14 +71,23 @@ def parse_regions(texts: Sequence[str], subject: object = REGIONS) -> tuple[Regi
     return tuple(found)
 
 
-def check_ignored(ignored: int | None, regions: Sequence[Region]) -> None:
-    """Raises an InputError if the label whose voxels do not count can be in no mask, or belongs to a region."""
+def check_ignored(ignored: int | None, regions: Sequence[Region], source: object = REGIONS) -> None:
+    """Raises an InputError if the label whose voxels do not count can be in no mask, or belongs to a region.
+
+    Args:
+        ignored: the label, or None.
+        regions: the classes, if they are regions.
+        source: what declares the regions.
+    """
     if ignored is None:
         return
     if ignored > MAX_LABEL:
         raise InputError(IGNORE_LABEL, f"must be at most {MAX_LABEL}; got {ignored}", "Give a label of the masks")
     if any(ignored in region.labels for region in regions):
-        raise InputError(IGNORE_LABEL, f"{ignored} is a label of a region", "Take it out of --regions")
+        if source == REGIONS:
+            raise InputError(IGNORE_LABEL, f"{ignored} is a label of a region", "Take it out of --regions")
+        cause = f"{ignored} is a label of a region in {source}"
+        raise InputError(IGNORE_LABEL, cause, "Ignore another label, or take it out of the region there")
 
 
 def check_number(regions: Sequence[object], subject: object) -> None:

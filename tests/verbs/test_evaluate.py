@@ -468,6 +468,17 @@ def test_regions_and_a_label_to_ignore_that_are_declared(folders, run_verb, bina
     assert ("both lobes" in out) != binary
 
 
+@pytest.mark.parametrize("declares", [False, True], ids=["given", "declared"])
+def test_a_label_to_ignore_that_is_part_of_a_declared_region(folders, run_verb, declares):
+    """It is the same error as with --regions; without the regions, other classes would be measured."""
+    ignored = {"ignore": 2} if declares else {}
+    declare(folders[1], {"background": 0, "both lobes": [1, 2], **ignored})
+    options = [] if declares else ["--ignore-label", 2]
+    code, out, err = run_verb(evaluate, "--predictions", folders[0], "--labels", folders[1], *options)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"--ignore-label: 2 is a label of a region in {folders[1] / 'dataset.json'}. Ignore another label" in err
+
+
 @pytest.mark.parametrize("flag", ["--output", "--csv"])
 def test_a_device_is_not_replaced(folders, tmp_path, run_verb, flag):
     os.mkfifo(tmp_path / "fifo")

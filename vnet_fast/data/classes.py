@@ -45,7 +45,7 @@ class Classes:
         regions_from = REGIONS if regions else folder / DESCRIPTION
         regions = regions or (() if binary else declared_regions(folder))
         declared = declared_labels(folder, allow_regions=binary or bool(regions))
-        check_ignored(ignored, regions)
+        check_ignored(ignored, regions, regions_from)
         return cls(binary, _counted(declared, None if binary or regions else ignored), regions, ignored, regions_from)
 
     def named_by(self, masks: Iterable[Path]) -> "Classes":

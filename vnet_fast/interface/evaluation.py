@@ -1,5 +1,6 @@
 """Compares predicted masks with reference masks: what `evaluate` and `evaluate_masks` have in common."""
 
+import contextlib
 import itertools
 import os
 from collections.abc import Iterable, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 from vnet_fast.command_line import option, path_text, positive_int
 from vnet_fast.data import cases
 from vnet_fast.data.classes import Classes, foreground
+from vnet_fast.data.labels import DESCRIPTION, declared_ignored, declared_regions, described_in
 from vnet_fast.errors import InputError
 from vnet_fast.evaluation import tables
 from vnet_fast.evaluation.classes import labels_in
@@ -67,10 +69,18 @@ class ClassSettings:
         return self.labels
 
     def check(self) -> None:
-        """Raises an InputError if they contradict each other."""
-        check_ignored(self.ignore_label, parse_regions(self.regions or ()))
+        """Raises an InputError if they contradict each other, or the regions that the data set declares."""
+        regions = parse_regions(self.regions or ())
+        check_ignored(self.ignore_label, regions)
         if self.regions and self.binary:
             raise InputError(REGIONS, "given with --binary", "Leave one of them out")
+        if not (regions or self.binary):
+            folder, ignored = described_in(self.labels), self.ignore_label
+            # what can't be read is a warning
+            with contextlib.suppress(InputError):
+                ignored = declared_ignored(folder) if ignored is None else ignored
+                regions = declared_regions(folder)
+            check_ignored(ignored, regions, folder / DESCRIPTION)
 
     def classes(self, masks: Iterable[Path] = ()) -> Classes:
         """The classes, with what the data set or its masks declare; a warning if that can't be read."""
