@@ -118,10 +118,26 @@ def test_all_cases_together_have_room(monkeypatch, number):
     assert abs(x - y) <= 1
     assert content["spacing"] == [1 * x, 1 * y, 3 * z]
     mask = unpacked(content, content["masks"][0])
-    for k, j, i in np.ndindex(mask.shape):
-        place = [first + n * step for first, n, step in zip(content["first"], (i, j, k), content["step"], strict=True)]
-        if all(at < length for at, length in zip(place, figure.grid.size, strict=True)):
-            assert mask[k, j, i] == figure.reference[place[2], place[1], place[0]]
+    places = [
+        [min(first + n * step, last) for n in range(size)]
+        for first, step, last, size in zip(
+            content["first"], content["step"], content["last"], content["size"], strict=True
+        )
+    ]
+    np.testing.assert_array_equal(mask, figure.reference[np.ix_(*places[::-1])])
+
+
+@pytest.mark.parametrize("depth", range(1, 12))
+def test_a_structure_at_the_end_of_the_volume_is_shown_to_its_end(monkeypatch, depth):
+    """The last block of voxels that are shown as one may have fewer, and its middle is one of them."""
+    monkeypatch.setattr(viewer, "TOTAL_VOXELS", 4)
+    reference = np.zeros((depth, 8, 8), np.uint8)
+    reference[depth // 2 :] = 1
+    grid = Grid((8, 8, depth), (1, 1, 1), (0, 0, 0), IDENTITY)
+    content = pack(CaseFigure("A", reference.astype(np.float32), reference, {}, grid), [], 1, LABELS)
+    assert all(last < length for last, length in zip(content["last"], content["slices"], strict=True))
+    assert content["last"][2] >= depth - content["step"][2]
+    assert unpacked(content, content["masks"][0])[-1].all()
 
 
 @pytest.mark.parametrize("number", [2, 40, viewer.MAX_CASES])

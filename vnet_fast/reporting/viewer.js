@@ -280,7 +280,9 @@ class Viewer {
 
   /** Says which slice is shown, below the picture and to who does not see it. */
   describe({ figure, canvas, along }) {
-    const { size, spacing, first, step, slices, origin } = this.content, slice = first[along] + this.at[along] * step[along];
+    const { size, spacing, first, step, last, slices, origin } = this.content;
+    // the block at the end may be thinner
+    const slice = Math.min(first[along] + this.at[along] * step[along], last[along]);
     const place = origin[along] + slice * (spacing[along] / step[along]);
     const text = `slice ${slice + 1} of ${slices[along]}, ${Math.abs(place).toFixed(1)} mm ${SIDES[along][place < 0 ? 1 : 0]}`;
     figure.querySelector(".place").textContent = text;

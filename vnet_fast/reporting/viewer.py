@@ -136,11 +136,11 @@ def pack(
 
     Returns:
         an object for JSON. Lists of three are x y z: `size` in voxels, `spacing` in mm, the `first` slice of the
-        volume's `slices` that is shown, counted from 0, and the `step` to the next one; `origin`, the place of the
-        volume's first voxel along each axis in mm (left, posterior, superior); `start`, the slices with most of the
-        reference. `range` and `window` are pairs of intensities: those of the bytes 0 and 255, and those shown black
-        and white. `image` and `masks` (null for None) are bytes in the order of the voxels, x first, compressed by zlib
-        and in base64.
+        volume's `slices` that is shown, counted from 0, the `step` to the next one, and the `last`; `origin`, the place
+        of the volume's first voxel along each axis in mm (left, posterior, superior); `start`, the slices with most of
+        the reference. `range` and `window` are pairs of intensities: those of the bytes 0 and 255, and those shown
+        black and white. `image` and `masks` (null for None) are bytes in the order of the voxels, x first, compressed
+        by zlib and in base64.
     """
     masks, grid = [figure.reference, *predictions], figure.grid
     inside = [np.isin(mask, labels) for mask in masks if mask is not None]
@@ -151,22 +151,22 @@ def pack(
     step = _steps(structures[box].shape, grid.spacing, min(MOST_VOXELS, TOTAL_VOXELS // number))
     image = _block_means(figure.image[box], step)
     # a voxel of a mask is the one in the middle of its block
-    middles = tuple(slice(length // 2, None, length) for length in step)
-    packed = [None if mask is None else _fitting(mask[box][middles], image.shape) for mask in masks]
+    middles = [_middles(side.start, side.stop, length) for side, length in zip(box, step, strict=True)]
     (low, high), (black, white) = (np.percentile(image, ends).tolist() for ends in (RANGE, WINDOW))
     scaled = np.clip((image - low) * (255 / max(high - low, 1e-6)), 0, 255).round().astype(np.uint8)
     return {
         "size": image.shape[::-1],
         "spacing": [round(s * n, 4) for s, n in zip(grid.spacing, step[::-1], strict=True)],
-        "first": [start.start + n // 2 for start, n in zip(box[::-1], step[::-1], strict=True)],
+        "first": [int(indices[0]) for indices in middles[::-1]],
         "step": step[::-1],
+        "last": [int(indices[-1]) for indices in middles[::-1]],
         "slices": grid.size,
         "origin": [round(float(value), 4) for value in _origin_along_axes(grid)],
-        "start": _fullest(_fitting(sought[box][middles], image.shape)),
+        "start": _fullest(sought[np.ix_(*middles)]),
         "range": [low, high],
         "window": [black, max(white, black + 1e-6)],
         "image": _compressed(scaled),
-        "masks": [None if mask is None else _compressed(mask) for mask in packed],
+        "masks": [None if mask is None else _compressed(mask[np.ix_(*middles)]) for mask in masks],
     }
 
 
@@ -202,9 +202,10 @@ def _block_means(image: np.ndarray, step: Sequence[int]) -> np.ndarray:
     return image
 
 
-def _fitting(mask: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """A mask that lacks the middles of the blocks at the end, where they are cut off, with background there."""
-    return np.pad(mask, [(0, length - had) for length, had in zip(shape, mask.shape, strict=True)])
+def _middles(start: int, end: int, length: int) -> NDArray[np.intp]:
+    """The voxels in the middle of blocks from `start` on; the block at the end has what is left."""
+    starts = np.arange(start, end, length)
+    return starts + np.minimum(length, end - starts) // 2
 
 
 def _origin_along_axes(grid: Grid) -> NDArray[np.float64]:
