@@ -33,6 +33,8 @@ DPI = 120
 BINS = np.linspace(0, 1, 21)
 # up to this number of cases, each bar is labelled with the name of its case
 MAX_NAMED_BARS = 45
+# in a legend with two columns, characters
+LONGEST_OF_TWO_LABELS = 48
 # sets of predictions that one picture can distinguish
 MAX_SERIES = 4
 
@@ -211,9 +213,10 @@ def distribution(dice: Mapping[str, Sequence[float]], path: str | Path, theme: T
     lowest = min((value for values in dice.values() for value in values), default=1.0)
     axes.set(xlabel="Dice", ylabel="cases", xlim=(max(0.0, np.floor(lowest * 10 - 1) / 10), 1))
     axes.locator_params(axis="y", integer=True)
+    columns = 1 if max(map(len, labels)) > LONGEST_OF_TWO_LABELS else min(2, len(dice))
     apply_theme(axes, theme)
     add_legend(
-        figure, theme, handles=handles, labels=labels, ncols=min(2, len(dice)), handlelength=4,
+        figure, theme, handles=handles, labels=labels, ncols=columns, handlelength=4,
         handler_map={tuple: HandlerTuple(ndivide=None)},
     )  # fmt: skip
     figure.savefig(path, dpi=DPI)

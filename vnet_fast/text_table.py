@@ -1,11 +1,14 @@
-"""Tables of plain text, and names in them."""
+"""Tables of plain text, and names in them and in pictures."""
 
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import Literal
 
 Alignment = Literal["left", "right"]
 # a cell that begins with one of these may be computed
 FORMULA_SIGNS = ("=", "+", "-", "@")
+# of a name in a picture
+LONGEST_NAME = 28
 _SIGNS = {"left": "<", "right": ">"}
 
 
@@ -18,6 +21,25 @@ def csv_name(text: str) -> str:
     """A cell of a CSV file that a spreadsheet takes for text: a name such as `=cmd|…` is no formula."""
     text = printable(text)
     return f"'{text}" if text.lstrip().startswith(FORMULA_SIGNS) else text
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Unique names for a picture: paths without the folders that all have, and long names without their middle."""
+    paths = [PurePath(name).parts for name in names if len(PurePath(name).parts) > 1]
+    if len(paths) > 1:
+        most = min(map(len, paths)) - 1
+        first = _in_common(paths, most)
+        last = _in_common([path[::-1] for path in paths], most - first)
+        remaining = iter("/".join(path[first : len(path) - last]) for path in paths)
+        names = [next(remaining) if len(PurePath(name).parts) > 1 else name for name in names]
+    half = (LONGEST_NAME - 1) // 2
+    shown = [name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[-half:]}" for name in names]
+    return shown if len(set(shown)) == len(shown) else [f"{name} ({n})" for n, name in enumerate(shown, start=1)]
+
+
+def _in_common(paths: Sequence[Sequence[str]], most: int) -> int:
+    """The number of parts that all paths begin with, up to `most`."""
+    return next((n for n in range(most) if len({path[n] for path in paths}) > 1), most)
 
 
 def format_table(rows: Sequence[Sequence[str]], align: Alignment | Sequence[Alignment] = "left") -> list[str]:

@@ -5,8 +5,9 @@ from matplotlib.axes import Axes
 
 from tests.volumes import make_image, write_case
 from vnet_fast import plotting
-from vnet_fast.evaluation.evaluation import evaluate
-from vnet_fast.evaluation.figures import choose_cases, read_case
+from vnet_fast.evaluation.comparison import Comparison
+from vnet_fast.evaluation.evaluation import Evaluation, evaluate
+from vnet_fast.evaluation.figures import choose_cases, draw, read_case
 from vnet_fast.regions import Region
 
 
@@ -74,3 +75,34 @@ def test_labels_that_are_not_measured_are_no_structures(reference_case, tmp_path
     figure = read_case(evaluations, "A", "worst", image, reference, [changed])
     np.testing.assert_array_equal(figure.predictions[""], np.where(other == 2, 0, other))
     np.testing.assert_array_equal(figure.reference, np.where(other == 2, 0, other) if unions else labels)
+
+
+@pytest.fixture
+def titles(monkeypatch):
+    """Makes the files of pictures without what they show, and collects the titles of differences."""
+    found = []
+
+    def draw_differences(values, title, path, theme):
+        found.append(title)
+        path.touch()
+
+    monkeypatch.setattr(plotting, "differences", draw_differences)
+    monkeypatch.setattr(plotting, "distribution", lambda *arguments: arguments[1].touch())
+    monkeypatch.setattr(plotting, "overlay", lambda *arguments: arguments[5].touch())
+    return found
+
+
+@pytest.mark.parametrize("character", ["a", "\U0001f600"], ids=["letters", "characters of four bytes"])
+def test_pictures_of_differences_of_sets_with_long_paths(reference_case, tmp_path, titles, character):
+    """What they have in common is neither drawn nor in the name of the file; the class is."""
+    image, mask = reference_case
+    names = [f"/{character * 200}/{run}{character * 60}/predictions" for run in "AB"]
+    evaluations = [Evaluation(name, {"A": {2: {"whole": {"dice": 0.5}}}}, class_names={2: "lesion"}) for name in names]
+    comparison = Comparison(*names, 2, "dice", {"A": 0.1}, 1.0, "lesion")
+    draw(tmp_path, evaluations, [[("A", mask, mask)]] * 2, {"A": image}, [comparison])
+    (path,) = tmp_path.glob("difference-*.png")
+    assert path.name.endswith("-class-2.png")
+    (title,) = titles
+    assert title.startswith("Dice of B")
+    assert title.endswith(", lesion")
+    assert len(title) < 90

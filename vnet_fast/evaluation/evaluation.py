@@ -21,7 +21,7 @@ from vnet_fast.io import volumes
 from vnet_fast.io.grid import Grid
 from vnet_fast.progress import track
 from vnet_fast.regions import Region
-from vnet_fast.text_table import printable
+from vnet_fast.text_table import printable, short_names
 
 WHOLE = REGIONS[0]
 SCORE = "score"
@@ -102,6 +102,12 @@ def names_of(folders: Sequence[str | Path]) -> list[str]:
     return [
         name if last_parts.count(name) == 1 else str(folder) for name, folder in zip(last_parts, folders, strict=True)
     ]
+
+
+def picture_names(evaluations: Sequence[Evaluation]) -> dict[str, str]:
+    """From the name of each evaluation to what pictures call it."""
+    names = [evaluation.name for evaluation in evaluations]
+    return dict(zip(names, short_names(names), strict=True))
 
 
 def dice_of_pair(

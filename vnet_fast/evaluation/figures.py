@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import SimpleITK as sitk
@@ -13,7 +14,7 @@ from vnet_fast import plotting
 from vnet_fast.data import cases
 from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.evaluation.comparison import COMPARED, Comparison
-from vnet_fast.evaluation.evaluation import Evaluation, Pair
+from vnet_fast.evaluation.evaluation import Evaluation, Pair, picture_names
 from vnet_fast.evaluation.masks import label_array
 from vnet_fast.evaluation.reliability import draw_calibration
 from vnet_fast.evaluation.tables import number
@@ -22,6 +23,8 @@ from vnet_fast.io.grid import Grid
 from vnet_fast.text_table import printable
 
 DISTRIBUTION, CALIBRATION = "distribution.png", "calibration.png"
+# bytes of the name of a set in the name of a file, which may have 255
+LONGEST_PART = 100
 IMAGES_HINT = "Name the folder of the volumes with --images"
 
 
@@ -50,7 +53,7 @@ def draw(
     draw_distribution(evaluations, folder / DISTRIBUTION)
     for comparison in comparisons:
         if comparison.metric == COMPARED[0] and comparison.differences:
-            plotting.differences(comparison.differences, difference_title(comparison), folder / _file_name(comparison))
+            draw_difference(comparison, evaluations, folder / _file_name(comparison, evaluations))
     if any(evaluation.calibration for evaluation in evaluations):
         draw_calibration(evaluations, folder / CALIBRATION)
     _draw_cases(folder, evaluations, pairs, images, binary)
@@ -142,7 +145,9 @@ def _measured(labels: NDArray[np.uint8], evaluation: Evaluation) -> NDArray[np.u
 
 def draw_distribution(evaluations: Sequence[Evaluation], path: Path, theme: plotting.Theme = plotting.LIGHT) -> None:
     """Draws the histogram of Dice over the cases, for all sets of predictions."""
-    plotting.distribution({evaluation.name: rated_dice(evaluation) for evaluation in evaluations}, path, theme)
+    names = picture_names(evaluations)
+    dice = {names[evaluation.name]: rated_dice(evaluation) for evaluation in evaluations}
+    plotting.distribution(dice, path, theme)
 
 
 def rated_dice(evaluation: Evaluation) -> list[float]:
@@ -151,9 +156,18 @@ def rated_dice(evaluation: Evaluation) -> list[float]:
     return [value for value in dice if not math.isnan(value)]
 
 
-def difference_title(comparison: Comparison) -> str:
-    """The title of a picture of differences of Dice."""
-    return f"Dice of {comparison.second} less that of {comparison.first}"
+def draw_difference(
+    comparison: Comparison, evaluations: Sequence[Evaluation], path: Path, theme: plotting.Theme = plotting.LIGHT
+) -> None:
+    """Draws a bar for the difference of each case."""
+    title = difference_title(comparison, picture_names(evaluations))
+    plotting.differences(comparison.differences, title, path, theme)
+
+
+def difference_title(comparison: Comparison, names: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The title of a picture of differences of Dice; `names` are what it calls the sets, if not by their names."""
+    first, second = (names.get(name, name) for name in (comparison.first, comparison.second))
+    return f"Dice of {second} less that of {first}, {comparison.title}"
 
 
 def _radiological(image: sitk.Image) -> sitk.Image:
@@ -161,11 +175,13 @@ def _radiological(image: sitk.Image) -> sitk.Image:
     return sitk.DICOMOrient(image, "LPS")
 
 
-def _file_name(comparison: Comparison) -> str:
-    """The file name of a picture of differences; the names of the sets may be paths."""
-    first, second = (
-        printable(Path(name).as_posix()).strip("/.").replace("/", "-") for name in (comparison.first, comparison.second)
-    )
+def _file_name(comparison: Comparison, evaluations: Sequence[Evaluation]) -> str:
+    """The file name of a picture of differences; the names of the sets may be paths, and as long as a file's may be."""
+    parts = {}
+    for number_of_set, (name, short) in enumerate(picture_names(evaluations).items(), start=1):
+        part = printable(short).strip("/.").replace("/", "-")
+        parts[name] = part if len(part.encode()) <= LONGEST_PART else f"set-{number_of_set}"
+    first, second = parts[comparison.first], parts[comparison.second]
     return f"difference-{first}-{second}-class-{comparison.label}.png"
 
 
@@ -225,11 +241,12 @@ def read_case(
     image = volumes.read_channels([image_path])[0]
     reference = _radiological(volumes.read_mask(reference_path, image, image_path))
     predictions, several, ignored = {}, len(evaluations) > 1, evaluations[0].ignored
+    names = picture_names(evaluations)
     # where labels are merged, those of a prediction are the class itself
     not_predicted = None if binary else ignored
     for evaluation, path in zip(evaluations, prediction_paths, strict=True):
         if path is not None:
-            row_title = f"{evaluation.name}\nDice {number(evaluation.mean_dice(name), 3)}" if several else ""
+            row_title = f"{names[evaluation.name]}\nDice {number(evaluation.mean_dice(name), 3)}" if several else ""
             prediction = _radiological(volumes.read_mask(path, image, image_path))
             predictions[row_title] = _measured(label_array(prediction, binary, not_predicted), evaluation)
     dice = "" if several else f", Dice {number(evaluations[0].mean_dice(name), 3)}"

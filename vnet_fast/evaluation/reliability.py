@@ -9,7 +9,7 @@ import numpy as np
 
 from vnet_fast import plotting
 from vnet_fast.evaluation.calibration import BINS, Calibration, pooled
-from vnet_fast.evaluation.evaluation import Evaluation
+from vnet_fast.evaluation.evaluation import Evaluation, picture_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,6 +33,7 @@ def draw_calibration(evaluations: Sequence[Evaluation], path: Path, theme: plott
     grid = figure.subplots(2 * rows, columns, sharex=True, squeeze=False, height_ratios=(3, 1) * rows)
     for axes in grid.flat:
         plotting.apply_theme(axes, theme)
+    names = picture_names(evaluations)
     for index, label in enumerate(labels):
         row, column = divmod(index, columns)
         above, below = grid[2 * row, column], grid[2 * row + 1, column]
@@ -40,7 +41,7 @@ def draw_calibration(evaluations: Sequence[Evaluation], path: Path, theme: plott
         for number, evaluation in enumerate(evaluations):
             measured = pooled(evaluation.calibration.values(), label)
             if measured:
-                name = f"{evaluation.name}: ECE" if len(evaluations) > 1 else "ECE"
+                name = f"{names[evaluation.name]}: ECE" if len(evaluations) > 1 else "ECE"
                 _draw(above, below, measured, name, number, theme)
         above.set_title(plotting.escape(evaluations[0].title(label)), fontsize=10, color=theme.text)
         above.set(ylim=(0, 1), ylabel="share in the reference" if column == 0 else None)

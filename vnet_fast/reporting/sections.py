@@ -10,7 +10,7 @@ from vnet_fast import plotting
 from vnet_fast.evaluation.calibration import BINS
 from vnet_fast.evaluation.comparison import COMPARED, TITLES, Comparison
 from vnet_fast.evaluation.evaluation import WHOLE, Evaluation
-from vnet_fast.evaluation.figures import difference_title, draw_distribution, rated_dice
+from vnet_fast.evaluation.figures import difference_title, draw_difference, draw_distribution, rated_dice
 from vnet_fast.evaluation.probabilities import MARGIN
 from vnet_fast.evaluation.reliability import draw_calibration
 from vnet_fast.evaluation.summary import summarise
@@ -83,7 +83,7 @@ def make_sections(
     curves = _draw_curves(subjects, folder)
     overlays, viewer = show_cases(subjects, evaluations, unions, folder)
     return [
-        Section("Result", result_tables, pictures=_draw_differences(comparisons, folder)),
+        Section("Result", result_tables, pictures=_draw_differences(comparisons, evaluations, folder)),
         Section("Dice over the cases", pictures=[_draw_distribution(evaluations, folder)]),
         *_calibration(evaluations, folder),
         Section("Training", pictures=curves, side_by_side=True),
@@ -134,23 +134,21 @@ def _comparison_table(comparisons: Sequence[Comparison], evaluation: Evaluation)
     return Table(headings, rows, caption, text_columns={2})
 
 
-def _draw_differences(comparisons: Sequence[Comparison], folder: Path) -> list[Picture]:
+def _draw_differences(
+    comparisons: Sequence[Comparison], evaluations: Sequence[Evaluation], folder: Path
+) -> list[Picture]:
     pictures = []
     for index, comparison in enumerate(comparisons):
         if comparison.metric != COMPARED[0] or not comparison.differences:
             continue
-        subject = f"{difference_title(comparison)}, {comparison.title}"
+        subject = difference_title(comparison)
         alt = (
             f"Bar chart, a bar for each of {len(comparison.differences)} cases: {subject}. The median is "
             f"{comparison.median:+.3f}."
         )
-        draw = partial(_draw_difference, comparison)
+        draw = partial(draw_difference, comparison, evaluations)
         pictures.append(draw_picture(folder, f"difference-{index}", draw, alt, f"{subject}: a bar for each case."))
     return pictures
-
-
-def _draw_difference(comparison: Comparison, path: Path, theme: plotting.Theme) -> None:
-    plotting.differences(comparison.differences, difference_title(comparison), path, theme)
 
 
 def _draw_distribution(evaluations: Sequence[Evaluation], folder: Path) -> Picture:
