@@ -106,3 +106,16 @@ def test_pictures_of_differences_of_sets_with_long_paths(reference_case, tmp_pat
     assert title.startswith("Dice of B")
     assert title.endswith(", lesion")
     assert len(title) < 90
+
+
+@pytest.mark.usefixtures("titles")
+def test_pictures_of_an_earlier_evaluation_are_removed(reference_case, tmp_path):
+    """Other files stay."""
+    image, mask = reference_case
+    folder = tmp_path / "figures"
+    folder.mkdir()
+    for name in ("best.png", "median.png", "calibration.png", "difference-a-b-class-1.png", "notes.txt", "x.png"):
+        (folder / name).touch()
+    pairs = [[("A", mask, mask)]]
+    draw(folder, evaluate(["x"], pairs), pairs, {"A": image})
+    assert {path.name for path in folder.iterdir()} == {"distribution.png", "worst.png", "notes.txt", "x.png"}

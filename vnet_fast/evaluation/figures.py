@@ -25,6 +25,8 @@ from vnet_fast.text_table import printable
 DISTRIBUTION, CALIBRATION = "distribution.png", "calibration.png"
 # bytes of the name of a set in the name of a file, which may have 255
 LONGEST_PART = 100
+# why a case is drawn
+RANKS = ("worst", "median", "best")
 IMAGES_HINT = "Name the folder of the volumes with --images"
 
 
@@ -36,7 +38,7 @@ def draw(
     comparisons: Sequence[Comparison] = (),
     binary: bool = False,
 ) -> None:
-    """Draws the pictures of `python -m vnet_fast.evaluate` into a folder.
+    """Draws the pictures of `python -m vnet_fast.evaluate` into a folder, in place of those of an earlier evaluation.
 
     Args:
         folder: where the PNGs are written; it must exist.
@@ -50,6 +52,7 @@ def draw(
         InputErrors: for all cases that should be drawn and can't be; the others are.
     """
     folder = Path(folder)
+    _remove_pictures(folder)
     draw_distribution(evaluations, folder / DISTRIBUTION)
     for comparison in comparisons:
         if comparison.metric == COMPARED[0] and comparison.differences:
@@ -57,6 +60,13 @@ def draw(
     if any(evaluation.calibration for evaluation in evaluations):
         draw_calibration(evaluations, folder / CALIBRATION)
     _draw_cases(folder, evaluations, pairs, images, binary)
+
+
+def _remove_pictures(folder: Path) -> None:
+    """Removes the pictures of an earlier evaluation, which would seem to be of this one if it has no such picture."""
+    names = [DISTRIBUTION, CALIBRATION, *(f"{rank}.png" for rank in RANKS)]
+    for path in (*(folder / name for name in names), *folder.glob("difference-*-class-*.png")):
+        path.unlink(missing_ok=True)
 
 
 def _draw_cases(
