@@ -9,6 +9,7 @@ from vnet_fast.errors import InputError
 from vnet_fast.evaluation.comparison import compare_pairs, wilcoxon
 from vnet_fast.evaluation.evaluation import Evaluation
 from vnet_fast.evaluation.metrics import METRICS
+from vnet_fast.evaluation.tables import text
 
 
 def make_evaluation(name, dice, distances=None):
@@ -80,3 +81,10 @@ def test_other_cases_are_refused():
         compare_pairs([make_evaluation("a", [0.1] * 3), make_evaluation("b", [0.1] * 2)])
     with pytest.raises(InputError, match="a: has no prediction of case 2, which b has"):
         compare_pairs([make_evaluation("a", [0.1] * 2), make_evaluation("b", [0.1] * 3)])
+
+
+def test_differences_have_the_units_and_digits_of_the_tables():
+    comparisons = compare_pairs([make_evaluation("a", [0.5], [1.0]), make_evaluation("b", [0.75], [2.123456])])
+    dice, distance, _ = text([], comparisons)
+    assert "Dice: median difference +0.2500 (higher in 1, lower in 0 of 1 cases)" in dice
+    assert "95 % Hausdorff distance: median difference +1.12 mm (higher in 1" in distance

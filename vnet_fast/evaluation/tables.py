@@ -34,6 +34,7 @@ COLUMNS = (
     Column("average_boundary_distance_mm", "ABD mm", 2),
     Column("relative_volume_difference_percent", "RVD %", 1),
 )
+UNITS = {metric.name: metric.unit for metric in METRICS}
 # what a row is about
 SUBJECT = ("predictions", "case", "class", "class_name", "region")
 SCORE_COLUMN = Column(SCORE, "score", 1)
@@ -179,10 +180,19 @@ def _format_comparison(comparison: Comparison) -> str:
     subject = printable(subject)
     if not comparison.differences:
         return f"{subject}: not defined in both for any case"
+    median, cases = format_difference(comparison, sign="+"), len(comparison.differences)
     return (
-        f"{subject}: median difference {comparison.median:+.4f} (higher in {comparison.higher}, lower in "
-        f"{comparison.lower} of {len(comparison.differences)} cases), paired Wilcoxon p = {comparison.p_value:.2g}"
+        f"{subject}: median difference {median} (higher in {comparison.higher}, lower in {comparison.lower} of {cases} "
+        f"cases), paired Wilcoxon p = {comparison.p_value:.2g}"
     )
+
+
+def format_difference(comparison: Comparison, sign: str = "") -> str:
+    """The median difference with its unit and the digits of the tables; a dash without cases."""
+    if not comparison.differences:
+        return "-"
+    digits = next(column.digits for column in COLUMNS if column.metric == comparison.metric)
+    return f"{comparison.median:{sign}.{digits}f} {UNITS[comparison.metric]}".rstrip()
 
 
 def json_text(evaluations: Sequence[Evaluation], comparisons: Sequence[Comparison] = ()) -> str:

@@ -22,6 +22,7 @@ from vnet_fast.evaluation.tables import (
     columns,
     describe_calibration,
     explain_undefined,
+    format_difference,
     mean_and_deviation,
     number,
 )
@@ -126,7 +127,7 @@ def _comparison_table(comparisons: Sequence[Comparison], evaluation: Evaluation)
         rows.append([
             f"{comparison.second} less {comparison.first}", class_cell(evaluation, comparison.label),
             TITLES[comparison.metric],
-            number(comparison.median, 4), f"{comparison.higher} / {comparison.lower} / {equal}",
+            format_difference(comparison), f"{comparison.higher} / {comparison.lower} / {equal}",
             f"{comparison.p_value:.2g}",
         ])  # fmt: skip
     caption = "Case by case. p: two-sided paired Wilcoxon signed-rank test, not corrected for the number of tests."
