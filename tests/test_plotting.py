@@ -120,6 +120,13 @@ def test_distribution(tmp_path, theme):
     assert bars[0] > 1.5 * bars[1] > 500
 
 
+def test_a_set_without_rated_cases_has_no_median(tmp_path, monkeypatch):
+    labels = []
+    monkeypatch.setattr(plotting, "add_legend", lambda *_, **arguments: labels.extend(arguments["labels"]))
+    plotting.distribution({"one": [0.5], "other": []}, tmp_path / "distribution.png")
+    assert labels == ["one: median 0.500 of 1 cases", "other: no cases"]
+
+
 @THEMES
 def test_differences(tmp_path, theme):
     values = {f"case {i}": value for i, value in enumerate([0.3, -0.1, 0.0, 0.2])}

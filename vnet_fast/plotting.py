@@ -209,7 +209,8 @@ def distribution(dice: Mapping[str, Sequence[float]], path: str | Path, theme: T
                         edgecolor=theme.face)  # fmt: skip
         median = float(np.median(values)) if values else float("nan")
         handles.append((bars, axes.axvline(median, color=theme.text, linestyle=LINES[index], linewidth=1.4)))
-        labels.append(escape(f"{name}: median {median:.3f} of {len(values)} cases"))
+        number = f"median {median:.3f} of {len(values)} cases" if values else "no cases"
+        labels.append(escape(f"{name}: {number}"))
     lowest = min((value for values in dice.values() for value in values), default=1.0)
     axes.set(xlabel="Dice", ylabel="cases", xlim=(max(0.0, np.floor(lowest * 10 - 1) / 10), 1))
     axes.locator_params(axis="y", integer=True)

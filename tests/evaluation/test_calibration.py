@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from matplotlib.axes import Axes
 
 from tests.volumes import make_image
 from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.evaluation.calibration import BINS, Calibration, pooled
-from vnet_fast.evaluation.evaluation import evaluate
+from vnet_fast.evaluation.evaluation import Evaluation, evaluate
 from vnet_fast.evaluation.probabilities import calibrate, calibrate_case
 from vnet_fast.evaluation.reliability import draw_calibration
 from vnet_fast.regions import Region
@@ -217,3 +218,18 @@ def test_the_picture(case, tmp_path, labels, monkeypatch):
     calibrate(evaluations, pairs, binary=labels == 1)
     draw_calibration(evaluations, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 10_000
+
+
+def test_a_class_without_voxels_has_no_error_in_the_diagram(tmp_path, monkeypatch):
+    labels = []
+    plot = Axes.plot
+
+    def collect(axes, *values, label=None, **arguments):
+        labels.append(label)
+        return plot(axes, *values, label=label, **arguments)
+
+    monkeypatch.setattr(Axes, "plot", collect)
+    nothing = Calibration.of(np.zeros(0, np.float32), np.zeros(0, bool))
+    evaluation = Evaluation("x", {"A": {1: {}}}, calibration={"A": {1: nothing}})
+    draw_calibration([evaluation], tmp_path / "x.png")
+    assert "ECE -" in labels

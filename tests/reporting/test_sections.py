@@ -1,11 +1,12 @@
+import math
 from collections import Counter
 from dataclasses import asdict
 
 import pytest
 
 from tests.volumes import write_case
-from vnet_fast.evaluation.comparison import compare_pairs
-from vnet_fast.evaluation.evaluation import evaluate
+from vnet_fast.evaluation.comparison import Comparison, compare_pairs
+from vnet_fast.evaluation.evaluation import Evaluation, evaluate
 from vnet_fast.io import volumes
 from vnet_fast.prediction.held_out import HeldOut
 from vnet_fast.reporting import sections as sections_module
@@ -102,3 +103,13 @@ def test_a_case_of_one_run_only(subjects, tmp_path, monkeypatch):
     table = next(section.tables[0] for section in sections if section.heading == "All cases, the worst first")
     assert table.rows[-1][:2] == ["Case0", "-"]
     assert table.rows[-1][2].text == "1.0000"
+
+
+def test_a_comparison_without_cases_has_no_p_value():
+    evaluation = Evaluation("a", {})
+    comparisons = [
+        Comparison("a", "b", 1, "dice", {}, math.nan, "class 1"),
+        Comparison("a", "b", 1, "hausdorff_95_mm", {"A": 1.25}, 1.0, "class 1"),
+    ]
+    table = sections_module._comparison_table(comparisons, evaluation)
+    assert [row[3:] for row in table.rows] == [["-", "0 / 0 / 0", "-"], ["1.25 mm", "1 / 0 / 0", "1"]]

@@ -10,6 +10,7 @@ import numpy as np
 from vnet_fast import plotting
 from vnet_fast.evaluation.calibration import BINS, Calibration, pooled
 from vnet_fast.evaluation.evaluation import Evaluation, picture_names
+from vnet_fast.evaluation.tables import number as cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,7 +60,8 @@ def draw_calibration(evaluations: Sequence[Evaluation], path: Path, theme: plott
 
 def _draw(above: "Axes", below: "Axes", measured: Calibration, name: str, number: int, theme: plotting.Theme) -> None:
     """Draws the line of one set of predictions, and how many voxels there are in each bin."""
-    text, colour, line = plotting.escape(f"{name} {measured.error:.3f}"), theme.series[number], plotting.LINES[number]
+    text = plotting.escape(f"{name} {cell(measured.error, 3)}")
+    colour, line = theme.series[number], plotting.LINES[number]
     above.plot(measured.mean_probability, measured.share, "o", markersize=3.5, color=colour)
     above.plot(measured.mean_probability, measured.share, linewidth=1.6, label=text, color=colour, linestyle=line)
     # an empty bin is below the logarithmic axis

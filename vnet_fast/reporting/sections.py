@@ -128,7 +128,7 @@ def _comparison_table(comparisons: Sequence[Comparison], evaluation: Evaluation)
             f"{comparison.second} less {comparison.first}", class_cell(evaluation, comparison.label),
             TITLES[comparison.metric],
             format_difference(comparison), f"{comparison.higher} / {comparison.lower} / {equal}",
-            f"{comparison.p_value:.2g}",
+            f"{comparison.p_value:.2g}" if comparison.differences else "-",
         ])  # fmt: skip
     caption = "Case by case. p: two-sided paired Wilcoxon signed-rank test, not corrected for the number of tests."
     headings = ["runs", "class", "metric", "median difference", "higher / lower / equal", "p"]
@@ -154,7 +154,8 @@ def _draw_differences(
 
 def _draw_distribution(evaluations: Sequence[Evaluation], folder: Path) -> Picture:
     medians = "; ".join(
-        f"{evaluation.name}: median {np.median(rated_dice(evaluation) or [np.nan]):.3f}" for evaluation in evaluations
+        f"{evaluation.name}: median {number(float(np.median(rated_dice(evaluation) or [np.nan])), 3)}"
+        for evaluation in evaluations
     )
     return draw_picture(
         folder,

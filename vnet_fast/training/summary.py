@@ -156,12 +156,15 @@ def _draw_overlay(folder: RunFolder, result: Result, model: VNet, data: Data, co
     except InputError as error:
         say(f"no {OVERLAY}: {error}")
         return
-    inside = z, y, x = case.inside
+    inside, dice = case.inside, defined_mean(per_case[case.name])
+    z, y, x = inside
+    # without any structure, there is no Dice
+    text = "-" if math.isnan(dice) else f"{dice:.3f}"
     plotting.overlay(
         case.image.reshape(-1, *case.shape)[0][inside],
         reference_labels(case, data.num_classes, data.ignored is not None)[inside],
         {"": most_probable(probabilities[:, z, y, x], data.regions)},
         config.spacing,
-        f"{case.name}: Dice {defined_mean(per_case[case.name]):.3f} on the network's grid, the median of validation",
+        f"{case.name}: Dice {text} on the network's grid, the median of validation",
         folder / OVERLAY,
     )
