@@ -79,8 +79,9 @@ class Evaluation:
         return [case[label][region][metric] for case in self.cases.values()]
 
     def title(self, label: int) -> str:
-        """What a label is called in a text."""
-        return title_of(label, self.class_names)
+        """What a label is called in a text; with its number if another one has its name."""
+        title = title_of(label, self.class_names)
+        return f"{title} ({label})" if list(self.class_names.values()).count(title) > 1 else title
 
     def absent(self, label: int) -> int:
         """The number of cases where neither mask has a label, so that there is nothing to rate."""

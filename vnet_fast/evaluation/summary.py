@@ -33,14 +33,13 @@ def statistics(values: Iterable[float]) -> dict[str, float]:
     """Computes statistics of the finite values.
 
     Returns:
-        dict with `mean`, `standard_deviation` (of a sample) and `median`, NaN without finite values, and `cases`,
-        the number of finite values.
+        dict with `mean`, `standard_deviation` (of a sample; NaN with fewer than two values) and `median`, NaN without
+        finite values, and `cases`, the number of finite values.
     """
     finite = [value for value in values if math.isfinite(value)]
-    deviation = float(np.std(finite, ddof=1)) if len(finite) > 1 else 0.0
     return {
         "mean": float(np.mean(finite)) if finite else math.nan,
-        "standard_deviation": deviation if finite else math.nan,
+        "standard_deviation": float(np.std(finite, ddof=1)) if len(finite) > 1 else math.nan,
         "median": float(np.median(finite)) if finite else math.nan,
         "cases": len(finite),
     }

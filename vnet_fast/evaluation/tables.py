@@ -75,7 +75,7 @@ def _format_evaluation(evaluation: Evaluation) -> list[str]:
 
 def class_cell(evaluation: Evaluation, label: int) -> str:
     """A table's cell under the heading `class`: the name of a class, or its number."""
-    return printable(evaluation.class_names.get(label) or str(label))
+    return printable(evaluation.title(label) if evaluation.class_names.get(label) else str(label))
 
 
 def case_value(evaluation: Evaluation, name: str, label: int, region: str, metric: str) -> float | None:
@@ -130,10 +130,9 @@ def explain_undefined(evaluation: Evaluation) -> list[str]:
                     f"{title}, {region}: distances of {rated - infinite} of {rated} cases; "
                     "in the others one mask is empty"
                 )
-    lines += [
-        f"class {label}: predicted in {count} of {total} cases, but in no reference and not declared; not measured"
-        for label, count in evaluation.strays.items()
-    ]
+    for label, count in evaluation.strays.items():
+        reason = "ignored in the references" if label == evaluation.ignored else "in no reference and not declared"
+        lines.append(f"class {label}: predicted in {count} of {total} cases, but {reason}; not measured")
     return lines
 
 
