@@ -8,7 +8,8 @@ import SimpleITK as sitk
 
 from tests.volumes import make_image, write_case
 from vnet_fast.data.cache import Cache
-from vnet_fast.data.cases import channels_of, find_cases, find_images
+from vnet_fast.data.cases import find_cases, find_images
+from vnet_fast.data.channel_files import channels_of
 from vnet_fast.data.channels import Channel, are_alike, check_order, declared_channels, find_errors, fitted, scale_case
 from vnet_fast.data.preparation import IGNORED, prepare, read_case
 from vnet_fast.errors import InputError, InputErrors

@@ -3,19 +3,17 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vnet_fast.data.channel_files import CHANNEL, FIRST_CHANNEL, join_channels
 from vnet_fast.errors import InputError, InputErrors
 from vnet_fast.io import formats
 
 MASK_SUFFIX = "_segmentation"
 # endings that other programs add to a case's name in a folder of masks
 MASK_ENDINGS = (MASK_SUFFIX, "_seg", "_mask", "_label", "_labels", "_gt")
-# nnU-Net's ending of the file of a channel
-CHANNEL = re.compile(r"(?P<case>.+)_(?P<number>\d{4})")
-FIRST_CHANNEL = "_0000"
 # the names of the maps that prediction writes beside a mask
 MAP = re.compile(r"(?P<mask>.+)_(?:probability(?:_\d+)?|entropy)")
 LAYOUTS = f"Provide X.mhd with X{MASK_SUFFIX}.mhd, or imagesTr with labelsTr, or two folders with --data and --labels"
@@ -109,51 +107,6 @@ def names_of(path: str | Path) -> set[str]:
     name = formats.stem_of(path)
     channel = CHANNEL.fullmatch(name)
     return {name, _strip_ending(name, MASK_ENDINGS), *((channel["case"],) if channel else ())}
-
-
-def join_channels(
-    volumes: Mapping[str, Path], belongs: Callable[[str, str], bool]
-) -> tuple[dict[str, tuple[Path, ...]], list[InputError]]:
-    """Joins the channels of volumes that have a file for each, such as `CASE_0000` and `CASE_0001`.
-
-    Args:
-        volumes: paths by name.
-        belongs: of a case and of a name that ends like its channel, whether it is one.
-
-    Returns:
-        the files of each volume by its name, and an InputError for each volume that lacks a channel before its last
-        one, or occurs twice.
-    """
-    joined: dict[str, dict[int, Path]] = {}
-    errors = []
-    for name, path in volumes.items():
-        match = CHANNEL.fullmatch(name)
-        is_channel = match is not None and belongs(match["case"], name)
-        case, number = (match["case"], int(match["number"])) if match is not None and is_channel else (name, 0)
-        if number in joined.setdefault(case, {}):
-            errors.append(InputError(path, f"the same case as {joined[case][number].name}", "Keep one of the two"))
-        joined[case].setdefault(number, path)
-    for channels in joined.values():
-        missing = sorted(set(range(max(channels))) - channels.keys())
-        if missing:
-            cause = f"its channel {missing[0]:04d} is missing"
-            errors.append(InputError(channels[max(channels)], cause, "Add it, or take the case out"))
-    return {case: tuple(channels[number] for number in sorted(channels)) for case, channels in joined.items()}, errors
-
-
-def channels_of(path: Path) -> tuple[Path, ...]:
-    """The files of a volume whose first channel is at a path; the path alone unless it ends so."""
-    match = CHANNEL.fullmatch(formats.stem_of(path))
-    if match is None or not formats.stem_of(path).endswith(FIRST_CHANNEL):
-        return (path,)
-    beside = {
-        name: other for name, other in formats.volumes_in(path.parent).items()
-        if name.startswith(match["case"] + "_") and CHANNEL.fullmatch(name)
-    }  # fmt: skip
-    joined, errors = join_channels(beside, lambda case, _: case == match["case"])
-    if errors:
-        raise InputErrors(errors)
-    return joined[match["case"]]
 
 
 def find_images(data: str | Path, several: bool = False) -> dict[str, tuple[Path, ...]]:

@@ -4,7 +4,8 @@ import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from vnet_fast.data.cases import CHANNEL, channels_of, find_images
+from vnet_fast.data.cases import find_images
+from vnet_fast.data.channel_files import CHANNEL, channels_of
 from vnet_fast.errors import InputError
 from vnet_fast.io import formats
 from vnet_fast.io.probabilities import DICOM_OUTPUT, beside
