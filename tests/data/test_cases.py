@@ -35,7 +35,7 @@ def test_decathlon_layout(tmp_path, json_there):
     assert declared_labels(tmp_path) == ({0: "background", 1: "Anterior"} if json_there else None)
 
 
-@pytest.mark.parametrize("endings", [("", ""), ("_0000", ""), ("", "_seg"), ("_0000", "_label")])
+@pytest.mark.parametrize("endings", [("", ""), ("_0000", ""), ("", "_seg"), ("_0000", "_label"), ("", ".seg")])
 def test_two_folders(tmp_path, endings):
     for name in ("one", "two"):
         touch(tmp_path / "scans" / f"{name}{endings[0]}.nrrd", tmp_path / "masks" / f"{name}{endings[1]}.mha")
@@ -74,6 +74,20 @@ def test_an_image_is_not_its_own_mask(tmp_path, monkeypatch):
         with pytest.raises(InputErrors) as raised:
             find_cases(tmp_path, labels)
         assert {error.cause for error in raised.value.errors} == {"the image and its mask are one file"}
+
+
+def test_segmentations_of_3d_slicer(tmp_path):
+    """NAME.seg.nrrd is the mask of NAME, beside it, in a folder of masks and as a prediction."""
+    touch(*[tmp_path / "p" / name for name in ("A.nrrd", "A.seg.nrrd", "B.nrrd", "B_segmentation.seg.nrrd")])
+    assert [(case.image.name, case.mask.name) for case in find_cases(tmp_path / "p")] == [
+        ("A.nrrd", "A.seg.nrrd"), ("B.nrrd", "B_segmentation.seg.nrrd"),
+    ]  # fmt: skip
+    assert list(find_images(tmp_path / "p")) == ["A", "B"]
+    touch(tmp_path / "masks" / "A.seg.nrrd", tmp_path / "labels" / "A.nrrd", tmp_path / "labels" / "B.nrrd")
+    pairs, missing = pair_masks(tmp_path / "masks", tmp_path / "labels")
+    assert [(name, mask.name, label.name) for name, mask, label in pairs] == [("A", "A.seg.nrrd", "A.nrrd")]
+    assert [path.name for path in missing] == ["B.nrrd"]
+    assert [name for name, _, _ in pair_masks(tmp_path / "masks", tmp_path / "p")[0]] == ["A"]
 
 
 def test_digits_of_all_kinds_are_in_natural_order(tmp_path):

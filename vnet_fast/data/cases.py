@@ -14,6 +14,8 @@ from vnet_fast.io import formats
 MASK_SUFFIX = "_segmentation"
 # endings that other programs add to a case's name in a folder of masks
 MASK_ENDINGS = (MASK_SUFFIX, "_seg", "_mask", "_label", "_labels", "_gt")
+# what 3D Slicer puts before the suffix of a segmentation, such as NAME.seg.nrrd, whatever else NAME ends in
+SLICER_ENDING = ".seg"
 # the names of the maps that prediction writes beside a mask
 MAP = re.compile(r"(?P<mask>.+)_(?:probability(?:_\d+)?|entropy)")
 LAYOUTS = f"Provide X.mhd with X{MASK_SUFFIX}.mhd, or imagesTr with labelsTr, or two folders with --data and --labels"
@@ -207,7 +209,7 @@ def natural(name: object) -> tuple[list[tuple[int, int, str]], str]:
 
 
 def _is_mask(name: str) -> bool:
-    return name.lower().endswith(MASK_SUFFIX)
+    return name.lower().endswith((MASK_SUFFIX, SLICER_ENDING))
 
 
 def _without_maps(volumes: Mapping[str, Path]) -> dict[str, Path]:
@@ -217,6 +219,7 @@ def _without_maps(volumes: Mapping[str, Path]) -> dict[str, Path]:
 
 
 def _strip_ending(name: str, endings: Sequence[str]) -> str:
+    name = name[: -len(SLICER_ENDING)] if name.lower().endswith(SLICER_ENDING) else name
     ending = next((ending for ending in endings if name.lower().endswith(ending)), "")
     return name[: len(name) - len(ending)]
 
