@@ -157,6 +157,13 @@ def test_images_to_predict(tmp_path):
         find_images(tmp_path / "empty")
 
 
+def test_masks_of_other_programs_are_not_predicted(tmp_path):
+    """Where a volume of the same name is there; without one, it is a volume's own name."""
+    names = ("A", "A_seg", "A_GT", "B_0000", "B_mask", "C_0000", "C_0000_label", "D_seg", "A_0001_gt", "_gt")
+    touch(*[tmp_path / f"{name}.nii.gz" for name in names])
+    assert list(find_images(tmp_path)) == ["A", "A_0001_gt", "B", "C", "D_seg", "_gt"]
+
+
 def test_maps_beside_masks_are_no_cases(tmp_path):
     """What `predict` writes beside a mask; a volume of such a name without a mask beside it is one."""
     folder = tmp_path / "p"

@@ -112,7 +112,7 @@ def names_of(path: str | Path) -> set[str]:
 
 
 def find_images(data: str | Path, several: bool = False) -> dict[str, tuple[Path, ...]]:
-    """Finds the volumes to predict in a folder: all that are not masks.
+    """Finds the volumes to predict in a folder: all that are not masks, as `X_seg` is only where `X` is there too.
 
     Args:
         data: a folder in one of the layouts of `pair_cases`; `imagesTs` comes before `imagesTr`.
@@ -133,7 +133,7 @@ def find_images(data: str | Path, several: bool = False) -> dict[str, tuple[Path
     found = _without_maps(formats.volumes_in(data))
     firsts = {name.removesuffix(FIRST_CHANNEL) for name in found if name.endswith(FIRST_CHANNEL)}
     volumes, errors = join_channels(
-        {name: path for name, path in found.items() if not _is_mask(name)},
+        {name: path for name, path in found.items() if not (_is_mask(name) or _is_beside_its_volume(name, found))},
         lambda case, name: name.endswith(FIRST_CHANNEL) or (several and case in firsts),
     )
     if errors:
@@ -210,6 +210,12 @@ def natural(name: object) -> tuple[list[tuple[int, int, str]], str]:
 
 def _is_mask(name: str) -> bool:
     return name.lower().endswith((MASK_SUFFIX, SLICER_ENDING))
+
+
+def _is_beside_its_volume(name: str, volumes: Collection[str]) -> bool:
+    """Whether a name ends like that of a mask of other programs, and is beside the volume of the name without that."""
+    base = _strip_ending(name, MASK_ENDINGS)
+    return base != name and (base in volumes or base + FIRST_CHANNEL in volumes)
 
 
 def _without_maps(volumes: Mapping[str, Path]) -> dict[str, Path]:
