@@ -11,7 +11,7 @@ from vnet_fast import Segmenter, VNet, evaluate, predict
 from vnet_fast.io import volumes
 from vnet_fast.io.grid import Grid
 from vnet_fast.prediction import networks, segmentation
-from vnet_fast.prediction.plan import volume_files
+from vnet_fast.prediction.plan import plan, volume_files
 from vnet_fast.run import checkpoint
 
 __all__ = ["graphs"]
@@ -100,6 +100,16 @@ def test_the_channels_of_a_link(tmp_path):
         (tmp_path / f"A_000{number}.nii.gz").symlink_to(tmp_path / f"content{number}")
     paths = [tmp_path / f"A_000{number}.nii.gz" for number in range(2)]
     assert list(volume_files(paths[0], several=True)) == paths
+
+
+def test_a_first_channel_alone_is_named_as_in_a_folder(tmp_path):
+    """A volume that is beside it without the ending keeps its name for itself."""
+    for name in ("A_0000.nii.gz", "B_0000.nii.gz", "B.nrrd", "C_0001.nii.gz"):
+        (tmp_path / name).write_bytes(b"x")
+    for several in (False, True):
+        for name, mask in (("A_0000", "A"), ("B_0000", "B_0000"), ("C_0001", "C_0001")):
+            files = (tmp_path / f"{name}.nii.gz",)
+            assert plan(files[0], tmp_path / "out", several=several) == [(files, tmp_path / "out" / f"{mask}.nii.gz")]
 
 
 def test_a_volume_thinner_than_the_networks_voxels(tmp_path, run_verb, trained):

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from vnet_fast.data.cases import find_images
-from vnet_fast.data.channel_files import CHANNEL, channels_of
+from vnet_fast.data.channel_files import CHANNEL, FIRST_CHANNEL, channels_of
 from vnet_fast.errors import InputError
 from vnet_fast.io import formats
 from vnet_fast.io.probabilities import DICOM_OUTPUT, beside
@@ -113,7 +113,15 @@ def _find_volumes(source: Path, is_single: bool, several: bool) -> dict[str, Fil
         return find_images(source, several)
     name, files = formats.stem_of(_with_name(source)), volume_files(source, several)
     match = CHANNEL.fullmatch(name)
-    return {match["case"] if match and len(files) > 1 else name: files}
+    # as in a folder, where the ending of a first channel is left out of a volume's name
+    if match and (len(files) > 1 or (name.endswith(FIRST_CHANNEL) and not _is_beside(match["case"], files[0]))):
+        name = match["case"]
+    return {name: files}
+
+
+def _is_beside(name: str, file: Path) -> bool:
+    """Whether a volume of a name is in the folder of another one's file."""
+    return any(os.path.exists(file.with_name(name + suffix)) for suffix in ("", *formats.SUFFIXES))
 
 
 def check_nothing_is_replaced(volumes: Iterable[Path], masks: Iterable[Path]) -> None:
