@@ -11,7 +11,7 @@ import torch
 from vnet_fast import VNet
 from vnet_fast.errors import InputError
 from vnet_fast.run import checkpoint
-from vnet_fast.run.folder import LAST, LOCK, PREVIOUS, PROCESS, RunFolder
+from vnet_fast.run.folder import LAST, LOCK, PREVIOUS, PROCESS, RunFolder, read_summary
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +32,11 @@ def test_a_folder_is_made_and_held_until_closed(tmp_path):
     folder.close()
     assert not list((tmp_path / "a" / "run").iterdir())
     RunFolder(tmp_path / "a" / "run").close()
+
+
+def test_the_command_that_resumes_names_any_path(tmp_path):
+    with pytest.raises(InputError, match=r"Resume with: python -m vnet_fast\.train --resume '.*/a run'$"):
+        read_summary(tmp_path / "a run")
 
 
 @pytest.mark.parametrize("name", [LAST, PREVIOUS])

@@ -97,11 +97,13 @@ def test_classes_from_the_labels(tmp_path, run_verb, binary, classes):
     folder.mkdir()
     for index in range(3):
         write_case(folder, f"c{index}", index, labels=2)
-    arguments = ["--data", folder, "--output", tmp_path / "run", *TINY, "--folds", 3, "--iterations", 1]
-    code, _, err = run_verb(train, *arguments, *(["--binary"] if binary else []))
+    best = tmp_path / "a run" / "best.pt"
+    arguments = ["--data", folder, "--output", best.parent, *TINY, "--folds", 3, "--iterations", 1]
+    code, out, err = run_verb(train, *arguments, *(["--binary"] if binary else []))
     assert code == 0, err
-    assert checkpoint.load(tmp_path / "run" / "best.pt")["architecture"]["num_classes"] == classes
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert f"predict with: python -m vnet_fast.predict --checkpoint '{best}' --input" in out
+    assert checkpoint.load(best)["architecture"]["num_classes"] == classes
+    summary = json.loads((best.parent / "summary.json").read_text())
     assert len(summary["val_dice_per_class"]) == classes - 1
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shlex
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -28,13 +29,17 @@ LOG, SUMMARY, CURVES, OVERLAY, TENSORBOARD = "log.csv", "summary.json", "curves.
 # there while a process trains in the folder: the lock, and the number of the process
 LOCK, PROCESS = "lock", "process"
 MAX_DIGITS = 20
-RESUME_HINT = "Resume with: python -m vnet_fast.train --resume"
 ANOTHER_OUTPUT = "Choose another --output"
 
 
 def fold_folder(run: str | Path, fold: int) -> Path:
     """The folder of one fold's run inside the folder of a cross-validation."""
     return Path(run) / f"fold{fold}"
+
+
+def resume_hint(path: str | Path) -> str:
+    """How to resume the run in a folder, as a command that a shell takes."""
+    return f"Resume with: python -m vnet_fast.train --resume {shlex.quote(str(path))}"
 
 
 def holds_run(path: str | Path) -> bool:
@@ -52,7 +57,7 @@ def best_checkpoints(path: str | Path) -> list[Path]:
     folders = [path] if config.fold != ALL else [fold_folder(path, fold) for fold in range(config.folds)]
     for folder in folders:
         if not (folder / BEST).exists():
-            raise InputError(folder, f"has no {BEST} yet", f"{RESUME_HINT} {path}")
+            raise InputError(folder, f"has no {BEST} yet", resume_hint(path))
     return [folder / BEST for folder in folders]
 
 
@@ -98,7 +103,7 @@ def read_summary(path: str | Path) -> dict[str, Any]:
     """
     file = Path(path) / SUMMARY
     if not file.exists():
-        raise InputError(path, f"has no {SUMMARY}: the run is not finished", f"{RESUME_HINT} {path}")
+        raise InputError(path, f"has no {SUMMARY}: the run is not finished", resume_hint(path))
     try:
         summary = read_object(file)
         wrong = wrong_field(summary, fields.SUMMARY)

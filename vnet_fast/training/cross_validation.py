@@ -19,7 +19,6 @@ from vnet_fast.run.configuration import CONFIG_FILE, FREE_ON_RESUME, Config, sto
 from vnet_fast.run.fold_options import ALL
 from vnet_fast.run.folder import (
     BEST,
-    RESUME_HINT,
     SUMMARY,
     finished_at,
     fold_folder,
@@ -27,6 +26,7 @@ from vnet_fast.run.folder import (
     holds_run,
     is_measured,
     read_summary,
+    resume_hint,
     write_config,
     write_summary,
 )
@@ -72,7 +72,7 @@ def cross_validate(config: Config, train_run: Callable[[Config, str], int]) -> i
             with restored_handlers():
                 code = train_run(run, config.output)
         except KeyboardInterrupt:
-            say(f"stopped in fold {fold}. {RESUME_HINT} {config.output}")
+            say(f"stopped in fold {fold}. {resume_hint(config.output)}")
             raise
         if holds_run(run.output):
             # written only now, so that bad data leaves nothing, and whatever there is can be resumed
@@ -174,7 +174,7 @@ def collect(output: Path, config: Config) -> None:
     try:
         held_out(output, config.device)
     except KeyboardInterrupt:
-        say(f"stopped while predicting. {RESUME_HINT} {output}")
+        say(f"stopped while predicting. {resume_hint(output)}")
         raise
     labels = config.labels or config.data or output / PHANTOM_FOLDER
     say(f"every case was predicted by the fold that did not train on it: {output / PREDICTION_FOLDER}")

@@ -1,6 +1,7 @@
 """The end of a training run: its result on the screen, in `summary.json` and in pictures."""
 
 import math
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -137,7 +138,8 @@ def finish(
         f"validation Dice {', '.join(texts)}, at iteration {result.best.iteration}; "
         f"{summary['volumes_per_second']:.2f} volumes/s, {minutes(result.seconds)} of training"
     )
-    say(f"predict with: python -m vnet_fast.predict --checkpoint {folder / BEST} --input … --output …")
+    best = shlex.quote(str(folder / BEST))
+    say(f"predict with: python -m vnet_fast.predict --checkpoint {best} --input … --output …")
 
 
 def _draw_overlay(folder: RunFolder, result: Result, model: VNet, data: Data, config: Config) -> None:

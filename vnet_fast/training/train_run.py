@@ -4,7 +4,7 @@ from pathlib import Path
 
 from vnet_fast.progress import say
 from vnet_fast.run.configuration import Config
-from vnet_fast.run.folder import RESUME_HINT, holds_run
+from vnet_fast.run.folder import holds_run, resume_hint
 from vnet_fast.training.trainer import Trainer
 
 
@@ -32,7 +32,7 @@ def train_run(config: Config, cross_validation: str | None = None) -> int:
             run = cross_validation or trainer.config.output
             hints = [] if trainer.is_planned else ["It was still timed, and is not saved"]
             if trainer.is_planned or any(map(holds_run, Path(run).glob("fold*"))):
-                hints.append(f"{RESUME_HINT} {run}")
+                hints.append(resume_hint(run))
             say(f"stopped at iteration {trainer.iteration}. {'. '.join(hints)}")
             return 128 + number
     return 0
