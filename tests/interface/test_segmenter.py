@@ -3,6 +3,7 @@
 import copy
 import os
 import pickle
+import shutil
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -176,10 +177,11 @@ def test_a_graph_that_can_not_be_captured_is_a_warning(case, trained, graphs):
     np.testing.assert_array_equal(results[2].probabilities, results[0].probabilities)
 
 
-def test_nothing_is_printed(case, trained, capfd):
+def test_nothing_is_printed(case, tmp_path, trained, capfd):
+    other = shutil.copy(trained, tmp_path / "other.pt")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Segmenter.load([trained, trained], device="cpu", tta=True, overlap=0.5)(case[0]).show()
+        Segmenter.load([trained, other], device="cpu", tta=True, overlap=0.5)(case[0]).show()
     assert capfd.readouterr() == ("", "")
 
 

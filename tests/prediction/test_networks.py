@@ -49,6 +49,13 @@ def test_a_cross_validation_is_an_ensemble(folds):
     assert len(networks.model) == 3
 
 
+def test_a_network_counts_once(run, folds):
+    for paths in ((run, run / "best.pt"), (folds, folds / "fold1")):
+        (folds / "fold1" / "config.json").write_text(json.dumps({"fold": 1, "folds": 3, "output": "folds/fold1"}))
+        with pytest.raises(InputError, match=r"--checkpoint: names a checkpoint twice. Name each one once"):
+            load_networks([str(path) for path in paths], CPU)
+
+
 def test_a_fold_without_a_network_is_named(folds):
     (folds / "fold1" / "best.pt").unlink()
     with pytest.raises(InputError, match=r"fold1: has no best.pt yet. Resume with: .*--resume .*folds"):

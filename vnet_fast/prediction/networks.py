@@ -78,13 +78,15 @@ def load_networks(paths: Sequence[str], device: torch.device) -> Networks:
         device: where they go.
 
     Raises:
-        InputError: if one can't be used, or differs from the first in classes, channels, spacing or volume; or if two
-            give a class different names.
+        InputError: if one can't be used, is named twice, or differs from the first in classes, channels, spacing or
+            volume; or if two give a class different names.
     """
     networks: list[VNet] = []
     named: dict[int, tuple[str, str]] = {}
     held_out, tasks = [], []
     paths = checkpoint_files(paths)
+    if len({os.path.realpath(path) for path in paths}) < len(paths):
+        raise InputError("--checkpoint", "names a checkpoint twice", "Name each one once")
     for path in paths:
         content = checkpoint.load(path)
         tasks.append(Task.of(content, path))
