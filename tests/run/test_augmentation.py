@@ -8,6 +8,7 @@ from vnet_fast.command_line import parse_stored, parser_of
 from vnet_fast.errors import InputError
 from vnet_fast.run.augmentation import Augmentation, changes_to_the_papers, check_augmentation
 from vnet_fast.run.configuration import FREE_ON_RESUME, Config
+from vnet_fast.run.configure import configure
 
 GIVEN = [
     "--deformation", "0.2", "--matching", "0", "--rotation", "0.2", "30", "15", "--scaling", "0.2", "0.7", "1.4",
@@ -42,6 +43,16 @@ def test_options_become_settings():
 def test_each_switches_transforms_on(arguments):
     assert Config(**given_by(arguments.split())).transforms
     assert not Config(**given_by(["--noise", "0", "0.3", "--deformation", "1", "--matching", "0"])).transforms
+
+
+@pytest.mark.parametrize("arguments", ["--flip", "--noise 0.1 0.3", "--deformation 0.2"])
+def test_none_contradicts_what_is_given(arguments, tmp_path):
+    """What is given to be off agrees with it, and what a recipe sets is turned off."""
+    common = ["--data", str(tmp_path), "--recipe", "fast", "--device", "cpu", "--no-augment"]
+    flag = arguments.split()[0]
+    with pytest.raises(InputError, match=f"^{flag}: given with --no-augment. Give one of them"):
+        configure(given_by([*common, *arguments.split()]))
+    assert configure(given_by([*common, "--flip", "none", "--matching", "0", "--noise", "0", "0.3"])).no_augment
 
 
 def test_stored_settings_are_read_again():

@@ -84,6 +84,20 @@ def check_augmentation(augmentation: Augmentation) -> None:
         _check(name, 1 / MAX_FACTOR <= low <= high <= MAX_FACTOR, cause, f"{low:g} {high:g}")
 
 
+def check_off(given: Mapping[str, Any]) -> None:
+    """Raises an InputError if augmentation is given beside `no_augment`, which would turn it off silently.
+
+    Args:
+        given: dict from option to value, without those of a recipe.
+    """
+    for field in fields(Augmentation) if given.get("no_augment") else ():
+        value = given.get(field.name, NO_FLIP)
+        chance = value[0] if isinstance(value, tuple) else value
+        if chance not in (0, NO_FLIP):
+            flag = "--" + field.name.replace("_", "-")
+            raise InputError(flag, "given with --no-augment", "Give one of them")
+
+
 def changes_to_the_papers(settings: Mapping[str, Any]) -> str:
     """The settings that are not the paper's, as in `rotation 0.2 30 30, flip x`.
 

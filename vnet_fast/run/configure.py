@@ -7,6 +7,7 @@ from typing import Any
 
 from vnet_fast.devices import HOST, choose_precision, default_precision, find_device
 from vnet_fast.errors import InputError
+from vnet_fast.run.augmentation import check_off
 from vnet_fast.run.configuration import FREE_ON_RESUME, Config, check_memory, check_settings, stored_config
 from vnet_fast.run.fold_options import ALL
 from vnet_fast.run.folder import best_checkpoints
@@ -48,6 +49,7 @@ def with_checkpoint(given: dict[str, Any]) -> dict[str, Any]:
 def _new(given: dict[str, Any]) -> Config:
     if "minutes" in given and "iterations" in given:
         raise InputError("--minutes", "given with --iterations", "Give one of them")
+    check_off(given)
     device = find_device(given.get("device", Config.device))
     settings: dict[str, Any] = {"recipe": PAPER}
     if given.get("data") is None:
