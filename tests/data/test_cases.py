@@ -164,6 +164,9 @@ def test_masks_of_other_programs_are_not_predicted(tmp_path):
     assert list(find_images(tmp_path)) == ["A", "A_0001_gt", "B", "C", "D_seg", "_gt"]
 
 
+MAPS_TOO = ("A", "A_entropy", "A_probability_1")
+
+
 def test_maps_beside_masks_are_no_cases(tmp_path):
     """What `predict` writes beside a mask; a volume of such a name without a mask beside it is one."""
     folder = tmp_path / "p"
@@ -171,14 +174,24 @@ def test_maps_beside_masks_are_no_cases(tmp_path):
     touch(*[folder / f"{name}.mhd" for name in ("A", "A_segmentation", "B_entropy", "C_probability_map", *maps)])
     assert list(find_images(folder)) == ["A", "B_entropy", "C_probability_map"]
     assert [case.name for case in pair_cases(folder)[0]] == ["A"]
-    touch(*[tmp_path / name / f"{end}.mhd" for name in ("i", "l") for end in ("A", "A_entropy", "A_probability_1")])
+    touch(*[tmp_path / name / f"{end}.mhd" for name in ("i", "l", "m") for end in MAPS_TOO])
     cases, unpaired = pair_cases(tmp_path / "i", tmp_path / "l")
     assert ([case.name for case in cases], unpaired) == (["A"], [])
-    pairs, unpredicted = pair_masks(tmp_path / "l", tmp_path / "l")
+    pairs, unpredicted = pair_masks(tmp_path / "l", tmp_path / "m")
     assert ([name for name, *_ in pairs], unpredicted) == (["A"], [])
     touch(tmp_path / "maps" / "A_entropy.mhd")
     with pytest.raises(InputError, match="no predicted masks"):
         pair_masks(tmp_path / "maps", tmp_path / "l")
+
+
+def test_a_mask_is_no_prediction_of_itself(tmp_path):
+    touch(tmp_path / "l" / "A.mhd")
+    (tmp_path / "link").symlink_to(tmp_path / "l")
+    for predictions in (tmp_path / "l", tmp_path / "link", tmp_path / "l" / "A.mhd"):
+        with pytest.raises(InputErrors, match="the prediction and its reference are one file"):
+            pair_masks(predictions, tmp_path / "l")
+    with pytest.raises(InputErrors, match="the prediction and its reference are one file"):
+        pair_masks(tmp_path / "link" / "A.mhd", tmp_path / "l" / "A.mhd")
 
 
 def test_predictions_and_references_pair(tmp_path):

@@ -77,8 +77,9 @@ def test_options(masks):
     assert {row["class"] for row in ignoring} == {1}
 
 
-def test_a_single_mask(masks):
-    (row,) = evaluate_masks(masks / "others" / "Case1.mha", masks / "others" / "Case1.mha")
+def test_a_single_mask(masks, tmp_path):
+    shutil.copy(masks / "others" / "Case1.mha", tmp_path)
+    (row,) = evaluate_masks(tmp_path / "Case1.mha", masks / "others" / "Case1.mha")
     assert (row["case"], row["dice"]) == ("Case1", 1)
 
 

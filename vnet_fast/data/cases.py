@@ -156,14 +156,14 @@ def pair_masks(predictions: str | Path, labels: str | Path) -> tuple[list[tuple[
 
     Raises:
         InputError: if there are no predictions, or `labels` is one file for a folder of predictions.
-        InputErrors: for all predictions without a reference.
+        InputErrors: for all predictions without a reference, or that are the reference.
     """
     if _is_file(labels):
         if not _is_file(predictions):
             raise InputError(
                 labels, f"one reference mask for the folder {predictions}", "Name two files or two folders"
             )
-        return [(_strip_ending(formats.stem_of(labels), MASK_ENDINGS), Path(predictions), Path(labels))], []
+        return _checked([(_strip_ending(formats.stem_of(labels), MASK_ENDINGS), Path(predictions), Path(labels))]), []
     predicted = _find_predictions(predictions)
     labels = Path(labels)
     if os.path.isdir(labels / "labelsTr"):
@@ -179,7 +179,19 @@ def pair_masks(predictions: str | Path, labels: str | Path) -> tuple[list[tuple[
     if missing:
         raise InputErrors(missing)
     pairs = [(name, predicted[name], references[name]) for name in sorted(predicted, key=natural)]
-    return pairs, [references[name] for name in sorted(references.keys() - predicted.keys(), key=natural)]
+    return _checked(pairs), [references[name] for name in sorted(references.keys() - predicted.keys(), key=natural)]
+
+
+def _checked(pairs: list[tuple[str, Path, Path]]) -> list[tuple[str, Path, Path]]:
+    """The pairs, of which none is a mask and itself."""
+    errors = [
+        InputError(prediction, "the prediction and its reference are one file", "Name the folder that predict wrote to")
+        for _, prediction, reference in pairs
+        if os.path.realpath(prediction) == os.path.realpath(reference)
+    ]
+    if errors:
+        raise InputErrors(errors)
+    return pairs
 
 
 def _find_predictions(predictions: str | Path) -> dict[str, Path]:
