@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from tests.io.dicom_slices import write_dicom
 from tests.volumes import write_case
 from vnet_fast.data.cases import Case, find_cases, find_images, natural, pair_cases, pair_masks
 from vnet_fast.data.folds import split
@@ -155,6 +156,20 @@ def test_images_to_predict(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no volumes"):
         find_images(tmp_path / "empty")
+
+
+def test_series_that_lie_deeper(tmp_path):
+    """As in PATIENT/STUDY/SERIES: the folder to name is the one whose entries are series."""
+    (tmp_path / "patient" / "study").mkdir(parents=True)
+    write_dicom(tmp_path / "patient" / "study" / "series", [0, 3])
+    for folder in (tmp_path, tmp_path / "patient"):
+        study = tmp_path / "patient" / "study"
+        with pytest.raises(InputError, match=f"its DICOM series lie deeper. Name the folder .*, such as {study}$"):
+            find_images(folder)
+    assert list(find_images(study)) == ["series"]
+    (tmp_path / "a" / "b" / "c" / "d").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"no volumes\. Convert it"):
+        find_images(tmp_path / "a")
 
 
 def test_masks_of_other_programs_are_not_predicted(tmp_path):

@@ -139,6 +139,9 @@ def find_images(data: str | Path, several: bool = False) -> dict[str, tuple[Path
     if errors:
         raise InputErrors(errors)
     if not volumes:
+        nested = formats.folder_of_series(data)
+        if nested not in (None, data):
+            raise InputError(data, "its DICOM series lie deeper", f"Name the folder that they lie in, such as {nested}")
         raise InputError(data, "no volumes", formats.CONVERT)
     return {name: volumes[name] for name in sorted(volumes, key=natural)}
 

@@ -43,6 +43,8 @@ _BY_SUFFIX = {suffix: entry for entry in FORMATS for suffix in entry.suffixes}
 SUFFIXES = tuple(_BY_SUFFIX)
 # a file with one of these suffixes is meant as DICOM, whatever it holds
 DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
+# where series are looked for that lie deeper than they are read, such as PATIENT/STUDY/SERIES
+SEARCHED_LEVELS, SEARCHED_ENTRIES = 3, 5
 OWN_FOLDER = "Give each series a folder of its own"
 CONVERT = f"Convert it to one of {' '.join(SUFFIXES)}"
 
@@ -89,6 +91,24 @@ def is_dicom_folder(path: Path) -> bool:
         return any(is_dicom_file(entry) and not is_segmentation(entry) for entry in entries)
     except OSError:
         return False
+
+
+def folder_of_series(folder: Path, levels: int = SEARCHED_LEVELS) -> Path | None:
+    """The folder whose entries are folders of DICOM slices, this one or one below; None if the first entries of
+    each, so many levels down, lead to none."""
+    inner = [entry for entry in _first_entries(folder) if os.path.isdir(entry)]
+    if any(is_dicom_file(entry) for subfolder in inner for entry in _first_entries(subfolder)):
+        return folder
+    below = (folder_of_series(subfolder, levels - 1) for subfolder in inner if levels > 1)
+    return next((found for found in below if found is not None), None)
+
+
+def _first_entries(folder: Path) -> list[Path]:
+    """A few entries of a folder, sorted by name and without hidden ones; none if it can't be listed."""
+    try:
+        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))[:SEARCHED_ENTRIES]
+    except OSError:
+        return []
 
 
 def volumes_in(folder: str | Path) -> dict[str, Path]:
