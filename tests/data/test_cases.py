@@ -126,6 +126,21 @@ def test_unpaired_files_are_all_named(tmp_path):
     assert "no image for this mask" in lines[1]
 
 
+def test_folders_without_a_common_name(tmp_path):
+    """Each image and each mask would be a line otherwise."""
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    touch(*[images / f"scan{i}.mhd" for i in range(9)], *[masks / f"expert{i}.mhd" for i in range(9)])
+    with pytest.raises(InputError, match=r"masks: none of its 9 masks .*images, .* expert0.mhd and scan0.mhd\."):
+        find_cases(images, masks)
+    touch(masks / "scan3.mhd")
+    with pytest.raises(InputErrors) as raised:
+        find_cases(images, masks)
+    assert len(raised.value.errors) == 17
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty: no masks"):
+        find_cases(images, tmp_path / "empty")
+
+
 def test_folders_without_cases(tmp_path):
     with pytest.raises(InputError, match="no volumes"):
         find_cases(tmp_path)

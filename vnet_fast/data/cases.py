@@ -93,6 +93,8 @@ def pair_cases(data: str | Path, labels: str | Path | None = None) -> tuple[list
         raise InputError(data, "no volumes", LAYOUTS)
     # what has a mask of its own is a case, even if it is named like a channel
     images, unpaired = join_channels(volumes, lambda case, name: case in masks and name not in masks)
+    if labels is not None and images.keys().isdisjoint(masks):
+        raise _no_common_name(data, labels, volumes, masks)
     unpaired += [InputError(images[name][0], "no mask for this image", "Add it, or remove the image")
                  for name in images.keys() - masks.keys()]  # fmt: skip
     unpaired += [InputError(masks[name], "no image for this mask", "Add it, or remove the mask")
@@ -102,6 +104,17 @@ def pair_cases(data: str | Path, labels: str | Path | None = None) -> tuple[list
                  for name in names if os.path.realpath(masks[name]) in map(os.path.realpath, images[name])]  # fmt: skip
     cases = [Case(name, images[name][0], masks[name], images[name][1:]) for name in names]
     return cases, sorted(unpaired, key=lambda error: natural(error.subject))
+
+
+def _no_common_name(
+    data: Path, labels: str | Path, volumes: Mapping[str, Path], masks: Mapping[str, Path]
+) -> InputError:
+    """The error for a folder of masks of which none is of an image."""
+    if not masks:
+        return InputError(labels, "no masks", LAYOUTS)
+    image, mask = (min(paths.values(), key=natural).name for paths in (volumes, masks))
+    cause = f"none of its {len(masks)} masks has the name of an image in {data}, for example {mask} and {image}"
+    return InputError(labels, cause, "Give each mask the name of its image")
 
 
 def names_of(path: str | Path) -> set[str]:
