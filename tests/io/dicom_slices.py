@@ -1,5 +1,7 @@
 """Writes folders of small DICOM slices."""
 
+import struct
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -165,3 +167,18 @@ def write_frames(folder, positions, scales=None, described=True, spacing=(0.5, 0
     file.PixelData = np.stack([ramp + 100 * index for index in range(len(positions))]).astype(np.uint16).tobytes()
     file.save_as(folder / "frames.dcm", enforce_file_format=True)
     return folder
+
+
+def write_without_pixels(path, storage_class):
+    """Writes a DICOM file of a storage class that has a patient and a modality, but no pixels."""
+
+    def element(group, number, kind, text):
+        value = text.encode() + b" " * (len(text) % 2) if kind != b"UI" else text.encode() + b"\0" * (len(text) % 2)
+        return struct.pack("<2H2sH", group, number, kind, len(value)) + value
+
+    meta = element(2, 2, b"UI", storage_class) + element(2, 3, b"UI", "1.2.3.4.5")
+    meta += element(2, 0x10, b"UI", "1.2.840.10008.1.2.1")
+    length = struct.pack("<2H2sHI", 2, 0, b"UL", 4, len(meta))
+    content = element(8, 0x16, b"UI", storage_class) + element(8, 0x18, b"UI", "1.2.3.4.5")
+    content += element(8, 0x60, b"CS", "OT") + element(16, 0x10, b"PN", "A")
+    path.write_bytes(bytes(128) + b"DICM" + length + meta + content)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from tests.io.dicom_slices import write_dicom, write_thick_slice
+from tests.io.dicom_slices import write_dicom, write_thick_slice, write_without_pixels
 from vnet_fast.errors import InputError
 from vnet_fast.io import dicom, volumes
 from vnet_fast.io.grid import Grid
@@ -46,6 +46,23 @@ def test_a_truncated_slice_is_named(tmp_path, index):
         InputError, match=rf"1.2.3.4-{index}.dcm: truncated or damaged: it can't be read as a DICOM slice"
     ):
         volumes.read_image(folder)
+
+
+@pytest.mark.parametrize(
+    ("storage_class", "message"),
+    [
+        ("481.3", r"an RT Structure Set \(RTSTRUCT\), not an image. Take it out .*: for a mask, export a DICOM Seg"),
+        ("88.33", r"a Structured Report \(SR\), not an image. Take it out of the folder$"),
+        ("11.1", r"a Presentation State \(PR\), not an image"),
+        ("4", "truncated or damaged: it can't be read as a DICOM slice"),
+    ],
+)
+def test_what_has_no_pixels_among_slices(tmp_path, storage_class, message):
+    folder = write_dicom(tmp_path / "series", [0, 3, 6])
+    write_without_pixels(folder / "RS.dcm", f"1.2.840.10008.5.1.4.1.1.{storage_class}")
+    for path in (folder, folder / "RS.dcm"):
+        with pytest.raises(InputError, match=f"RS.dcm: {message}"):
+            volumes.read_image(path)
 
 
 def test_files_that_may_be_slices(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ import SimpleITK as sitk
 from vnet_fast.errors import InputError
 from vnet_fast.io import formats
 from vnet_fast.io.dicom_frames import read_frames
-from vnet_fast.io.dicom_meta import TRANSFER_SYNTAX, read_meta
+from vnet_fast.io.dicom_meta import CONTOURS, TRANSFER_SYNTAX, WITHOUT_PIXELS, kind_without_pixels, read_meta
 from vnet_fast.io.formats import OWN_FOLDER
 from vnet_fast.io.grid import Grid
 from vnet_fast.io.header import MAX_SPACING, MIN_SPACING, scalar_volume_error
@@ -175,8 +175,19 @@ def _information(path: Path) -> sitk.ImageFileReader:
         with kept_locale():
             reader.ReadImageInformation()
     except RuntimeError:
-        raise InputError(path, "truncated or damaged: it can't be read as a DICOM slice", COPY_AGAIN) from None
+        raise _unreadable(path) from None
     return reader
+
+
+def _unreadable(path: Path) -> InputError:
+    """The error for a DICOM file that ITK can't read: objects of some kinds are sound, but no image."""
+    kind = kind_without_pixels(path)
+    if kind is None:
+        return InputError(path, "truncated or damaged: it can't be read as a DICOM slice", COPY_AGAIN)
+    remedy = "Take it out of the folder"
+    if kind == CONTOURS:
+        remedy += "; its contours are not read: for a mask, export a DICOM Segmentation"
+    return InputError(path, f"{WITHOUT_PIXELS[kind]}, not an image", remedy)
 
 
 def _tag(reader: sitk.ImageFileReader, tag: str) -> str:

@@ -14,6 +14,20 @@ STORAGE_CLASS, TRANSFER_SYNTAX = 0x0002, 0x0010
 # Segmentation Storage and Label Map Segmentation Storage
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"
+# what has no pixels and lies beside slices, by its storage class or the first part of it (PS3.4, table B.5-1)
+CONTOURS = "1.2.840.10008.5.1.4.1.1.481.3"
+WITHOUT_PIXELS = {
+    CONTOURS: "an RT Structure Set (RTSTRUCT)",
+    "1.2.840.10008.5.1.4.1.1.481.5": "an RT Plan (RTPLAN)",
+    "1.2.840.10008.5.1.4.1.1.481.8": "an RT Plan (RTPLAN)",
+    "1.2.840.10008.5.1.4.1.1.88.59": "a Key Object Selection (KO)",
+    "1.2.840.10008.5.1.4.1.1.88": "a Structured Report (SR)",
+    "1.2.840.10008.5.1.4.1.1.11": "a Presentation State (PR)",
+    "1.2.840.10008.5.1.4.1.1.66.1": "a Spatial Registration (REG)",
+    "1.2.840.10008.5.1.4.1.1.66.3": "a Spatial Registration (REG)",
+    "1.2.840.10008.5.1.4.1.1.66.5": "a Surface Segmentation",
+    "1.2.840.10008.5.1.4.1.1.104": "an encapsulated document (DOC)",
+}
 # types with two reserved bytes and a length of four bytes
 LONG_TYPES = (b"OB", b"OW", b"UN", b"SQ", b"UT")
 # of the head; identifiers have at most 64 bytes
@@ -36,6 +50,12 @@ def is_segmentation(path: str | Path) -> bool:
     """Returns whether a file can be read and says that it is a DICOM Segmentation."""
     path = Path(path)
     return is_dicom_file(path) and read_meta(path)[0].get(STORAGE_CLASS) in (SEGMENTATION, LABEL_MAP)
+
+
+def kind_without_pixels(path: Path) -> str | None:
+    """What a DICOM file says that it is if such objects have no pixels, by a key of WITHOUT_PIXELS; otherwise None."""
+    storage_class = read_meta(path)[0].get(STORAGE_CLASS, "")
+    return next((kind for kind in WITHOUT_PIXELS if f"{storage_class}.".startswith(f"{kind}.")), None)
 
 
 def segmentation_in(folder: Path) -> Path | None:
