@@ -111,7 +111,7 @@ def test_a_network_of_one_channel_takes_no_volume_of_two(tmp_path, run_verb, tra
         predict, "--checkpoint", trained, "--input", data / "imagesTr" / "Case0.nii.gz", "--output", tmp_path / "m.nii"
     )
     assert code == 2
-    assert "Case0.nii.gz: has 2 channels, and the network was trained on 1 channel. " in err
+    assert "has 2 channels, and the network was trained on 1 channel. Split it into files, and name what" in err
     assert err.count("\n") == 1
 
 

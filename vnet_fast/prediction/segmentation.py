@@ -31,7 +31,6 @@ from vnet_fast.text_table import printable
 
 # of a grid that covers a volume: 4 GB as float32, and as much for the probabilities of each class
 MAX_VOXELS = 1 << 30
-REMEDY_OF_CHANNELS = "Name a 4-D NIfTI file, or the file that ends in _0000 with those of the other channels beside it"
 # of the slabs in which labels of a volume are made: larger than most volumes, small beside the memory of a machine
 SLAB_VOXELS = 1 << 23
 # what `_prepare` returns
@@ -220,7 +219,7 @@ def _prepare(images: Sequence[sitk.Image], paths: Sequence[Any], task: Task, cov
     path, channels = paths[0], task.channels
     if len(images) != len(channels):
         cause = f"has {describe((Channel(),) * len(images))}, and the network was trained on {describe(channels)}"
-        raise InputError(path, cause, REMEDY_OF_CHANNELS)
+        raise InputError(path, cause, _remedy_of_channels(len(paths), len(images) - len(channels)))
     image = images[0]
     centre = working_grid(image, task.spacing, task.size)
     is_larger = covering_size(image, centre) != centre.size
@@ -238,6 +237,15 @@ def _prepare(images: Sequence[sitk.Image], paths: Sequence[Any], task: Task, cov
             path = paths[min(number, len(paths) - 1)]
             raise InputError(path, f"{error} on the network's grid", "Check that it is a scan") from None
     return values, grid, Grid.of(image), centre.shape, is_larger
+
+
+def _remedy_of_channels(files: int, too_many: int) -> str:
+    """What to do about a volume in so many files with more channels than the network's, or fewer."""
+    if too_many > 0:
+        return "Split it into files, and name what the network was trained on" if files == 1 else "Leave the others out"
+    if files > 1:
+        return "Add the files of the others"
+    return "Name a 4-D NIfTI file of all, or the file that ends in _0000 with those of the other channels beside it"
 
 
 def _covering_grid(image: sitk.Image, path: object, centre: Grid) -> Grid:
