@@ -8,6 +8,7 @@ import torch
 from tests.prediction.fake_graphs import graphs
 from tests.volumes import make_image, write_case
 from vnet_fast import Segmenter, VNet, evaluate, predict
+from vnet_fast.errors import InputError
 from vnet_fast.io import volumes
 from vnet_fast.io.grid import Grid
 from vnet_fast.prediction import networks, segmentation
@@ -110,6 +111,19 @@ def test_a_first_channel_alone_is_named_as_in_a_folder(tmp_path):
         for name, mask in (("A_0000", "A"), ("B_0000", "B_0000"), ("C_0001", "C_0001")):
             files = (tmp_path / f"{name}.nii.gz",)
             assert plan(files[0], tmp_path / "out", several=several) == [(files, tmp_path / "out" / f"{mask}.nii.gz")]
+
+
+@pytest.mark.parametrize("name", ["masks_v1.0", "masks.final", "2024.01.02", "a.b/masks"])
+def test_a_folder_with_a_dot_in_its_name(tmp_path, name):
+    (tmp_path / "A.nrrd").write_bytes(b"x")
+    assert plan(tmp_path / "A.nrrd", tmp_path / name) == [((tmp_path / "A.nrrd",), tmp_path / name / "A.nrrd")]
+
+
+@pytest.mark.parametrize("name", ["m.png", "m.tif", "m.img", "m.hdr", "m.nii.bz2", "m.nifti", "m.nii.old", "m.1.gz"])
+def test_what_looks_like_a_file_is_no_folder(tmp_path, name):
+    (tmp_path / "A.nrrd").write_bytes(b"x")
+    with pytest.raises(InputError, match=f"{name}: not a format that is written"):
+        plan(tmp_path / "A.nrrd", tmp_path / name)
 
 
 def test_a_volume_thinner_than_the_networks_voxels(tmp_path, run_verb, trained):

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Collection, Iterable
+from difflib import get_close_matches
 from pathlib import Path
 
 from vnet_fast.data.cases import find_images
@@ -14,6 +15,13 @@ from vnet_fast.io.probabilities import DICOM_OUTPUT, beside
 SEGMENTATION_OUTPUT = ".dcm"
 # of the masks of the Decathlon and of nnU-Net
 MASK_FOLDERS = ("labelsTr", "labelsTs")
+
+# of files that are no folders, and in no format that is written
+OTHER_SUFFIXES = (
+    ".bmp", ".csv", ".gif", ".gipl", ".gz", ".bz2", ".h5", ".hdr", ".img", ".jpeg", ".jpg", ".json", ".mgh", ".mgz",
+    ".mnc", ".npy", ".npz", ".par", ".png", ".pt", ".raw", ".rec", ".stl", ".tif", ".tiff", ".txt", ".vtk", ".xz",
+    ".zip", ".zraw",
+)  # fmt: skip
 
 Files = tuple[Path, ...]
 
@@ -68,10 +76,20 @@ def _pairs(volumes: dict[str, Files], target: Path, is_single: bool, as_dicom: b
     if is_file and not target.is_dir():
         remedy = "Name a folder" + (" and give --dicom-seg" if formats.is_dicom_output(target) else "")
         raise InputError(target, f"one file for {len(volumes)} volumes", remedy)
-    if is_single and target.suffix and not target.is_dir():
+    if is_single and _looks_like_file(target) and not target.is_dir():
         raise InputError(target, "not a format that is written", formats.CONVERT.replace("Convert", "Change"))
     suffixes = [SEGMENTATION_OUTPUT if as_dicom else output_suffix(files[0]) for files in volumes.values()]
     return [(volumes[name], target / f"{name}{suffix}") for name, suffix in zip(volumes, suffixes, strict=True)]
+
+
+def _looks_like_file(target: Path) -> bool:
+    """Whether a name without a suffix that is written is still no folder's, as `masks_v1.0` may be: it has the suffix
+    of another file, or that of a volume with another one behind it or a slip of the pen."""
+    suffixes = [suffix.lower() for suffix in target.suffixes]
+    if not suffixes:
+        return False
+    is_known = suffixes[-1] in OTHER_SUFFIXES or any(suffix in formats.SUFFIXES for suffix in suffixes)
+    return is_known or bool(get_close_matches(suffixes[-1], formats.SUFFIXES))
 
 
 def volume_files(source: Path, several: bool = False) -> Files:
