@@ -120,6 +120,22 @@ def test_masks_of_0_and_255(folder, read_cases, command):
     assert read_cases(command, folder, "--binary")[::2] == (0, [])
 
 
+def test_a_mask_of_0_and_255_among_others_beside_another_error(folder, read_cases):
+    """One check names all that is to be mended, but a gap in the labels, which the unread case may fill."""
+    array = np.zeros(SIZE[::-1], np.uint8)
+    array[2:4, 3:5, 3:5] = 255
+    write_mask(folder, "B", array)
+    (folder / "C.mha").write_bytes(b"")
+    code, _, lines = read_cases("--check", folder)
+    assert code == 2
+    assert [line.split(":")[1].rsplit("/")[-1] for line in lines] == ["C.mha", f"B{MASK}"]
+    assert "has label 255, but no mask has 2, 3, 4, 5, 6, …. Number the labels" in lines[1]
+    assert len(read_cases("--check", folder, "--binary")[2]) == 1
+    array[2:4, 3:5, 3:5] = 3
+    write_mask(folder, "B", array)
+    assert len(read_cases("--check", folder)[2]) == 1
+
+
 @BOTH
 def test_a_gap_in_the_labels(folder, read_cases, command):
     array = np.zeros(SIZE[::-1], np.uint8)

@@ -18,6 +18,8 @@ from vnet_fast.text_table import format_table, printable
 
 # fewer voxels along an axis are a warning
 FEW_VOXELS = 4
+# the only label of a mask that was drawn as a picture
+DRAWN = 255
 HEADINGS = ("case", "size", "spacing mm", "intensities", "labels")
 
 
@@ -86,21 +88,42 @@ def check_data(settings: DataSettings) -> int:
     own = [warning for summary in summaries for warning in summary.warnings()]
     for warning in (warnings := find_warnings(readable, prepared, is_part) + own):
         warn(str(warning))
+    is_whole = not errors
     errors += find_errors(prepared, {case.name: case.image for case in cases}, channels, settings.data)
     errors += find_duplicates(cases, prepared)
-    if not errors:
-        # only then, because a label may be missing with the case that has it
-        try:
-            classes = Classes.of(settings).named_by(case.mask for case in readable)
-            prepared = [without_ignored(case, classes.ignored) for case in prepared]
-            count_classes(prepared, readable, classes.binary, classes.declared, classes.regions, classes.regions_from)
-            fitted(() if is_part else channels, prepared, settings.data, classes.ignored)
-        except InputError as error:
-            errors.append(error)
+    try:
+        _check_labels(settings, readable, prepared, is_whole, () if is_part or errors else channels)
+    except InputError as error:
+        errors.append(error)
     say(f"{settings.data}: {len(readable)} of {len(cases)} cases can be read, {len(warnings)} warnings")
     if errors:
         raise InputErrors(errors)
     return 0
+
+
+def _check_labels(
+    settings: DataSettings,
+    cases: Sequence[Case],
+    prepared: Sequence[PreparedCase],
+    is_whole: bool,
+    channels: Sequence[Channel],
+) -> None:
+    """Raises an InputError if labels can't be classes, or channels of CT can't be scaled.
+
+    Args:
+        settings: of the training.
+        cases: those that could be read.
+        prepared: they as they are trained on.
+        is_whole: whether these are all cases; otherwise a label may be missing with the case that has it.
+        channels: to be scaled.
+    """
+    classes = Classes.of(settings).named_by(case.mask for case in cases)
+    prepared = [without_ignored(case, classes.ignored) for case in prepared]
+    # the labels below 255 are missing in any case
+    is_drawn = not classes.regions and any(set(case.labels) - {0} == {DRAWN} for case in prepared)
+    if is_whole or is_drawn:
+        count_classes(prepared, cases, classes.binary, classes.declared, classes.regions, classes.regions_from)
+    fitted(channels, prepared, settings.data or "", classes.ignored)
 
 
 def _summarise(case: Case, settings: DataSettings, channels: Sequence[Channel]) -> CaseSummary:
