@@ -14,7 +14,7 @@ def test_a_link_stays_one(tmp_path):
     file.write_text("old")
     link.symlink_to(file)
     chain.symlink_to("link")
-    write_text(chain, "new")
+    write_text(chain, "new", follows=True)
     assert file.read_text() == "new"
     assert link.is_symlink()
     assert chain.is_symlink()
@@ -23,9 +23,18 @@ def test_a_link_stays_one(tmp_path):
 
 def test_a_link_to_a_new_file(tmp_path):
     (tmp_path / "link").symlink_to("file")
-    write_text(tmp_path / "link", "new")
+    write_text(tmp_path / "link", "new", follows=True)
     assert (tmp_path / "file").read_text() == "new"
     assert (tmp_path / "link").is_symlink()
+
+
+def test_a_link_in_a_run_is_replaced(tmp_path):
+    """The run that a copy of links leads to stays as it is."""
+    (tmp_path / "original").write_text("old")
+    (tmp_path / "link").symlink_to("original")
+    write_text(tmp_path / "link", "new")
+    assert (tmp_path / "original").read_text() == "old"
+    assert not (tmp_path / "link").is_symlink()
 
 
 @pytest.mark.parametrize("number", [1, 2])

@@ -125,7 +125,7 @@ class _AbandonedError(Exception):
 def _check_writable(path: str | Path, flag: str) -> None:
     """Raises an InputError if a file can't be written, which is left as it is."""
     try:
-        with contextlib.suppress(_AbandonedError), replacing(path):
+        with contextlib.suppress(_AbandonedError), replacing(path, follows=True):
             raise _AbandonedError
     except OSError as error:
         raise InputError(path, f"can't be written ({error.strerror})", f"Choose another {flag}") from None
@@ -136,7 +136,7 @@ def _check_nothing_is_replaced(config: Config, sets: Sets, images: Mapping[str, 
     for path, flag in ((config.output, "--output"), (config.csv, "--csv")):
         if not path or not os.path.exists(path):
             continue
-        if formats.suffix_of(path):
+        if formats.suffix_of(path) or formats.is_meant_as_dicom(Path(path)):
             raise InputError(path, "would replace a volume or a mask", f"Choose another {flag}")
         read = [path for pairs in sets.pairs for _, *masks in pairs for path in masks]
         read += [*itertools.chain(*sets.unpredicted), *images.values()]
@@ -159,9 +159,9 @@ def _files_of(volumes: Iterable[Path]) -> Iterator[Path]:
 
 def _write(config: Config, evaluations: Sequence[Evaluation], comparisons: Sequence[Comparison]) -> None:
     if config.output:
-        write_text(config.output, tables.json_text(evaluations, comparisons), "Choose another --output")
+        write_text(config.output, tables.json_text(evaluations, comparisons), "Choose another --output", follows=True)
     if config.csv:
-        write_text(config.csv, tables.csv_text(evaluations), "Choose another --csv")
+        write_text(config.csv, tables.csv_text(evaluations), "Choose another --csv", follows=True)
 
 
 if __name__ == "__main__":

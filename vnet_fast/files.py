@@ -15,16 +15,17 @@ DEFAULT_REMEDY = "Make room or give permission"
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path, keep: Path | None = None) -> Iterator[BinaryIO]:
+def replacing(path: str | Path, keep: Path | None = None, follows: bool = False) -> Iterator[BinaryIO]:
     """Opens a new binary file that replaces `path` once it is complete.
 
     It is written beside its place, synced and renamed. If the block raises, `path` stays as it was and nothing
-    is left behind. A link stays one: the file that it leads to is replaced.
+    is left behind.
 
     Args:
         path: in a folder that exists. A device, a FIFO or a link to one, and what this program prints to, such as
             `/dev/stdout`, are an OSError.
         keep: None, or a new name for the file that is replaced. For a moment there is only that one.
+        follows: whether a link stays one, and the file that it leads to is replaced.
     """
     path = Path(path)
     if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
@@ -32,7 +33,7 @@ def replacing(path: str | Path, keep: Path | None = None) -> Iterator[BinaryIO]:
     if _is_printed_to(path):
         # what is printed would go on into the file that was replaced
         raise OSError(errno.EINVAL, "this program prints to it", str(path))
-    if keep is None:
+    if follows:
         path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
     try:
@@ -72,19 +73,20 @@ def _sync_folder(folder: Path) -> None:
             os.close(number)
 
 
-def write_text(path: str | Path, text: str, remedy: str = DEFAULT_REMEDY) -> None:
+def write_text(path: str | Path, text: str, remedy: str = DEFAULT_REMEDY, follows: bool = False) -> None:
     """Writes a text file, whole or not at all.
 
     Args:
         path: of the file.
         text: its content.
         remedy: what the user should do if it can't be written.
+        follows: see `replacing`.
 
     Raises:
         InputError: if it can't be written.
     """
     try:
-        with replacing(path) as file:
+        with replacing(path, follows=follows) as file:
             file.write(text.encode("utf-8"))
     except OSError as error:
         raise InputError(path, f"can't be written ({error.strerror})", remedy) from None

@@ -194,6 +194,13 @@ def test_masks_of_other_programs_are_not_predicted(tmp_path):
     assert list(find_images(tmp_path)) == ["A", "A_0001_gt", "B", "C", "D_seg", "_gt"]
 
 
+@pytest.mark.parametrize("names", [("A.seg", "A_segmentation"), ("A.seg", "A_segmentation.seg")], ids=str)
+def test_two_masks_of_one_volume_are_refused(tmp_path, names):
+    touch(*[tmp_path / f"{name}.nrrd" for name in ("A", *names)])
+    with pytest.raises(InputErrors, match=r"the same case as A.*Keep one of the two"):
+        pair_cases(tmp_path)
+
+
 MAPS_TOO = ("A", "A_entropy", "A_probability_1")
 
 

@@ -41,10 +41,11 @@ def test_a_single_slice_is_as_thick_as_in_predict(tmp_path, thickness, gap, expe
     np.testing.assert_allclose(grid.spacing, (0.7, 0.7, expected), atol=1e-5)
 
 
-@pytest.mark.parametrize("share", [0, 0.5])
-def test_a_full_disk(tmp_path, monkeypatch, share):
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("share", [0, 0.5, 0.9])
+def test_a_full_disk(tmp_path, monkeypatch, share, suffix):
     """Of which ITK's writer of NIfTI says nothing."""
-    path, original = tmp_path / "mask.nii", sitk.WriteImage
+    path, original = tmp_path / f"mask{suffix}", sitk.WriteImage
     path.write_bytes(b"previous")
 
     def write(image, name, useCompression):  # noqa: N803 - SimpleITK's name
@@ -53,6 +54,22 @@ def test_a_full_disk(tmp_path, monkeypatch, share):
 
     monkeypatch.setattr(sitk, "WriteImage", write)
     with pytest.raises(volumes.InputError, match=r"can't be written \("):
-        volumes.write(sitk.Image([8, 8, 8], sitk.sitkUInt8) + 1, path)
+        # it ends in background, which ITK takes what is missing for
+        volumes.write(sitk.Image([64, 8, 8], sitk.sitkUInt8), path)
     assert path.read_bytes() == b"previous"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_masks_are_no_volumes(tmp_path):
+    for name in ("A", "A_seg", "A.seg", "A_segmentation", "B_0000", "B_gt", "C_mask"):
+        (tmp_path / f"{name}.nrrd").touch()
+    assert list(volumes.find(tmp_path, several=False)) == ["A", "B", "C_mask"]
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_what_is_not_finite_in_nifti(tmp_path, suffix):
+    array = np.ones((4, 5, 6), np.float64)
+    array[1, 2, 3] = np.nan
+    sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / f"x{suffix}"))
+    with pytest.raises(volumes.InputError, match="NaN or infinite"):
+        volumes.read([tmp_path / f"x{suffix}"], 1)

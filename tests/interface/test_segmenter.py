@@ -75,6 +75,11 @@ def test_a_tensor_of_monai_lies_where_its_file_does(case, tmp_path, segmenter):
             np.testing.assert_allclose(of_mask, of_file, atol=1e-4)
     with pytest.raises(TypeError, match="spacing is for an array"):
         segmenter(loaded, spacing=(1, 1, 1))
+    with pytest.raises(TypeError, match="real numbers"):
+        segmenter(loaded.to(torch.complex64))
+    loaded.affine = torch.diag(torch.tensor([1.0, 1.0, 0.0, 1.0]))
+    with pytest.raises(ValueError, match="must be finite and have three axes"):
+        segmenter(loaded)
     assert expected.labels.any()
 
 

@@ -50,7 +50,7 @@ class Cuda:
             monkeypatch.setattr(torch.cuda, name, function)
         # as an earlier capture on the first device leaves it
         monkeypatch.setattr(torch.cuda.graph, "default_capture_stream", "PyTorch's stream of device 0")
-        monkeypatch.setattr(capture, "_side_stream", functools.cache(lambda device: torch.cuda.Stream(device)))
+        monkeypatch.setattr(capture, "_capture_stream", functools.cache(lambda device: torch.cuda.Stream(device)))
         private = {
             "_host_emptyCache": lambda: None,
             "_cuda_beginAllocateCurrentThreadToPool": lambda device, pool: self.begin(pool),

@@ -1,10 +1,13 @@
 """The masks that `predict` writes, and what it refuses."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
 
+from tests.io.dicom_slices import write_dicom
 from tests.prediction.fake_graphs import graphs
 from tests.volumes import make_image, write_case
 from vnet_fast import Segmenter, VNet, evaluate, predict
@@ -111,6 +114,16 @@ def test_a_first_channel_alone_is_named_as_in_a_folder(tmp_path):
         for name, mask in (("A_0000", "A"), ("B_0000", "B_0000"), ("C_0001", "C_0001")):
             files = (tmp_path / f"{name}.nii.gz",)
             assert plan(files[0], tmp_path / "out", several=several) == [(files, tmp_path / "out" / f"{mask}.nii.gz")]
+
+
+def test_a_mask_does_not_take_the_name_of_a_volume_in_its_folder(tmp_path, monkeypatch):
+    """Where a second run would find it, and take it for a volume."""
+    (tmp_path / "A_0000.nii.gz").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"A_0000.nii.gz: would replace the volume itself"):
+        plan(tmp_path / "A_0000.nii.gz", tmp_path)
+    folder = write_dicom(tmp_path / "B_0000", [0, 3])
+    monkeypatch.chdir(folder)
+    assert plan(".", "../masks") == [((Path("."),), Path("../masks/B.nii.gz"))]
 
 
 @pytest.mark.parametrize("name", ["masks_v1.0", "masks.final", "2024.01.02", "a.b/masks"])

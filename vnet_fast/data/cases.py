@@ -85,7 +85,7 @@ def pair_cases(data: str | Path, labels: str | Path | None = None) -> tuple[list
         masks = _strip_endings(_without_maps(formats.volumes_in(labels)), MASK_ENDINGS, of=volumes)
     else:
         volumes = _without_maps(formats.volumes_in(data))
-        masks = {_strip_ending(name, (MASK_SUFFIX,)): path for name, path in volumes.items() if _is_mask(name)}
+        masks = _strip_endings({name: path for name, path in volumes.items() if _is_mask(name)}, (MASK_SUFFIX,))
         volumes = {name: path for name, path in volumes.items() if not _is_mask(name)}
         if volumes and not masks:
             raise InputError(data, f"{len(volumes)} volumes but no masks", LAYOUTS)

@@ -78,11 +78,17 @@ def _of_monai(tensor: Any) -> Channels:
         raise ValueError(f"a MetaTensor must have shape (x, y, z) or (C, x, y, z); got {tuple(tensor.shape)}")
     if "LPS" in str(tensor.meta.get("space", "")):
         raise ValueError("a MetaTensor's affine must lead to RAS; got LPS. Load it with affine_lps_to_ras=True")
+    if tensor.is_complex():
+        raise TypeError(f"a MetaTensor must have real numbers; got {tensor.dtype}")
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.asarray(tensor.affine, np.float64)
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if affine.shape != (4, 4) or not (np.isfinite(affine).all() and (lengths > 0).all()):
+        raise ValueError("a MetaTensor's affine must be finite and have three axes, in a matrix of 4 x 4")
     images = []
     for channel in tensor.as_tensor().numpy().reshape(-1, *tensor.shape[-3:]):
-        image = sitk.GetImageFromArray(channel.transpose(2, 1, 0).astype(np.float32))
+        # values that float32 can't hold are found there
+        with np.errstate(over="ignore"):
+            image = sitk.GetImageFromArray(channel.transpose(2, 1, 0).astype(np.float32))
         image.SetSpacing(lengths.tolist())
         image.SetOrigin(affine[:3, 3].tolist())
         image.SetDirection((affine[:3, :3] / lengths).ravel().tolist())

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 Result = TypeVar("Result")
-# all captures of a process have one stream, and a capture begins with waiting for the device, which would end another's
+# all captures of a device have one stream, and a capture begins with waiting for the device, which would end another's
 _one_at_a_time = threading.Lock()
 
 
@@ -27,6 +27,12 @@ def on_side_stream(function: Callable[[], Result]) -> Result:
 @functools.cache
 def _side_stream(device: int) -> torch.cuda.Stream:
     # one stream for all calls, because each stream has memory of its own
+    return torch.cuda.Stream(device)
+
+
+@functools.cache
+def _capture_stream(device: int) -> torch.cuda.Stream:
+    # not the one above, on which another thread may be computing
     return torch.cuda.Stream(device)
 
 
@@ -63,7 +69,7 @@ def _captured(function: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Res
 @contextlib.contextmanager
 def _capturing(graph: torch.cuda.CUDAGraph, pool: Any = None) -> Iterator[None]:
     # PyTorch's own stream of captures is of the device of a program's first one: on another, a capture would be empty
-    stream = _side_stream(torch.cuda.current_device())
+    stream = _capture_stream(torch.cuda.current_device())
     # other threads, such as those that pin memory, may go on allocating
     capture = torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local")
     # PyTorch leaves the capture's stream the current one if the capture can't be ended

@@ -53,7 +53,7 @@ def plan(
     """
     source, target = Path(source), Path(target)
     is_single = not os.path.isdir(source) or formats.is_dicom_folder(source)
-    volumes = _find_volumes(source, is_single, several)
+    volumes = _find_volumes(source, is_single, several, target)
     if only is not None:
         volumes = {name: path for name, path in volumes.items() if name in only}
         if not volumes:
@@ -126,20 +126,22 @@ def check_no_references(masks: Iterable[Path]) -> None:
             raise InputError(mask, "would replace a mask of the data set", "Choose another --output")
 
 
-def _find_volumes(source: Path, is_single: bool, several: bool) -> dict[str, Files]:
+def _find_volumes(source: Path, is_single: bool, several: bool, target: Path) -> dict[str, Files]:
     if not is_single:
         return find_images(source, several)
-    name, files = formats.stem_of(_with_name(source)), volume_files(source, several)
+    named, files = _with_name(source), volume_files(source, several)
+    name = formats.stem_of(named)
     match = CHANNEL.fullmatch(name)
     # as in a folder, where the ending of a first channel is left out of a volume's name
-    if match and (len(files) > 1 or (name.endswith(FIRST_CHANNEL) and not _is_beside(match["case"], files[0]))):
+    if match and (len(files) > 1 or (name.endswith(FIRST_CHANNEL) and _is_free(match["case"], named.parent, target))):
         name = match["case"]
     return {name: files}
 
 
-def _is_beside(name: str, file: Path) -> bool:
-    """Whether a volume of a name is in the folder of another one's file."""
-    return any(os.path.exists(file.with_name(name + suffix)) for suffix in ("", *formats.SUFFIXES))
+def _is_free(name: str, folder: Path, target: Path) -> bool:
+    """Whether no volume of a folder has a name, nor would the mask, if it were written there."""
+    taken = any(os.path.exists(folder / f"{name}{suffix}") for suffix in ("", *formats.SUFFIXES))
+    return not taken and os.path.realpath(folder) != os.path.realpath(target)
 
 
 def check_nothing_is_replaced(volumes: Iterable[Path], masks: Iterable[Path]) -> None:

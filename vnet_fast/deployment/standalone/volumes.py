@@ -6,7 +6,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,10 @@ SHEAR_TOLERANCE = 0.01
 MIN_THICKNESS, MAX_THICKNESS = 1e-3, 1e3
 # bytes that are read at once
 CHUNK = 1 << 20
+# of NIfTI: the first bytes of a header in that order, and the types of voxels that may be NaN, by code
+LITTLE, FLOATS = b"\x5c\x01\0\0", {"16": "f4", "64": "f8"}
+# of the names of masks: always, and beside the volume of the name without it
+MASKS, MASKS_BESIDE = ("_segmentation", ".seg"), ("_seg", "_mask", "_label", "_labels", "_gt")
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
@@ -107,7 +111,8 @@ def find(source: Path, several: bool) -> dict[str, list[Path]]:
     """The files of volumes by name: one file, or one for each channel.
 
     Args:
-        source: a volume, or a folder of volumes, of which masks NAME_segmentation are left out.
+        source: a volume, or a folder of volumes, of which masks are left out: NAME_segmentation, NAME.seg, and such as
+            NAME_seg beside NAME.
         several: whether a volume may have a file for each channel, NAME_0000, NAME_0001 and so on.
     """
     if not source.exists():
@@ -121,9 +126,10 @@ def find(source: Path, several: bool) -> dict[str, list[Path]]:
     beside = several and is_single and stem_of(single).endswith("_0000")
     listed = sorted(folder.iterdir()) if beside or not is_single else [single]
     found: dict[str, list[Path]] = {}
+    names = {stem_of(path) for path in listed}
     for path in listed:
         name = stem_of(path)
-        if path.name.startswith(".") or not (suffix_of(path) or is_series(path)) or name.endswith("_segmentation"):
+        if path.name.startswith(".") or not (suffix_of(path) or is_series(path)) or _is_mask(name, names):
             continue
         match = CHANNEL.fullmatch(name)
         if match and (several or match[2] == "0000"):
@@ -138,6 +144,13 @@ def find(source: Path, several: bool) -> dict[str, list[Path]]:
     if not found:
         raise InputError(f"{source}: no volumes. Convert them to one of {' '.join(SUFFIXES)}")
     return found
+
+
+def _is_mask(name: str, names: Collection[str]) -> bool:
+    """Whether a name is that of a mask among others."""
+    ending = next((ending for ending in MASKS_BESIDE if name.lower().endswith(ending)), "")
+    base = name[: len(name) - len(ending)]
+    return name.lower().endswith(MASKS) or (base != name and bool({base, base + "_0000"} & set(names)))
 
 
 def read(files: Sequence[Path], channels: int) -> list[sitk.Image]:
@@ -166,17 +179,29 @@ def read(files: Sequence[Path], channels: int) -> list[sitk.Image]:
 def _read_file(path: Path) -> sitk.Image:
     image = sitk.ReadImage(str(path))
     if suffix_of(path) in (".nii", ".nii.gz"):
-        # of a file that ends early, ITK makes up the rest
-        opened: Any = gzip.open if suffix_of(path) == ".nii.gz" else open
-        try:
-            with opened(path, "rb") as file:
-                length = sum(map(len, iter(lambda: file.read(CHUNK), b"")))
-        except (OSError, EOFError, zlib.error):
-            length = 0
-        voxels = math.prod(image.GetSize()) * image.GetNumberOfComponentsPerPixel()
-        if length < float(image.GetMetaData("vox_offset")) + voxels * int(image.GetMetaData("bitpix")) // 8:
-            raise InputError(f"{path}: truncated or damaged. Copy it again")
+        _check_nifti(path, image)
     return image
+
+
+def _check_nifti(path: Path, image: sitk.Image) -> None:
+    """Of a file that ends early, ITK makes up the rest, and what is not finite it reads as 0."""
+    opened: Any = gzip.open if suffix_of(path) == ".nii.gz" else open
+    floats, length, finite = FLOATS.get(image.GetMetaData("datatype")), 0, True
+    try:
+        with opened(path, "rb") as file:
+            order = "<" if file.read(int(float(image.GetMetaData("vox_offset"))))[:4] == LITTLE else ">"
+            for chunk in iter(lambda: file.read(CHUNK), b""):
+                length += len(chunk)
+                if floats:
+                    whole = len(chunk) - len(chunk) % np.dtype(floats).itemsize
+                    finite = finite and bool(np.isfinite(np.frombuffer(chunk[:whole], order + floats)).all())
+    except (OSError, EOFError, zlib.error):
+        length = 0
+    voxels = math.prod(image.GetSize()) * image.GetNumberOfComponentsPerPixel()
+    if length < voxels * int(image.GetMetaData("bitpix")) // 8:
+        raise InputError(f"{path}: truncated or damaged. Copy it again")
+    if not finite:
+        raise InputError(f"{path}: has voxels that are NaN or infinite. Export it again without them")
 
 
 def _read_series(folder: Path) -> sitk.Image:
@@ -257,12 +282,11 @@ def write(mask: sitk.Image, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         sitk.WriteImage(mask, str(unfinished), useCompression=True)
         # the writer of NIfTI says nothing of a full disk
-        written = sitk.ReadImage(str(unfinished))
-        if not np.array_equal(sitk.GetArrayViewFromImage(written), sitk.GetArrayViewFromImage(mask)):
-            raise OSError("incomplete")
+        _read_file(unfinished)
         os.replace(unfinished, path)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, InputError) as error:
         reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[-1].strip()
+        reason = "it is incomplete: is the disk full?" if isinstance(error, InputError) else reason
         raise InputError(f"{path}: can't be written ({reason}). Choose another --output") from None
     finally:
         unfinished.unlink(missing_ok=True)
