@@ -1,6 +1,7 @@
 import errno
 import io
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,20 +17,21 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def folder(tmp_path):
-    """A mask whose name is not in ASCII."""
+    """Of a mask whose name is not in ASCII; the folder `labels` beside it has the same."""
     itk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed")
     folder = tmp_path / "masks"
     folder.mkdir()
     mask = np.zeros((4, 5, 6), np.uint8)
     mask[1:3, 1:3, 1:3] = 1
     itk.WriteImage(itk.GetImageFromArray(mask), str(folder / "größe.nii.gz"))
+    shutil.copytree(folder, tmp_path / "labels")
     return folder
 
 
 def run_evaluate(folder, redirection, **environment):
     """`python -m vnet_fast.evaluate` in a shell; stderr of the shell's command, and its exit code."""
-    output = folder.parent / "x.json"
-    command = f"{sys.executable} -m vnet_fast.evaluate --predictions {folder} --labels {folder} --output {output}"
+    output, labels = folder.parent / "x.json", folder.parent / "labels"
+    command = f"{sys.executable} -m vnet_fast.evaluate --predictions {folder} --labels {labels} --output {output}"
     done = subprocess.run(
         ["bash", "-c", f"{command} {redirection}"], cwd=ROOT, env=os.environ | environment, capture_output=True,
         text=True, timeout=60,
@@ -88,7 +90,7 @@ def test_errors_of_other_kinds_are_raised():
 
 def test_the_streams_are_as_before_afterwards(folder, run_verb):
     before = sys.stdout, sys.stderr
-    run_verb(evaluate, "--predictions", folder, "--labels", folder)
+    run_verb(evaluate, "--predictions", folder, "--labels", folder.parent / "labels")
     assert (sys.stdout, sys.stderr) == before
 
 

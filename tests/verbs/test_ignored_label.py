@@ -138,8 +138,8 @@ def test_a_declared_class_that_does_not_count_is_none(tmp_path, run_verb):
     ],
 )
 def test_labels_that_evaluation_can_not_ignore(tmp_path, run_verb, options, message):
-    data = write_data(tmp_path / "data", 2)
-    code, _, err = run_verb(evaluate, "--predictions", data, "--labels", data, *options)
+    data, predictions = (write_data(tmp_path / name, 2) for name in ("data", "predictions"))
+    code, _, err = run_verb(evaluate, "--predictions", predictions, "--labels", data, *options)
     assert code == 2
     assert err.startswith(f"error: {message}")
     assert err.count("\n") == 1
