@@ -1,5 +1,6 @@
 """DICOM Segmentations from the command line: predicted, trained on, evaluated."""
 
+import shutil
 import sys
 
 import numpy as np
@@ -82,7 +83,8 @@ def test_a_segmentation_is_the_mask(tmp_path, run_verb, network, order):
         np.testing.assert_array_equal(masks[number], labels == number)
     assert [item.SegmentLabel for item in said.SegmentSequence] == ["prostate", "lesion"]
     # evaluated in either role, it is the mask
-    for pair in (("mask.dcm", "mask.nii.gz"), ("mask.nii.gz", "mask.dcm"), ("mask.dcm", "mask.dcm")):
+    shutil.copy(tmp_path / "out" / "mask.dcm", tmp_path / "out" / "copy.dcm")
+    for pair in (("mask.dcm", "mask.nii.gz"), ("mask.nii.gz", "mask.dcm"), ("copy.dcm", "mask.dcm")):
         arguments = "--predictions", tmp_path / "out" / pair[0], "--labels", tmp_path / "out" / pair[1]
         code, out, err = run_verb(evaluate, *arguments)
         assert code == 0, err
@@ -231,7 +233,8 @@ def test_several_series(tmp_path, run_verb, network):
         assert said.ReferencedSeriesSequence[0].SeriesInstanceUID == series
         assert said.SegmentSequence[0].SegmentLabel == "class 1"
     # the folder of masks is evaluated like any other
-    code, out, err = run_verb(evaluate, "--predictions", tmp_path / "out", "--labels", tmp_path / "out")
+    shutil.copytree(tmp_path / "out", tmp_path / "labels")
+    code, out, err = run_verb(evaluate, "--predictions", tmp_path / "out", "--labels", tmp_path / "labels")
     assert code == 0, err
     assert "A" in out
     # a series that lacks what is needed is named, and the other one segmented
@@ -396,7 +399,8 @@ def test_names_that_the_data_set_gives_come_first(tmp_path, run_verb):
     (data / "dataset.json").write_text('{"labels": {"0": "background", "1": "one", "2": "two"}}')
     code, _, err = run_verb(train, "--data", data, *TINY, "--check")
     assert code == 0, err
-    code, out, err = run_verb(evaluate, "--predictions", data / "labelsTr", "--labels", data / "labelsTr")
+    shutil.copytree(data / "labelsTr", tmp_path / "masks")
+    code, out, err = run_verb(evaluate, "--predictions", tmp_path / "masks", "--labels", data / "labelsTr")
     assert code == 0, err
     assert "one" in out
 

@@ -1,6 +1,7 @@
 """`predict --entropy`: what is written, what is never replaced, and what is no case."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -36,7 +37,8 @@ def test_the_maps_are_no_cases(cases, tmp_path, run_verb, trained):
     """Neither where masks are evaluated, nor where they lie among the volumes to predict."""
     out = tmp_path / "out"
     assert run(run_verb, trained, cases, out, "--entropy", "--probabilities")[0] == 0
-    for predictions, labels in ((out, cases), (out, out)):
+    shutil.copytree(out, tmp_path / "labels")
+    for predictions, labels in ((out, cases), (out, tmp_path / "labels")):
         code, _, err = run_verb(evaluate, "--predictions", predictions, "--labels", labels)
         assert code == 0, err
     for path in out.iterdir():
